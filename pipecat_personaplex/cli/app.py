@@ -1,0 +1,130 @@
+"""The command itself: what comes before the commands' names, and how errors end it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from pipecat_personaplex import __version__
+from pipecat_personaplex.cli import bench, offline
+from pipecat_personaplex.cli.voices import voices
+from pipecat_personaplex.errors import PersonaPlexError, UserError
+
+_FAILURE, _USER_ERROR, _INTERRUPTED = 1, 2, 130
+# What a person can put right about a path.
+_PATH_ERRNOS = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+)
+
+app = typer.Typer(
+    help="NVIDIA PersonaPlex, a model that listens and speaks at the same time.",
+    epilog="Every command explains itself: [bold]personaplex offline --help[/bold]",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+app.command(epilog=offline.EXAMPLES)(offline.offline)
+app.command(epilog=bench.EXAMPLES)(bench.bench)
+app.add_typer(voices, name="voices")
+
+
+@dataclass
+class _Settings:
+    """What the options before a command's name say."""
+
+    debug: bool = False
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(f"personaplex {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    ctx: typer.Context,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Log every detail, and show where errors come from.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    from loguru import logger
+
+    settings: _Settings = ctx.obj
+    settings.debug = debug
+    logger.remove()
+    logger.add(sys.stderr, level="DEBUG" if debug else "WARNING")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Its arguments; None for those of the process.
+
+    Returns:
+        The exit code: 0, 1 for a failure, 2 for what the user can put right, 130 for Ctrl-C.
+    """
+    settings = _Settings()
+    command = typer.main.get_command(app)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with command.make_context("personaplex", arguments, obj=settings) as ctx:
+            command.invoke(ctx)
+        sys.stdout.flush()
+        return 0
+    except typer.Exit as ended:
+        return ended.exit_code
+    except (Exception, KeyboardInterrupt) as error:
+        explained = _explain(error)
+        if explained is None:
+            raise
+        if settings.debug:
+            traceback.print_exc()
+        code, message = explained
+        if message:
+            print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return code
+
+
+def _explain(error: BaseException) -> tuple[int, str] | None:
+    """Exit code and line for an error; None for one that is a defect of ours."""
+    match error:
+        case typer.TyperException():
+            # Where no command was given, the help has been shown and the message is empty.
+            message, ctx = error.format_message(), getattr(error, "ctx", None)
+            if message and ctx is not None:
+                message = f"{message.rstrip('.')}; see {ctx.command_path} --help"
+            return _USER_ERROR, message
+        case UserError():
+            return _USER_ERROR, str(error)
+        case PersonaPlexError():
+            return _FAILURE, str(error)
+        case KeyboardInterrupt():
+            return _INTERRUPTED, "interrupted"
+        case BrokenPipeError():
+            # Else Python tries to flush the rest at exit, and complains.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _FAILURE, "the output was closed before all of it was written"
+        case OSError():
+            path = "" if error.filename is None else f"{error.filename}: "
+            code = _USER_ERROR if error.errno in _PATH_ERRNOS else _FAILURE
+            return code, f"{path}{error.strerror or error}"
+    return None

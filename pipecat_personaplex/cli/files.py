@@ -1,0 +1,50 @@
+"""Output files: refused early if they cannot be, and then written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipecat_personaplex.errors import UserError
+
+
+def check_outputs(outputs: Mapping[str, Path], inputs: Sequence[Path]) -> None:
+    """Refuse, before anything is computed, what could not be written in the end.
+
+    Args:
+        outputs: Paths by the option that names them.
+        inputs: Files that must stay as they are.
+
+    Raises:
+        UserError: An output is an input or another output, or cannot be written.
+    """
+    taken = {os.path.realpath(path): f"the input {path}" for path in inputs}
+    for option, path in outputs.items():
+        real = os.path.realpath(path)
+        folder = os.path.dirname(real)
+        if real in taken:
+            raise UserError(f"{option} {path} would overwrite {taken[real]}; choose another name")
+        if not os.path.isdir(folder):
+            raise UserError(f"{option} {path}: there is no folder {folder}; create it first")
+        if os.path.exists(real) and not os.path.isfile(real):
+            raise UserError(f"{option} {path} is not a regular file; choose another name")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{option} {path}: the folder {folder} is not yours to write to")
+        taken[real] = option
+
+
+@contextmanager
+def whole_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Names to write to, which become ``paths`` if the block ends well and vanish if not."""
+    # A link's target is replaced, not the link. The suffix stays: it may choose the format.
+    targets = [Path(os.path.realpath(path)) for path in paths]
+    temporary = [path.with_name(f".{os.getpid()}.{path.name}") for path in targets]
+    try:
+        yield temporary
+        for written, target in zip(temporary, targets, strict=True):
+            written.replace(target)
+    finally:
+        for written in temporary:
+            written.unlink(missing_ok=True)

@@ -1,0 +1,51 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+RELEASE = "nvidia/personaplex-7b-v1"
+
+Model = Annotated[
+    str,
+    typer.Option(
+        envvar="PERSONAPLEX_MODEL",
+        metavar="FOLDER|REPO",
+        help="A folder with a release's files, or a Hugging Face repo id; what is not in the "
+        "Hub's cache yet is downloaded (17 GB for the 7B).",
+        rich_help_panel="Model",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        envvar="PERSONAPLEX_DEVICE",
+        metavar="auto|cpu|cuda|cuda:N",
+        help="Where the model runs; auto takes a CUDA device where there is one.",
+        rich_help_panel="Model",
+    ),
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option(
+        help="Of the language model; auto is bfloat16 on CUDA and float32 on a CPU.",
+        rich_help_panel="Model",
+    ),
+]
+Quantization = Annotated[
+    Literal["int8"] | None,
+    typer.Option(
+        help="Keep the transformers' weights at 8 bits: less memory, faster; CPU only.",
+        rich_help_panel="Model",
+    ),
+]
+Threads = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Of the model on a CPU; 0 leaves torch's choice.",
+        rich_help_panel="Model",
+    ),
+]

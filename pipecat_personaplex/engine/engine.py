@@ -1,0 +1,392 @@
+"""The engine: a model, its slots, and the one thread that steps them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from loguru import logger
+from rich.console import Console
+from rich.progress import Progress
+
+from pipecat_personaplex.audio import read_audio
+from pipecat_personaplex.config import FRAME_SAMPLES, EngineConfig, Persona, SamplingParams
+from pipecat_personaplex.engine.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    read_config,
+    require_files,
+)
+from pipecat_personaplex.engine.download import resolve
+from pipecat_personaplex.engine.layout import CONFIG_FILE, MODEL_FILES, VOICES_FILE
+from pipecat_personaplex.engine.loop import StepLoop
+from pipecat_personaplex.engine.model_runner import encode_stream
+from pipecat_personaplex.engine.placement import choose_target
+from pipecat_personaplex.engine.prompting import build_prompt, speech_tokens, text_prompt_tokens
+from pipecat_personaplex.engine.scheduler import Opening
+from pipecat_personaplex.engine.session import Pcm, Session, SessionFrame, checked_pcm
+from pipecat_personaplex.engine.voices import Voice, VoiceLibrary, encode_voice, load_voice_file
+from pipecat_personaplex.errors import (
+    EngineFailed,
+    EngineFull,
+    EngineStopped,
+    PersonaPlexError,
+    SessionFailed,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The engine now, and over its last 1,024 steps.
+
+    Attributes:
+        healthy: False once the device or the model thread has failed.
+        sessions: Open sessions.
+        max_sessions: Slots.
+        steps: Steps since the start.
+        frames: Frames answered since the start, all sessions together.
+        late_frames: Of these, answered more than 80 ms after their last sample arrived.
+        refused: Sessions refused because all slots were taken.
+        step_p50_ms: Median step time.
+        step_p99_ms: 99th percentile of it.
+        prefix_hits: Prompts found in the prefix cache.
+        prefix_misses: Prompts computed.
+        prefix_bytes: Memory the prefix cache holds.
+    """
+
+    healthy: bool
+    sessions: int
+    max_sessions: int
+    steps: int
+    frames: int
+    late_frames: int
+    refused: int
+    step_p50_ms: float
+    step_p99_ms: float
+    prefix_hits: int
+    prefix_misses: int
+    prefix_bytes: int
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A whole conversation, as ``Engine.converse`` returns it.
+
+    Attributes:
+        pcm: The agent's audio, float32, as long as the caller's.
+        frames: Every frame, in order; the last one may reach past the caller's end.
+    """
+
+    pcm: Pcm
+    frames: Sequence[SessionFrame]
+
+
+@contextmanager
+def _loading_bar(shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on the terminal that counts weights while a checkpoint loads."""
+    if not shown:
+        yield None
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("loading the model")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class Engine:
+    """PersonaPlex for many callers at once.
+
+    Use it as a context manager, or call ``start`` and ``stop``. All methods may be called from
+    any thread; callbacks come on the model thread and must return at once.
+
+    Args:
+        checkpoint: A loaded checkpoint.
+        voices: The voices that personas may name.
+        config: How to run.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, voices: VoiceLibrary, config: EngineConfig):
+        self.config = config
+        self.checkpoint = checkpoint
+        self.device = checkpoint.mimi.frequencies.device
+        self._voices = voices
+        self._loop = StepLoop(checkpoint, config, self._end)
+
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._failure: EngineFailed | None = None
+        # Guards what callers and the model thread share: who is open, and who is to be.
+        self._lock = threading.Lock()
+        self._open: set[Session] = set()
+        self._arrivals: deque[Opening] = deque()
+        self._refused = 0
+
+    @classmethod
+    def load(
+        cls, model: str | Path, config: EngineConfig | None = None, *, progress: bool = False
+    ) -> Engine:
+        """Load a checkpoint and its voices.
+
+        Args:
+            model: A folder with a release's files, or a Hugging Face repo id.
+            config: How to run.
+            progress: Whether to show download and loading progress on the terminal.
+
+        Raises:
+            CheckpointError: The files are missing, cut off or of the wrong shape.
+            ConfigError: The checkpoint's ``config.json`` or the device cannot be used.
+        """
+        config = config or EngineConfig()
+        target = choose_target(config.device, config.dtype, config.quantization)
+        folder = resolve(str(model), progress=progress)
+        require_files(folder, (*MODEL_FILES, VOICES_FILE))
+        # Small files first: what is wrong with them shows before gigabytes are read.
+        voices = VoiceLibrary.from_archive(folder / VOICES_FILE, read_config(folder / CONFIG_FILE))
+        with _loading_bar(progress) as advanced:
+            checkpoint = load_checkpoint(folder, **target._asdict(), progress=advanced)
+        return cls(checkpoint, voices, config)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the model thread; does nothing if it runs.
+
+        Raises:
+            EngineFailed: The engine has failed before; load another.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._thread is not None:
+            return
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="personaplex-engine", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End every session and the model thread; does nothing if it does not run.
+
+        Called from a callback, it returns at once and the thread ends after that callback.
+        """
+        thread = self._thread
+        if thread is None:
+            return
+        self._stopping = True
+        self._wake.set()
+        if thread is not threading.current_thread():
+            thread.join()
+            self._thread = None
+
+    @property
+    def healthy(self) -> bool:
+        """False once the device or the model thread has failed; then load another engine."""
+        return self._failure is None
+
+    @property
+    def voices(self) -> list[str]:
+        """Names that a persona may use."""
+        return self._voices.names
+
+    def encode_voice(self, pcm: Pcm, name: str) -> Voice:
+        """Make a voice from a recording of one speaker; ten seconds do well.
+
+        Args:
+            pcm: float32 mono 24 kHz.
+            name: What personas will call it.
+        """
+        mimi = self.checkpoint.mimi
+        return encode_voice(
+            pcm, name, lambda samples: encode_stream(mimi, samples.to(self.device)).cpu()
+        )
+
+    def add_voice(self, name: str, path: str | Path) -> None:
+        """Add a voice from an audio file, or from a ``.pt`` or ``.safetensors`` voice file.
+
+        Raises:
+            VoiceError: The voice file cannot be used.
+            InvalidAudio: The recording cannot be used.
+        """
+        path = Path(path)
+        if path.suffix in (".pt", ".safetensors"):
+            self._voices.add(load_voice_file(path, name, self.checkpoint.config))
+        else:
+            self._voices.add(self.encode_voice(read_audio(path), name))
+
+    def open_session(
+        self,
+        persona: Persona,
+        sampling: SamplingParams | None = None,
+        *,
+        on_frame: Callable[[SessionFrame], object],
+        on_end: Callable[[PersonaPlexError | None], object] | None = None,
+    ) -> Session:
+        """Open a session; returns at once, while the prompt is computed in the background.
+
+        Args:
+            persona: Voice and role.
+            sampling: How tokens are drawn.
+            on_frame: Called with each frame, in order, on the model thread; must return at once.
+            on_end: Called once, after the last frame, with the error that ended the session or
+                None after ``close``.
+
+        Raises:
+            EngineFull: Every slot is taken.
+            EngineStopped: The engine is not running.
+            EngineFailed: The engine has failed.
+            VoiceNotFound: The persona's voice is unknown.
+            PromptTooLong: The persona's prompt does not fit.
+        """
+        voice = self._voices.get(persona.voice)
+        tokens = text_prompt_tokens(persona.text_prompt, self.checkpoint.tokenizer)
+        prompt = build_prompt(voice, tokens, self.checkpoint.config)
+        session = Session(
+            persona,
+            sampling or SamplingParams(),
+            on_frame=on_frame,
+            on_end=on_end,
+            wake=self._wake.set,
+            spell=self._spell,
+            max_queued_frames=self.config.max_queued_frames,
+        )
+        with self._lock:
+            self._require_running()
+            # A closed session holds its slot no longer than the model thread takes to notice.
+            if sum(not other.closed for other in self._open) >= self.config.max_sessions:
+                self._refused += 1
+                raise EngineFull(self.config.max_sessions)
+            self._open.add(session)
+            self._arrivals.append(Opening(session, prompt))
+        self._wake.set()
+        return session
+
+    def _spell(self, text: str) -> list[int]:
+        return speech_tokens(text, self.checkpoint.tokenizer)
+
+    def _require_running(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._thread is None or self._stopping:
+            raise EngineStopped("the engine is not running; use it in a with block or call start()")
+
+    def converse(
+        self,
+        persona: Persona,
+        pcm: Pcm,
+        sampling: SamplingParams | None = None,
+        *,
+        on_frame: Callable[[SessionFrame], object] | None = None,
+    ) -> Conversation:
+        """Hold a whole conversation with a recorded caller, as fast as it goes.
+
+        Args:
+            persona: Voice and role.
+            pcm: The caller, float32 mono 24 kHz; the last frame is filled up with silence.
+            sampling: How tokens are drawn.
+            on_frame: Called with each frame in the calling thread, for progress.
+
+        Raises:
+            PersonaPlexError: As ``open_session``, and whatever ends the session.
+        """
+        pcm = checked_pcm(pcm)
+        count = -(-len(pcm) // FRAME_SAMPLES)
+        padded = np.zeros((count, FRAME_SAMPLES), dtype=np.float32)
+        padded.reshape(-1)[: len(pcm)] = pcm
+        answers: queue.SimpleQueue[SessionFrame | PersonaPlexError | None] = queue.SimpleQueue()
+        session = self.open_session(persona, sampling, on_frame=answers.put, on_end=answers.put)
+        frames: list[SessionFrame] = []
+        try:
+            # Two frames ahead keep the model thread busy, and the input queue never overflows.
+            ahead = min(2, self.config.max_queued_frames)
+            for index in range(count + ahead):
+                if index >= ahead:
+                    answer = answers.get()
+                    if not isinstance(answer, SessionFrame):
+                        raise answer or SessionFailed("the session was closed")
+                    frames.append(answer)
+                    if on_frame is not None:
+                        on_frame(answer)
+                if index < count:
+                    session.push(padded[index])
+        finally:
+            session.close()
+        sound = [frame.pcm for frame in frames] or [np.zeros(0, dtype=np.float32)]
+        return Conversation(np.concatenate(sound)[: len(pcm)], frames)
+
+    def stats(self) -> EngineStats:
+        """Figures for logs and metrics; cheap enough to ask for every second."""
+        with self._lock:
+            sessions = sum(not session.closed for session in self._open)
+        counters, prefixes = self._loop.counters, self._loop.prefixes
+        # list() of a deque is one step of the interpreter: the model thread cannot interfere.
+        recent = np.array(list(counters.step_seconds) or [0.0]) * 1e3
+        return EngineStats(
+            healthy=self.healthy,
+            sessions=sessions,
+            max_sessions=self.config.max_sessions,
+            steps=counters.steps,
+            frames=counters.frames,
+            late_frames=counters.late_frames,
+            refused=self._refused,
+            step_p50_ms=float(np.percentile(recent, 50)),
+            step_p99_ms=float(np.percentile(recent, 99)),
+            prefix_hits=prefixes.hits,
+            prefix_misses=prefixes.misses,
+            prefix_bytes=prefixes.nbytes,
+        )
+
+    # The model thread.
+
+    def _run(self) -> None:
+        if self.config.cpu_threads:
+            torch.set_num_threads(self.config.cpu_threads)
+        ending: PersonaPlexError = EngineStopped("the engine was stopped")
+        try:
+            while not self._stopping:
+                self._wake.wait()
+                self._wake.clear()
+                while not self._stopping and self._loop.turn(self._take_arrivals()):
+                    pass
+        except Exception as error:
+            logger.exception("the model thread failed")
+            self._failure = ending = EngineFailed(
+                f"the engine failed and every session has ended: {type(error).__name__}: {error}"
+            )
+            ending.__cause__ = error
+        with self._lock:
+            left = list(self._open)
+            self._arrivals.clear()
+        self._loop.clear()
+        for session in left:
+            self._end(session, None if session.closed else ending)
+
+    def _take_arrivals(self) -> list[Opening]:
+        with self._lock:
+            arrivals = list(self._arrivals)
+            self._arrivals.clear()
+        return arrivals
+
+    def _end(self, session: Session, error: PersonaPlexError | None) -> None:
+        with self._lock:
+            self._open.discard(session)
+        try:
+            session.end(error)
+        except Exception:
+            logger.exception("a session's on_end callback raised")

@@ -1,0 +1,241 @@
+"""Keys and values: a ring per slot for streaming, a plain run of positions for prompts.
+
+A ring of ``window`` places needs no mask of age: place ``p % window`` holds position p, and what
+has left the window has been overwritten. A frame of several positions (Mimi's two) is written
+first and then attended to, so that even its first position no longer sees what its last one
+replaced; this is what the reference computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipecat_personaplex.models.attention import KVStore
+from pipecat_personaplex.models.layers import Rows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The slots of one step, in ascending order.
+
+    Attributes:
+        slots: Their indices.
+        rows: The same as a slice where they are neighbours (views, no copies), else a tensor.
+    """
+
+    slots: tuple[int, ...]
+    rows: Rows
+
+    @classmethod
+    def of(cls, slots: list[int], device: torch.device) -> Batch:
+        """Of distinct slots in any order."""
+        ordered = tuple(sorted(slots))
+        first, last = ordered[0], ordered[-1]
+        if last - first + 1 == len(ordered):
+            return cls(ordered, slice(first, last + 1))
+        return cls(ordered, torch.tensor(ordered, device=device))
+
+
+class RingCache:
+    """One ring a slot and layer.
+
+    Args:
+        layers: Transformer layers.
+        slots: Rings per layer.
+        heads: Attention heads.
+        window: Positions a ring holds.
+        head_dim: Features a head.
+        dtype: Of keys and values.
+        device: Where they live.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        slots: int,
+        heads: int,
+        window: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        self.window = window
+        # Every place is written before it is read, so nothing is cleared; and memory that the
+        # system hands out lazily is only taken as calls grow long.
+        shape = (layers, slots, heads, window, head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all rings when full."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def at(self, batch: Batch, starts: list[int], positions: Tensor, steps: int = 1) -> KVStore:
+        """Open a step: append ``steps`` positions to each ring of ``batch``, attend within each.
+
+        Args:
+            batch: Whose rings.
+            starts: Each ring's first new position, known to the host.
+            positions: The same on the device, [B] int64.
+            steps: New positions a ring.
+        """
+        if self.keys.device.type == "cpu":
+            return _FilledRings(self, batch, starts, steps)
+        return _MaskedRings(self, batch, positions, steps)
+
+    def write(self, slot: int, first: int, keys: Tensor, values: Tensor) -> None:
+        """Lay positions ``first``... into a slot's rings: each [layers, heads, n, head_dim]."""
+        places = torch.arange(first, first + keys.shape[2], device=keys.device) % self.window
+        self.keys[:, slot].index_copy_(2, places, keys)
+        self.values[:, slot].index_copy_(2, places, values)
+
+
+@dataclass(frozen=True)
+class _Ring:
+    """Where a slot's new positions go and how much of its ring is filled then."""
+
+    slot: int
+    place: int
+    filled: int
+    mask: Tensor | None  # [steps, filled], or None where every new position sees all of it
+
+
+class _FilledRings:
+    """Attention a slot at a time over exactly the filled part of its ring.
+
+    No mask, no gather, no work for places not yet written; and a row's result does not depend
+    on its neighbours.
+    """
+
+    def __init__(self, cache: RingCache, batch: Batch, starts: list[int], steps: int):
+        self._keys, self._values = cache.keys, cache.values
+        self._window = window = cache.window
+        self._steps = steps
+        self._rings = []
+        for slot, start in zip(batch.slots, starts, strict=True):
+            filled = min(start + steps, window)
+            mask = None
+            if steps > 1:
+                mask = torch.ones(steps, filled, dtype=torch.bool)
+                for step in range(steps):
+                    for later in range(step + 1, steps):
+                        mask[step, (start + later) % window] = False
+            self._rings.append(_Ring(slot, start % window, filled, mask))
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = self._keys[layer], self._values[layer]
+        outs = []
+        for row, ring in enumerate(self._rings):
+            ring_keys, ring_values = keys[ring.slot], values[ring.slot]
+            end = ring.place + self._steps
+            if end <= self._window:
+                ring_keys[:, ring.place : end] = k[row]
+                ring_values[:, ring.place : end] = v[row]
+            else:
+                head = self._window - ring.place
+                for store, new in ((ring_keys, k[row]), (ring_values, v[row])):
+                    store[:, ring.place :] = new[:, :head]
+                    store[:, : end - self._window] = new[:, head:]
+            outs.append(
+                F.scaled_dot_product_attention(
+                    q[row : row + 1],
+                    ring_keys[None, :, : ring.filled],
+                    ring_values[None, :, : ring.filled],
+                    attn_mask=ring.mask,
+                )
+            )
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+class _MaskedRings:
+    """Attention for all slots at once over whole rings, with a mask made on the device.
+
+    Shapes and addresses do not depend on how long the calls are, so that a step can be captured.
+    """
+
+    def __init__(self, cache: RingCache, batch: Batch, positions: Tensor, steps: int):
+        self._cache, self._rows = cache, batch.rows
+        device = positions.device
+        new = positions[:, None] + torch.arange(steps, device=device)  # [B, T]
+        self._places = new % cache.window
+        if isinstance(batch.rows, slice):
+            slots = torch.arange(batch.rows.start, batch.rows.stop, device=device)
+        else:
+            slots = batch.rows
+        self._slots = slots[:, None].expand_as(new)
+        places = torch.arange(cache.window, device=device)
+        last = new[:, -1:]
+        # The newest position each place can hold once this step is written; before the ring
+        # has gone round, places past the end hold none.
+        held = last - (last - places) % cache.window  # [B, window]
+        visible = (held[:, None] >= 0) & (held[:, None] <= new[:, :, None])
+        self._mask = visible[:, None]  # [B, 1, T, window]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys[self._slots, :, self._places] = k.transpose(1, 2)
+        values[self._slots, :, self._places] = v.transpose(1, 2)
+        return F.scaled_dot_product_attention(
+            q, keys[self._rows], values[self._rows], attn_mask=self._mask
+        )
+
+
+class RunCache:
+    """Keys and values of a prompt, computed in runs of consecutive positions.
+
+    Args:
+        layers: Transformer layers.
+        heads: Attention heads.
+        length: Positions in all.
+        window: Positions that one may attend to, itself included.
+        head_dim: Features a head.
+        dtype: Of keys and values.
+        device: Where they live.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        heads: int,
+        length: int,
+        window: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        self.window = window
+        self.filled = 0
+        shape = (layers, 1, heads, length, head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self._mask: Tensor | None = None
+        self._oldest = self._end = 0
+
+    def begin(self, steps: int) -> KVStore:
+        """Open a run of the next ``steps`` positions."""
+        first, self._end = self.filled, self.filled + steps
+        self.filled = self._end
+        self._oldest = max(0, first + 1 - self.window)
+        queries = torch.arange(first, self._end, device=self.keys.device)[:, None]
+        seen = torch.arange(self._oldest, self._end, device=self.keys.device)
+        self._mask = (seen <= queries) & (seen > queries - self.window)
+        return self
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Each [1, H, T, D] -> [1, H, T, D]; ``q`` may be the last positions only."""
+        assert self._mask is not None, "begin() comes first"
+        keys, values = self.keys[layer], self.values[layer]
+        first = self._end - k.shape[2]
+        keys[:, :, first : self._end] = k
+        values[:, :, first : self._end] = v
+        past = slice(self._oldest, self._end)
+        return F.scaled_dot_product_attention(
+            q, keys[:, :, past], values[:, :, past], attn_mask=self._mask[-q.shape[2] :]
+        )

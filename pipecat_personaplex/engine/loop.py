@@ -1,0 +1,201 @@
+"""What the model thread does in a turn: step who has a frame, bring the next prompt forward."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from loguru import logger
+
+from pipecat_personaplex.config import (
+    FRAME_SAMPLES,
+    FRAME_SECONDS,
+    TEXT_EPAD,
+    TEXT_PAD,
+    ZERO_TOKEN,
+    EngineConfig,
+)
+from pipecat_personaplex.engine.checkpoint import Checkpoint
+from pipecat_personaplex.engine.kv_cache import Batch
+from pipecat_personaplex.engine.model_runner import ModelRunner, StepOutput
+from pipecat_personaplex.engine.prompting import Prefill, Prefix, PrefixCache
+from pipecat_personaplex.engine.scheduler import Opening, Scheduler
+from pipecat_personaplex.engine.session import (
+    FrameTimings,
+    Pcm,
+    QueuedFrame,
+    Session,
+    SessionFrame,
+)
+from pipecat_personaplex.errors import PersonaPlexError, SessionFailed
+
+_RECENT_STEPS = 1024
+
+
+@dataclass
+class Counters:
+    """What has happened since the engine was loaded. Written by the model thread alone."""
+
+    steps: int = 0
+    frames: int = 0
+    late_frames: int = 0
+    step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_STEPS))
+
+
+class StepLoop:
+    """The model, its slots and the sessions in them. Used by one thread; starts none.
+
+    Args:
+        checkpoint: A loaded checkpoint.
+        config: How to run.
+        ended: Called with each session that is over and the error that ended it, or None.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: EngineConfig,
+        ended: Callable[[Session, PersonaPlexError | None], None],
+    ):
+        self._config = config
+        self._ended = ended
+        self._device = checkpoint.mimi.frequencies.device
+        self._runner = ModelRunner(
+            checkpoint.config, checkpoint.lm, checkpoint.mimi, config.max_sessions, self._device
+        )
+        self._pieces = _text_pieces(checkpoint)
+        # The batch's audio is laid here, row by row, and handed on without another copy.
+        self._staging = np.zeros((config.max_sessions, FRAME_SAMPLES), dtype=np.float32)
+        self.prefixes = PrefixCache(config.prefix_cache_bytes)
+        self.counters = Counters()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every session: all slots are free."""
+        self._scheduler = Scheduler(self._config.max_sessions, self._config.prefill_chunk)
+
+    def turn(self, arrivals: Iterable[Opening]) -> bool:
+        """Take in new sessions, answer one frame each, compute one run of a prompt.
+
+        Returns:
+            Whether there is more to do without waiting.
+
+        Raises:
+            Exception: The step failed; the device can no longer be trusted.
+        """
+        self._scheduler.opening.extend(arrivals)
+        for session in self._scheduler.reap():
+            self._ended(session, None)
+        ready = self._scheduler.ready()
+        if ready:
+            self._step(ready)
+        if self._scheduler.opening:
+            self._advance_opening()
+        return self._scheduler.busy
+
+    def _step(self, ready: dict[int, Session]) -> None:
+        started = time.monotonic()
+        taken: list[QueuedFrame] = []
+        forced: list[int] = []
+        for slot, session in ready.items():
+            frame = session.take()
+            assert frame is not None, "only the model thread takes frames"
+            self._staging[len(taken)] = frame.pcm
+            taken.append(frame)
+            forced.append(session.take_forced_text())
+            sampling = session.take_new_sampling()
+            if sampling is not None:
+                self._runner.set_sampling(slot, sampling)
+        output = self._runner.step(
+            Batch.of(list(ready), self._device),
+            torch.from_numpy(self._staging[: len(taken)]),
+            torch.tensor(forced) if max(forced) != ZERO_TOKEN else None,
+        )
+        seconds = time.monotonic() - started
+        self.counters.steps += 1
+        self.counters.step_seconds.append(seconds)
+        for row, (session, frame) in enumerate(zip(ready.values(), taken, strict=True)):
+            timings = FrameTimings((started - frame.arrived) * 1e3, seconds * 1e3)
+            self.counters.frames += 1
+            self.counters.late_frames += timings.total_ms > FRAME_SECONDS * 1e3
+            with self._failing(session):
+                session.deliver(self._session_frame(session, output, row, timings))
+
+    def _session_frame(
+        self, session: Session, output: StepOutput, row: int, timings: FrameTimings
+    ) -> SessionFrame:
+        pcm: Pcm = output.pcm[row].numpy()
+        if not np.isfinite(pcm).all():
+            raise SessionFailed("the model computed audio that is not finite; the session ended")
+        token = int(output.text[row])
+        return SessionFrame(
+            index=session.next_index,
+            pcm=pcm,
+            text=self._pieces[token],
+            text_token=token,
+            agent_codes=output.agent_codes[row].numpy(),
+            user_codes=output.user_codes[row].numpy(),
+            timings=timings,
+        )
+
+    def _advance_opening(self) -> None:
+        """Bring the oldest waiting prompt forward by as much as running calls allow."""
+        opening = self._scheduler.opening[0]
+        with self._failing(opening.session):
+            prefix = self._prefix(opening)
+            if prefix is None:
+                return
+            slot = self._scheduler.join(opening.session)
+            self._runner.join(slot, prefix, opening.session.sampling)
+            opening.session.mark_ready()
+        self._scheduler.opening.popleft()
+
+    def _prefix(self, opening: Opening) -> Prefix | None:
+        """The state after a prompt, kept or computed; None while there is more to compute."""
+        if opening.prefill is None:
+            kept = self.prefixes.get(opening.prompt.key)
+            if kept is not None:
+                return kept
+            opening.prefill = Prefill(self._runner.lm, opening.prompt, self._device)
+        chunk = min(self._scheduler.chunk(), opening.prefill.remaining)
+        started = time.monotonic()
+        prefix = opening.prefill.advance(chunk)
+        self._scheduler.took(chunk, time.monotonic() - started)
+        if prefix is not None:
+            self.prefixes.put(opening.prompt.key, prefix)
+        return prefix
+
+    @contextmanager
+    def _failing(self, session: Session) -> Iterator[None]:
+        """Let what goes wrong inside end one session, not the engine.
+
+        Its slot, if it has one, is reaped at the start of the next turn.
+        """
+        try:
+            yield
+        except PersonaPlexError as error:
+            logger.warning("a session ended: {}", error)
+            self._ended(session, error)
+        except Exception as error:
+            logger.opt(exception=error).warning("a session ended")
+            failure = SessionFailed(f"the session failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self._ended(session, failure)
+
+
+def _text_pieces(checkpoint: Checkpoint) -> list[str]:
+    """What each text token says: its piece with spaces, or nothing for padding."""
+    tokenizer, card = checkpoint.tokenizer, checkpoint.config.lm.text_card
+    known = min(card, tokenizer.get_piece_size())
+    pieces = [
+        "" if tokenizer.is_control(token) else tokenizer.id_to_piece(token).replace("\u2581", " ")
+        for token in range(known)
+    ]
+    pieces += [""] * (card - known)
+    pieces[TEXT_EPAD] = pieces[TEXT_PAD] = ""
+    return pieces

@@ -1,0 +1,307 @@
+"""One caller's side of the engine: audio in, frames out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipecat_personaplex.config import (
+    FRAME_SAMPLES,
+    FRAME_SECONDS,
+    ZERO_TOKEN,
+    Persona,
+    SamplingParams,
+)
+from pipecat_personaplex.errors import InvalidAudio, PersonaPlexError, SessionFailed
+
+Pcm = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class FrameTimings:
+    """Where a frame's time went.
+
+    Attributes:
+        queued_ms: From the last sample's arrival to the start of its step.
+        step_ms: The step itself, shared with the rest of the batch.
+    """
+
+    queued_ms: float
+    step_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """From the last sample in to the frame out."""
+        return self.queued_ms + self.step_ms
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFrame:
+    """The agent's 80 ms in answer to the caller's.
+
+    Attributes:
+        index: Of the frame in its session, from 0.
+        pcm: The agent's audio, float32 [1920], 24 kHz.
+        text: The inner monologue's piece, its leading space included; empty for padding.
+        text_token: Its token id.
+        agent_codes: The codes that ``pcm`` was decoded from, int64 [8].
+        user_codes: The codes that the caller's frame was encoded to, int64 [8].
+        timings: How long it took.
+    """
+
+    index: int
+    pcm: Pcm
+    text: str
+    text_token: int
+    agent_codes: Codes
+    user_codes: Codes
+    timings: FrameTimings
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStats:
+    """Counters of a session so far.
+
+    Attributes:
+        frames: Frames answered.
+        late_frames: Of these, answered more than 80 ms after their last sample arrived.
+        dropped_frames: Input frames dropped because too many waited.
+        queued_frames: Input frames waiting now.
+    """
+
+    frames: int
+    late_frames: int
+    dropped_frames: int
+    queued_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedFrame:
+    """A full input frame and when its last sample arrived (monotonic seconds)."""
+
+    pcm: Pcm
+    arrived: float
+
+
+def checked_pcm(pcm: Pcm) -> Pcm:
+    """Samples as the codec takes them: finite float32 mono, clipped to full scale.
+
+    Raises:
+        InvalidAudio: Anything else.
+    """
+    if not isinstance(pcm, np.ndarray) or pcm.dtype != np.float32 or pcm.ndim != 1:
+        got = (
+            f"{pcm.dtype} {list(pcm.shape)}" if isinstance(pcm, np.ndarray) else type(pcm).__name__
+        )
+        raise InvalidAudio(
+            f"audio must be a float32 numpy array of one dimension (mono, 24 kHz, -1 to 1), not "
+            f"{got}; for 16-bit samples use pipecat_personaplex.audio.pcm16_to_float"
+        )
+    bad = pcm.size - int(np.count_nonzero(np.isfinite(pcm)))
+    if bad:
+        raise InvalidAudio(
+            f"{bad} of {pcm.size} samples are NaN or infinite; the push was ignored, the session "
+            "goes on"
+        )
+    return np.clip(pcm, -1.0, 1.0)
+
+
+class Session:
+    """A conversation in progress; made by ``Engine.open_session``.
+
+    ``push`` and ``close`` may be called from any thread. Frames and the end are reported on the
+    model thread through the callbacks given to ``open_session``.
+    """
+
+    def __init__(
+        self,
+        persona: Persona,
+        sampling: SamplingParams,
+        *,
+        on_frame: Callable[[SessionFrame], object],
+        on_end: Callable[[PersonaPlexError | None], object] | None,
+        wake: Callable[[], None],
+        spell: Callable[[str], list[int]],
+        max_queued_frames: int,
+    ):
+        self.persona = persona
+        self.sampling = sampling
+        self.error: PersonaPlexError | None = None
+        self._on_frame = on_frame
+        self._on_end = on_end
+        self._wake = wake
+        self._spell = spell
+        self._max_queued = max_queued_frames
+        self._lock = threading.Lock()
+        self._partial = np.empty(FRAME_SAMPLES, dtype=np.float32)
+        self._partial_size = 0
+        # Bounded: past max_queued_frames the oldest frame goes, so that a caller whose audio
+        # arrives faster than it can be answered loses sound rather than gaining delay.
+        self._queue: deque[QueuedFrame] = deque()
+        # Bounded by what callers ask to be said; one token leaves with each frame.
+        self._forced_text: deque[int] = deque()
+        self._new_sampling: SamplingParams | None = None
+        self._ready = threading.Event()
+        self._closed = threading.Event()
+        self._ended = threading.Event()
+        self._frames = self._late = self._dropped = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session is over, by ``close`` or by an error."""
+        return self._closed.is_set()
+
+    def push(self, pcm: Pcm) -> None:
+        """Give the session audio of its caller; never blocks.
+
+        Args:
+            pcm: float32 mono 24 kHz, any length; samples beyond full scale are clipped.
+
+        Raises:
+            InvalidAudio: Not finite float32 mono. Nothing was taken; the session goes on.
+            SessionFailed: The session is over.
+        """
+        if self.closed:
+            raise self.error or SessionFailed("the session is closed; open another")
+        pcm = checked_pcm(pcm)
+        with self._lock:
+            full = self._fill(pcm, time.monotonic())
+        if full:
+            self._wake()
+
+    def _fill(self, pcm: Pcm, now: float) -> bool:
+        """Cut samples into frames; whether one became full."""
+        full = False
+        taken = 0
+        while taken < len(pcm):
+            count = min(FRAME_SAMPLES - self._partial_size, len(pcm) - taken)
+            end = self._partial_size + count
+            self._partial[self._partial_size : end] = pcm[taken : taken + count]
+            self._partial_size = end
+            taken += count
+            if end == FRAME_SAMPLES:
+                self._queue.append(QueuedFrame(self._partial.copy(), now))
+                self._partial_size = 0
+                full = True
+                if len(self._queue) > self._max_queued:
+                    self._queue.popleft()
+                    self._dropped += 1
+        return full
+
+    def say(self, text: str) -> None:
+        """Have the agent say these words next, after any it has still to say.
+
+        The words are forced into the inner monologue at a speaking pace; the sound remains the
+        model's own, sampled as always, and what it says afterwards is free again.
+
+        Args:
+            text: A sentence or more, in plain words.
+        """
+        tokens = self._spell(text)
+        with self._lock:
+            self._forced_text.extend(tokens)
+
+    def update(self, sampling: SamplingParams) -> None:
+        """Draw with these parameters from the next frame on."""
+        with self._lock:
+            self.sampling = self._new_sampling = sampling
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Wait until the prompt is in and frames are being answered.
+
+        Args:
+            timeout: Seconds, or None for no limit. Not for use on the model thread.
+
+        Returns:
+            Whether the session is ready.
+
+        Raises:
+            PersonaPlexError: The session ended with an error.
+        """
+        ready = self._ready.wait(timeout)
+        if self.error is not None:
+            raise self.error
+        return ready and not self.closed
+
+    def close(self) -> None:
+        """End the session. Its slot is free for the next caller at once; never blocks."""
+        self._closed.set()
+        self._wake()
+
+    def wait_ended(self, timeout: float | None = None) -> bool:
+        """Wait until no further callback will come: after ``close`` or an error."""
+        return self._ended.wait(timeout)
+
+    def stats(self) -> SessionStats:
+        """Counters so far."""
+        with self._lock:
+            return SessionStats(self._frames, self._late, self._dropped, len(self._queue))
+
+    # What follows is for the model thread.
+
+    def has_frame(self) -> bool:
+        """Whether a full input frame waits."""
+        return bool(self._queue)
+
+    def take(self) -> QueuedFrame | None:
+        """The oldest full input frame."""
+        with self._lock:
+            return self._queue.popleft() if self._queue else None
+
+    def take_forced_text(self) -> int:
+        """The text token to force in the next step; -1 for none."""
+        with self._lock:
+            return self._forced_text.popleft() if self._forced_text else ZERO_TOKEN
+
+    def take_new_sampling(self) -> SamplingParams | None:
+        """Parameters that have changed since last asked."""
+        with self._lock:
+            changed, self._new_sampling = self._new_sampling, None
+            return changed
+
+    def mark_ready(self) -> None:
+        """The prompt is in."""
+        self._ready.set()
+
+    @property
+    def next_index(self) -> int:
+        """Index of the frame to be answered next."""
+        return self._frames
+
+    def deliver(self, frame: SessionFrame) -> None:
+        """Hand a frame to the caller.
+
+        Raises:
+            SessionFailed: Its callback raised.
+        """
+        with self._lock:
+            self._frames += 1
+            self._late += frame.timings.total_ms > FRAME_SECONDS * 1e3
+        if self.closed:
+            return
+        try:
+            self._on_frame(frame)
+        except Exception as error:
+            raise SessionFailed(
+                f"the session's on_frame callback raised {type(error).__name__}: {error}"
+            ) from error
+
+    def end(self, error: PersonaPlexError | None) -> None:
+        """Report the end, once."""
+        if self._ended.is_set():
+            return
+        self.error = error
+        self._closed.set()
+        try:
+            if self._on_end is not None:
+                self._on_end(error)
+        finally:
+            self._ended.set()
+            self._ready.set()

@@ -1,0 +1,1 @@
+"""The model, as plain modules: all streaming state is an argument."""

@@ -1,0 +1,82 @@
+"""Self-attention whose keys and values live with the caller."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipecat_personaplex.models.layers import Linear
+
+
+class KVStore(Protocol):
+    """Where a transformer's keys and values are kept, and the attention over them."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Append k and v, then attend: each [B, H, T, D] -> [B, H, T, D].
+
+        ``q`` may have fewer positions than ``k``, the last ones.
+        """
+        ...
+
+
+class Rotation(NamedTuple):
+    """Rotary angles of a step, shared by all layers: each [B, 1, T, D/2] float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotary_frequencies(head_dim: int, max_period: float, device: torch.device) -> Tensor:
+    """Angles per position for each pair of features: [D/2] float32."""
+    exponents = torch.arange(head_dim // 2, dtype=torch.float32, device=device)
+    log_period = torch.log(torch.tensor(max_period, dtype=torch.float32, device=device))
+    return torch.exp(exponents * (-2.0 * log_period / head_dim))
+
+
+def rotation(positions: Tensor, frequencies: Tensor) -> Rotation:
+    """Angles at ``positions`` [B, T] int64."""
+    angles = positions[:, None, :, None].float() * frequencies
+    return Rotation(angles.cos(), angles.sin())
+
+
+def rotate(x: Tensor, by: Rotation) -> Tensor:
+    """Rotate interleaved feature pairs: [..., B, H, T, D] -> the same, in float32 inside."""
+    real, imag = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
+    turned = torch.stack(
+        (real * by.cos - imag * by.sin, real * by.sin + imag * by.cos),
+        dim=-1,
+    )
+    return turned.flatten(-2).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Fused q, k, v projection, optional rotation, attention in the store, output projection."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj = Linear(dim, 3 * dim)
+        self.out_proj = Linear(dim, dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        kv: KVStore,
+        layer: int,
+        turn: Rotation | None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """[B, T, dim] -> [B, T, dim], or with ``last_only`` just the last: [B, 1, dim].
+
+        ``layer`` names this layer's place in ``kv``.
+        """
+        batch, steps, dim = x.shape
+        heads = self.in_proj(x).view(batch, steps, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = (heads[:2] if turn is None else rotate(heads[:2], turn)).unbind(0)
+        if last_only:
+            q = q[:, :, -1:]
+        y = kv.attend(layer, q, k, heads[2])
+        out: Tensor = self.out_proj(y.transpose(1, 2).reshape(batch, -1, dim))
+        return out

@@ -1,0 +1,178 @@
+"""The codec, one 80 ms frame at a time, for a batch of slots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipecat_personaplex.config import MimiConfig
+from pipecat_personaplex.models.attention import (
+    KVStore,
+    Rotation,
+    SelfAttention,
+    rotary_frequencies,
+    rotation,
+)
+from pipecat_personaplex.models.layers import Linear, Rows
+from pipecat_personaplex.models.mimi.conv import Downsample, Upsample
+from pipecat_personaplex.models.mimi.quantizer import SplitQuantizer
+from pipecat_personaplex.models.mimi.seanet import Decoder, Encoder, States, StateShape
+
+LATENTS_PER_FRAME = 2
+
+
+class CodecLayer(nn.Module):
+    """LayerNorm, attention and GELU MLP, each branch scaled by feature."""
+
+    def __init__(self, dim: int, num_heads: int, hidden: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-5)
+        self.self_attn = SelfAttention(dim, num_heads)
+        self.scale1 = nn.Parameter(torch.empty(dim), requires_grad=False)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-5)
+        self.linear1 = Linear(dim, hidden)
+        self.linear2 = Linear(hidden, dim)
+        self.scale2 = nn.Parameter(torch.empty(dim), requires_grad=False)
+
+    def forward(self, x: Tensor, kv: KVStore, layer: int, turn: Rotation) -> Tensor:
+        """[B, T, dim] -> [B, T, dim]."""
+        x = x + self.scale1 * self.self_attn(self.norm1(x), kv, layer, turn)
+        y: Tensor = x + self.scale2 * self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        return y
+
+
+class CodecTransformer(nn.Module):
+    """Layers over latents at 25 Hz."""
+
+    def __init__(self, config: MimiConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            CodecLayer(config.dimension, config.num_heads, config.dim_feedforward)
+            for _ in range(config.num_layers)
+        )
+
+    def forward(self, x: Tensor, kv: KVStore, turn: Rotation) -> Tensor:
+        """[B, T, dim] -> [B, T, dim]."""
+        for index, layer in enumerate(self.layers):
+            x = layer(x, kv, index, turn)
+        return x
+
+
+@dataclass(frozen=True)
+class CodecState:
+    """The convolutions' state for a number of slots; keys and values are the caller's.
+
+    Attributes:
+        storage: All of it, [slots, size]; one row is one slot's whole state.
+        encoder: SEANet encoder states, views of ``storage``.
+        downsample: [slots, 2, dim], a view.
+        upsample: [slots, 2, dim], a view.
+        decoder: SEANet decoder states, views.
+    """
+
+    storage: Tensor
+    encoder: States
+    downsample: Tensor
+    upsample: Tensor
+    decoder: States
+
+
+class Mimi(nn.Module):
+    """Mimi's encoder, quantiser and decoder, all in float32, so that codes match."""
+
+    frequencies: Tensor
+
+    def __init__(self, config: MimiConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.encoder_transformer = CodecTransformer(config)
+        self.downsample = Downsample(config.dimension)
+        self.quantizer = SplitQuantizer(config.bins, config.codebook_dim, config.dimension)
+        self.upsample = Upsample(config.dimension)
+        self.decoder_transformer = CodecTransformer(config)
+        self.decoder = Decoder(config)
+        self.reset_constants("cpu")
+
+    def reset_constants(self, device: torch.device | str) -> None:
+        """Make what the checkpoint does not hold, once its tensors are in place."""
+        head_dim = self.config.dimension // self.config.num_heads
+        self.register_buffer(
+            "frequencies",
+            rotary_frequencies(head_dim, self.config.max_period, torch.device(device)),
+            persistent=False,
+        )
+        self.quantizer.semantic.reset_constants()
+        self.quantizer.acoustic.reset_constants()
+
+    def new_state(self, slots: int) -> CodecState:
+        """Fresh state for ``slots`` streams."""
+        shapes: list[StateShape] = [
+            *self.encoder.state_shapes,
+            self.downsample.conv.state_shape,
+            self.upsample.state_shape,
+            *self.decoder.state_shapes,
+        ]
+        sizes = [steps * channels for steps, channels in shapes]
+        storage = self.frequencies.new_zeros(slots, sum(sizes))
+        views = [
+            part.view(slots, *shape)
+            for part, shape in zip(torch.split(storage, sizes, dim=1), shapes, strict=True)
+        ]
+        middle = len(self.encoder.state_shapes)
+        return CodecState(
+            storage=storage,
+            encoder=views[:middle],
+            downsample=views[middle],
+            upsample=views[middle + 1],
+            decoder=views[middle + 2 :],
+        )
+
+    def rotation(self, frames: Tensor) -> Rotation:
+        """Rotary angles of the frames' two latents: ``frames`` [B] counts from 0."""
+        pair = torch.arange(LATENTS_PER_FRAME, device=frames.device)
+        return rotation(frames[:, None] * LATENTS_PER_FRAME + pair, self.frequencies)
+
+    def encode(
+        self, pcm: Tensor, state: CodecState, kv: KVStore, frames: Tensor, rows: Rows
+    ) -> Tensor:
+        """Encode one frame of each stream.
+
+        Args:
+            pcm: float32 [B, 1920], 24 kHz.
+            state: The slots' convolutions.
+            kv: The encoder transformer's keys and values.
+            frames: How many frames each stream has encoded before, [B] int64.
+            rows: The slots that B names.
+
+        Returns:
+            Codes, [B, 8] int64, semantic first.
+        """
+        x = self.encoder(pcm[..., None], state.encoder, rows)
+        x = self.encoder_transformer(x, kv, self.rotation(frames))
+        x = self.downsample(x, state.downsample, frames == 0, rows)
+        return self.quantizer.encode(x[:, 0])
+
+    def decode(
+        self, codes: Tensor, state: CodecState, kv: KVStore, frames: Tensor, rows: Rows
+    ) -> Tensor:
+        """Decode one frame of each stream.
+
+        Args:
+            codes: [B, 8] int64.
+            state: The slots' convolutions.
+            kv: The decoder transformer's keys and values.
+            frames: How many frames each stream has decoded before, [B] int64.
+            rows: The slots that B names.
+
+        Returns:
+            Audio, float32 [B, 1920].
+        """
+        x = self.quantizer.decode(codes)[:, None]
+        x = self.upsample(x, state.upsample, rows)
+        x = self.decoder_transformer(x, kv, self.rotation(frames))
+        y: Tensor = self.decoder(x, state.decoder, rows)
+        return y[..., 0]

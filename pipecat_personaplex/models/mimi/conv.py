@@ -1,0 +1,121 @@
+"""Causal convolutions that stream: what a frame leaves for the next is in the caller's buffers.
+
+A frame is short and the layers are wide, so each convolution is one matrix product over the
+windows of its input, channels last: on a CPU that reads the weights once, at memory bandwidth.
+A layer's ``state`` has one row a slot; ``rows`` says which slots a call is for. All-zero rows are
+a fresh start.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipecat_personaplex.models.layers import Linear, Rows
+
+
+def _new_bias(channels: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(channels), requires_grad=False)
+
+
+class CausalConv(nn.Module):
+    """Convolution that sees the past only; its state is the input that later frames need.
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        kernel: Taps.
+        stride: Input samples an output sample.
+        bias: Whether there is one.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, bias: bool = True
+    ):
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+        self.carry = kernel - stride
+        self.state_shape = (self.carry, in_channels)
+        # A window's taps stand one after the other, each with all its channels.
+        self.taps = Linear(kernel * in_channels, out_channels)
+        self.bias = _new_bias(out_channels) if bias else None
+
+    def forward(self, x: Tensor, state: Tensor, rows: Rows) -> Tensor:
+        """[B, T * stride, C_in] -> [B, T, C_out]; ``state`` is [slots, carry, C_in]."""
+        x = torch.cat((state[rows], x), dim=1)
+        state[rows] = x[:, -self.carry :]
+        windows = x.unfold(1, self.kernel, self.stride)  # [B, T, C_in, kernel]
+        return self._product(windows.transpose(2, 3).flatten(2))
+
+    def pointwise(self, x: Tensor) -> Tensor:
+        """A kernel of 1, which needs no state: [B, T, C_in] -> [B, T, C_out]."""
+        return self._product(x)
+
+    def _product(self, windows: Tensor) -> Tensor:
+        y: Tensor = self.taps(windows)
+        return y if self.bias is None else y.add_(self.bias)
+
+
+class CausalConvTranspose(nn.Module):
+    """Upsampling convolution; its state is the part of the output that overlaps the next frame.
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        stride: Upsampling factor; the kernel is twice as long.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.out_channels = out_channels
+        self.state_shape = (stride, out_channels)
+        # For each input sample the whole kernel's output, tap by tap.
+        self.taps = Linear(in_channels, 2 * stride * out_channels)
+        self.bias = _new_bias(out_channels)
+
+    def forward(self, x: Tensor, state: Tensor, rows: Rows) -> Tensor:
+        """[B, T, C_in] -> [B, T * stride, C_out]; ``state`` is [slots, stride, C_out]."""
+        y: Tensor = self.taps(x)
+        y = y.view(*x.shape[:2], 2, self.stride, self.out_channels)
+        early, late = y.unbind(2)  # each [B, T, stride, C_out]
+        early[:, 0] += state[rows]
+        early[:, 1:] += late[:, :-1]
+        state[rows] = late[:, -1]
+        # The bias is added here, once: the part that was carried over must not bring another.
+        return (early + self.bias).flatten(1, 2)
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution from 25 to 12.5 Hz.
+
+    Alone among Mimi's convolutions it pads a stream's start with its first value.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = CausalConv(dim, dim, kernel=4, stride=2, bias=False)
+
+    def forward(self, x: Tensor, state: Tensor, first: Tensor, rows: Rows) -> Tensor:
+        """[B, 2, dim] -> [B, 1, dim]; ``first`` [B] is true for streams that start here."""
+        state[rows] = torch.where(first[:, None, None], x[:, :1], state[rows])
+        y: Tensor = self.conv(x, state, rows)
+        return y
+
+
+class Upsample(nn.Module):
+    """Transposed convolution from 12.5 to 25 Hz, each channel by itself."""
+
+    stride = 2
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.state_shape = (self.stride, dim)
+        self.weight = nn.Parameter(torch.empty(2 * self.stride, dim), requires_grad=False)
+
+    def forward(self, x: Tensor, state: Tensor, rows: Rows) -> Tensor:
+        """[B, 1, dim] -> [B, 2, dim]; ``state`` is [slots, 2, dim]."""
+        y = x * self.weight
+        early: Tensor = y[:, : self.stride] + state[rows]
+        state[rows] = y[:, self.stride :]
+        return early

@@ -1,0 +1,45 @@
+"""The temporal transformer: one position a frame."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pipecat_personaplex.models.attention import KVStore, Rotation, SelfAttention
+from pipecat_personaplex.models.layers import GatedMLP, RMSNorm
+
+
+class TemporalLayer(nn.Module):
+    """Pre-norm attention and gated MLP."""
+
+    def __init__(self, dim: int, num_heads: int, hidden: int):
+        super().__init__()
+        self.norm1 = RMSNorm(dim)
+        self.self_attn = SelfAttention(dim, num_heads)
+        self.norm2 = RMSNorm(dim)
+        self.gating = GatedMLP(dim, hidden)
+
+    def forward(
+        self, x: Tensor, kv: KVStore, layer: int, turn: Rotation, last_only: bool
+    ) -> Tensor:
+        """[B, T, dim] -> [B, T, dim], or with ``last_only`` [B, 1, dim]."""
+        attended = self.self_attn(self.norm1(x), kv, layer, turn, last_only)
+        x = (x[:, -1:] if last_only else x) + attended
+        y: Tensor = x + self.gating(self.norm2(x))
+        return y
+
+
+class TemporalTransformer(nn.Module):
+    """A stack of layers; positions come in as rotary angles, the past through ``kv``."""
+
+    def __init__(self, dim: int, num_heads: int, num_layers: int, hidden: int):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TemporalLayer(dim, num_heads, hidden) for _ in range(num_layers)
+        )
+
+    def forward(self, x: Tensor, kv: KVStore, turn: Rotation, last_only: bool = False) -> Tensor:
+        """[B, T, dim] -> [B, T, dim], or with ``last_only`` the last position's: [B, 1, dim]."""
+        final = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            x = layer(x, kv, index, turn, last_only and index == final)
+        return x

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import soundfile
+from loguru import logger
+
+from pipecat_personaplex.config import FRAME_SAMPLES, SAMPLE_RATE
+from tests.golden_data import conversation
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PERSONAPLEX_MODEL", "PERSONAPLEX_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """The command logs to the stderr of its test, which is gone after it."""
+    yield
+    logger.remove()
+    logger.add(sys.__stderr__)
+
+
+@pytest.fixture(scope="session")
+def callers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both golden callers, and a short one of odd length, as WAV files."""
+    folder = tmp_path_factory.mktemp("callers")
+    for name in ("restaurant", "friend"):
+        pcm = conversation(name).user_pcm
+        soundfile.write(folder / f"{name}.wav", pcm, SAMPLE_RATE, subtype="PCM_16")
+    short = conversation("friend").user_pcm[: 5 * FRAME_SAMPLES + 1]
+    soundfile.write(folder / "short.wav", short, SAMPLE_RATE, subtype="PCM_16")
+    return folder

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import soundfile
+
+from pipecat_personaplex import Engine
+from pipecat_personaplex.audio import read_audio
+from pipecat_personaplex.cli import main
+from pipecat_personaplex.config import AGENT_CODES, FRAME_SAMPLES, SAMPLE_RATE, TEXT, EngineConfig
+from pipecat_personaplex.errors import SessionFailed
+from pipecat_personaplex.words import words_of
+from tests.golden_data import CHECKPOINT, RESTAURANT, VOICE_SAMPLE, conversation
+from tests.helpers.commands import Codes, offline, process, tokens
+
+
+def assert_same_tokens(one: dict[str, Codes], other: dict[str, Codes]) -> None:
+    assert one.keys() == other.keys() == {"text_tokens", "agent_codes", "user_codes"}
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, other[name])
+
+
+def assert_golden(folder: Path, name: str) -> None:
+    """The reference's tokens and sound, one frame sooner."""
+    golden, said = conversation(name), tokens(folder)
+    frames = golden.tokens.shape[1]
+    assert {key: value.shape for key, value in said.items()} == {
+        "text_tokens": (frames,),
+        "agent_codes": (8, frames),
+        "user_codes": (8, frames),
+    }
+    assert all(value.dtype == np.int64 for value in said.values())
+    np.testing.assert_array_equal(said["text_tokens"][:-1], golden.tokens[TEXT, 1:])
+    np.testing.assert_array_equal(said["agent_codes"][:, :-1], golden.tokens[AGENT_CODES, 1:])
+    np.testing.assert_array_equal(said["user_codes"], golden.user_codes)
+    info = soundfile.info(folder / "out.wav")
+    assert (info.samplerate, info.channels, info.subtype) == (SAMPLE_RATE, 1, "PCM_16")
+    assert info.frames == len(golden.user_pcm)
+    reference = golden.agent_pcm[FRAME_SAMPLES:]
+    np.testing.assert_allclose(
+        read_audio(folder / "out.wav")[: len(reference)], reference, atol=1.1e-3
+    )
+
+
+@pytest.mark.parametrize("name", ["restaurant", "friend"])
+def test_it_equals_the_reference(callers: Path, tmp_path: Path, name: str) -> None:
+    persona = conversation(name).persona
+    result = process(
+        *offline(callers / f"{name}.wav", tmp_path, voice=persona.voice),
+        *("--text-prompt", persona.text_prompt),
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("\n") == 1 and "out.wav" in result.stdout
+    assert_golden(tmp_path, name)
+
+
+def test_a_recorded_voice_and_its_voice_files_equal_the_preset(
+    callers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    voices: list[Path] = [VOICE_SAMPLE]
+    for suffix in (".pt", ".safetensors"):
+        voices.append(tmp_path / f"owen{suffix}")
+        encode = ["voices", "encode", str(VOICE_SAMPLE), "-o", str(voices[-1])]
+        assert main([*encode, "--model", str(CHECKPOINT), "--dtype", "float32"]) == 0
+        assert "20 frames, 1.60 s" in capsys.readouterr().out
+    for voice in voices:
+        arguments = offline(callers / "restaurant.wav", tmp_path, voice=voice)
+        assert main([*arguments, "--text-prompt", RESTAURANT.text_prompt]) == 0
+        assert_golden(tmp_path, "restaurant")
+    assert capsys.readouterr().err == ""
+
+
+def test_the_text_file_says_words_pieces_and_settings(callers: Path, tmp_path: Path) -> None:
+    prompt = "Dein Name ist Jürgen."
+    arguments = offline(callers / "friend.wav", tmp_path, "--seed", "7", "--text-prompt", prompt)
+    assert main(arguments) == 0
+    said = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    words, pieces = said.pop("words"), said.pop("pieces")
+    assert said == {
+        "model": str(CHECKPOINT),
+        "voice": "NATM1",
+        "text_prompt": prompt,
+        "seed": 7,
+        "temperature_audio": 0.0,
+        "temperature_text": 0.0,
+        "top_k_audio": 250,
+        "top_k_text": 25,
+        "frames": 50,
+        "frame_seconds": 0.08,
+    }
+    tokenizer = sentencepiece.SentencePieceProcessor(str(CHECKPOINT / "tokenizer_spm_32k_3.model"))
+    ids = tokens(tmp_path)["text_tokens"].tolist()
+    assert pieces == [
+        "" if token in (0, 3) else tokenizer.id_to_piece(token).replace("▁", " ") for token in ids
+    ]
+    assert words == [
+        {"word": word.word, "start": word.start, "end": word.end} for word in words_of(pieces)
+    ]
+    assert len(words) > 5
+
+
+@pytest.mark.parametrize(("suffix", "rate", "channels"), [("flac", 44_100, 2), ("ogg", 8_000, 1)])
+def test_any_input_gives_an_output_of_its_length(
+    tmp_path: Path, suffix: str, rate: int, channels: int
+) -> None:
+    caller = tmp_path / f"caller.{suffix}"
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, (rate // 2 + 1, channels))
+    soundfile.write(caller, noise, rate)
+    assert main(offline(caller, tmp_path)) == 0
+    length = soundfile.info(tmp_path / "out.wav").frames
+    assert length == len(read_audio(caller))
+    assert abs(length - len(noise) * SAMPLE_RATE / rate) <= 1
+    assert tokens(tmp_path)["text_tokens"].shape == (-(-length // FRAME_SAMPLES),)
+
+
+def test_the_output_alone_is_enough(callers: Path, tmp_path: Path) -> None:
+    arguments = ["offline", "--model", str(CHECKPOINT), "--voice", "NATM1"]
+    arguments += ["--input", str(callers / "short.wav"), "--output", str(tmp_path / "out.wav")]
+    assert main(arguments) == 0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.wav"]
+    assert soundfile.info(tmp_path / "out.wav").frames == 5 * FRAME_SAMPLES + 1
+
+
+def test_a_seed_repeats_a_sampled_conversation(callers: Path, tmp_path: Path) -> None:
+    results = []
+    for seed in ("1", "1", "2"):
+        arguments = offline(callers / "short.wav", tmp_path, "--seed", seed, greedy=False)
+        assert main(arguments) == 0
+        results.append(tokens(tmp_path))
+    assert_same_tokens(results[0], results[1])
+    assert not np.array_equal(results[0]["agent_codes"], results[2]["agent_codes"])
+
+
+@pytest.mark.parametrize(("option", "value"), [("temperature", "0"), ("top-k", "1")])
+def test_each_of_its_options_can_be_greedy(
+    callers: Path, tmp_path: Path, option: str, value: str
+) -> None:
+    assert main(offline(callers / "short.wav", tmp_path)) == 0
+    expected = tokens(tmp_path)
+    options = [f"--{option}-audio", value, f"--{option}-text", value]
+    assert main(offline(callers / "short.wav", tmp_path, *options, greedy=False)) == 0
+    assert_same_tokens(tokens(tmp_path), expected)
+
+
+def test_options_and_environment_reach_the_engine(
+    callers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[str, EngineConfig]] = []
+
+    def load(model: str, config: EngineConfig, **kwargs: object) -> Engine:
+        loaded.append((model, config))
+        raise SessionFailed("far enough")
+
+    monkeypatch.setattr(Engine, "load", load)
+    monkeypatch.setenv("PERSONAPLEX_MODEL", "a-model")
+    monkeypatch.setenv("PERSONAPLEX_DEVICE", "cuda:1")
+    arguments = ["offline", "--voice", "NATM1", "--input", str(callers / "short.wav")]
+    arguments += ["--output", str(tmp_path / "out.wav"), "--dtype", "bfloat16"]
+    assert main([*arguments, "--quantization", "int8", "--threads", "3"]) == 1
+    ((model, config),) = loaded
+    assert (model, config.device, config.dtype) == ("a-model", "cuda:1", "bfloat16")
+    assert (config.quantization, config.cpu_threads, config.max_sessions) == ("int8", 3, 1)
+
+
+def test_an_output_that_is_a_link_stays_one(callers: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.wav").symlink_to("real.wav")
+    assert main(offline(callers / "short.wav", tmp_path)) == 0
+    assert os.readlink(tmp_path / "out.wav") == "real.wav"
+    assert soundfile.info(tmp_path / "real.wav").frames == 5 * FRAME_SAMPLES + 1

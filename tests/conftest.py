@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pipecat_personaplex import Engine, EngineConfig
+from tests.golden_data import CHECKPOINT
+
+
+@pytest.fixture(scope="session")
+def loaded_engine() -> Engine:
+    """One load for the whole run; tests start and stop it through ``engine``."""
+    return Engine.load(CHECKPOINT, EngineConfig(device="cpu", dtype="float32", max_sessions=4))
+
+
+@pytest.fixture
+def engine(loaded_engine: Engine) -> Iterator[Engine]:
+    with loaded_engine:
+        yield loaded_engine

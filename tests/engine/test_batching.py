@@ -1,0 +1,180 @@
+"""What a session says depends on its own persona, seed and caller, and on nothing else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from pipecat_personaplex import Engine, Persona, SamplingParams, Session, SessionFrame
+from pipecat_personaplex.config import FRAME_SAMPLES
+from pipecat_personaplex.engine.kv_cache import Batch, RunCache
+from pipecat_personaplex.engine.model_runner import ModelRunner
+from pipecat_personaplex.engine.prompting import Prefill, Prompt, build_prompt, text_prompt_tokens
+from tests.golden_data import FRIEND, RESTAURANT, conversation
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Caller:
+    """A caller who speaks one frame for each that is answered, and can be waited for."""
+
+    persona: Persona
+    sampling: SamplingParams
+    pcm: npt.NDArray[np.float32]
+    frames: list[SessionFrame] = field(default_factory=list)
+    session: Session | None = None
+
+    def open(self, engine: Engine) -> None:
+        self._arrived = threading.Semaphore(0)
+        self.session = engine.open_session(self.persona, self.sampling, on_frame=self._take)
+
+    def _take(self, frame: SessionFrame) -> None:
+        self.frames.append(frame)
+        self._arrived.release()
+
+    def push(self) -> None:
+        assert self.session is not None
+        start = len(self.frames) * FRAME_SAMPLES
+        self.session.push(self.pcm[start : start + FRAME_SAMPLES])
+
+    def wait(self) -> None:
+        assert self._arrived.acquire(timeout=30)
+
+    def tokens(self) -> npt.NDArray[np.int64]:
+        return np.array([[f.text_token, *f.agent_codes, *f.user_codes] for f in self.frames])
+
+
+def callers() -> list[Caller]:
+    restaurant, friend = conversation("restaurant"), conversation("friend")
+    return [
+        Caller(RESTAURANT, SamplingParams(seed=11), restaurant.user_pcm[: 30 * FRAME_SAMPLES]),
+        Caller(FRIEND, SamplingParams.greedy(), friend.user_pcm[: 40 * FRAME_SAMPLES]),
+        Caller(
+            Persona(voice="NATM1"),
+            SamplingParams(seed=1 << 40, top_k_audio=40, temperature_text=1.5, top_k_text=300),
+            friend.user_pcm[: 25 * FRAME_SAMPLES][::-1].copy(),
+        ),
+    ]
+
+
+def test_sessions_that_come_and_go_say_what_each_says_alone(engine: Engine) -> None:
+    alone = callers()
+    for caller in alone:
+        said = engine.converse(caller.persona, caller.pcm, caller.sampling)
+        caller.frames = list(said.frames)
+
+    together = callers()
+    # Opened at frames 0, 5 and 12 of the first; the first and the third leave early.
+    opens = {0: 0, 1: 5, 2: 12}
+    for tick in range(60):
+        present = []
+        for index, caller in enumerate(together):
+            if opens[index] == tick:
+                caller.open(engine)
+            if caller.session is None or caller.session.closed:
+                continue
+            if len(caller.frames) * FRAME_SAMPLES == len(caller.pcm):
+                caller.session.close()
+                continue
+            present.append(caller)
+        for caller in present:
+            caller.push()
+        for caller in present:
+            caller.wait()
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one.tokens(), other.tokens())
+        for mine, theirs in zip(one.frames, other.frames, strict=True):
+            np.testing.assert_allclose(mine.pcm, theirs.pcm, atol=1e-5)
+
+
+def test_a_reused_slot_leaves_no_trace(engine: Engine) -> None:
+    first = callers()
+    said = [engine.converse(c.persona, c.pcm, c.sampling) for c in first]
+    for index in (2, 0, 1, 1, 0):
+        caller = first[index]
+        again = engine.converse(caller.persona, caller.pcm, caller.sampling)
+        assert [f.text_token for f in again.frames] == [f.text_token for f in said[index].frames]
+        np.testing.assert_array_equal(again.pcm, said[index].pcm)
+
+
+def test_seeds_change_what_is_said(engine: Engine) -> None:
+    pcm = conversation("friend").user_pcm[: 10 * FRAME_SAMPLES]
+    said = {
+        tuple(f.text_token for f in engine.converse(FRIEND, pcm, SamplingParams(seed=seed)).frames)
+        for seed in range(4)
+    }
+    assert len(said) == 4
+
+
+def friend_prompt(engine: Engine) -> Prompt:
+    checkpoint = engine.checkpoint
+    tokens = text_prompt_tokens(FRIEND.text_prompt, checkpoint.tokenizer)
+    return build_prompt(engine._voices.get(FRIEND.voice), tokens, checkpoint.config)
+
+
+def test_500_frames_past_the_window_match_a_plain_recomputation(loaded_engine: Engine) -> None:
+    """Step far past the ring's end, then run the same inputs in one causal, banded pass."""
+    checkpoint = loaded_engine.checkpoint
+    config, lm = checkpoint.config, checkpoint.lm
+    prompt = friend_prompt(loaded_engine)
+    prefix = Prefill(lm, prompt, CPU).advance(prompt.frames)
+    assert prefix is not None
+    runner = ModelRunner(config, lm, checkpoint.mimi, 2, CPU)
+    runner.join(1, prefix, SamplingParams.greedy())
+
+    columns = [*prompt.columns[:-1]]
+    stepped: list[torch.Tensor] = []
+    run_step = record(runner, columns, stepped)
+    frames = 500 + config.lm.window
+    noise = np.random.default_rng(5).uniform(-0.3, 0.3, (frames, 1, FRAME_SAMPLES))
+    for pcm in torch.from_numpy(noise.astype(np.float32)):
+        run_step(pcm)
+
+    total = len(columns)
+    cache = RunCache(
+        layers=config.lm.num_layers,
+        heads=config.lm.num_heads,
+        length=total,
+        window=config.lm.window,
+        head_dim=config.lm.dim // config.lm.num_heads,
+        dtype=torch.float32,
+        device=CPU,
+    )
+    x = lm.embed(torch.stack(columns))
+    assert prompt.embeddings is not None
+    x[: len(prompt.embeddings)] = prompt.embeddings
+    with torch.inference_mode():
+        hidden = lm(x[None], torch.arange(total)[None], cache.begin(total))[0]
+        expected = lm.text_logits(hidden[prompt.frames :])
+    torch.testing.assert_close(torch.stack(stepped), expected, atol=1e-4, rtol=1e-4)
+    assert len(stepped) == frames
+
+
+def record(
+    runner: ModelRunner, columns: list[torch.Tensor], logits: list[torch.Tensor]
+) -> Callable[[torch.Tensor], None]:
+    """Step slot 1 and keep each step's input column and text logits."""
+
+    def step(pcm: torch.Tensor) -> None:
+        column = runner._grid._next[1].clone()
+        head = runner.lm.text_logits
+
+        def text_logits(hidden: torch.Tensor) -> torch.Tensor:
+            row = head(hidden)
+            logits.append(row[0].clone())
+            return row
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runner.lm, "text_logits", text_logits)
+            output = runner.step(Batch.of([1], CPU), pcm)
+        column[9] = output.user_codes[0, 0]
+        columns.append(column)
+
+    return step

@@ -1,0 +1,89 @@
+"""Packed and 8-bit weights compute what the plain ones do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipecat_personaplex.models.layers import (
+    GatedMLP,
+    Int8Linear,
+    Linear,
+    PackedLinear,
+    RMSNorm,
+    optimize_linear,
+)
+
+
+def linear(rows: int, columns: int, quantizable: bool = True) -> Linear:
+    layer = Linear(columns, rows, quantizable)
+    torch.nn.init.normal_(layer.weight, std=columns**-0.5)
+    return layer
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 33, 300])
+def test_a_packed_weight_multiplies_like_the_plain_one(rows: int) -> None:
+    layer = linear(512, 384)
+    packed = optimize_linear(layer, None)
+    assert isinstance(packed, PackedLinear)
+    x = torch.randn(rows, 1, 384)
+    torch.testing.assert_close(packed(x), layer(x), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 32, 33, 300])
+def test_an_int8_weight_is_close_on_both_sides_of_the_kernels_bound(rows: int) -> None:
+    layer = linear(512, 384)
+    small = optimize_linear(layer, "int8")
+    assert isinstance(small, Int8Linear)
+    assert small.weight.dtype == torch.int8
+    x = torch.randn(rows, 384)
+    expected = layer(x)
+    error = (small(x) - expected).norm() / expected.norm()
+    assert error < 0.015  # 8 bits of weight and of activation mantissa
+    assert small(x).dtype == torch.float32
+
+
+def test_int8_rows_of_zeros_stay_zero_and_extremes_are_kept() -> None:
+    layer = linear(70, 64)
+    layer.weight.data[3] = 0
+    layer.weight.data[65] = 0
+    layer.weight.data[65, 1] = -8.0
+    small = Int8Linear(layer.weight)
+    y = small(torch.eye(64))
+    assert y[:, 3].eq(0).all()
+    assert abs(float(y[1, 65]) + 8.0) < 0.05
+    assert y[2:, 65].eq(0).all()
+
+
+def test_heads_are_never_quantised_and_small_layers_stay_plain() -> None:
+    head = optimize_linear(linear(2048, 256, quantizable=False), "int8")
+    assert isinstance(head, PackedLinear)
+    small = linear(32, 32)
+    assert optimize_linear(small, None) is small
+
+
+def test_weights_elsewhere_than_on_a_cpu_stay_as_they_are() -> None:
+    with torch.device("meta"):
+        layer = Linear(1024, 1024)
+    assert optimize_linear(layer, None) is layer
+
+
+def test_rms_norm_is_computed_wide() -> None:
+    norm = RMSNorm(64)
+    torch.nn.init.uniform_(norm.alpha, 0.5, 1.5)
+    x = torch.randn(2, 3, 64) * 1e-5
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-8).sqrt() * norm.alpha
+    torch.testing.assert_close(norm(x), expected)
+    narrow = norm(x.bfloat16())
+    assert narrow.dtype == torch.bfloat16
+    torch.testing.assert_close(narrow.float(), expected, atol=1e-2, rtol=2e-2)
+
+
+def test_the_gated_mlp_takes_gate_and_up_in_that_order() -> None:
+    mlp = GatedMLP(8, 16)
+    for layer in (mlp.linear_in, mlp.linear_out):
+        torch.nn.init.normal_(layer.weight)
+    x = torch.randn(4, 8)
+    gate, up = (x @ mlp.linear_in.weight.T).split(16, dim=-1)
+    expected = (gate * gate.sigmoid() * up) @ mlp.linear_out.weight.T
+    torch.testing.assert_close(mlp(x), expected)

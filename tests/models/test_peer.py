@@ -1,0 +1,146 @@
+"""Parity with PyPI ``moshi``, which nobody here wrote: the same random weights in both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipecat_personaplex.bench_peer import peer_lm_kwargs, peer_mimi_config
+from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES, LMConfig, MimiConfig, ModelConfig
+from pipecat_personaplex.engine.checkpoint import Checkpoint, load_checkpoint
+from pipecat_personaplex.engine.kv_cache import Batch, RingCache
+from pipecat_personaplex.engine.layout import MIMI_FILE, MODEL_FILE
+from pipecat_personaplex.engine.model_runner import CodecSlots, encode_stream
+from tests.helpers.checkpoints import write_checkpoint
+
+pytest.importorskip("moshi", reason="pip install --no-deps moshi==0.2.13")
+
+CPU = torch.device("cpu")
+CONFIG = ModelConfig(
+    lm=LMConfig(
+        dim=96,
+        num_layers=4,
+        num_heads=6,
+        context=60,
+        text_card=320,
+        dep_q=8,
+        depformer_dim=64,
+        depformer_dim_feedforward=264,
+        depformer_num_heads=4,
+        depformer_num_layers=3,
+    ),
+    mimi=MimiConfig(
+        dimension=64,
+        n_filters=8,
+        num_heads=4,
+        num_layers=3,
+        dim_feedforward=128,
+        context=50,
+        codebook_dim=32,
+    ),
+)
+FRAMES = 100  # the rings of both transformers go round
+
+
+@dataclass
+class Both:
+    ours: Checkpoint
+    peer_lm: Any
+    peer_mimi: Any
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+    from moshi.models import loaders
+    from moshi.utils.compile import no_compile
+
+    folder: Path = write_checkpoint(tmp_path_factory.mktemp("peer") / "checkpoint", CONFIG)
+    peer_mimi_kwargs = peer_mimi_config(CONFIG)
+    peer_mimi_kwargs["quantizer"]["n_q"] = 10  # as the file holds
+    with no_compile():
+        yield Both(
+            ours=load_checkpoint(folder, device=CPU, dtype=torch.float32),
+            peer_lm=loaders.get_moshi_lm(
+                folder / MODEL_FILE, peer_lm_kwargs(CONFIG), CPU, torch.float32
+            ).eval(),
+            peer_mimi=loaders.get_mimi(folder / MIMI_FILE, peer_mimi_kwargs, CPU, CODEBOOKS),
+        )
+
+
+@pytest.fixture(scope="module")
+def pcm() -> torch.Tensor:
+    time = np.arange(FRAMES * FRAME_SAMPLES) / 24_000
+    chirp = 0.3 * np.sin(2 * np.pi * (120 + 400 * time) * time)
+    noise = np.random.default_rng(0).normal(0, 0.05, chirp.shape)
+    return torch.from_numpy((chirp + noise).astype(np.float32))
+
+
+def test_codec_codes_and_audio_agree(both: Both, pcm: torch.Tensor) -> None:
+    ours = encode_stream(both.ours.mimi, pcm)
+    with torch.inference_mode(), both.peer_mimi.streaming(1):
+        frames = pcm.view(FRAMES, 1, 1, FRAME_SAMPLES)
+        theirs = torch.cat([both.peer_mimi.encode(frame) for frame in frames], dim=-1)[0].T
+        sound = [both.peer_mimi.decode(codes[None, :, None])[0, 0] for codes in theirs]
+    assert theirs.unique().numel() > 50
+    torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+
+    codec, batch = CodecSlots(both.ours.mimi, 1, CPU), Batch.of([0], CPU)
+    with torch.inference_mode():
+        for index, (codes, expected) in enumerate(zip(theirs, sound, strict=True)):
+            place = torch.tensor([index])
+            got = codec.decode(batch, codes[None], [index], place)[0]
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_language_model_logits_agree(both: Both) -> None:
+    config, lm = CONFIG.lm, both.ours.lm
+    generator = torch.Generator().manual_seed(7)
+    columns = torch.randint(0, config.text_card, (FRAMES, 17), generator=generator)
+    columns[:, 1:] = torch.randint(0, config.card + 1, (FRAMES, 16), generator=generator)
+    columns[0] = torch.tensor([config.text_card] + [config.card] * 16)
+    columns[3] = -1  # embeds to zero
+    ring = RingCache(
+        layers=config.num_layers,
+        slots=1,
+        heads=config.num_heads,
+        window=config.window,
+        head_dim=config.dim // config.num_heads,
+        dtype=torch.float32,
+        device=CPU,
+    )
+    batch = Batch.of([0], CPU)
+    peer = both.peer_lm
+    with torch.inference_mode(), peer.streaming(1):
+        for index, column in enumerate(columns):
+            place = torch.tensor([index])
+            x = lm.embed(column)[None, None]
+            hidden = lm(x, place[:, None], ring.at(batch, [index], place))[:, 0]
+            peer_hidden, peer_text = peer.forward_text(column[None, :, None])
+            torch.testing.assert_close(
+                lm.text_logits(hidden), peer_text[:, 0, 0], atol=1e-4, rtol=1e-4
+            )
+            text, codes = column[:1] % config.text_card, column[1:9] % config.card
+            logits: list[torch.Tensor] = []
+
+            def given(
+                codebook: int,
+                row: torch.Tensor,
+                codes: torch.Tensor = codes,
+                logits: list[torch.Tensor] = logits,
+            ) -> torch.Tensor:
+                logits.append(row)
+                return codes[codebook : codebook + 1]
+
+            lm.depth(hidden, text, given)
+            previous = [text, *codes.split(1)]
+            with peer.depformer.streaming(1):
+                for codebook in range(CODEBOOKS):
+                    token = previous[codebook].view(1, 1, 1)
+                    expected = peer.forward_depformer(codebook, token, peer_hidden)[:, 0, 0]
+                    torch.testing.assert_close(logits[codebook], expected, atol=1e-4, rtol=1e-4)
