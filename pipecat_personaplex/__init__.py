@@ -12,14 +12,27 @@ if TYPE_CHECKING:
     from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
     from pipecat_personaplex.engine.engine import Engine
     from pipecat_personaplex.engine.session import Session, SessionFrame
+    from pipecat_personaplex.playout import PlayoutMeter
+    from pipecat_personaplex.service import PersonaPlexLLMService
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "EngineConfig", "Persona", "SamplingParams", "Session", "SessionFrame"]
+__all__ = [
+    "Engine",
+    "EngineConfig",
+    "Persona",
+    "PersonaPlexLLMService",
+    "PlayoutMeter",
+    "SamplingParams",
+    "Session",
+    "SessionFrame",
+]
 
 _HOMES = {
     "Engine": "engine.engine",
     "EngineConfig": "config",
     "Persona": "config",
+    "PersonaPlexLLMService": "service",
+    "PlayoutMeter": "playout",
     "SamplingParams": "config",
     "Session": "engine.session",
     "SessionFrame": "engine.session",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +10,28 @@ from dataclasses import dataclass
 from pipecat_personaplex.config import FRAME_SECONDS
 
 # How SentencePiece spells a character that its vocabulary lacks: its UTF-8 bytes, one a piece.
-_BYTE_PIECES = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class PieceDecoder:
+    """Text out of pieces, of which several may spell one character."""
+
+    def __init__(self) -> None:
+        self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def decode(self, piece: str) -> str:
+        """The text that a piece completes; nothing inside a character, or for padding."""
+        if not piece:
+            return ""
+        byte = _BYTE_PIECE.fullmatch(piece)
+        if byte:
+            return self._bytes.decode(bytes.fromhex(byte[1]))
+        # Anything else ends a run of bytes, whole or not.
+        return self.flush() + piece
+
+    def flush(self) -> str:
+        """What is left of a character that was not completed."""
+        return self._bytes.decode(b"", final=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +57,9 @@ class WordAssembler:
     """
 
     def __init__(self) -> None:
-        self._pieces: list[str] = []
+        self._decoder = PieceDecoder()
+        self._text = ""
+        self._pieces = 0
         self._first = self._last = 0
 
     def push(self, index: int, piece: str) -> Word | None:
@@ -45,17 +69,16 @@ class WordAssembler:
         ended = self.flush() if piece[0].isspace() else None
         if not self._pieces:
             self._first = index
-        self._pieces.append(piece)
+        self._text += self._decoder.decode(piece)
+        self._pieces += 1
         self._last = index
         return ended
 
     def flush(self) -> Word | None:
         """The word so far, if any: at the end of a conversation, or when the agent pauses."""
-        text = _BYTE_PIECES.sub(_decoded, "".join(self._pieces)).strip()
-        self._pieces.clear()
-        if not text:
-            return None
-        return Word(text, _seconds(self._first), _seconds(self._last + 1))
+        text = (self._text + self._decoder.flush()).strip()
+        self._text, self._pieces = "", 0
+        return Word(text, _seconds(self._first), _seconds(self._last + 1)) if text else None
 
 
 def words_of(pieces: Iterable[str]) -> list[Word]:
@@ -64,11 +87,6 @@ def words_of(pieces: Iterable[str]) -> list[Word]:
     words = [assembler.push(index, piece) for index, piece in enumerate(pieces)]
     words.append(assembler.flush())
     return [word for word in words if word is not None]
-
-
-def _decoded(run: re.Match[str]) -> str:
-    codes = run[0].replace("<0x", "").replace(">", "")
-    return bytes.fromhex(codes).decode("utf-8", errors="replace")
 
 
 def _seconds(index: int) -> float:

@@ -1,0 +1,368 @@
+"""The Pipecat service: PersonaPlex in place of speech-to-text, language model and speech."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from pipecat.frames.frames import (
+    CancelFrame,
+    EndFrame,
+    Frame,
+    InputAudioRawFrame,
+    InterruptionFrame,
+    LLMContextFrame,
+    LLMServiceMetadataFrame,
+    LLMUpdateSettingsFrame,
+    MetricsFrame,
+    SpeechOutputAudioRawFrame,
+    StartFrame,
+    TTSSpeakFrame,
+)
+from pipecat.metrics.metrics import MetricsData
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
+from pipecat.services.llm_service import LLMService
+from pipecat.services.settings import LLMSettings
+from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
+from pipecat.utils.errors import ErrorCategory
+
+from pipecat_personaplex.audio import float_to_pcm16, pcm16_to_float
+from pipecat_personaplex.call import (
+    Call,
+    EngineLike,
+    Event,
+    PersonaRefused,
+    SessionEnded,
+    SessionStarted,
+    SpeechCut,
+    SpeechRefused,
+)
+from pipecat_personaplex.config import SAMPLE_RATE
+from pipecat_personaplex.engine.session import SessionFrame
+from pipecat_personaplex.errors import EngineFull, PersonaPlexError, SessionFailed, UserError
+from pipecat_personaplex.gate import NoiseGate
+from pipecat_personaplex.metrics import CallFigures
+from pipecat_personaplex.playout import PlayoutMeter
+from pipecat_personaplex.resampling import StreamResampler
+from pipecat_personaplex.settings import (
+    PERSONA_FIELDS,
+    SAMPLING_FIELDS,
+    PersonaPlexLLMSettings,
+)
+from pipecat_personaplex.transcript import Transcript
+
+_TICK_SECONDS = 0.02
+# Every metrics frame becomes a message to the client, so figures are gathered for about 5 s.
+_METRICS_FRAMES = 62
+# For the last frames to be pushed once a call is closed; nothing in them waits for anything.
+_CLOSING_SECONDS = 1.0
+
+
+class PersonaPlexLLMService(LLMService):
+    """PersonaPlex as one Pipecat service: the caller's audio in, the agent's audio and words out.
+
+    The model listens and speaks at the same time and decides by itself when to do either. So
+    there is no VAD, no turn detection and no interruption: an ``InterruptionFrame`` passes
+    through and the model goes on.
+
+    Event handlers available:
+
+    - on_session_started(service, persona): The persona answers the caller from now on.
+    - on_session_ended(service, persona, error): It no longer does; error is None if on purpose.
+    - on_late_frame(service, timings): A frame took longer than the 80 ms there are.
+
+    Args:
+        engine: A started engine, shared by every call of the process.
+        settings: What differs from the defaults.
+        greeting: A sentence that the agent opens the call with. The words are forced; the sound
+            is the model's own.
+        playout: The meter behind ``transport.output()``; with it, silence is dropped while too
+            much audio waits to be played.
+        noise_gate_dbfs: RMS level below which the agent's audio becomes digital silence, so that
+            listeners can tell that it has stopped speaking; None leaves the audio alone.
+        clock: Monotonic seconds, by which input is paced.
+        **kwargs: For ``LLMService``.
+    """
+
+    Settings = PersonaPlexLLMSettings
+    _settings: PersonaPlexLLMSettings
+
+    def __init__(
+        self,
+        engine: EngineLike,
+        *,
+        settings: PersonaPlexLLMSettings | None = None,
+        greeting: str | None = None,
+        playout: PlayoutMeter | None = None,
+        noise_gate_dbfs: float | None = -50.0,
+        clock: Callable[[], float] = time.monotonic,
+        **kwargs: Any,
+    ):
+        complete = self.Settings.defaults()
+        if settings is not None:
+            complete.apply_update(settings)
+        super().__init__(settings=complete, **kwargs)
+        self._engine = engine
+        self._call = Call(engine, clock)
+        self._playout = playout
+        self._gate = None if noise_gate_dbfs is None else NoiseGate(noise_gate_dbfs)
+        self._transcript = Transcript()
+        self._figures = CallFigures()
+        self._started = False
+        self._context_seen = False
+        self._input: StreamResampler | None = None
+        self._output: StreamResampler | None = None
+        self._output_rate = SAMPLE_RATE
+        self._clock_task: asyncio.Task[None] | None = None
+        self._event_task: asyncio.Task[None] | None = None
+        if greeting:
+            self._call.say(greeting)
+        for name in ("on_session_started", "on_session_ended", "on_late_frame"):
+            self._register_event_handler(name)
+
+    def can_generate_metrics(self) -> bool:
+        """It can; see ``PersonaPlexMetricsData``."""
+        return True
+
+    def service_metadata_frame(self) -> LLMServiceMetadataFrame:
+        """Ask the aggregators to leave turns alone and to interrupt nobody."""
+        return LLMServiceMetadataFrame(
+            service_name=self.name,
+            user_turn_strategies=ExternalUserTurnStrategies(enable_interruptions=False),
+        )
+
+    async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
+        """Take the pipeline's output rate; input frames bring their own."""
+        await super().setup(setup)
+        self._output_rate = setup.audio_out_sample_rate
+        self._output = StreamResampler(SAMPLE_RATE, self._output_rate)
+
+    async def start(self, frame: StartFrame) -> None:
+        """Open the session, whose prompt is computed in the background."""
+        await super().start(frame)
+        self._started = True
+        self._event_task = self.create_task(self._follow_events(), f"{self}::events")
+        self._clock_task = self.create_task(self._follow_clock(), f"{self}::clock")
+        try:
+            self._open()
+        except PersonaPlexError as error:
+            await self._give_up(error)
+
+    async def stop(self, frame: EndFrame) -> None:
+        """Close the session."""
+        await super().stop(frame)
+        await self._teardown()
+
+    async def cancel(self, frame: CancelFrame) -> None:
+        """Close the session."""
+        await super().cancel(frame)
+        await self._teardown()
+
+    async def cleanup(self) -> None:
+        """Close the session, if nothing else has."""
+        await self._teardown()
+        await super().cleanup()  # type: ignore[no-untyped-call]
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        """Hear the caller, follow instructions, and push every frame on."""
+        await super().process_frame(frame, direction)
+        if isinstance(frame, InputAudioRawFrame):
+            self._hear(frame)
+        elif isinstance(frame, TTSSpeakFrame):
+            self._call.say(frame.text)
+        elif isinstance(frame, InterruptionFrame):
+            # Whoever writes the conversation down has just ended the agent's turn. The model
+            # knows of no interruption, so what it says next belongs to another.
+            self._call.cut()
+        elif isinstance(frame, LLMContextFrame):
+            await self._take_context(frame)
+        elif isinstance(frame, LLMUpdateSettingsFrame) and frame.service not in (None, self):
+            return  # LLMService has pushed it on
+        await self.push_frame(frame, direction)
+
+    # Settings.
+
+    def _open(self) -> None:
+        persona = self._settings.persona(self._engine.voices)
+        self._call.open(persona, self._settings.sampling())
+
+    async def _update_settings(  # type: ignore[override]
+        self, delta: LLMSettings
+    ) -> dict[str, Any]:
+        changed = await super()._update_settings(delta)
+        idle = changed.keys() - PERSONA_FIELDS - SAMPLING_FIELDS
+        self._warn_unhandled_updated_settings(idle)  # type: ignore[no-untyped-call]
+        if not self._started:
+            return changed
+        try:
+            if changed.keys() & PERSONA_FIELDS:
+                self._open()
+            elif changed.keys() & SAMPLING_FIELDS:
+                self._call.update(self._settings.sampling())
+        except PersonaPlexError as error:
+            return await self._refuse(changed, error)
+        return changed
+
+    async def _refuse(self, changed: dict[str, Any], error: PersonaPlexError) -> dict[str, Any]:
+        """Take back settings that the engine would not have; returns what is left changed."""
+        handled = changed.keys() & (PERSONA_FIELDS | SAMPLING_FIELDS)
+        await super()._update_settings(self.Settings(**{name: changed[name] for name in handled}))
+        if self._call.persona is None:
+            await self._give_up(error)
+        else:
+            # The call goes on as before, so this must not count against the service.
+            await self.push_error(
+                f"the settings were not changed: {error}", error, category=ErrorCategory.APPLICATION
+            )
+        return {name: old for name, old in changed.items() if name not in handled}
+
+    async def _take_context(self, frame: LLMContextFrame) -> None:
+        if frame.speculation:
+            # Such a context makes LLMService hold back the response it expects until the user's
+            # turn is over. This model answers no turn in particular, and is never to be silenced.
+            self._speculation_gate.begin_speculation(False)
+        first, self._context_seen = not self._context_seen, True
+        # Later ones are what the aggregators wrote down, and the model has heard all that.
+        if first and self._settings.system_instruction is None:
+            role = _system_message(frame)
+            if role:
+                await self._update_settings(self.Settings(system_instruction=role))
+
+    # Input.
+
+    def _hear(self, frame: InputAudioRawFrame) -> None:
+        pcm = pcm16_to_float(np.frombuffer(frame.audio, dtype=np.int16))
+        if frame.num_channels > 1:
+            pcm = pcm.reshape(-1, frame.num_channels).mean(axis=1)
+        if self._input is None or self._input.source_rate != frame.sample_rate:
+            self._input = StreamResampler(frame.sample_rate, SAMPLE_RATE)
+        self._call.hear(self._input.push(pcm))
+
+    async def _follow_clock(self) -> None:
+        while True:
+            self._call.tick()
+            await asyncio.sleep(_TICK_SECONDS)
+
+    # Output. Only the task that runs this pushes what the model says, so that frames which belong
+    # together stay together.
+
+    async def _follow_events(self) -> None:
+        try:
+            async for event in self._call.events():
+                await self._handle_event(event)
+        except Exception as error:
+            failure = SessionFailed(f"the call failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            await self._give_up(failure)
+        finally:
+            await self._end_turn()
+
+    async def _handle_event(self, event: Event) -> None:
+        match event:
+            case SessionFrame():
+                await self._deliver(event)
+            case SessionStarted(persona):
+                await self._end_turn()
+                await self._call_event_handler("on_session_started", persona)
+            case SessionEnded(persona, error):
+                if self._call.persona is None and error is not None:
+                    await self._end_turn()
+                    await self._give_up(error)
+                await self._call_event_handler("on_session_ended", persona, error)
+            case PersonaRefused(_, error):
+                await self._keep_persona(error or SessionFailed("the session was closed"))
+            case SpeechRefused(text, error):
+                await self.push_error(
+                    f"{text!r} cannot be said: {error}", error, category=ErrorCategory.APPLICATION
+                )
+            case SpeechCut():
+                await self._end_turn()
+
+    async def _keep_persona(self, error: PersonaPlexError) -> None:
+        persona = self._call.persona
+        if persona is not None:
+            await super()._update_settings(
+                self.Settings(voice=persona.voice, system_instruction=persona.text_prompt or None)
+            )
+        await self.push_error(
+            f"the persona was not changed: {error}", error, category=ErrorCategory.APPLICATION
+        )
+
+    async def _deliver(self, answer: SessionFrame) -> None:
+        for frame in self._transcript.push(answer.text):
+            await self.push_frame(frame)
+        pcm, silent = self._gate.process(answer.pcm) if self._gate else (answer.pcm, False)
+        if not (silent and self._playout is not None and self._playout.long):
+            await self._push_audio(pcm)
+        if self._figures.add(answer):
+            await self._call_event_handler("on_late_frame", answer.timings)
+        if self._figures.frames >= _METRICS_FRAMES:
+            await self._push_metrics()
+
+    async def _push_audio(self, pcm: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+        assert self._output is not None, "set up before any event"
+        samples = float_to_pcm16(self._output.push(pcm))
+        frame = SpeechOutputAudioRawFrame(samples.tobytes(), self._output_rate, 1)
+        # The model goes on talking whatever an interruption says; a hole in it helps nobody.
+        frame.interruptible = False
+        if self._playout is None:
+            await self.push_frame(frame)
+            return
+        mark = self._playout.sent(frame.num_frames / frame.sample_rate)
+        await self.push_frame(frame)
+        await self.push_frame(mark)
+
+    async def _end_turn(self) -> None:
+        for frame in self._transcript.close():
+            await self.push_frame(frame)
+
+    async def _push_metrics(self) -> None:
+        figures, self._figures = self._figures, CallFigures()
+        data: list[MetricsData] = []
+        if self.metrics_enabled:
+            backlog = self._playout.backlog if self._playout else None
+            data.append(figures.metrics(self.name, self._call, backlog))
+        if self.usage_metrics_enabled:
+            data.append(figures.usage(self.name))
+        if data:
+            await self.push_frame(MetricsFrame(data))
+
+    # The end.
+
+    async def _give_up(self, error: PersonaPlexError) -> None:
+        """Tell the host that this call cannot go on."""
+        await self.push_error(str(error), error, force_treat_as_permanent=True)
+
+    def _classify_error(self, exception: Exception) -> ErrorCategory | None:
+        if isinstance(exception, EngineFull):
+            return ErrorCategory.RATE_LIMIT
+        if isinstance(exception, UserError):
+            return ErrorCategory.INVALID_REQUEST
+        return ErrorCategory.SERVER if isinstance(exception, PersonaPlexError) else None
+
+    async def _teardown(self) -> None:
+        self._call.close()
+        clock, self._clock_task = self._clock_task, None
+        if clock is not None:
+            await self.cancel_task(clock)
+        events, self._event_task = self._event_task, None
+        if events is not None:
+            # It ends by itself, having closed what it has opened.
+            await asyncio.wait({events}, timeout=_CLOSING_SECONDS)
+            await self.cancel_task(events)
+
+
+def _system_message(frame: LLMContextFrame) -> str:
+    """The text of the context's first message, if that is a system message."""
+    messages = frame.context.get_messages()
+    first = messages[0] if messages else None
+    if not isinstance(first, dict) or first.get("role") not in ("system", "developer"):
+        return ""
+    content = first.get("content")
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return " ".join(part.get("text", "") for part in parts if isinstance(part, dict))

@@ -1,0 +1,195 @@
+"""A running pipeline that a test talks to frame by frame, without sleeping."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+from pipecat.frames.frames import (
+    EndFrame,
+    ErrorFrame,
+    Frame,
+    InputAudioRawFrame,
+    SpeechOutputAudioRawFrame,
+)
+from pipecat.pipeline.pipeline import Pipeline
+from pipecat.pipeline.worker import PipelineParams, PipelineWorker, ProcessorUnusablePolicy
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from pipecat.workers.runner import WorkerRunner
+
+from pipecat_personaplex.service import PersonaPlexLLMService
+
+F = TypeVar("F", bound=Frame)
+TIMEOUT = 10.0
+
+
+class ManualClock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class _Watcher(FrameProcessor):
+    """Collects the frames that pass in one direction."""
+
+    def __init__(self, direction: FrameDirection, frames: list[Frame]):
+        super().__init__(enable_direct_mode=True)
+        self._direction = direction
+        self._frames = frames
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        await super().process_frame(frame, direction)
+        if direction is self._direction:
+            self._frames.append(frame)
+        await self.push_frame(frame, direction)
+
+
+class RunningPipeline:
+    """Processors between two watchers, run for the length of an ``async with``."""
+
+    def __init__(
+        self,
+        processors: Sequence[FrameProcessor],
+        *,
+        params: PipelineParams | None = None,
+        clock: ManualClock | None = None,
+        policy: ProcessorUnusablePolicy = ProcessorUnusablePolicy.CONTINUE,
+    ):
+        self.down: list[Frame] = []
+        self.up: list[Frame] = []
+        self.clock = clock or ManualClock()
+        source = _Watcher(FrameDirection.UPSTREAM, self.up)
+        sink = _Watcher(FrameDirection.DOWNSTREAM, self.down)
+        self.worker = PipelineWorker(
+            Pipeline([source, *processors, sink]),
+            cancel_on_idle_timeout=False,
+            enable_rtvi=False,
+            processor_unusable_policy=policy,
+            params=params or PipelineParams(),
+        )
+
+    async def __aenter__(self) -> RunningPipeline:
+        started = asyncio.Event()
+
+        @self.worker.event_handler("on_pipeline_started")
+        async def on_pipeline_started(worker: object, frame: Frame) -> None:
+            started.set()
+
+        runner = WorkerRunner()
+        await runner.add_workers(self.worker)
+        self._run = asyncio.create_task(runner.run())
+        await asyncio.wait_for(started.wait(), TIMEOUT)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            await self.worker.cancel()
+        await self.end()
+
+    async def end(self) -> None:
+        """End the pipeline, and wait until it has."""
+        if not self._run.done():
+            await self.worker.queue_frame(EndFrame())
+        await asyncio.wait_for(self._run, TIMEOUT)
+
+    async def ended(self) -> None:
+        """Wait until the pipeline has ended by itself."""
+        await asyncio.wait_for(asyncio.shield(self._run), TIMEOUT)
+
+    async def cancel(self) -> None:
+        """Cancel the pipeline, and wait until it has ended."""
+        await self.worker.cancel()
+        await asyncio.wait_for(self._run, TIMEOUT)
+
+    async def send(
+        self, frame: Frame, direction: FrameDirection = FrameDirection.DOWNSTREAM
+    ) -> None:
+        await self.worker.queue_frame(frame, direction)
+
+    def seen(self, kind: type[F]) -> list[F]:
+        """Frames of a type that came out downstream so far."""
+        return [frame for frame in self.down if isinstance(frame, kind)]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until a condition holds; a test that waits in vain fails."""
+        async with asyncio.timeout(TIMEOUT):
+            # Conditions are about other threads too, which set no asyncio.Event.
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+
+    async def until_count(self, kind: type[Frame], count: int) -> None:
+        await self.until(lambda: len(self.seen(kind)) >= count)
+
+    async def speak(
+        self,
+        samples: np.ndarray,
+        *,
+        rate: int = 24_000,
+        chunk: float = 0.02,
+        in_time: bool = True,
+    ) -> None:
+        """Be a microphone: int16 [n] or [n, channels], chunk by chunk, each waited for.
+
+        The clock moves on by each chunk's length, unless the chunks come in one burst.
+        """
+        channels = 1 if samples.ndim == 1 else samples.shape[1]
+        count = round(rate * chunk)
+        for start in range(0, len(samples), count):
+            piece = samples[start : start + count]
+            heard = len(self.seen(InputAudioRawFrame))
+            if in_time:
+                self.clock.now += len(piece) / rate
+            await self.send(InputAudioRawFrame(piece.tobytes(), rate, channels))
+            await self.until_count(InputAudioRawFrame, heard + 1)
+
+    def audio(self) -> np.ndarray:
+        """What the agent said so far, int16."""
+        chunks = [
+            np.frombuffer(frame.audio, dtype=np.int16)
+            for frame in self.seen(SpeechOutputAudioRawFrame)
+        ]
+        return np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.int16)
+
+
+class Events:
+    """What a service's event handlers were told."""
+
+    def __init__(self, service: PersonaPlexLLMService):
+        self.seen: list[tuple[Any, ...]] = []
+        for name in ("on_session_started", "on_session_ended", "on_late_frame"):
+            service.add_event_handler(name, self._handler(name))
+
+    def _handler(self, name: str) -> Callable[..., Any]:
+        async def handler(service: PersonaPlexLLMService, *args: object) -> None:
+            self.seen.append((name, *args))
+
+        return handler
+
+    def named(self, name: str) -> list[tuple[Any, ...]]:
+        return [event[1:] for event in self.seen if event[0] == name]
+
+
+async def started(pipeline: RunningPipeline, events: Events, count: int = 1) -> None:
+    await pipeline.until(lambda: len(events.named("on_session_started")) >= count)
+
+
+def errors(pipeline: RunningPipeline) -> list[ErrorFrame]:
+    return [frame for frame in pipeline.up if isinstance(frame, ErrorFrame)]
+
+
+def tone(seconds: float, rate: int = 24_000, hertz: float = 440.0, peak: int = 8_000) -> np.ndarray:
+    """A sine, int16."""
+    time = np.arange(round(seconds * rate)) / rate
+    return (peak * np.sin(2 * np.pi * hertz * time)).astype(np.int16)

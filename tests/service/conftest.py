@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.engines import FakeEngine
+from tests.helpers.pipelines import ManualClock
+
+
+@pytest.fixture(autouse=True)
+def nothing_deprecated(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
+    # Pipecat shows its own deprecations whatever the filters say, so they never raise.
+    yield
+    assert not [str(warning.message) for warning in recwarn]
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeEngine]:
+    with FakeEngine() as engine:
+        yield engine
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()

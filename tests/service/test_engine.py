@@ -1,0 +1,63 @@
+"""The service on the real engine, in real time, with the small golden checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import numpy as np
+from pipecat.frames.frames import (
+    ErrorFrame,
+    InputAudioRawFrame,
+    LLMUpdateSettingsFrame,
+    SpeechOutputAudioRawFrame,
+    TTSTextFrame,
+)
+from pipecat.pipeline.worker import PipelineParams
+
+from pipecat_personaplex import Engine, Persona
+from pipecat_personaplex.service import PersonaPlexLLMService
+from tests.helpers.pipelines import Events, RunningPipeline, started, tone
+
+Settings = PersonaPlexLLMService.Settings
+
+
+async def test_a_call_with_a_greeting_and_a_new_persona(engine: Engine):
+    first, second = engine.voices[:2]
+    service = PersonaPlexLLMService(
+        engine,
+        settings=Settings(voice=first, system_instruction="You enjoy tea.", seed=5),
+        greeting="Hello there!",
+    )
+    params = PipelineParams(audio_in_sample_rate=16_000)
+    pipeline = RunningPipeline([service], params=params)
+    events = Events(service)
+    arrivals: list[float] = []
+
+    @service.event_handler("on_after_push_frame")
+    async def on_after_push_frame(service: object, frame: object) -> None:
+        if isinstance(frame, SpeechOutputAudioRawFrame):
+            arrivals.append(time.monotonic())
+
+    async with pipeline:
+        await started(pipeline, events)
+        begun = time.monotonic()
+        sound = tone(3.2, 16_000).reshape(-1, 320)
+        for index, chunk in enumerate(sound):
+            # A microphone is on time whatever the pipeline does.
+            await asyncio.sleep(max(0.0, begun + 0.02 * (index + 1) - time.monotonic()))
+            await pipeline.send(InputAudioRawFrame(chunk.tobytes(), 16_000, 1))
+            if index == 80:
+                delta = Settings(voice=second, system_instruction="You sell tea.")
+                await pipeline.send(LLMUpdateSettingsFrame(delta=delta))
+        await started(pipeline, events, 2)
+        await pipeline.until_count(SpeechOutputAudioRawFrame, 39)
+    assert not any(isinstance(frame, ErrorFrame) for frame in pipeline.up)
+    assert events.named("on_session_started") == [
+        (Persona(first, "You enjoy tea."),),
+        (Persona(second, "You sell tea."),),
+    ]
+    assert "Hello there!" in "".join(frame.text for frame in pipeline.seen(TTSTextFrame))
+    assert np.abs(pipeline.audio()).max() > 1_000
+    assert np.diff(arrivals).max() <= 0.2
+    assert engine.stats().sessions == 0

@@ -1,0 +1,164 @@
+"""What can go wrong, and the figures that tell."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from pipecat.frames.frames import (
+    LLMFullResponseEndFrame,
+    LLMUpdateSettingsFrame,
+    MetricsFrame,
+    SpeechOutputAudioRawFrame,
+    TTSTextFrame,
+)
+from pipecat.metrics.metrics import LLMUsageMetricsData
+from pipecat.pipeline.worker import PipelineParams
+from pipecat.utils.errors import ErrorCategory
+
+from pipecat_personaplex.config import Persona
+from pipecat_personaplex.errors import EngineFailed, EngineFull, SessionFailed, VoiceNotFound
+from pipecat_personaplex.metrics import PersonaPlexMetricsData
+from pipecat_personaplex.playout import PlayoutMeter
+from pipecat_personaplex.service import PersonaPlexLLMService
+from tests.helpers.engines import FakeEngine, says
+from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, errors, started, tone
+
+Settings = PersonaPlexLLMService.Settings
+
+
+async def test_a_full_engine_is_an_error_that_ends_the_call(clock: ManualClock):
+    with FakeEngine(max_sessions=1) as fake:
+        fake.open_session(Persona("NATF2"), on_frame=print)
+        service = PersonaPlexLLMService(fake, clock=clock)
+        async with RunningPipeline([service], clock=clock) as pipeline:
+            await pipeline.until(lambda: errors(pipeline))
+            (error,) = errors(pipeline)
+            assert isinstance(error.exception, EngineFull)
+            assert error.category is ErrorCategory.RATE_LIMIT
+            assert error.processor is service and not service.is_usable
+            await pipeline.speak(tone(0.2))  # harmless
+        assert len(fake.sessions) == 1
+
+
+async def test_an_unknown_voice_is_an_error_that_names_the_known_ones(
+    fake: FakeEngine, clock: ManualClock
+):
+    service = PersonaPlexLLMService(fake, clock=clock, settings=Settings(voice="NATX9"))
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await pipeline.until(lambda: errors(pipeline))
+        (error,) = errors(pipeline)
+        assert isinstance(error.exception, VoiceNotFound)
+        assert error.category is ErrorCategory.INVALID_REQUEST
+        assert "NATF2, NATM1" in error.error and not service.is_usable
+        # Better settings bring it back.
+        await pipeline.send(LLMUpdateSettingsFrame(delta=Settings(voice="NATM1")))
+        await started(pipeline, events)
+        assert service.is_usable
+        await pipeline.speak(tone(0.1))
+        await pipeline.until_count(SpeechOutputAudioRawFrame, 1)
+
+
+@pytest.mark.parametrize("failure", [EngineFailed("the device is gone"), SessionFailed("NaN")])
+async def test_a_failure_in_mid_call_ends_the_call(
+    fake: FakeEngine, clock: ManualClock, failure: EngineFailed | SessionFailed
+):
+    fake.on_open = says(" I", " was")
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.speak(tone(0.16))
+        await pipeline.until_count(TTSTextFrame, 2)
+        fake.fail(failure)
+        await pipeline.until(lambda: errors(pipeline))
+        assert errors(pipeline)[0].exception is failure
+        assert errors(pipeline)[0].category is ErrorCategory.SERVER
+        assert not service.is_usable
+        await pipeline.until(lambda: events.named("on_session_ended"))
+        assert events.named("on_session_ended") == [(Persona("NATF2"), failure)]
+        await pipeline.until_count(LLMFullResponseEndFrame, 1)
+        await pipeline.speak(tone(0.2))  # harmless
+    assert len(errors(pipeline)) == 1
+    assert len(events.named("on_session_ended")) == 1
+
+
+async def test_a_mistake_in_here_is_an_error_too(
+    fake: FakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipecat_personaplex.service.float_to_pcm16", lambda pcm: 1 / 0)
+    fake.on_open = says(" Oh")
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.speak(tone(0.1))
+        await pipeline.until(lambda: errors(pipeline))
+        assert "ZeroDivisionError" in errors(pipeline)[0].error
+        assert not service.is_usable
+        await pipeline.until_count(LLMFullResponseEndFrame, 1)
+    assert not fake.open_sessions
+
+
+async def test_an_engine_without_voices_says_so(clock: ManualClock):
+    with FakeEngine(voices=()) as fake:
+        service = PersonaPlexLLMService(fake, clock=clock)
+        async with RunningPipeline([service], clock=clock) as pipeline:
+            await pipeline.until(lambda: errors(pipeline))
+        assert isinstance(errors(pipeline)[0].exception, VoiceNotFound)
+
+
+async def test_tearing_down_three_times_is_tearing_down_once(fake: FakeEngine, clock: ManualClock):
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+    await service.cleanup()
+    await service.cleanup()
+    assert events.named("on_session_ended") == [(Persona("NATF2"), None)]
+    assert not fake.open_sessions
+    assert not errors(pipeline)
+
+
+async def test_a_service_that_never_ran_can_be_cleaned_up(fake: FakeEngine):
+    service = PersonaPlexLLMService(fake)
+    await service.cleanup()
+    assert not fake.sessions
+
+
+async def test_figures_come_every_few_seconds(fake: FakeEngine, clock: ManualClock):
+    fake.on_open = says(" One", " two")
+    fake.step_ms = 90.0
+    meter = PlayoutMeter()
+    service = PersonaPlexLLMService(fake, clock=clock, playout=meter)
+    params = PipelineParams(enable_metrics=True, enable_usage_metrics=True)
+    pipeline = RunningPipeline([service, meter], clock=clock, params=params)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.speak(tone(6.0), chunk=0.08)
+        await pipeline.until(lambda: figures(pipeline))
+        await pipeline.until(lambda: len(events.named("on_late_frame")) >= 62)
+    (data,) = figures(pipeline)
+    assert data.value == pytest.approx(0.09) and data.step_max == pytest.approx(0.09)
+    assert (data.frames, data.late_frames) == (62, 62)
+    assert data.playout_backlog is not None and data.input_discarded == 0
+    usage = [d for f in pipeline.seen(MetricsFrame) for d in f.data]
+    assert [u.value.completion_tokens for u in usage if isinstance(u, LLMUsageMetricsData)] == [2]
+    assert events.named("on_late_frame")[0][0].total_ms == pytest.approx(90.5)
+
+
+def figures(pipeline: RunningPipeline) -> list[PersonaPlexMetricsData]:
+    frames = pipeline.seen(MetricsFrame)
+    return [d for frame in frames for d in frame.data if isinstance(d, PersonaPlexMetricsData)]
+
+
+def test_the_service_needs_no_torch():
+    code = "import sys, pipecat_personaplex.service; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)

@@ -1,0 +1,203 @@
+"""What may change during a call."""
+
+from __future__ import annotations
+
+import numpy as np
+from pipecat.frames.frames import (
+    LLMFullResponseEndFrame,
+    LLMFullResponseStartFrame,
+    LLMUpdateSettingsFrame,
+    SpeechOutputAudioRawFrame,
+)
+from pipecat.services.settings import LLMSettings
+
+from pipecat_personaplex.config import FRAME_SAMPLES, Persona, SamplingParams
+from pipecat_personaplex.errors import EngineFull, SessionFailed
+from pipecat_personaplex.service import PersonaPlexLLMService
+from tests.helpers.engines import FakeEngine
+from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, errors, started, tone
+
+Settings = PersonaPlexLLMService.Settings
+
+
+async def test_sampling_changes_apply_to_the_running_session(fake: FakeEngine, clock: ManualClock):
+    service = PersonaPlexLLMService(fake, clock=clock, settings=Settings(seed=7, top_k_text=5))
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        assert fake.sessions[0].sampling == SamplingParams(seed=7, top_k_text=5)
+        await pipeline.send(LLMUpdateSettingsFrame(delta=Settings(temperature_audio=0.2)))
+        await pipeline.until_count(LLMUpdateSettingsFrame, 1)
+        expected = SamplingParams(seed=7, top_k_text=5, temperature_audio=0.2)
+        assert fake.sessions[0].sampling == expected
+        assert len(fake.sessions) == 1
+        # Out of range: refused, and the settings are what they were.
+        await pipeline.send(LLMUpdateSettingsFrame(delta=Settings(temperature_audio=-1.0)))
+        await pipeline.until(lambda: errors(pipeline))
+        assert fake.sessions[0].sampling == expected
+        assert service.settings.temperature_audio == 0.2
+        assert service.is_usable
+
+
+async def test_a_new_persona_takes_over_without_a_gap(fake: FakeEngine, clock: ManualClock):
+    service = PersonaPlexLLMService(
+        fake, clock=clock, settings=Settings(system_instruction="You sell hats.")
+    )
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        old = fake.sessions[0]
+        old.pieces += [" We", " have"]
+        fake.ready = False
+        await pipeline.speak(tone(0.4))
+        await pipeline.until_count(SpeechOutputAudioRawFrame, 5)
+        delta = Settings(voice="NATM1", system_instruction="You sell tea.")
+        await pipeline.send(LLMUpdateSettingsFrame(delta=delta))
+        await pipeline.until_count(LLMUpdateSettingsFrame, 1)
+        new = fake.sessions[1]
+        new.gain = 0.5
+        # While its prompt is computed, the old one goes on answering.
+        await pipeline.speak(tone(0.4))
+        await pipeline.until_count(SpeechOutputAudioRawFrame, 10)
+        assert not new.heard and not old.closed
+        new.make_ready()
+        await started(pipeline, events, 2)
+        await pipeline.speak(tone(0.4))
+        await pipeline.until_count(SpeechOutputAudioRawFrame, 15)
+        await pipeline.until(lambda: events.named("on_session_ended"))
+        assert new.persona == Persona("NATM1", "You sell tea.")
+        assert old.closed and not new.closed
+    # One frame for each 80 ms heard, the old voice and then the new one, nothing twice.
+    assert len(old.heard) == 10 and len(new.heard) == 5
+    heard = pipeline.audio()
+    peaks = [np.abs(frame).max() for frame in heard.reshape(-1, FRAME_SAMPLES)]
+    assert [p > 6_000 for p in peaks] == [True] * 10 + [False] * 5
+    assert min(peaks) > 3_000
+    assert len(pipeline.seen(LLMFullResponseStartFrame)) == 1
+    assert len(pipeline.seen(LLMFullResponseEndFrame)) == 1
+    assert events.named("on_session_ended")[0] == (old.persona, None)
+
+
+async def test_an_answer_owed_at_the_hand_over_is_still_heard(fake: FakeEngine, clock: ManualClock):
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        fake.step.clear()
+        await pipeline.speak(tone(0.08))
+        await pipeline.send(LLMUpdateSettingsFrame(delta=Settings(voice="NATM1")))
+        await started(pipeline, events, 2)
+        await pipeline.speak(tone(0.08))
+        old, new = fake.sessions
+        assert len(old.heard) == len(new.heard) == 1 and not old.closed
+        fake.step.set()
+        await pipeline.until_count(SpeechOutputAudioRawFrame, 2)
+        await pipeline.until(lambda: old.closed)
+        # A session that is over may say what it likes.
+        old.closed = False
+        old.push(np.ones(FRAME_SAMPLES, np.float32))
+        await pipeline.speak(tone(0.08))
+        await pipeline.until_count(SpeechOutputAudioRawFrame, 3)
+    assert len(pipeline.seen(SpeechOutputAudioRawFrame)) == 3
+    assert np.abs(pipeline.audio()).max() <= 8_000
+
+
+async def test_no_slot_for_a_new_persona_keeps_the_old_one(clock: ManualClock):
+    with FakeEngine(max_sessions=1) as fake:
+        service = PersonaPlexLLMService(
+            fake, clock=clock, settings=Settings(system_instruction="You sell hats.")
+        )
+        pipeline = RunningPipeline([service], clock=clock)
+        events = Events(service)
+        async with pipeline:
+            await started(pipeline, events)
+            delta = Settings(system_instruction="You sell tea.", voice="NATM1")
+            await pipeline.send(LLMUpdateSettingsFrame(delta=delta))
+            await pipeline.until(lambda: errors(pipeline))
+            (error,) = errors(pipeline)
+            assert isinstance(error.exception, EngineFull)
+            assert service.is_usable
+            assert service.settings.system_instruction == "You sell hats."
+            assert service.settings.voice is None
+            await pipeline.speak(tone(0.16))
+            await pipeline.until_count(SpeechOutputAudioRawFrame, 2)
+        assert len(fake.sessions) == 1
+
+
+async def test_an_unknown_voice_for_a_new_persona_keeps_the_old_one(
+    fake: FakeEngine, clock: ManualClock
+):
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.send(LLMUpdateSettingsFrame(delta=Settings(voice="NATX9")))
+        await pipeline.until(lambda: errors(pipeline))
+        assert "NATF2, NATM1" in errors(pipeline)[0].error
+        assert service.is_usable and service.settings.voice is None
+        await pipeline.speak(tone(0.16))
+        await pipeline.until_count(SpeechOutputAudioRawFrame, 2)
+
+
+async def test_a_new_persona_that_fails_while_it_is_prepared_keeps_the_old_one(
+    fake: FakeEngine, clock: ManualClock
+):
+    service = PersonaPlexLLMService(fake, clock=clock, settings=Settings(voice="NATF2"))
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        fake.ready = False
+        await pipeline.send(LLMUpdateSettingsFrame(delta=Settings(voice="NATM1")))
+        await pipeline.until(lambda: len(fake.sessions) == 2)
+        fake.sessions[1].fail(SessionFailed("out of memory"))
+        await pipeline.until(lambda: errors(pipeline))
+        assert "out of memory" in errors(pipeline)[0].error
+        assert service.is_usable and service.settings.voice == "NATF2"
+        await pipeline.speak(tone(0.16))
+        await pipeline.until_count(SpeechOutputAudioRawFrame, 2)
+
+
+async def test_a_persona_that_nobody_has_heard_gives_up_its_slot(clock: ManualClock):
+    with FakeEngine(max_sessions=1, ready=False) as fake:
+        service = PersonaPlexLLMService(fake, clock=clock)
+        pipeline = RunningPipeline([service], clock=clock)
+        events = Events(service)
+        async with pipeline:
+            fake.ready = True
+            await pipeline.send(LLMUpdateSettingsFrame(delta=Settings(voice="NATM1")))
+            await started(pipeline, events)
+            assert [s.persona.voice for s in fake.open_sessions] == ["NATM1"]
+        assert not errors(pipeline)
+        assert events.named("on_session_started") == [(Persona("NATM1"),)]
+
+
+async def test_settings_for_another_service_pass_by_once(fake: FakeEngine, clock: ManualClock):
+    service = PersonaPlexLLMService(fake, clock=clock)
+    other = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        delta = Settings(voice="NATM1")
+        await pipeline.send(LLMUpdateSettingsFrame(delta=delta, service=other))
+        await pipeline.end()
+    assert len(pipeline.seen(LLMUpdateSettingsFrame)) == 1
+    assert len(fake.sessions) == 1
+
+
+async def test_settings_that_the_model_does_not_have_do_nothing(
+    fake: FakeEngine, clock: ManualClock
+):
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.send(LLMUpdateSettingsFrame(delta=LLMSettings(top_p=0.5)))
+        await pipeline.until_count(LLMUpdateSettingsFrame, 1)
+        assert len(fake.sessions) == 1 and not errors(pipeline)

@@ -1,0 +1,167 @@
+"""What the agent says, and whose turn it is."""
+
+from __future__ import annotations
+
+import pytest
+from pipecat.frames.frames import (
+    Frame,
+    InputAudioRawFrame,
+    InterruptionFrame,
+    LLMContextFrame,
+    LLMFullResponseEndFrame,
+    LLMFullResponseStartFrame,
+    LLMServiceMetadataFrame,
+    LLMTextFrame,
+    SpeechOutputAudioRawFrame,
+    TTSSpeakFrame,
+    TTSStartedFrame,
+    TTSStoppedFrame,
+    TTSTextFrame,
+)
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.processors.frame_processor import FrameDirection
+from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
+
+from pipecat_personaplex.service import PersonaPlexLLMService
+from tests.helpers.engines import FakeEngine, says
+from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, errors, started, tone
+
+
+async def test_what_the_agent_says_is_a_balanced_turn(fake: FakeEngine, clock: ManualClock):
+    fake.on_open = says("", " Hello", " there", ".")
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.speak(tone(1.2))
+        await pipeline.until_count(LLMFullResponseEndFrame, 1)
+    words = [f for f in pipeline.down if not isinstance(f, InputAudioRawFrame)]
+    kinds = [type(f) for f in words if not isinstance(f, SpeechOutputAudioRawFrame)]
+    assert kinds[kinds.index(LLMFullResponseStartFrame) :][:10] == [
+        LLMFullResponseStartFrame,
+        TTSStartedFrame,
+        *[LLMTextFrame, TTSTextFrame] * 3,
+        TTSStoppedFrame,
+        LLMFullResponseEndFrame,
+    ]
+    assert "".join(f.text for f in pipeline.seen(TTSTextFrame)) == "Hello there."
+
+
+@pytest.mark.parametrize("how", ["end", "cancel"])
+async def test_an_open_turn_is_closed_at_the_end(fake: FakeEngine, clock: ManualClock, how: str):
+    fake.on_open = says(" Well")
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    closed: list[Frame] = []
+
+    @service.event_handler("on_before_push_frame")
+    async def on_before_push_frame(service: object, frame: Frame) -> None:
+        closed.append(frame)
+
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.speak(tone(0.1))
+        await pipeline.until_count(TTSTextFrame, 1)
+        await getattr(pipeline, how)()
+    # A cancelled pipeline passes nothing on, yet the service has said it.
+    kinds = [type(frame) for frame in closed]
+    assert kinds.count(LLMFullResponseStartFrame) == kinds.count(LLMFullResponseEndFrame) == 1
+    assert kinds.count(TTSStartedFrame) == kinds.count(TTSStoppedFrame) == 1
+    assert not fake.open_sessions
+
+
+async def test_a_greeting_is_said_once_the_session_is_ready(clock: ManualClock):
+    with FakeEngine(ready=False) as fake:
+        service = PersonaPlexLLMService(fake, clock=clock, greeting="Good morning!")
+        pipeline = RunningPipeline([service], clock=clock)
+        events = Events(service)
+        async with pipeline:
+            assert not fake.sessions[0].said
+            fake.sessions[0].make_ready()
+            await started(pipeline, events)
+            await pipeline.until(lambda: fake.sessions[0].said == ["Good morning!"])
+            await pipeline.send(TTSSpeakFrame("And now this."))
+            await pipeline.until_count(TTSSpeakFrame, 1)
+            assert fake.sessions[0].said == ["Good morning!", "And now this."]
+
+
+async def test_words_that_cannot_be_said_are_an_error_and_the_call_goes_on(
+    fake: FakeEngine, clock: ManualClock
+):
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.send(TTSSpeakFrame(" "))
+        await pipeline.until(lambda: errors(pipeline))
+        assert service.is_usable
+        await pipeline.speak(tone(0.1))
+        await pipeline.until_count(SpeechOutputAudioRawFrame, 1)
+
+
+async def test_interruptions_do_no_harm(fake: FakeEngine, clock: ManualClock):
+    fake.on_open = says(" One", " two", " three", " four")
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.speak(tone(0.16))
+        await pipeline.until_count(TTSTextFrame, 2)
+        await pipeline.send(InterruptionFrame())
+        await pipeline.send(InterruptionFrame(), FrameDirection.UPSTREAM)
+        await pipeline.until_count(InterruptionFrame, 1)
+        await pipeline.speak(tone(1.2))
+        await pipeline.until_count(LLMFullResponseEndFrame, 2)
+        await pipeline.until_count(SpeechOutputAudioRawFrame, 17)
+    assert "".join(f.text for f in pipeline.seen(TTSTextFrame)) == "One twothree four"
+    kept = (SpeechOutputAudioRawFrame, TTSTextFrame, LLMFullResponseEndFrame)
+    assert not any(frame.interruptible for frame in pipeline.down if isinstance(frame, kept))
+    assert len(fake.sessions) == 1
+
+
+async def test_the_metadata_turns_turn_taking_off(fake: FakeEngine, clock: ManualClock):
+    service = PersonaPlexLLMService(fake, clock=clock)
+    async with RunningPipeline([service], clock=clock) as pipeline:
+        await pipeline.until_count(LLMServiceMetadataFrame, 1)
+    strategies = pipeline.seen(LLMServiceMetadataFrame)[0].user_turn_strategies
+    assert isinstance(strategies, ExternalUserTurnStrategies)
+    assert strategies.enable_interruptions is False
+
+
+async def test_the_first_context_may_bring_the_role(fake: FakeEngine, clock: ManualClock):
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        context = LLMContext([{"role": "system", "content": "You sell tea."}])
+        await pipeline.send(LLMContextFrame(context))
+        await started(pipeline, events, 2)
+        later = LLMContext([{"role": "system", "content": "You sell coffee."}])
+        await pipeline.send(LLMContextFrame(later))
+        await pipeline.until_count(LLMContextFrame, 2)
+    assert [s.persona.text_prompt for s in fake.sessions] == ["", "You sell tea."]
+
+
+async def test_a_context_changes_nothing_when_the_role_is_set(fake: FakeEngine, clock: ManualClock):
+    service = PersonaPlexLLMService(
+        fake,
+        clock=clock,
+        settings=PersonaPlexLLMService.Settings(system_instruction="You sell hats."),
+    )
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        context = LLMContext([{"role": "system", "content": "You sell tea."}])
+        await pipeline.send(LLMContextFrame(context, speculation=True))
+        await pipeline.until_count(LLMContextFrame, 1)
+        # Nor may a speculative one hold back what the model says.
+        fake.sessions[0].pieces.append(" Hats!")
+        await pipeline.speak(tone(0.1))
+        await pipeline.until_count(TTSTextFrame, 1)
+    assert [s.persona.text_prompt for s in fake.sessions] == ["You sell hats."]
