@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install check format test clean
+.PHONY: help install check format test bot clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,13 @@ format: install  ## Let ruff format and fix
 
 test: check  ## Check, then run every test that needs no GPU
 	$(BIN)/pytest -m "not gpu"
+
+bot:  ## Talk to the assistant in a browser, with the best model for this machine; ARGS="--help"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test $(VENV)/.bots -nt pyproject.toml || test $(STAMP) -nt pyproject.toml || { \
+		echo "installing into $(VENV); the first time takes minutes" && \
+		$(BIN)/pip install --quiet -c constraints.txt -e '.[bots]' && touch $(VENV)/.bots; }
+	@$(BIN)/python -m bots.assistant $(ARGS)
 
 clean:  ## Remove what the targets above made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist

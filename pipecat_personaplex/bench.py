@@ -171,7 +171,7 @@ def step_times(runner: ModelRunner, sessions: int, frames: int, prefix: Prefix) 
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, (sessions, FRAME_SAMPLES))
     pcm = torch.from_numpy(noise.astype(np.float32))
     batch = Batch.of(list(range(sessions)), runner.device)
-    return timed(lambda: runner.step(batch, pcm), frames)
+    return timed(lambda: runner.step(batch, pcm), frames, runner.device)
 
 
 def start(runner: ModelRunner, sessions: int, prefix: Prefix) -> None:
@@ -180,14 +180,16 @@ def start(runner: ModelRunner, sessions: int, prefix: Prefix) -> None:
         runner.join(slot, prefix, SamplingParams(seed=slot))
 
 
-def timed(call: Callable[[], object], times: int) -> list[float]:
-    """Seconds of each call, after a few that do not count."""
+def timed(call: Callable[[], object], times: int, device: torch.device) -> list[float]:
+    """Seconds of each call, all its work on the device included, after a few that do not count."""
     for _ in range(_WARM_UP_STEPS):
         call()
     seconds = []
     for _ in range(times):
+        _synchronize(device)
         begin = time.perf_counter()
         call()
+        _synchronize(device)
         seconds.append(time.perf_counter() - begin)
     return seconds
 
@@ -202,8 +204,13 @@ def _figures(seconds: list[float]) -> dict[str, float]:
     }
 
 
-def _median_ms(call: Callable[[], object], times: int) -> float:
-    return float(np.median(timed(call, times))) * 1e3
+def _median_ms(call: Callable[[], object], times: int, device: torch.device) -> float:
+    return float(np.median(timed(call, times, device))) * 1e3
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _measure_prefill(
@@ -220,8 +227,9 @@ def _measure_prefill(
     runner = ModelRunner(config, lm, mimi, 1, device)
 
     def compute() -> Prefix:
-        prefix = Prefill(lm, prompt, device).advance(frames)
-        assert prefix is not None
+        prefill, prefix = Prefill(lm, prompt, device), None
+        while prefix is None:
+            prefix = prefill.advance(EngineConfig.prefill_chunk)
         return prefix
 
     prefix = compute()
@@ -236,9 +244,9 @@ def _measure_prefill(
         assert kept is not None
         runner.restore(0, kept, SamplingParams())
 
-    cold_ms = _median_ms(cold, 5)
-    cached_ms = _median_ms(cached, 20)
-    first_token_ms = _median_ms(lambda: runner.draw_first(0, prefix), 20)
+    cold_ms = _median_ms(cold, 5, device)
+    cached_ms = _median_ms(cached, 20, device)
+    first_token_ms = _median_ms(lambda: runner.draw_first(0, prefix), 20, device)
     stepped_ms = _stepped_prompt_ms(lm, prompt, device)
     figures = {
         "frames": frames,
@@ -279,8 +287,7 @@ def _stepped_prompt_ms(lm: PersonaPlexLM, prompt: Prompt, device: torch.device) 
         hidden = lm(lm.embed(columns[index])[None, None], place[:, None], kv)[:, 0]
         text = lm.text_logits(hidden).argmax(dim=-1)
         lm.depth(hidden, text, lambda codebook, logits: logits.argmax(dim=-1))
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    _synchronize(device)
     return (time.perf_counter() - begin) * 1e3
 
 
@@ -313,7 +320,7 @@ def _measure_peer(
     rounds = 5
     for _ in range(rounds):
         for name, call in contenders.items():
-            samples[name] += timed(call, max(1, options.frames // rounds))
+            samples[name] += timed(call, max(1, options.frames // rounds), device)
     medians = {name: float(np.median(times)) * 1e3 for name, times in samples.items()}
     report = {f"{name}_p50_ms": round(ms, 3) for name, ms in medians.items()}
     for name, ms in medians.items():

@@ -8,6 +8,8 @@ describe the one architecture we implement are accepted with that value only; ot
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -33,6 +35,9 @@ TEXT_PAD = 3
 ZERO_TOKEN = -1
 """A token that embeds to exactly zero."""
 
+_MAX_TOP_K = 1_000_000
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+
 RELEASED_WINDOW = 2_999
 """Frames the released model attends to; a longer prompt is refused."""
 
@@ -57,8 +62,11 @@ def _require_fixed(section: str, values: Mapping[str, Any], fixed: Mapping[str, 
 def _require_positive(config: Any, section: str) -> None:
     for spec in dataclasses.fields(config):
         value = getattr(config, spec.name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-            raise ConfigError(f"config.json: {section}.{spec.name} must be positive, not {value!r}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if not math.isfinite(number) or number <= 0:
+                raise ConfigError(
+                    f"config.json: {section}.{spec.name} must be positive, not {value!r}"
+                )
 
 
 def _typed(cls: type[Any], section: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,6 +233,12 @@ class MimiConfig:
         "quantizer": {"dimension", "n_q", "bins", "input_dimension", "output_dimension"},
     }
 
+    # Said more than once in a config.json.
+    _SAME_DIMENSION: ClassVar[Any] = {
+        "transformer": ("d_model", "input_dimension", "output_dimensions"),
+        "quantizer": ("input_dimension", "output_dimension"),
+    }
+
     def __post_init__(self) -> None:
         _require_positive(self, "mimi")
         samples = 2
@@ -235,6 +249,10 @@ class MimiConfig:
                 f"config.json: mimi.seanet.ratios {list(self.ratios)} give {samples} samples a "
                 f"frame; expected {FRAME_SAMPLES}"
             )
+        if min(self.kernel_size, self.residual_kernel_size, self.last_kernel_size) < 2:
+            raise ConfigError("config.json: mimi.seanet's kernels must have at least 2 taps")
+        if self.context < 4:
+            raise ConfigError(f"config.json: mimi context is {self.context}; expected at least 4")
         if self.dimension % self.num_heads or (self.dimension // self.num_heads) % 2:
             raise ConfigError(
                 f"config.json: mimi dimension {self.dimension} must split into {self.num_heads} "
@@ -257,14 +275,24 @@ class MimiConfig:
                 flat |= {k: v for k, v in section.items() if k == "bins"}
                 if "dimension" in section:
                     flat["codebook_dim"] = section["dimension"]
-                if section.get("n_q", CODEBOOKS) < CODEBOOKS:
+                stored = section.get("n_q", CODEBOOKS)
+                if type(stored) is not int or stored < CODEBOOKS:
                     raise ConfigError(
                         f"config.json: mimi.quantizer.n_q is {section['n_q']}; "
                         f"at least {CODEBOOKS} codebooks are needed"
                     )
             else:
                 flat |= section
-        return cls(**_typed(cls, "mimi", flat))
+        config = cls(**_typed(cls, "mimi", flat))
+        for name, keys in cls._SAME_DIMENSION.items():
+            for key in keys:
+                given = values.get(name, {}).get(key, config.dimension)
+                if given not in (config.dimension, [config.dimension]):
+                    raise ConfigError(
+                        f"config.json: mimi.{name}.{key} is {given!r}; expected the codec's "
+                        f"dimension, {config.dimension}"
+                    )
+        return config
 
     @property
     def window(self) -> int:
@@ -341,7 +369,8 @@ class EngineConfig:
             oldest frame is dropped and counted.
         prefix_cache_bytes: Bound on the memory of prompts kept for the next caller with the
             same voice and text.
-        prefill_chunk: Longest run of prompt frames computed between two steps.
+        prefill_chunk: Prompt frames computed between two steps. Shorter runs disturb running
+            calls less, longer ones are done sooner.
         cpu_threads: Threads of the model on a CPU; 0 leaves torch's choice.
     """
 
@@ -351,7 +380,7 @@ class EngineConfig:
     max_sessions: int = 8
     max_queued_frames: int = 25
     prefix_cache_bytes: int = 2 << 30
-    prefill_chunk: int = 512
+    prefill_chunk: int = 128
     cpu_threads: int = 0
 
     def __post_init__(self) -> None:
@@ -359,8 +388,7 @@ class EngineConfig:
             raise ConfigError(f"dtype must be auto, float32 or bfloat16, not {self.dtype!r}")
         if self.quantization not in (None, "int8"):
             raise ConfigError(f"quantization must be int8 or none, not {self.quantization!r}")
-        kind, _, index = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (index and not index.isdecimal()):
+        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}")
         for name, least in (
             ("max_sessions", 1),
@@ -403,8 +431,10 @@ class SamplingParams:
                 raise ConfigError(f"{name} must be from 0 (greedy) to 10, not {value!r}")
         for name in ("top_k_audio", "top_k_text"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ConfigError(f"{name} must be an integer of at least 1, not {value!r}")
+            if type(value) is not int or not 1 <= value <= _MAX_TOP_K:
+                raise ConfigError(
+                    f"{name} must be an integer from 1 to {_MAX_TOP_K}, not {value!r}"
+                )
 
     @classmethod
     def greedy(cls) -> SamplingParams:

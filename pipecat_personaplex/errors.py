@@ -7,6 +7,7 @@ PersonaPlexError
 │   │   └── DownloadError     a Hub repository that cannot be fetched
 │   ├── VoiceError            a voice file that cannot be read
 │   │   └── VoiceNotFound     a voice name nobody knows
+│   ├── SpeechTooLong         more words than may wait to be said
 │   ├── PromptTooLong         a text prompt that leaves no room in the model's window
 │   └── InvalidAudio          samples that are not finite float32 mono
 └── EngineError               the engine cannot serve
@@ -32,6 +33,7 @@ __all__ = [
     "PersonaPlexError",
     "PromptTooLong",
     "SessionFailed",
+    "SpeechTooLong",
     "UserError",
     "VoiceError",
     "VoiceNotFound",
@@ -91,6 +93,22 @@ class PromptTooLong(UserError):
         super().__init__(
             f"the prompt takes {frames} frames (voice, text and silences) and the model attends "
             f"to {limit}; shorten the text prompt by at least {frames - limit} tokens"
+        )
+
+
+class SpeechTooLong(UserError):
+    """More words than a session lets wait to be said.
+
+    Args:
+        frames: Frames (80 ms) that they would take, with those that wait already.
+        limit: Frames there is room for.
+    """
+
+    def __init__(self, frames: int, limit: int):
+        self.frames = frames
+        self.limit = limit
+        super().__init__(
+            f"the words would take {frames} frames to say and {limit} may wait; say less at once"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from moshi.utils.compile import no_compile
 
 from pipecat_personaplex.cli import main
 from tests.golden_data import CHECKPOINT
@@ -13,7 +14,7 @@ BENCH = ["bench", "--model", str(CHECKPOINT), "--device", "cpu"]
 
 
 def test_report_of_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:
-    code = main([*BENCH, "--sessions", "1,8", "--frames", "20", "--prompt-frames", "100"])
+    code = main([*BENCH, "--sessions", "1,8", "--frames", "20"])
     assert code == 0
     lines = capsys.readouterr().out.splitlines()
     report = json.loads(lines[-1])
@@ -23,18 +24,18 @@ def test_report_of_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:
         assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["p999_ms"]
         assert figures["real_time_factor"] > 0
     prefill = report["prefill"]
-    assert prefill["frames"] == 100
+    assert prefill["frames"] == 300
     # What parallel prefill and the prefix cache are for; the bounds are generous.
-    assert prefill["stepped_ms"] > 5 * prefill["cold_ms"]
-    assert prefill["cold_ms"] > 2 * prefill["cached_ms"]
+    assert prefill["stepped_ms"] > 20 * prefill["cold_ms"]
+    assert prefill["cold_ms"] > 5 * prefill["cached_ms"]
+    assert report["batch_8_to_1"] < 8
     assert report["memory"]["slot_bytes"] > 0
     assert "real-time factor" in "\n".join(lines)
 
 
 def test_the_peer_takes_turns_with_ours(capsys: pytest.CaptureFixture[str]) -> None:
-    compile_module = pytest.importorskip("moshi.utils.compile")
     sizes = ["--sessions", "1", "--frames", "5", "--prompt-frames", "10"]
-    with compile_module.no_compile():  # compiling its norms would take longer than the test
+    with no_compile():  # compiling its norms would take longer than the test
         code = main([*BENCH, *sizes, "--peer", "moshi"])
     assert code == 0
     peer = json.loads(capsys.readouterr().out.splitlines()[-1])["peer"]

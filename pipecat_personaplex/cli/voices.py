@@ -39,7 +39,8 @@ def list_voices(model: Model = RELEASE) -> None:
     from pipecat_personaplex.engine.layout import CONFIG_FILE, VOICES_FILE
     from pipecat_personaplex.engine.voices import VoiceLibrary
 
-    folder = resolve(model, progress=sys.stderr.isatty())
+    files = (VOICES_FILE, CONFIG_FILE)
+    folder = resolve(model, progress=sys.stderr.isatty(), files=files)
     library = VoiceLibrary.from_archive(folder / VOICES_FILE, read_config(folder / CONFIG_FILE))
     table = Table("name", box=box.SIMPLE)
     table.add_column("frames", justify="right")

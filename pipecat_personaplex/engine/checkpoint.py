@@ -37,14 +37,12 @@ class Checkpoint:
     """A loaded checkpoint.
 
     Attributes:
-        folder: Where it came from.
         config: Its architecture; ``lm.dep_q`` is what the file holds.
         lm: The language model.
         mimi: The codec, float32.
         tokenizer: A ``sentencepiece.SentencePieceProcessor``.
     """
 
-    folder: Path
     config: ModelConfig
     lm: PersonaPlexLM
     mimi: Mimi
@@ -84,7 +82,7 @@ def load_checkpoint(
     config = replace(config, lm=replace(config.lm, dep_q=_depth_steps(lm_file, config.lm)))
     lm, mimi = _build(config, lm_file, mimi_file, device, dtype, quantization, progress)
     logger.info("loaded {} on {} as {}", folder, device, quantization or dtype)
-    return Checkpoint(folder, config, lm, mimi, tokenizer)
+    return Checkpoint(config, lm, mimi, tokenizer)
 
 
 def random_model(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from pipecat_personaplex.errors import DownloadError
 _REPO_ID = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
-def resolve(model: str, *, progress: bool) -> Path:
+def resolve(model: str, *, progress: bool, files: Sequence[str] = RELEASE_FILES) -> Path:
     """Find a checkpoint's folder, downloading it first where it is on the Hub.
 
     What the Hub's cache holds is not fetched again, and serves without a network.
@@ -39,6 +39,7 @@ def resolve(model: str, *, progress: bool) -> Path:
     Args:
         model: An existing folder, or a Hub repo id such as ``nvidia/personaplex-7b-v1``.
         progress: Whether to draw progress bars on stderr.
+        files: The files that are needed; of a repository, no others are downloaded.
 
     Raises:
         DownloadError: There is no such folder, and the repository cannot be fetched.
@@ -53,7 +54,7 @@ def resolve(model: str, *, progress: bool) -> Path:
     logger.info("looking for {} in the Hub's cache and on the Hub", model)
     try:
         with _progress_bars(progress):
-            return Path(snapshot_download(model, allow_patterns=list(RELEASE_FILES)))
+            return Path(snapshot_download(model, allow_patterns=list(files)))
     except Exception as error:
         # Its HTTP library, and so what a broken transfer raises, differs between the versions of
         # huggingface_hub. The text of the original may hold signed addresses: it is not shown.

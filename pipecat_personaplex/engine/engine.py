@@ -123,6 +123,8 @@ class Engine:
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
+        # Held while the thread is started or waited for; never taken on the thread itself.
+        self._lifecycle = threading.Lock()
         self._failure: EngineFailed | None = None
         # Guards what callers and the model thread share: who is open, and who is to be.
         self._lock = threading.Lock()
@@ -173,27 +175,41 @@ class Engine:
         Raises:
             EngineFailed: The engine has failed before; load another.
         """
-        if self._failure is not None:
-            raise self._failure
-        if self._thread is not None:
-            return
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="personaplex-engine", daemon=True)
-        self._thread.start()
+        with self._lifecycle:
+            self._require_healthy()
+            if self._thread is not None:
+                if self._thread.is_alive() and not self._stopping:
+                    return
+                self._join(self._thread)  # stopped from a callback, and about to end
+            self._stopping = False
+            self._thread = threading.Thread(
+                target=self._run, name="personaplex-engine", daemon=True
+            )
+            self._thread.start()
 
     def stop(self) -> None:
         """End every session and the model thread; does nothing if it does not run.
 
         Called from a callback, it returns at once and the thread ends after that callback.
         """
-        thread = self._thread
-        if thread is None:
-            return
         self._stopping = True
         self._wake.set()
-        if thread is not threading.current_thread():
-            thread.join()
-            self._thread = None
+        if threading.current_thread() is self._thread:
+            return
+        with self._lifecycle:
+            if self._thread is not None:
+                self._join(self._thread)
+                self._thread = None
+
+    def _join(self, thread: threading.Thread) -> None:
+        if thread is threading.current_thread():
+            raise EngineStopped("the engine is stopping; start it again from another thread")
+        thread.join()
+
+    def _require_healthy(self) -> None:
+        if self._failure is not None:
+            # Each time another: one raised again and again would gather every traceback.
+            raise EngineFailed(str(self._failure)) from self._failure
 
     @property
     def healthy(self) -> bool:
@@ -213,9 +229,7 @@ class Engine:
             name: What personas will call it.
         """
         mimi = self.checkpoint.mimi
-        return encode_voice(
-            pcm, name, lambda samples: encode_stream(mimi, samples.to(self.device)).cpu()
-        )
+        return encode_voice(pcm, name, lambda samples: encode_stream(mimi, samples.to(self.device)))
 
     def add_voice(self, name: str, path: str | Path) -> None:
         """Add a voice from an audio file, or from a ``.pt`` or ``.safetensors`` voice file.
@@ -225,7 +239,7 @@ class Engine:
             InvalidAudio: The recording cannot be used.
         """
         path = Path(path)
-        if path.suffix in (".pt", ".safetensors"):
+        if path.suffix.lower() in (".pt", ".safetensors"):
             self._voices.add(load_voice_file(path, name, self.checkpoint.config))
         else:
             self._voices.add(self.encode_voice(read_audio(path), name))
@@ -254,6 +268,8 @@ class Engine:
             VoiceNotFound: The persona's voice is unknown.
             PromptTooLong: The persona's prompt does not fit.
         """
+        with self._lock:
+            self._require_room()  # refused at once, before any work
         voice = self._voices.get(persona.voice)
         tokens = text_prompt_tokens(persona.text_prompt, self.checkpoint.tokenizer)
         prompt = build_prompt(voice, tokens, self.checkpoint.config)
@@ -267,11 +283,7 @@ class Engine:
             max_queued_frames=self.config.max_queued_frames,
         )
         with self._lock:
-            self._require_running()
-            # A closed session holds its slot no longer than the model thread takes to notice.
-            if sum(not other.closed for other in self._open) >= self.config.max_sessions:
-                self._refused += 1
-                raise EngineFull(self.config.max_sessions)
+            self._require_room()
             self._open.add(session)
             self._arrivals.append(Opening(session, prompt))
         self._wake.set()
@@ -280,9 +292,15 @@ class Engine:
     def _spell(self, text: str) -> list[int]:
         return speech_tokens(text, self.checkpoint.tokenizer)
 
+    def _require_room(self) -> None:
+        self._require_running()
+        # A closed session holds its slot no longer than the model thread takes to notice.
+        if sum(not other.closed for other in self._open) >= self.config.max_sessions:
+            self._refused += 1
+            raise EngineFull(self.config.max_sessions)
+
     def _require_running(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        self._require_healthy()
         if self._thread is None or self._stopping:
             raise EngineStopped("the engine is not running; use it in a with block or call start()")
 
@@ -305,6 +323,8 @@ class Engine:
         Raises:
             PersonaPlexError: As ``open_session``, and whatever ends the session.
         """
+        if threading.current_thread() is self._thread:
+            raise EngineStopped("converse waits for frames; it cannot be called from a callback")
         pcm = checked_pcm(pcm)
         count = -(-len(pcm) // FRAME_SAMPLES)
         padded = np.zeros((count, FRAME_SAMPLES), dtype=np.float32)
@@ -364,12 +384,13 @@ class Engine:
                 self._wake.clear()
                 while not self._stopping and self._loop.turn(self._take_arrivals()):
                     pass
-        except Exception as error:
-            logger.exception("the model thread failed")
-            self._failure = ending = EngineFailed(
+        except BaseException as error:
+            logger.opt(exception=error).error("the model thread failed")
+            ending = EngineFailed(
                 f"the engine failed and every session has ended: {type(error).__name__}: {error}"
             )
             ending.__cause__ = error
+            self._failure = ending
         with self._lock:
             left = list(self._open)
             self._arrivals.clear()
@@ -388,5 +409,5 @@ class Engine:
             self._open.discard(session)
         try:
             session.end(error)
-        except Exception:
-            logger.exception("a session's on_end callback raised")
+        except BaseException as raised:  # also CancelledError: no callback may end the thread
+            logger.opt(exception=raised).error("a session's on_end callback raised")

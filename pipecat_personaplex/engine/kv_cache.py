@@ -8,7 +8,9 @@ replaced; this is what the reference computes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +32,19 @@ class Batch:
     slots: tuple[int, ...]
     rows: Rows
 
-    @classmethod
-    def of(cls, slots: list[int], device: torch.device) -> Batch:
+    @staticmethod
+    def of(slots: Iterable[int], device: torch.device) -> Batch:
         """Of distinct slots in any order."""
-        ordered = tuple(sorted(slots))
-        first, last = ordered[0], ordered[-1]
-        if last - first + 1 == len(ordered):
-            return cls(ordered, slice(first, last + 1))
-        return cls(ordered, torch.tensor(ordered, device=device))
+        return _batch(tuple(sorted(slots)), device)
+
+
+@lru_cache(maxsize=1024)
+def _batch(slots: tuple[int, ...], device: torch.device) -> Batch:
+    # The same callers step together for minutes: their index tensor is made once.
+    first, last = slots[0], slots[-1]
+    if last - first + 1 == len(slots):
+        return Batch(slots, slice(first, last + 1))
+    return Batch(slots, torch.tensor(slots, device=device))
 
 
 class RingCache:
@@ -65,11 +72,13 @@ class RingCache:
         device: torch.device,
     ):
         self.window = window
-        # Every place is written before it is read, so nothing is cleared; and memory that the
-        # system hands out lazily is only taken as calls grow long.
+        # On a CPU every place is written before it is read, so nothing is cleared, and memory
+        # that the system hands out lazily is only taken as calls grow long. Under a mask, places
+        # not yet written are read and weigh nothing; but nothing times NaN is NaN.
+        make = torch.empty if device.type == "cpu" else torch.zeros
         shape = (layers, slots, heads, window, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.keys = make(shape, dtype=dtype, device=device)
+        self.values = make(shape, dtype=dtype, device=device)
 
     @property
     def nbytes(self) -> int:
@@ -89,6 +98,12 @@ class RingCache:
             return _FilledRings(self, batch, starts, steps)
         return _MaskedRings(self, batch, positions, steps)
 
+    def clear(self, slot: int) -> None:
+        """Forget what the slot's last owner left, where a mask alone would not."""
+        if self.keys.device.type != "cpu":
+            self.keys[:, slot].zero_()
+            self.values[:, slot].zero_()
+
     def write(self, slot: int, first: int, keys: Tensor, values: Tensor) -> None:
         """Lay positions ``first``... into a slot's rings: each [layers, heads, n, head_dim]."""
         places = torch.arange(first, first + keys.shape[2], device=keys.device) % self.window
@@ -106,6 +121,16 @@ class _Ring:
     mask: Tensor | None  # [steps, filled], or None where every new position sees all of it
 
 
+@lru_cache(maxsize=1024)
+def _frame_mask(place: int, filled: int, window: int, steps: int) -> Tensor:
+    """Hides from each of a frame's positions the later ones: [steps, filled] bool."""
+    mask = torch.ones(steps, filled, dtype=torch.bool)
+    for step in range(steps):
+        for later in range(step + 1, steps):
+            mask[step, (place + later) % window] = False
+    return mask
+
+
 class _FilledRings:
     """Attention a slot at a time over exactly the filled part of its ring.
 
@@ -120,13 +145,9 @@ class _FilledRings:
         self._rings = []
         for slot, start in zip(batch.slots, starts, strict=True):
             filled = min(start + steps, window)
-            mask = None
-            if steps > 1:
-                mask = torch.ones(steps, filled, dtype=torch.bool)
-                for step in range(steps):
-                    for later in range(step + 1, steps):
-                        mask[step, (start + later) % window] = False
-            self._rings.append(_Ring(slot, start % window, filled, mask))
+            place = start % window
+            mask = _frame_mask(place, filled, window, steps) if steps > 1 else None
+            self._rings.append(_Ring(slot, place, filled, mask))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self._keys[layer], self._values[layer]

@@ -77,7 +77,7 @@ class StepLoop:
 
     def clear(self) -> None:
         """Forget every session: all slots are free."""
-        self._scheduler = Scheduler(self._config.max_sessions, self._config.prefill_chunk)
+        self._scheduler = Scheduler(self._config.max_sessions)
 
     def turn(self, arrivals: Iterable[Opening]) -> bool:
         """Take in new sessions, answer one frame each, compute one run of a prompt.
@@ -112,7 +112,7 @@ class StepLoop:
             if sampling is not None:
                 self._runner.set_sampling(slot, sampling)
         output = self._runner.step(
-            Batch.of(list(ready), self._device),
+            Batch.of(ready, self._device),
             torch.from_numpy(self._staging[: len(taken)]),
             torch.tensor(forced) if max(forced) != ZERO_TOKEN else None,
         )
@@ -129,9 +129,10 @@ class StepLoop:
     def _session_frame(
         self, session: Session, output: StepOutput, row: int, timings: FrameTimings
     ) -> SessionFrame:
-        pcm: Pcm = output.pcm[row].numpy()
-        if not np.isfinite(pcm).all():
-            raise SessionFailed("the model computed audio that is not finite; the session ended")
+        if not output.finite[row]:
+            raise SessionFailed("the model's state is no longer finite; open another session")
+        # A copy: a view would keep the whole batch's audio for as long as the frame is kept.
+        pcm: Pcm = output.pcm[row].numpy().copy()
         token = int(output.text[row])
         return SessionFrame(
             index=session.next_index,
@@ -144,8 +145,12 @@ class StepLoop:
         )
 
     def _advance_opening(self) -> None:
-        """Bring the oldest waiting prompt forward by as much as running calls allow."""
-        opening = self._scheduler.opening[0]
+        """Bring a waiting prompt one run forward; running calls step in between.
+
+        A prompt that is kept goes first: its caller need not wait for another's to be computed.
+        """
+        waiting = self._scheduler.opening
+        opening = next((o for o in waiting if o.prompt.key in self.prefixes), waiting[0])
         with self._failing(opening.session):
             prefix = self._prefix(opening)
             if prefix is None:
@@ -153,7 +158,7 @@ class StepLoop:
             slot = self._scheduler.join(opening.session)
             self._runner.join(slot, prefix, opening.session.sampling)
             opening.session.mark_ready()
-        self._scheduler.opening.popleft()
+        waiting.remove(opening)
 
     def _prefix(self, opening: Opening) -> Prefix | None:
         """The state after a prompt, kept or computed; None while there is more to compute."""
@@ -162,17 +167,21 @@ class StepLoop:
             if kept is not None:
                 return kept
             opening.prefill = Prefill(self._runner.lm, opening.prompt, self._device)
-        chunk = min(self._scheduler.chunk(), opening.prefill.remaining)
-        started = time.monotonic()
-        prefix = opening.prefill.advance(chunk)
-        self._scheduler.took(chunk, time.monotonic() - started)
+        # Runs of one length, whoever else is in a call: how a prompt is cut rounds its state.
+        prefix = opening.prefill.advance(self._config.prefill_chunk)
         if prefix is not None:
+            if not prefix.hidden.isfinite().all():
+                raise SessionFailed("the prompt's state is not finite; is the voice file damaged?")
             self.prefixes.put(opening.prompt.key, prefix)
         return prefix
 
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
     @contextmanager
     def _failing(self, session: Session) -> Iterator[None]:
-        """Let what goes wrong inside end one session, not the engine.
+        """Let what goes wrong inside end one session, not the engine, unless the device failed.
 
         Its slot, if it has one, is reaped at the start of the next turn.
         """
@@ -182,6 +191,7 @@ class StepLoop:
             logger.warning("a session ended: {}", error)
             self._ended(session, error)
         except Exception as error:
+            self._synchronize()  # raises where it is the device that failed
             logger.opt(exception=error).warning("a session ended")
             failure = SessionFailed(f"the session failed: {type(error).__name__}: {error}")
             failure.__cause__ = error

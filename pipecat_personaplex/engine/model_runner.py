@@ -31,12 +31,14 @@ class StepOutput:
         agent_codes: [B, 8] int64.
         user_codes: [B, 8] int64.
         pcm: The agent's audio, float32 [B, 1920].
+        finite: Whether the model's state was, [B] bool; where not, the tokens mean nothing.
     """
 
     text: Tensor
     agent_codes: Tensor
     user_codes: Tensor
     pcm: Tensor
+    finite: Tensor
 
 
 class CodecSlots:
@@ -80,6 +82,8 @@ class CodecSlots:
     def start(self, slot: int, primed: CodecSlots) -> None:
         """Start a slot like slot 0 of ``primed``, which has decoded a frame and encoded none."""
         self._conv.storage[slot] = primed._conv.storage[0]
+        self._encoder_kv.clear(slot)
+        self._decoder_kv.clear(slot)
         past = slice(LATENTS_PER_FRAME)
         mine, theirs = self._decoder_kv, primed._decoder_kv
         mine.keys[:, slot, :, past] = theirs.keys[:, 0, :, past]
@@ -136,7 +140,7 @@ class ModelRunner:
         )
         self._codec = CodecSlots(mimi, slots, device)
         self._grid = TokenGrid(slots, config, device)
-        self._sampler = SamplerState(slots, device)
+        self._sampler = SamplerState(slots, config.lm, device)
         # Where each slot's conversation starts and how many frames it has had: on the device
         # for the step, on the host for what shapes depend on.
         self._prompt = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -172,6 +176,7 @@ class ModelRunner:
     @torch.inference_mode()
     def restore(self, slot: int, prefix: Prefix, sampling: SamplingParams) -> None:
         """Lay the state after a prompt into a slot, over whatever was there."""
+        self._kv.clear(slot)
         self._kv.write(slot, prefix.first, prefix.keys, prefix.values)
         self._codec.start(slot, self._primed)
         self._sampler.set(slot, sampling)
@@ -236,15 +241,17 @@ class ModelRunner:
         self._frames[rows] = frames + 1
         for slot in batch.slots:
             self._host_frames[slot] += 1
-        return _to_host(said, audio)
+        return _to_host(said, audio, hidden.isfinite().all(dim=1))
 
 
-def _to_host(said: Emitted, audio: Tensor) -> StepOutput:
+def _to_host(said: Emitted, audio: Tensor, finite: Tensor) -> StepOutput:
     """One copy for the tokens, one for the audio."""
-    tokens = torch.cat((said.text[:, None], said.agent_codes, said.user_codes), dim=1).cpu()
+    columns = (said.text[:, None], said.agent_codes, said.user_codes, finite[:, None])
+    tokens = torch.cat(columns, dim=1).cpu()
     return StepOutput(
         text=tokens[:, 0],
         agent_codes=tokens[:, 1:9],
-        user_codes=tokens[:, 9:],
+        user_codes=tokens[:, 9:17],
         pcm=audio.cpu(),
+        finite=tokens[:, 17].bool(),
     )

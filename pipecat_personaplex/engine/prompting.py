@@ -187,11 +187,6 @@ class Prefill:
             device=device,
         )
 
-    @property
-    def remaining(self) -> int:
-        """Frames not yet computed."""
-        return self.prompt.frames - self._cache.filled
-
     @torch.inference_mode()
     def advance(self, frames: int) -> Prefix | None:
         """Compute up to ``frames`` more positions; the prefix once all are done."""
@@ -235,6 +230,9 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, key: PrefixKey) -> bool:
+        return key in self._entries
+
     def get(self, key: PrefixKey) -> Prefix | None:
         """The prefix, if it is kept."""
         prefix = self._entries.get(key)
@@ -254,8 +252,3 @@ class PrefixCache:
         while self.nbytes > self._max_bytes:
             _, oldest = self._entries.popitem(last=False)
             self.nbytes -= oldest.nbytes
-
-    def clear(self) -> None:
-        """Let go of everything."""
-        self._entries.clear()
-        self.nbytes = 0

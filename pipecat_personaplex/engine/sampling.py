@@ -7,16 +7,18 @@ session's tokens do not depend on who else is in the batch, and no generator sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pipecat_personaplex.config import CODEBOOKS, SamplingParams
+from pipecat_personaplex.config import CODEBOOKS, LMConfig, SamplingParams
 from pipecat_personaplex.engine.kv_cache import Batch
 
 _TEXT, _AUDIO = 0, 1
 _MASK_32 = 0xFFFFFFFF
+# Far below the distance of float32 logits that differ, far above float64's own rounding.
+_TIE_STEP = 1e-13
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -51,7 +53,9 @@ def gumbel_noise(seeds: Tensor, frames: Tensor, streams: int, width: int) -> Ten
 class SamplerState:
     """Each slot's sampling parameters, on the device and (what shapes need) on the host."""
 
-    def __init__(self, slots: int, device: torch.device):
+    def __init__(self, slots: int, config: LMConfig, device: torch.device):
+        self._cards = (config.text_card, config.card)
+        self._ties = torch.arange(max(self._cards), device=device, dtype=torch.float64) * _TIE_STEP
         self._params = [SamplingParams()] * slots
         self._seeds = torch.zeros(slots, dtype=torch.int64, device=device)
         # [slots, text or audio]. Greedy rows: logits unscaled and noise times zero, so that
@@ -62,12 +66,19 @@ class SamplerState:
 
     def set(self, slot: int, params: SamplingParams) -> None:
         """Give a slot its parameters, from the next frame on."""
+        top_k = [
+            min(wanted, card)
+            for wanted, card in zip(
+                (params.top_k_text, params.top_k_audio), self._cards, strict=True
+            )
+        ]
+        params = replace(params, top_k_text=top_k[_TEXT], top_k_audio=top_k[_AUDIO])
         self._params[slot] = params
         self._seeds[slot] = params.seed
         temperatures = (params.temperature_text, params.temperature_audio)
         self._scale[slot] = torch.tensor([1 / t if t else 1.0 for t in temperatures])
         self._noise[slot] = torch.tensor([1.0 if t else 0.0 for t in temperatures])
-        self._top_k[slot] = torch.tensor([params.top_k_text, params.top_k_audio])
+        self._top_k[slot] = torch.tensor(top_k)
 
     def frame(self, batch: Batch, frames: Tensor) -> FrameSampler:
         """Prepare one frame's draws for ``batch``; ``frames`` [B] int64 keys the noise."""
@@ -85,6 +96,7 @@ class SamplerState:
             noise_scale=self._noise[rows],
             top_k=self._top_k[rows],
             noise=noise,
+            ties=self._ties,
         )
 
 
@@ -98,6 +110,7 @@ class FrameSampler:
     noise_scale: Tensor
     top_k: Tensor
     noise: Tensor | None
+    ties: Tensor
 
     def text(self, logits: Tensor) -> Tensor:
         """float32 [B, text_card] -> [B] int64."""
@@ -108,11 +121,13 @@ class FrameSampler:
         return self._draw(logits, _AUDIO, 1 + codebook, self.audio_width)
 
     def _draw(self, logits: Tensor, kind: int, stream: int, width: int) -> Tensor:
-        width = min(width, logits.shape[-1])
+        # Equal logits, frequent in bfloat16, are told apart by token: which of them comes first
+        # must not depend on how many candidates a neighbour in the batch wants.
+        ranked = logits.double() - self.ties[: logits.shape[-1]]
         if self.noise is None or width == 0:
-            return logits.argmax(dim=-1)
-        best, tokens = logits.topk(width, dim=-1)
-        score = best * self.scale[:, kind, None]
+            return ranked.argmax(dim=-1)
+        best, tokens = ranked.topk(width, dim=-1)
+        score = best.float() * self.scale[:, kind, None]
         score += self.noise[:, stream, :width] * self.noise_scale[:, kind, None]
         beyond = torch.arange(width, device=logits.device) >= self.top_k[:, kind, None]
         score.masked_fill_(beyond, -torch.inf)

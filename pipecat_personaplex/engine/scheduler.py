@@ -1,20 +1,15 @@
-"""Who is admitted, who is in the next step, and how much of a prompt fits between two steps."""
+"""Who has a slot, who waits for one, and who is in the next step."""
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
 
-from pipecat_personaplex.config import FRAME_SECONDS
 from pipecat_personaplex.engine.prompting import Prefill, Prompt
 from pipecat_personaplex.engine.session import Session
 
-# Share of a frame that a joining caller's prompt may take from running calls between two steps.
-_PREFILL_SHARE = 0.25
-_MIN_CHUNK = 8
 
-
-@dataclass
+@dataclass(eq=False)
 class Opening:
     """A session whose prompt is not in yet."""
 
@@ -28,21 +23,23 @@ class Scheduler:
 
     Args:
         slots: How many there are.
-        prefill_chunk: Longest run of prompt frames computed at once.
     """
 
-    def __init__(self, slots: int, prefill_chunk: int):
+    def __init__(self, slots: int):
         self._free = list(range(slots))
-        self._prefill_chunk = prefill_chunk
-        self._seconds_per_frame = 0.0
         self.live: dict[int, Session] = {}
         self.opening: deque[Opening] = deque()
 
     def reap(self) -> list[Session]:
         """Take closed sessions out; their slots are free."""
-        gone = [opening.session for opening in self.opening if opening.session.closed]
-        if gone:
-            self.opening = deque(o for o in self.opening if not o.session.closed)
+        gone: list[Session] = []
+        # Each is asked once: one that closes meanwhile is found the next time.
+        for _ in range(len(self.opening)):
+            opening = self.opening.popleft()
+            if opening.session.closed:
+                gone.append(opening.session)
+            else:
+                self.opening.append(opening)
         for slot in [slot for slot, session in self.live.items() if session.closed]:
             gone.append(self.live.pop(slot))
             self._free.append(slot)
@@ -58,19 +55,6 @@ class Scheduler:
     def ready(self) -> dict[int, Session]:
         """Every live session that has a full frame, in slot order: they step together."""
         return {slot: self.live[slot] for slot in sorted(self.live) if self.live[slot].has_frame()}
-
-    def chunk(self) -> int:
-        """How many prompt frames to compute before looking at the calls again."""
-        if not self.live:
-            return self._prefill_chunk
-        if not self._seconds_per_frame:
-            return _MIN_CHUNK
-        fits = int(_PREFILL_SHARE * FRAME_SECONDS / self._seconds_per_frame)
-        return max(_MIN_CHUNK, min(fits, self._prefill_chunk))
-
-    def took(self, frames: int, seconds: float) -> None:
-        """Learn what prompt frames cost here."""
-        self._seconds_per_frame = seconds / frames
 
     @property
     def busy(self) -> bool:

@@ -18,10 +18,19 @@ from pipecat_personaplex.config import (
     Persona,
     SamplingParams,
 )
-from pipecat_personaplex.errors import InvalidAudio, PersonaPlexError, SessionFailed
+from pipecat_personaplex.errors import (
+    ConfigError,
+    InvalidAudio,
+    PersonaPlexError,
+    SessionFailed,
+    SpeechTooLong,
+)
 
 Pcm = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int64]
+
+MAX_SPEECH_FRAMES = 1_500
+"""Forced text a session may have waiting: two minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +154,7 @@ class Session:
         # Bounded: past max_queued_frames the oldest frame goes, so that a caller whose audio
         # arrives faster than it can be answered loses sound rather than gaining delay.
         self._queue: deque[QueuedFrame] = deque()
-        # Bounded by what callers ask to be said; one token leaves with each frame.
+        # Bounded by MAX_SPEECH_FRAMES; one token leaves with each frame.
         self._forced_text: deque[int] = deque()
         self._new_sampling: SamplingParams | None = None
         self._ready = threading.Event()
@@ -168,18 +177,33 @@ class Session:
             InvalidAudio: Not finite float32 mono. Nothing was taken; the session goes on.
             SessionFailed: The session is over.
         """
-        if self.closed:
-            raise self.error or SessionFailed("the session is closed; open another")
+        self._require_open()
         pcm = checked_pcm(pcm)
         with self._lock:
             full = self._fill(pcm, time.monotonic())
         if full:
             self._wake()
 
+    def _require_open(self) -> None:
+        if self.closed:
+            self._raise_error()
+            raise SessionFailed("the session is closed; open another")
+
+    def _raise_error(self) -> None:
+        if self.error is not None:
+            # Each time another: one raised again and again would gather every traceback.
+            raise SessionFailed(str(self.error)) from self.error
+
     def _fill(self, pcm: Pcm, now: float) -> bool:
         """Cut samples into frames; whether one became full."""
         full = False
         taken = 0
+        beyond = (self._partial_size + len(pcm)) // FRAME_SAMPLES - self._max_queued
+        if beyond > 0:
+            # More than may wait at all: what would be dropped is not even cut.
+            taken = beyond * FRAME_SAMPLES - self._partial_size
+            self._partial_size = 0
+            self._dropped += beyond
         while taken < len(pcm):
             count = min(FRAME_SAMPLES - self._partial_size, len(pcm) - taken)
             end = self._partial_size + count
@@ -203,13 +227,28 @@ class Session:
 
         Args:
             text: A sentence or more, in plain words.
+
+        Raises:
+            SpeechTooLong: More than two minutes would wait to be said; nothing was taken.
+            SessionFailed: The session is over.
         """
+        self._require_open()
         tokens = self._spell(text)
         with self._lock:
+            waiting = len(self._forced_text) + len(tokens)
+            if waiting > MAX_SPEECH_FRAMES:
+                raise SpeechTooLong(waiting, MAX_SPEECH_FRAMES)
             self._forced_text.extend(tokens)
 
     def update(self, sampling: SamplingParams) -> None:
-        """Draw with these parameters from the next frame on."""
+        """Draw with these parameters from the next frame on.
+
+        Raises:
+            SessionFailed: The session is over.
+        """
+        self._require_open()
+        if not isinstance(sampling, SamplingParams):
+            raise ConfigError(f"sampling must be SamplingParams, not {type(sampling).__name__}")
         with self._lock:
             self.sampling = self._new_sampling = sampling
 
@@ -226,8 +265,7 @@ class Session:
             PersonaPlexError: The session ended with an error.
         """
         ready = self._ready.wait(timeout)
-        if self.error is not None:
-            raise self.error
+        self._raise_error()
         return ready and not self.closed
 
     def close(self) -> None:
@@ -288,7 +326,7 @@ class Session:
             return
         try:
             self._on_frame(frame)
-        except Exception as error:
+        except BaseException as error:  # also CancelledError: no callback may end the thread
             raise SessionFailed(
                 f"the session's on_frame callback raised {type(error).__name__}: {error}"
             ) from error

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pipecat_personaplex.models.layers import Linear
+
+_TURN = 2 * math.pi
+_FLOAT32_POSITIONS = 1 << 16
 
 
 class KVStore(Protocol):
@@ -37,7 +41,11 @@ def rotary_frequencies(head_dim: int, max_period: float, device: torch.device) -
 
 def rotation(positions: Tensor, frequencies: Tensor) -> Rotation:
     """Angles at ``positions`` [B, T] int64."""
-    angles = positions[:, None, :, None].float() * frequencies
+    places = positions[:, None, :, None]
+    angles = places.float() * frequencies
+    # In float32, as the reference, until its rounding begins to tell: calls have no time limit.
+    exact = (places.double() * frequencies.double()).remainder(_TURN).float()
+    angles = torch.where(places < _FLOAT32_POSITIONS, angles, exact)
     return Rotation(angles.cos(), angles.sin())
 
 

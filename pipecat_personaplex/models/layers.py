@@ -11,6 +11,8 @@ Rows = slice | Tensor
 
 # Below this many weights the call into oneDNN costs more than the product it speeds up.
 _PACK_MIN_WEIGHTS = 1 << 17
+# The int8 kernel's; with another K it reads past its input.
+_INT8_MULTIPLE = 16
 # Rows up to which the int8 kernel beats expanding the weight to bfloat16 first.
 _INT8_KERNEL_MAX_ROWS = 32
 _QUANTIZE_ROWS = 64
@@ -51,10 +53,14 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N], in ``x``'s dtype."""
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x.to(self.dtype), self.packed, None, "none", [], None
-        )
-        return y.to(x.dtype)
+        rows = x.to(self.dtype)
+        alone = rows.numel() == rows.shape[-1]
+        if alone:
+            # Of all batch sizes only 1 has a kernel that rounds in another order; a row must
+            # not depend on whether it has neighbours.
+            rows = rows.expand(2, *rows.shape[1:]).contiguous()
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, None, "none", [], None)
+        return (y[:1] if alone else y).to(x.dtype)
 
 
 class Int8Linear(nn.Module):
@@ -101,14 +107,16 @@ def optimize_linear(linear: Linear, quantization: str | None) -> nn.Module:
     weight = linear.weight.detach()
     if weight.device.type != "cpu":
         return linear
+    # The plain product of a small weight rounds differently with the batch's size. That is noise
+    # in float32, but not where activations are rounded to bfloat16 next, as for int8.
+    if quantization is None and weight.numel() < _PACK_MIN_WEIGHTS:
+        return linear
     if quantization == "int8":
-        if linear.quantizable:
+        if linear.quantizable and weight.shape[1] % _INT8_MULTIPLE == 0:
             return Int8Linear(weight)
         if torch.ops.mkldnn._is_mkldnn_bf16_supported():
             weight = weight.to(torch.bfloat16)
-    if torch._C._has_mkldnn and weight.numel() >= _PACK_MIN_WEIGHTS:
-        return PackedLinear(weight)
-    return linear
+    return PackedLinear(weight) if torch._C._has_mkldnn else linear
 
 
 class RMSNorm(nn.Module):

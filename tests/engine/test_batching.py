@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
-from pipecat_personaplex import Engine, Persona, SamplingParams, Session, SessionFrame
+from pipecat_personaplex import (
+    Engine,
+    EngineConfig,
+    Persona,
+    SamplingParams,
+    Session,
+    SessionFrame,
+)
 from pipecat_personaplex.config import FRAME_SAMPLES
+from pipecat_personaplex.engine.checkpoint import load_checkpoint
 from pipecat_personaplex.engine.kv_cache import Batch, RunCache
 from pipecat_personaplex.engine.model_runner import ModelRunner
 from pipecat_personaplex.engine.prompting import Prefill, Prompt, build_prompt, text_prompt_tokens
-from tests.golden_data import FRIEND, RESTAURANT, conversation
+from pipecat_personaplex.engine.voices import VoiceLibrary
+from tests.golden_data import CHECKPOINT, FRIEND, RESTAURANT, VOICE_SAMPLE, conversation
+from tests.helpers.checkpoints import WIDE, write_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -51,26 +61,57 @@ class Caller:
         return np.array([[f.text_token, *f.agent_codes, *f.user_codes] for f in self.frames])
 
 
-def callers() -> list[Caller]:
+def callers(engine: Engine) -> list[Caller]:
     restaurant, friend = conversation("restaurant"), conversation("friend")
+    female, male = engine.voices[0], engine.voices[-1]
     return [
-        Caller(RESTAURANT, SamplingParams(seed=11), restaurant.user_pcm[: 30 * FRAME_SAMPLES]),
-        Caller(FRIEND, SamplingParams.greedy(), friend.user_pcm[: 40 * FRAME_SAMPLES]),
         Caller(
-            Persona(voice="NATM1"),
+            replace(RESTAURANT, voice=female),
+            SamplingParams(seed=11),
+            restaurant.user_pcm[: 30 * FRAME_SAMPLES],
+        ),
+        Caller(
+            replace(FRIEND, voice=male),
+            SamplingParams.greedy(),
+            friend.user_pcm[: 40 * FRAME_SAMPLES],
+        ),
+        Caller(
+            Persona(voice=male),
             SamplingParams(seed=1 << 40, top_k_audio=40, temperature_text=1.5, top_k_text=300),
             friend.user_pcm[: 25 * FRAME_SAMPLES][::-1].copy(),
         ),
     ]
 
 
-def test_sessions_that_come_and_go_say_what_each_says_alone(engine: Engine) -> None:
-    alone = callers()
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "packed", "int8"])
+def each_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """In every precision; packed and 8-bit weights need layers of some width."""
+    config = EngineConfig(device="cpu", max_sessions=3)
+    if request.param in ("float32", "bfloat16"):
+        return Engine.load(CHECKPOINT, replace(config, dtype=request.param))
+    checkpoint = load_checkpoint(
+        write_checkpoint(tmp_path_factory.mktemp("wide") / "checkpoint", WIDE),
+        device=CPU,
+        dtype=torch.float32,
+        quantization="int8" if request.param == "int8" else None,
+    )
+    engine = Engine(checkpoint, VoiceLibrary(checkpoint.config), config)
+    engine.add_voice("sample", VOICE_SAMPLE)
+    return engine
+
+
+def test_sessions_that_come_and_go_say_what_each_says_alone(each_engine: Engine) -> None:
+    with each_engine:
+        come_and_go(each_engine)
+
+
+def come_and_go(engine: Engine) -> None:
+    alone = callers(engine)
     for caller in alone:
         said = engine.converse(caller.persona, caller.pcm, caller.sampling)
         caller.frames = list(said.frames)
 
-    together = callers()
+    together = callers(engine)
     # Opened at frames 0, 5 and 12 of the first; the first and the third leave early.
     opens = {0: 0, 1: 5, 2: 12}
     for tick in range(60):
@@ -95,7 +136,7 @@ def test_sessions_that_come_and_go_say_what_each_says_alone(engine: Engine) -> N
 
 
 def test_a_reused_slot_leaves_no_trace(engine: Engine) -> None:
-    first = callers()
+    first = callers(engine)
     said = [engine.converse(c.persona, c.pcm, c.sampling) for c in first]
     for index in (2, 0, 1, 1, 0):
         caller = first[index]

@@ -27,6 +27,7 @@ from tests.helpers.checkpoints import (
     MIMI_FILE,
     MODEL_FILE,
     TOKENIZER_FILE,
+    WIDE,
     Tensors,
     copy_tiny,
     edit,
@@ -155,8 +156,11 @@ def test_the_file_says_how_many_depth_sets_there_are(tmp_path: Path, dep_q: int)
 
 @pytest.mark.parametrize("quantization", [None, "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_models_come_ready_to_run(dtype: torch.dtype, quantization: str | None) -> None:
-    checkpoint = load(CHECKPOINT, dtype, quantization=quantization)
+def test_models_come_ready_to_run(
+    tmp_path: Path, dtype: torch.dtype, quantization: str | None
+) -> None:
+    folder = write_checkpoint(tmp_path / "wide", WIDE)
+    checkpoint = load(folder, dtype, quantization=quantization)
     lm, mimi = checkpoint.lm, checkpoint.mimi
     assert lm.dtype == dtype
     assert {p.dtype for p in mimi.parameters()} == {torch.float32}
@@ -169,7 +173,7 @@ def test_models_come_ready_to_run(dtype: torch.dtype, quantization: str | None) 
         assert not int8
     else:
         assert "depth.layers.0.self_attn.7.in_proj" in int8
-        assert "transformer.layers.2.gating.linear_out" in int8
+        assert "transformer.layers.1.gating.linear_out" in int8
         assert not any("heads" in name or "text_linear" in name for name in int8)
     assert not any(isinstance(module, Int8Linear) for module in mimi.modules())
 

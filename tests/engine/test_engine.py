@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import queue
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,8 +30,10 @@ from pipecat_personaplex.errors import (
     PersonaPlexError,
     PromptTooLong,
     SessionFailed,
+    SpeechTooLong,
     VoiceNotFound,
 )
+from pipecat_personaplex.models.lm import PersonaPlexLM
 from tests.golden_data import CHECKPOINT, FRIEND, conversation
 
 SILENCE = np.zeros(FRAME_SAMPLES, dtype=np.float32)
@@ -347,18 +351,117 @@ def test_many_calls_leave_nothing_behind(engine: Engine) -> None:
     assert [ref() for ref in sessions] == [None] * 4
 
 
-def test_int8_speaks_like_full_precision(loaded_engine: Engine) -> None:
-    """Weights at 8 bits move logits by little: most greedy text tokens stay."""
-    config = EngineConfig(device="cpu", quantization="int8", max_sessions=1)
-    golden = conversation("friend")
-    with Engine.load(CHECKPOINT, config) as engine:
-        said = engine.converse(golden.persona, golden.user_pcm, SamplingParams.greedy())
-    np.testing.assert_array_equal(
-        np.stack([f.user_codes for f in said.frames], axis=1), golden.user_codes
-    )
-    # Greedy paths part after the first disagreement, so only the start can be compared.
-    assert said.frames[0].text_token == golden.tokens[0, 1]
-    assert np.isfinite(said.pcm).all()
+def test_callbacks_and_settings_of_any_kind_end_their_own_session_only(engine: Engine) -> None:
+    other = Call(engine)
+
+    def cancelled(frame: SessionFrame) -> None:
+        raise asyncio.CancelledError
+
+    call = Call(engine, on_frame=cancelled)
+    with pytest.raises(ConfigError, match="SamplingParams, not dict"):
+        call.session.update({"seed": 1})  # type: ignore[arg-type]
+    call.session.update(SamplingParams(top_k_text=1_000_000, top_k_audio=1_000_000))
+    call.session.push(SILENCE)
+    assert isinstance(call.ends.get(timeout=WAIT), SessionFailed)
+    with pytest.raises(SessionFailed, match="CancelledError"):
+        call.session.say("anything")
+    assert other.answer().index == 0
+    other.hang_up()
+
+
+def test_speech_that_waits_is_bounded(engine: Engine) -> None:
+    call = Call(engine)
+    with pytest.raises(SpeechTooLong, match=r"1500 may wait; say less at once"):
+        call.session.say("much too long a speech " * 200)
+    call.session.say("Short.")
+    assert call.answer().index == 0
+    call.hang_up()
+    with pytest.raises(SessionFailed, match="closed"):
+        call.session.say("late")
+    with pytest.raises(SessionFailed, match="closed"):
+        call.session.update(SamplingParams())
+
+
+def test_errors_raised_again_do_not_grow(engine: Engine) -> None:
+    def broken(frame: SessionFrame) -> None:
+        raise ValueError
+
+    call = Call(engine, on_frame=broken)
+    call.session.push(SILENCE)
+    call.ends.get(timeout=WAIT)
+    depths = []
+    for _ in range(3):
+        with pytest.raises(SessionFailed) as raised:
+            call.session.push(SILENCE)
+        depths.append(len(raised.traceback))
+    assert len(set(depths)) == 1
+
+
+def test_a_state_that_is_not_finite_ends_its_session_and_leaves_no_trace(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = says(engine)
+    embed = PersonaPlexLM.embed
+
+    def poisoned(lm: PersonaPlexLM, tokens: torch.Tensor) -> torch.Tensor:
+        x = embed(lm, tokens)
+        x[-1] = torch.nan
+        return x
+
+    call = Call(engine)
+    call.answer()
+    with monkeypatch.context() as patch:
+        patch.setattr(PersonaPlexLM, "embed", poisoned)
+        call.session.push(SILENCE)
+        error = call.ends.get(timeout=WAIT)
+        assert isinstance(error, SessionFailed)
+        assert "no longer finite" in str(error)
+        fresh = Call(engine, Persona(voice="NATF2", text_prompt="Nobody has had this prompt."))
+        error = fresh.ends.get(timeout=WAIT)
+        assert "the prompt's state is not finite" in str(error)
+    assert says(engine) == expected
+
+
+def test_a_kept_prompt_does_not_wait_for_another_to_be_computed(engine: Engine) -> None:
+    says(engine)
+    order: queue.Queue[str] = queue.Queue()
+    slow = Persona(voice="NATF2", text_prompt="A good conversation takes its time. " * 40)
+    calls = [
+        Call(engine, slow, on_frame=lambda frame: order.put("slow")),
+        Call(engine, FRIEND, on_frame=lambda frame: order.put("kept")),
+    ]
+    for call in calls:
+        call.session.push(SILENCE)
+    assert [order.get(timeout=WAIT), order.get(timeout=WAIT)] == ["kept", "slow"]
+    for call in calls:
+        call.hang_up()
+
+
+def test_an_engine_can_be_stopped_from_a_callback_and_started_again(
+    loaded_engine: Engine,
+) -> None:
+    with loaded_engine:
+        call = Call(loaded_engine, on_frame=lambda frame: loaded_engine.stop())
+        call.session.push(SILENCE)
+        assert isinstance(call.ends.get(timeout=WAIT), EngineStopped)
+        loaded_engine.start()
+        assert len(says(loaded_engine)) == 6
+
+
+def test_start_and_stop_from_many_threads_leave_one_engine(loaded_engine: Engine) -> None:
+    def toggle() -> None:
+        for _ in range(5):
+            loaded_engine.start()
+            loaded_engine.stop()
+
+    threads = [threading.Thread(target=toggle) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    assert not any(thread.name == "personaplex-engine" for thread in threading.enumerate())
+    with loaded_engine:
+        assert len(says(loaded_engine)) == 6
 
 
 def test_configuration_is_checked_where_it_is_made() -> None:
@@ -370,6 +473,8 @@ def test_configuration_is_checked_where_it_is_made() -> None:
         {"quantization": "int3"},
         {"device": "tpu"},
         {"device": "cuda:x"},
+        {"device": "auto:1"},
+        {"device": None},
         {"prefix_cache_bytes": -1},
     ):
         with pytest.raises(ConfigError):
@@ -382,6 +487,7 @@ def test_configuration_is_checked_where_it_is_made() -> None:
         {"temperature_text": "hot"},
         {"top_k_audio": 0},
         {"top_k_text": 2.5},
+        {"top_k_text": 1 << 70},
     ):
         with pytest.raises(ConfigError):
             SamplingParams(**bad)  # type: ignore[arg-type]

@@ -18,7 +18,6 @@ from pipecat_personaplex.engine.prompting import (
     speech_tokens,
     text_prompt_tokens,
 )
-from pipecat_personaplex.engine.scheduler import Scheduler
 from pipecat_personaplex.engine.voices import Voice
 from pipecat_personaplex.errors import PromptTooLong
 from tests.golden_data import FRIEND, RESTAURANT, conversation
@@ -156,16 +155,3 @@ def test_forced_words_come_at_a_speaking_pace() -> None:
     starts = [index for index, token in enumerate(tokens) if token == 100]
     # A 13-letter word lasts 11 frames; a full stop is a pause.
     assert starts == [1, 12, 19]
-
-
-def test_prompts_are_cut_so_that_running_calls_keep_their_pace() -> None:
-    scheduler = Scheduler(4, prefill_chunk=512)
-    assert scheduler.chunk() == 512  # nobody is in a call
-    scheduler.live[0] = object()  # type: ignore[assignment]
-    assert scheduler.chunk() == 8  # nothing is known of this machine yet
-    scheduler.took(100, 0.05)  # 0.5 ms a frame: 20 ms are 40 frames
-    assert scheduler.chunk() == 40
-    scheduler.took(10, 1.0)
-    assert scheduler.chunk() == 8
-    scheduler.took(1000, 0.001)
-    assert scheduler.chunk() == 512

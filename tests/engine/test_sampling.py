@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from pipecat_personaplex import SamplingParams
+from pipecat_personaplex.config import LMConfig
 from pipecat_personaplex.engine.kv_cache import Batch
 from pipecat_personaplex.engine.sampling import SamplerState, gumbel_noise
 
 CPU = torch.device("cpu")
+CARDS = LMConfig()
 
 
 def draws(params: SamplingParams, logits: torch.Tensor, frames: int) -> torch.Tensor:
     """One slot's text draws from the same logits over many frames."""
-    state = SamplerState(1, CPU)
+    state = SamplerState(1, replace(CARDS, text_card=len(logits)), CPU)
     state.set(0, params)
     batch = Batch.of([0], CPU)
     return torch.cat(
@@ -38,7 +42,7 @@ def test_draws_follow_the_softmax_of_the_top_k() -> None:
 
 def test_greedy_is_the_likeliest_token_alone_and_in_a_mixed_batch() -> None:
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(2))
-    state = SamplerState(3, CPU)
+    state = SamplerState(3, CARDS, CPU)
     state.set(0, SamplingParams.greedy())
     state.set(1, SamplingParams(seed=4, temperature_text=5.0, top_k_text=50))
     state.set(2, SamplingParams(temperature_text=0.0, temperature_audio=1.0))
@@ -51,7 +55,7 @@ def test_greedy_is_the_likeliest_token_alone_and_in_a_mixed_batch() -> None:
 
 def test_a_row_draws_the_same_whoever_shares_the_batch() -> None:
     logits = torch.randn(3, 2048, generator=torch.Generator().manual_seed(3))
-    state = SamplerState(4, CPU)
+    state = SamplerState(4, CARDS, CPU)
     for slot, top_k in enumerate((250, 7, 1000, 2048)):
         state.set(slot, SamplingParams(seed=slot, top_k_audio=top_k))
     frames = torch.tensor([5, 70, 3])
@@ -61,6 +65,21 @@ def test_a_row_draws_the_same_whoever_shares_the_batch() -> None:
         for row, slot in enumerate((0, 2, 3)):
             alone = state.frame(Batch.of([slot], CPU), frames[row : row + 1])
             assert alone.audio(codebook, logits[row : row + 1])[0] == drawn[row]
+
+
+def test_equal_logits_are_told_apart_the_same_way_beside_any_neighbour() -> None:
+    # As bfloat16 gives them: 300 candidates in a handful of values.
+    logits = torch.randn(2, 320, generator=torch.Generator().manual_seed(4)).round()
+    state = SamplerState(2, CARDS, CPU)
+    for wide in (26, 100, 300):
+        state.set(1, SamplingParams(temperature_text=2.0, top_k_text=wide))
+        for narrow in (SamplingParams.greedy(), SamplingParams(seed=1, top_k_text=25)):
+            state.set(0, narrow)
+            for frame in range(40):
+                frames = torch.tensor([frame, frame])
+                beside = state.frame(Batch.of([0, 1], CPU), frames).text(logits)
+                alone = state.frame(Batch.of([0], CPU), frames[:1]).text(logits[:1])
+                assert beside[0] == alone[0]
 
 
 def test_a_top_k_beyond_the_card_takes_every_token() -> None:

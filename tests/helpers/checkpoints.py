@@ -20,6 +20,31 @@ MODEL_FILE = "model.safetensors"
 MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
 TOKENIZER_FILE = "tokenizer_spm_32k_3.model"
 
+# Weights large enough to be packed, and quantised where that is asked for.
+WIDE = ModelConfig(
+    lm=LMConfig(
+        dim=256,
+        num_layers=2,
+        num_heads=4,
+        context=40,
+        text_card=320,
+        dep_q=8,
+        depformer_dim=256,
+        depformer_dim_feedforward=1056,
+        depformer_num_heads=4,
+        depformer_num_layers=1,
+    ),
+    mimi=MimiConfig(
+        dimension=32,
+        n_filters=4,
+        num_heads=4,
+        num_layers=2,
+        dim_feedforward=64,
+        context=20,
+        codebook_dim=16,
+    ),
+)
+
 Tensors = dict[str, Tensor]
 
 

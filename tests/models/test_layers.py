@@ -55,11 +55,36 @@ def test_int8_rows_of_zeros_stay_zero_and_extremes_are_kept() -> None:
     assert y[2:, 65].eq(0).all()
 
 
+@pytest.mark.parametrize("columns", [520, 600, 1000])
+def test_a_width_the_int8_kernel_cannot_read_stays_precise(columns: int) -> None:
+    layer = linear(384, columns)
+    assert columns % 16
+    kept = optimize_linear(layer, "int8")
+    assert isinstance(kept, PackedLinear)
+    for rows in (1, 2, 8):
+        x = torch.randn(rows, columns)
+        expected = layer(x)
+        assert (kept(x) - expected).norm() / expected.norm() < 0.01
+
+
 def test_heads_are_never_quantised_and_small_layers_stay_plain() -> None:
     head = optimize_linear(linear(2048, 256, quantizable=False), "int8")
     assert isinstance(head, PackedLinear)
     small = linear(32, 32)
     assert optimize_linear(small, None) is small
+    assert isinstance(optimize_linear(small, "int8"), Int8Linear)
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize(("rows", "columns"), [(512, 384), (2048, 4096)])
+def test_a_row_is_the_same_to_the_bit_beside_any_neighbours(
+    rows: int, columns: int, quantization: str | None
+) -> None:
+    layer = optimize_linear(linear(rows, columns), quantization)
+    x = torch.randn(12, 1, columns)
+    alone = torch.cat([layer(row[None]) for row in x])
+    for batch in (2, 3, 8, 12):
+        assert torch.equal(layer(x[:batch]), alone[:batch])
 
 
 def test_weights_elsewhere_than_on_a_cpu_stay_as_they_are() -> None:

@@ -19,8 +19,6 @@ from pipecat_personaplex.engine.layout import MIMI_FILE, MODEL_FILE
 from pipecat_personaplex.engine.model_runner import CodecSlots, encode_stream
 from tests.helpers.checkpoints import write_checkpoint
 
-pytest.importorskip("moshi", reason="pip install --no-deps moshi==0.2.13")
-
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(
     lm=LMConfig(
