@@ -371,7 +371,8 @@ class EngineConfig:
             same voice and text.
         prefill_chunk: Prompt frames computed between two steps. Shorter runs disturb running
             calls less, longer ones are done sooner.
-        cpu_threads: Threads of the model on a CPU; 0 leaves torch's choice.
+        cpu_threads: Threads of the model on a CPU; 0 takes one for a small model, which more
+            only slow down, and torch's choice for others.
     """
 
     device: str = "auto"

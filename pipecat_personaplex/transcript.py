@@ -20,10 +20,11 @@ TURN_GAP_FRAMES = 10
 
 
 class Transcript:
-    """Groups text pieces into turns, and says which frames to push for each.
+    """Groups text pieces into words and turns, and says which frames to push for each.
 
     A full-duplex model never announces a turn: the first piece after a gap opens one, and a gap
-    ends it. Time is counted in the model's own frames, of which there is one every 80 ms.
+    ends it. A word's pieces come in a row, so the next word or padding ends it. Time is counted
+    in the model's own frames, of which there is one every 80 ms.
 
     No frame made here may be dropped by an interruption, which the model does not know about:
     starts and ends stay balanced and no word is lost.
@@ -31,6 +32,7 @@ class Transcript:
 
     def __init__(self) -> None:
         self._open = False
+        self._word = ""
         self._quiet_frames = 0
         self._decoder = PieceDecoder()
 
@@ -41,20 +43,31 @@ class Transcript:
             text = text.lstrip()
         if text:
             self._quiet_frames = 0
-            return self._opening() + self._spoken(text)
+            opening = self._opening()
+            ended = self._word_ended() if text[0].isspace() else []
+            self._word += text
+            return opening + ended
+        if piece:
+            return []  # inside a character, or a space that opens nothing
         self._quiet_frames += 1
-        return self.close() if self._quiet_frames >= TURN_GAP_FRAMES else []
+        if self._quiet_frames >= TURN_GAP_FRAMES:
+            return self.close()
+        return self._word_ended()
 
     def close(self) -> list[Frame]:
         """End the turn, if one is open."""
         if not self._open:
             return []
+        self._word += self._decoder.flush()
+        ended = self._word_ended()
         self._open = False
         self._quiet_frames = 0
-        tail = self._decoder.flush()
-        return (self._spoken(tail) if tail else []) + _kept(
-            TTSStoppedFrame(), LLMFullResponseEndFrame()
-        )
+        return ended + _kept(TTSStoppedFrame(), LLMFullResponseEndFrame())
+
+    def _word_ended(self) -> list[Frame]:
+        """Say the word so far, if any: clients put a space between what they are sent."""
+        word, self._word = self._word, ""
+        return self._spoken(word) if word else []
 
     def _opening(self) -> list[Frame]:
         if self._open:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -9,9 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+from aiortc import MediaStreamTrack, RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import AudioStreamTrack
+from httpx import AsyncClient
 
 from tests.golden_data import CHECKPOINT, VOICE_SAMPLE
+from tests.helpers.bots import BotProcess
 
 README = Path(__file__).parent.parent / "README.md"
 MODEL = "nvidia/personaplex-7b-v1"
@@ -41,17 +48,51 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert len(blocks("python")) >= 1
+    assert len(blocks("python")) == 2
     assert len(blocks("bash")) >= 2
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_python(block: str, folder: Path) -> None:
-    code = block.replace(MODEL, str(CHECKPOINT))
+ENGINE, *PIPELINES = sorted(blocks("python"), key=lambda block: "pipecat.pipeline" in block)
+
+
+def test_the_engine_in_a_program(folder: Path) -> None:
+    code = ENGINE.replace(MODEL, str(CHECKPOINT))
     out = run([sys.executable, "-W", "error", "-c", code], folder)
     assert "voices: NATF2, NATM1" in out
     assert "ended: closed" in out
     assert "(24000,)" in out
+
+
+@pytest.mark.parametrize("block", PIPELINES)
+async def test_a_bot(block: str, folder: Path) -> None:
+    """Serves its page, and speaks to who connects as the page would."""
+    script = folder / "bot.py"
+    script.write_text(block.replace(MODEL, str(CHECKPOINT)))
+    with BotProcess("bot", PYTHONPATH=str(folder)) as bot:
+        async with AsyncClient(base_url=bot.url, timeout=20) as client:
+            page = await client.get("/client/")
+            assert page.status_code == 200
+            heard = await first_words(client)
+    assert np.abs(heard).max() > 100  # noise, but the agent's
+
+
+async def first_words(client: AsyncClient) -> npt.NDArray[np.int16]:
+    """Two seconds of what a caller hears who says nothing."""
+    peer = RTCPeerConnection()
+    track: asyncio.Future[MediaStreamTrack] = asyncio.get_running_loop().create_future()
+    peer.on("track", track.set_result)
+    peer.addTrack(AudioStreamTrack())
+    try:
+        await peer.setLocalDescription(await peer.createOffer())
+        offer = {"sdp": peer.localDescription.sdp, "type": peer.localDescription.type}
+        answer = (await client.post("/api/offer", json=offer)).raise_for_status().json()
+        await peer.setRemoteDescription(RTCSessionDescription(answer["sdp"], answer["type"]))
+        async with asyncio.timeout(30):
+            sound = await track
+            frames = [await sound.recv() for _ in range(100)]
+    finally:
+        await peer.close()
+    return np.concatenate([frame.to_ndarray().ravel() for frame in frames])
 
 
 @pytest.mark.parametrize("block", blocks("bash"))

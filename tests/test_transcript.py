@@ -31,13 +31,15 @@ def words(frames: list[Frame], kind: type[LLMTextFrame | TTSTextFrame] = TTSText
 def test_the_first_piece_opens_a_turn_and_a_gap_ends_it():
     transcript = Transcript()
     assert transcript.push("") == []
-    assert types(transcript.push(" Hel")) == OPENING + PIECE
-    assert types(transcript.push("lo")) == PIECE
-    for _ in range(TURN_GAP_FRAMES - 1):
+    assert types(transcript.push(" Hel")) == OPENING
+    assert transcript.push("lo") == []
+    assert words(said := transcript.push("")) == "Hello"
+    assert types(said) == PIECE
+    for _ in range(TURN_GAP_FRAMES - 2):
         assert transcript.push("") == []
     assert types(transcript.push("")) == CLOSING
     assert transcript.push("") == [] == transcript.close()
-    assert types(transcript.push(" again")) == OPENING + PIECE
+    assert types(transcript.push(" again")) == OPENING
 
 
 def test_a_piece_within_the_gap_goes_on_with_the_turn():
@@ -45,13 +47,22 @@ def test_a_piece_within_the_gap_goes_on_with_the_turn():
     transcript.push(" so")
     for _ in range(TURN_GAP_FRAMES - 1):
         transcript.push("")
-    assert types(transcript.push(" then")) == PIECE
-    for _ in range(TURN_GAP_FRAMES - 1):
+    assert transcript.push(" then") == []
+    assert types(transcript.push("")) == PIECE
+    for _ in range(TURN_GAP_FRAMES - 2):
         assert transcript.push("") == []
 
 
+def test_the_pieces_of_a_word_are_said_as_one():
+    transcript = Transcript()
+    frames = [f for piece in (" Sh", "ak", "sh", "uka", ",", " s") for f in transcript.push(piece)]
+    assert [f.text for f in frames if isinstance(f, TTSTextFrame)] == ["Shakshuka,"]
+    assert [f.text for f in transcript.close() if isinstance(f, TTSTextFrame)] == [" s"]
+
+
 def test_words_are_written_once_for_the_context_and_never_lost_to_an_interruption():
-    frames = Transcript().push(" Hello")
+    transcript = Transcript()
+    frames = transcript.push(" Hello") + transcript.push("")
     assert not any(frame.interruptible for frame in frames)
     generated, spoken = frames[2:]
     assert isinstance(generated, LLMTextFrame) and isinstance(spoken, TTSTextFrame)
@@ -61,14 +72,15 @@ def test_words_are_written_once_for_the_context_and_never_lost_to_an_interruptio
 
 def test_a_turn_starts_without_a_space_and_keeps_those_between_words():
     transcript = Transcript()
-    frames = [f for piece in (" ", " How", " are", " you", "?") for f in transcript.push(piece)]
+    frames = [f for piece in (" ", " How", " are", " you", "?", "") for f in transcript.push(piece)]
     assert words(frames) == words(frames, LLMTextFrame) == "How are you?"
     assert types(frames)[:2] == OPENING
 
 
 def test_characters_spelled_in_bytes_are_put_together():
     transcript = Transcript()
-    frames = [f for piece in (" caf", "<0xC3>", "<0xA9>", " ok") for f in transcript.push(piece)]
+    pieces = (" caf", "<0xC3>", "<0xA9>", " ok", "")
+    frames = [f for piece in pieces for f in transcript.push(piece)]
     assert words(frames) == "caf\u00e9 ok"
     frames = transcript.push("<0xE2>") + transcript.push("x") + transcript.push("<0xE2>")
     assert words(frames + transcript.close()) == "\ufffdx\ufffd"
@@ -77,7 +89,7 @@ def test_characters_spelled_in_bytes_are_put_together():
 def test_closing_ends_a_turn_once():
     transcript = Transcript()
     transcript.push("Yes")
-    assert types(transcript.close()) == CLOSING
+    assert types(transcript.close()) == PIECE + CLOSING
     assert transcript.close() == []
 
 

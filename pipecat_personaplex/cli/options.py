@@ -45,7 +45,7 @@ Threads = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Of the model on a CPU; 0 leaves torch's choice.",
+        help="Of the model on a CPU; 0 is automatic.",
         rich_help_panel="Model",
     ),
 ]

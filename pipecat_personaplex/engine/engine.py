@@ -43,6 +43,9 @@ from pipecat_personaplex.errors import (
     SessionFailed,
 )
 
+# Below this many, a second thread costs a step more in waiting than it takes off.
+_ONE_THREAD_WEIGHTS = 20_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
@@ -375,8 +378,8 @@ class Engine:
     # The model thread.
 
     def _run(self) -> None:
-        if self.config.cpu_threads:
-            torch.set_num_threads(self.config.cpu_threads)
+        if self.device.type == "cpu":
+            torch.set_num_threads(self._cpu_threads())
         ending: PersonaPlexError = EngineStopped("the engine was stopped")
         try:
             while not self._stopping:
@@ -397,6 +400,13 @@ class Engine:
         self._loop.clear()
         for session in left:
             self._end(session, None if session.closed else ending)
+
+    def _cpu_threads(self) -> int:
+        lm = self.checkpoint.lm
+        weights = sum(t.numel() for t in (*lm.parameters(), *lm.buffers()))
+        if self.config.cpu_threads == 0 and weights < _ONE_THREAD_WEIGHTS:
+            return 1
+        return self.config.cpu_threads or torch.get_num_threads()
 
     def _take_arrivals(self) -> list[Opening]:
         with self._lock:

@@ -38,10 +38,10 @@ async def test_what_the_agent_says_is_a_balanced_turn(fake: FakeEngine, clock: M
         await pipeline.until_count(LLMFullResponseEndFrame, 1)
     words = [f for f in pipeline.down if not isinstance(f, InputAudioRawFrame)]
     kinds = [type(f) for f in words if not isinstance(f, SpeechOutputAudioRawFrame)]
-    assert kinds[kinds.index(LLMFullResponseStartFrame) :][:10] == [
+    assert kinds[kinds.index(LLMFullResponseStartFrame) :][:8] == [
         LLMFullResponseStartFrame,
         TTSStartedFrame,
-        *[LLMTextFrame, TTSTextFrame] * 3,
+        *[LLMTextFrame, TTSTextFrame] * 2,
         TTSStoppedFrame,
         LLMFullResponseEndFrame,
     ]
@@ -62,7 +62,7 @@ async def test_an_open_turn_is_closed_at_the_end(fake: FakeEngine, clock: Manual
     events = Events(service)
     async with pipeline:
         await started(pipeline, events)
-        await pipeline.speak(tone(0.1))
+        await pipeline.speak(tone(0.2))
         await pipeline.until_count(TTSTextFrame, 1)
         await getattr(pipeline, how)()
     # A cancelled pipeline passes nothing on, yet the service has said it.
@@ -110,7 +110,7 @@ async def test_interruptions_do_no_harm(fake: FakeEngine, clock: ManualClock):
     async with pipeline:
         await started(pipeline, events)
         await pipeline.speak(tone(0.16))
-        await pipeline.until_count(TTSTextFrame, 2)
+        await pipeline.until_count(TTSTextFrame, 1)
         await pipeline.send(InterruptionFrame())
         await pipeline.send(InterruptionFrame(), FrameDirection.UPSTREAM)
         await pipeline.until_count(InterruptionFrame, 1)
@@ -162,6 +162,6 @@ async def test_a_context_changes_nothing_when_the_role_is_set(fake: FakeEngine, 
         await pipeline.until_count(LLMContextFrame, 1)
         # Nor may a speculative one hold back what the model says.
         fake.sessions[0].pieces.append(" Hats!")
-        await pipeline.speak(tone(0.1))
+        await pipeline.speak(tone(0.2))
         await pipeline.until_count(TTSTextFrame, 1)
     assert [s.persona.text_prompt for s in fake.sessions] == ["You sell hats."]

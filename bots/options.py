@@ -1,0 +1,133 @@
+"""What a bot can be told on the command line and in the environment."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from pipecat_personaplex.errors import ConfigError
+
+# What has to be installed and set before a transport can serve anybody.
+_TWILIO_KEYS = "TWILIO_ACCOUNT_SID with TWILIO_AUTH_TOKEN, or with TWILIO_API_KEY and _API_SECRET"
+_EPILOG = """\
+environment (an option wins over it; a .env file is read too):
+  PERSONAPLEX_MODEL, PERSONAPLEX_DEVICE, PERSONAPLEX_VOICE, PERSONAPLEX_PROMPT,
+  PERSONAPLEX_GREETING, PERSONAPLEX_MAX_SESSIONS    as the options above
+  HF_TOKEN                                          to download the gated 7B weights
+  DAILY_API_KEY                                     for -t daily
+  TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN             for -t twilio, to hang up; instead of the
+  TWILIO_API_KEY, TWILIO_API_SECRET                 token, an API key and its secret
+"""
+
+
+class BotParser(argparse.ArgumentParser):
+    """The bot's own options; Pipecat's runner adds its own to them and parses.
+
+    Args:
+        description: Who the bot is.
+        prompt: The role unless another is given.
+        prepare: Called with all arguments before the server starts: a mistake in any option shows
+            before gigabytes are loaded, and the model is there before the first caller.
+    """
+
+    def __init__(
+        self, description: str, prompt: str, prepare: Callable[[argparse.Namespace], object]
+    ):
+        super().__init__(
+            description=description,
+            epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self._prepare = prepare
+        self.add_argument(
+            "--model",
+            metavar="FOLDER|REPO",
+            default=os.environ.get("PERSONAPLEX_MODEL"),
+            help="a folder with a release's files, or a Hugging Face repo id (default: "
+            "nvidia/personaplex-7b-v1 where there is a GPU and access, else a tiny random "
+            "checkpoint that answers with noise)",
+        )
+        self.add_argument(
+            "--device",
+            metavar="auto|cpu|cuda|cuda:N",
+            default=os.environ.get("PERSONAPLEX_DEVICE", "auto"),
+            help="where the model runs (default: auto)",
+        )
+        self.add_argument(
+            "--voice",
+            default=os.environ.get("PERSONAPLEX_VOICE"),
+            help="a voice of the model; `personaplex voices list` names them",
+        )
+        self.add_argument(
+            "--prompt",
+            metavar="TEXT",
+            default=os.environ.get("PERSONAPLEX_PROMPT", prompt),
+            help="the agent's role, in plain words",
+        )
+        self.add_argument(
+            "--greeting",
+            metavar="TEXT",
+            default=os.environ.get("PERSONAPLEX_GREETING"),
+            help="a sentence the agent opens every call with",
+        )
+        self.add_argument(
+            "--max-sessions",
+            type=_positive,
+            metavar="N",
+            default=os.environ.get("PERSONAPLEX_MAX_SESSIONS", "8"),
+            help="callers at once; the next one is turned away politely (default: 8)",
+        )
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> argparse.Namespace:
+        """Parse, check, and prepare what the bot needs."""
+        parsed: argparse.Namespace = super().parse_args(args, namespace)
+        if parsed.direct:
+            parsed.transport = parsed.transport or "daily"
+        # One transport only: what another needs has not been checked.
+        parsed.transport = parsed.transport or "webrtc"
+        check_transport(parsed.transport, parsed.proxy, os.environ)
+        self._prepare(parsed)
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """End with one line instead of a page of usage."""
+        print(f"error: {message}; see --help", file=sys.stderr)
+        self.exit(2)
+
+
+def check_transport(transport: str, proxy: str | None, environment: Mapping[str, str]) -> None:
+    """Refuse a transport that could not serve a call.
+
+    Raises:
+        ConfigError: Something is not installed or not set.
+    """
+    if transport not in ("webrtc", "daily", "twilio"):
+        raise ConfigError(f"-t {transport}: this bot serves webrtc, daily and twilio")
+    if transport == "daily":
+        if importlib.util.find_spec("daily") is None:
+            raise ConfigError("-t daily needs Daily's client; pip install 'pipecat-ai[daily]'")
+        if not environment.get("DAILY_API_KEY"):
+            raise ConfigError("-t daily needs DAILY_API_KEY; it is on dashboard.daily.co")
+    if transport == "twilio":
+        has_key = environment.get("TWILIO_API_KEY") and environment.get("TWILIO_API_SECRET")
+        secrets = bool(environment.get("TWILIO_AUTH_TOKEN")) + bool(has_key)
+        if not environment.get("TWILIO_ACCOUNT_SID") or not secrets:
+            raise ConfigError(f"-t twilio needs {_TWILIO_KEYS}; they are on console.twilio.com")
+        if secrets == 2:
+            raise ConfigError("-t twilio takes TWILIO_AUTH_TOKEN or an API key, not both")
+        if not proxy:
+            raise ConfigError("-t twilio needs -x HOST, the public name that Twilio can reach")
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return value

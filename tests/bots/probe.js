@@ -1,0 +1,48 @@
+// Runs in the page before its own scripts, and measures what a person in front of it would hear.
+// Microphone (0) and agent (1) enter one AudioWorklet, which notes the peak of every 128 samples of
+// both: one clock for what goes in and what comes out.
+const WORKLET = `
+  class Peaks extends AudioWorkletProcessor {
+    rows = [];
+
+    process(inputs) {
+      const peak = (input) => (input[0] ?? []).reduce((a, x) => Math.max(a, Math.abs(x)), 0);
+      this.rows.push([currentTime, peak(inputs[0]), peak(inputs[1])]);
+      if (this.rows.length === 75) this.port.postMessage(this.rows.splice(0));
+      return true;
+    }
+  }
+  registerProcessor("peaks", Peaks);
+`;
+
+class Probe {
+  rows = [];
+
+  // An AudioContext made before there is a page may not start.
+  node = null;
+
+  async start() {
+    const context = new AudioContext({ sampleRate: 48000 });
+    await context.audioWorklet.addModule(URL.createObjectURL(new Blob([WORKLET], { type: "text/javascript" })));
+    const node = new AudioWorkletNode(context, "peaks", { numberOfInputs: 2 });
+    node.port.onmessage = (event) => this.rows.push(...event.data);
+    node.connect(context.destination); // it outputs silence; unconnected, it might not run
+    return { context, node };
+  }
+
+  async listen(input, stream) {
+    this.node ??= this.start();
+    const { context, node } = await this.node;
+    context.createMediaStreamSource(stream).connect(node, 0, input);
+  }
+}
+
+window.probe = new Probe();
+window.RTCPeerConnection = class extends window.RTCPeerConnection {
+  constructor(...args) {
+    super(...args);
+    this.addEventListener("track", ({ track }) => {
+      if (track.kind === "audio") window.probe.listen(1, new MediaStream([track]));
+    });
+  }
+};

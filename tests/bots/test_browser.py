@@ -1,0 +1,156 @@
+"""A person in front of the page: a real Chromium, its microphone playing a file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from playwright.sync_api import Browser, Page, Route, sync_playwright
+
+from tests.helpers.bots import BotProcess
+
+HERE = Path(__file__).parent
+CHROMIUM = "/usr/bin/chromium"
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path(CHROMIUM).exists(), reason=f"no {CHROMIUM}: apt-get install chromium"
+    ),
+]
+
+GREETING = "Good morning, what would you like to learn today?"
+# 16-bit full scale is 1; the noise floor of Opus and of Chromium's resampling is far below.
+AUDIBLE = 0.003
+MIC_RATE = 48_000
+
+
+@pytest.fixture(scope="module")
+def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty seconds of 100 ms tones, 700 to 930 ms apart, so that no two delays look alike."""
+    random = np.random.default_rng(7)
+    sound = np.zeros(20 * MIC_RATE, dtype=np.float32)
+    tone = np.sin(2 * np.pi * 1000 * np.arange(MIC_RATE // 10) / MIC_RATE) * 0.5
+    start = MIC_RATE // 2
+    while start + len(tone) < len(sound):
+        sound[start : start + len(tone)] = tone
+        start += int(random.uniform(0.70, 0.93) * MIC_RATE)
+    path = tmp_path_factory.mktemp("microphone") / "tones.wav"
+    soundfile.write(path, sound, MIC_RATE, subtype="PCM_16")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(microphone: Path) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--use-fake-device-for-media-stream",
+                "--use-fake-ui-for-media-stream",
+                f"--use-file-for-fake-audio-capture={microphone}",
+                "--autoplay-policy=no-user-gesture-required",
+                "--disable-background-networking",
+                # Else host candidates are mDNS names, which nobody resolves here.
+                "--disable-features=WebRtcHideLocalIpsWithMdns",
+            ],
+        )
+        yield chromium
+        chromium.close()
+
+
+@contextmanager
+def talking(browser: Browser, bot: BotProcess) -> Iterator[Page]:
+    """The bot's page, connected."""
+
+    def only_the_bot(route: Route) -> None:
+        # Nothing is asked of any other server.
+        if re.search(r"/assets/daily-esm-[^/]*\.js$", route.request.url):
+            route.fulfill(
+                body=(HERE / "daily_devices.js").read_text(), content_type="text/javascript"
+            )
+        elif route.request.url.startswith((bot.url, "blob:", "data:")):
+            route.continue_()
+        else:
+            route.abort()
+
+    with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
+        context.set_default_timeout(30_000)
+        page = context.new_page()
+        page.add_init_script(path=HERE / "probe.js")
+        page.route("**/*", only_the_bot)
+        page.goto(f"{bot.url}/client/")
+        # The page opens the microphone by itself, and does nothing if told to connect before that.
+        page.get_by_role("button", name="Mute microphone").wait_for()
+        page.get_by_role("button", name="Connect", exact=True).click()
+        page.get_by_role("button", name="Disconnect", exact=True).wait_for()
+        yield page
+        page.get_by_role("button", name="Disconnect", exact=True).click()
+        page.get_by_role("button", name="Connect", exact=True).wait_for()
+
+
+def listen(page: Page, seconds: float) -> np.ndarray:
+    """Peaks over the next seconds, once the agent is heard: time, microphone, agent [n, 3]."""
+    page.wait_for_function(f"probe.rows.some((row) => row[2] > {AUDIBLE})")
+    start = page.evaluate("probe.rows.length")
+    count = round(seconds * MIC_RATE / 128)
+    page.wait_for_function(
+        f"probe.rows.length >= {start + count}", timeout=(seconds + 30) * 1000, polling=250
+    )
+    return np.array(page.evaluate(f"probe.rows.slice({start}, {start + count})"))
+
+
+def longest_silence(times: np.ndarray, peaks: np.ndarray) -> float:
+    heard = times[peaks > AUDIBLE]
+    return float(np.diff(heard, prepend=times[0], append=times[-1]).max())
+
+
+def onsets(times: np.ndarray, peaks: np.ndarray, quiet: float = 0.15) -> np.ndarray:
+    """When a sound starts after at least ``quiet`` seconds without one."""
+    heard = times[peaks > 0.1]
+    return heard[np.diff(heard, prepend=-1.0) > quiet]
+
+
+def test_the_agent_is_heard_without_gaps_and_its_words_are_shown(browser: Browser) -> None:
+    with (
+        BotProcess("bots.assistant", "--greeting", GREETING) as bot,
+        talking(browser, bot) as page,
+    ):
+        # The tiny vocabulary has no whole words, and the page puts a space between pieces.
+        page.wait_for_function(
+            "words => document.body.innerText.replace(/\\s/g, '').includes(words)",
+            arg=GREETING.replace(" ", ""),
+        )
+        peaks = listen(page, 20.0)
+    times, microphone, agent = peaks.T
+    gap = longest_silence(times, agent)
+    print(f"agent: longest silence in 20 s {gap * 1e3:.0f} ms, median peak {np.median(agent):.3f}")
+    assert microphone.max() > 0.3, "the microphone's tones do not play"
+    assert gap <= 0.2
+
+
+def test_a_tone_comes_back_in_time(browser: Browser) -> None:
+    """Tone in, tone out: both seen by one AudioWorklet in the page.
+
+    What is between them is all that this project and Pipecat add to the model: Chromium's encoder,
+    the network, aiortc, the service's 80 ms frames, playout, Chromium's jitter buffer. What is not
+    is the sound card's share, and the model's step.
+    """
+    with BotProcess("tests.bots.loopback_assistant") as bot, talking(browser, bot) as page:
+        times, microphone, agent = listen(page, 30.0).T
+    went_in, came_out = onsets(times, microphone), onsets(times, agent)
+    following = np.searchsorted(came_out, went_in)
+    answered = following < len(came_out)
+    delays = (came_out[following[answered]] - went_in[answered]) * 1e3
+    p50, p95 = np.percentile(delays, [50, 95])
+    print(
+        f"delay over {len(delays)} tones: p50 {p50:.0f} ms, p95 {p95:.0f}, max {delays.max():.0f}"
+    )
+    assert len(delays) >= 25
+    assert p95 <= 250

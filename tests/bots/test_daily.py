@@ -1,0 +1,162 @@
+"""The assistant in a Daily room: the real transport as far as a fake key gets, then a fake one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+
+import aiohttp
+import numpy as np
+import pytest
+from pipecat.pipeline.worker import PipelineWorker
+from pipecat.runner.types import DailyRunnerArguments
+
+from bots.assistant import converse
+from bots.host import Call
+from bots.transports import open_transport, sample_rate, transport_of, transport_params
+from pipecat_personaplex.settings import PersonaPlexLLMSettings
+from tests.golden_data import CHECKPOINT
+from tests.helpers.bots import BotProcess, run_bot
+from tests.helpers.commands import one_line
+from tests.helpers.engines import FakeEngine
+from tests.helpers.pipelines import TIMEOUT, tone
+from tests.helpers.rest import RestApi
+from tests.helpers.transports import FakeTransport
+
+daily = pytest.importorskip("daily", reason="Daily's client is not installed")
+
+KEY = "not-a-key-that-daily-knows"
+ROOM = DailyRunnerArguments(room_url="https://example.daily.co/room", token="token")
+
+
+@pytest.fixture
+def api() -> Iterator[RestApi]:
+    """Daily's REST API, for a key that it does not know."""
+    with RestApi(401, b'{"error": "authentication-error"}') as api:
+        yield api
+
+
+def options() -> list[str]:
+    return ["-t", "daily", "--model", str(CHECKPOINT), "--device", "cpu"]
+
+
+async def test_the_transport_is_dailys_with_the_settings_of_a_full_duplex_agent() -> None:
+    from pipecat.transports.daily.transport import DailyParams, DailyTransport
+
+    assert transport_of(ROOM) == "daily"
+    assert sample_rate("daily") == 24_000
+    transport = await open_transport(ROOM)
+    assert isinstance(transport, DailyTransport)
+    assert transport.room_url == ROOM.room_url
+    params = transport_params()["daily"]()
+    assert isinstance(params, DailyParams)
+    assert params.audio_in_enabled and params.audio_out_enabled
+    # One ear for everybody in the room, and no silence that is never taken back.
+    assert not params.audio_in_user_tracks
+    assert not params.audio_out_auto_silence
+    assert 8 % params.audio_out_10ms_chunks == 0
+
+
+def test_a_room_of_ones_own_with_a_key_that_daily_does_not_know(api: RestApi) -> None:
+    result = run_bot(
+        "bots.assistant", *options(), "--direct", DAILY_API_KEY=KEY, DAILY_API_URL=f"{api.url}/v1"
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    message = one_line(result.stderr.splitlines(keepends=True)[-1])
+    assert "no Daily room" in message and "authentication-error" in message
+    ((path, key, _),) = api.requests
+    assert (path, key) == ("/v1/rooms", f"Bearer {KEY}")
+
+
+async def test_a_caller_whose_room_daily_refuses(api: RestApi) -> None:
+    body = {"transport": "daily", "createDailyRoom": True}
+    with BotProcess(
+        "bots.assistant", *options(), DAILY_API_KEY=KEY, DAILY_API_URL=f"{api.url}/v1"
+    ) as bot:
+        async with aiohttp.ClientSession(bot.url) as session:
+            for request in (session.get("/daily"), session.post("/start", json=body)):
+                async with request as answer:
+                    assert answer.status == 502
+                    assert "could not be set up" in (await answer.json())["detail"]
+            async with session.get("/status") as answer:
+                assert answer.status == 200, "it does not serve on"
+    assert "Traceback" not in bot.log
+    failures = [line for line in bot.log.splitlines() if "a call could not start" in line]
+    assert len(failures) == 2
+    assert all("authentication-error" in line for line in failures)
+
+
+class Room:
+    """The assistant's own pipeline around a fake transport with Daily's real parameters."""
+
+    def __init__(self, engine: FakeEngine):
+        self.heard = bytearray()
+        self.arrivals: list[float] = []
+        self.transport = FakeTransport(transport_params()["daily"](), self._hear)
+        self.running: set[PipelineWorker] = set()
+        self.call = Call(
+            engine,
+            self.transport,
+            PersonaPlexLLMSettings(voice="NATF2", system_instruction="You enjoy tea."),
+            Namespace(transport="daily", greeting="Good morning."),
+            sample_rate("daily"),
+            None,
+            self.running,
+        )
+
+    def _hear(self, now: float, audio: bytes) -> None:
+        self.arrivals.append(now)
+        self.heard += audio
+
+    async def __aenter__(self) -> Room:
+        self.task = asyncio.create_task(converse(self.call))
+        await asyncio.wait_for(self.transport.ready.wait(), TIMEOUT)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for worker in list(self.running):
+            await worker.cancel()
+        await asyncio.wait_for(self.task, TIMEOUT)
+
+    async def talk(self, samples: np.ndarray) -> None:
+        """20 ms every 20 ms, as Daily's client calls back."""
+        begun = time.monotonic()
+        for index, chunk in enumerate(samples.reshape(-1, 480)):
+            await asyncio.sleep(max(0.0, begun + 0.02 * (index + 1) - time.monotonic()))
+            await self.transport.say(chunk.tobytes(), 24_000)
+
+    async def ended(self) -> None:
+        await asyncio.wait_for(asyncio.shield(self.task), TIMEOUT)
+
+
+@pytest.fixture
+def engine() -> Iterator[FakeEngine]:
+    with FakeEngine() as engine:
+        yield engine
+
+
+async def test_a_conversation_in_a_room(engine: FakeEngine) -> None:
+    async with Room(engine) as room:
+        await room.transport.connect()
+        await room.talk(tone(2.0))
+        await room.transport.hang_up()
+        await room.ended()
+    (session,) = engine.sessions
+    assert session.persona.text_prompt == "You enjoy tea."
+    assert session.said == ["Good morning."]
+    assert session.closed
+    sound = np.frombuffer(bytes(room.heard), dtype=np.int16)
+    # The engine says what it hears.
+    assert len(sound) >= 1.8 * 24_000 and np.abs(sound).max() > 7_000
+    assert np.diff(room.arrivals).max() <= 0.2
+
+
+async def test_a_room_that_cannot_be_joined_ends_the_call(engine: FakeEngine) -> None:
+    async with Room(engine) as room:
+        await room.transport.fail("Error joining https://example.daily.co/room: no such room")
+        await room.ended()
+    assert not engine.open_sessions
+    assert not room.running

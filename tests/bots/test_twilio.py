@@ -1,0 +1,236 @@
+"""The assistant on the telephone, with the test in the place of Twilio."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import aiohttp
+import numpy as np
+import pytest
+
+from tests.golden_data import CHECKPOINT
+from tests.helpers.bots import BotProcess
+from tests.helpers.pipelines import tone
+from tests.helpers.rest import RestApi
+from tests.helpers.telephone import ACCOUNT, RATE, TwilioCall
+
+MODULE = "tests.bots.telephone_assistant"
+TOKEN = "0123456789abcdef"
+PUBLIC = "bot.example.test"
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[RestApi]:
+    """The one thing a bot asks of Twilio's REST API: to hang up."""
+    with RestApi(200) as api:
+        yield api
+
+
+@pytest.fixture(scope="module")
+def started_bot(api: RestApi) -> Iterator[BotProcess]:
+    arguments = ["-t", "twilio", "-x", PUBLIC, "--model", str(CHECKPOINT), "--device", "cpu"]
+    with BotProcess(
+        MODULE,
+        *arguments,
+        *("--max-sessions", "2"),
+        TWILIO_ACCOUNT_SID=ACCOUNT,
+        TWILIO_AUTH_TOKEN=TOKEN,
+        FAKE_TWILIO_API=api.url,
+    ) as bot:
+        yield bot
+
+
+@pytest.fixture
+async def bot(started_bot: BotProcess) -> AsyncIterator[BotProcess]:
+    """With every line free, before and after."""
+    yield started_bot
+    async with AsyncExitStack() as stack:
+        # Both lines, as calls that are answered: a slot that was lost would show here.
+        for _ in range(2):
+            await stack.enter_async_context(calling(started_bot))
+
+
+def websocket(bot: BotProcess) -> str:
+    return f"{bot.url.replace('http', 'ws')}/ws"
+
+
+@asynccontextmanager
+async def calling(bot: BotProcess) -> AsyncIterator[TwilioCall]:
+    """A call in which the agent is heard; a line that was in use is free in a moment."""
+    await until_free(bot)
+    async with TwilioCall(websocket(bot)) as call:
+        await call.answer()
+        await call.heard(0.1)
+        yield call
+
+
+async def webhook(bot: BotProcess) -> str:
+    """What Twilio is told to do with a new caller."""
+    caller = {"CallSid": "CA1", "From": "+4930123456"}
+    async with aiohttp.ClientSession() as session, session.post(bot.url, data=caller) as answer:
+        assert answer.status == 200
+        assert answer.content_type == "application/xml"
+        return await answer.text()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for something in another thread or process."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def until_free(bot: BotProcess) -> None:
+    async with asyncio.timeout(20):
+        while "<Reject" in await webhook(bot):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+def in_real_time(call: TwilioCall, seconds: float) -> None:
+    """Assert that a stream of about this length came as a telephone would play it."""
+    arrivals = np.array(call.arrivals)
+    elapsed = arrivals[-1] - arrivals[0]
+    audio = len(call.audio) / RATE
+    gap = np.diff(arrivals).max()
+    print(f"{audio:.2f} s of audio in {elapsed:.2f} s, longest gap {gap * 1e3:.0f} ms")
+    # It begins once the prompt is in, and the last 80 ms arrive in one go.
+    assert audio >= seconds - 0.5
+    assert abs(audio - elapsed) <= 0.25
+    assert gap <= 0.2
+    media = [message for message in call.received if message["event"] == "media"]
+    assert {message["streamSid"] for message in media} == {call.stream_sid}
+    assert {len(base64.b64decode(message["media"]["payload"])) for message in media} == {160}
+
+
+async def test_twilio_is_sent_to_the_websocket(bot: BotProcess) -> None:
+    text = await webhook(bot)
+    assert f'<Connect>\n    <Stream url="wss://{PUBLIC}/ws">' in text
+
+
+async def test_a_call(bot: BotProcess, api: RestApi) -> None:
+    api.requests.clear()
+    async with calling(bot) as call:
+        await call.talk(tone(3.0, RATE))
+        # What else Twilio sends, none of which the agent cares for.
+        await call.send("mark", mark={"name": "anything"})
+        await call.send("dtmf", dtmf={"track": "inbound_track", "digit": "5"})
+        await call.talk(tone(3.0, RATE))
+        await call.stop()
+    in_real_time(call, 6.0)
+    assert {message["event"] for message in call.received} == {"media"}
+    assert np.abs(call.audio).max() > 1_000
+    assert not api.requests, "the caller has hung up; there is nothing left to hang up"
+
+
+async def test_two_calls_at_once_and_no_third(bot: BotProcess) -> None:
+    async with calling(bot) as first, calling(bot) as second:
+        assert '<Reject reason="busy"/>' in await webhook(bot)
+        async with TwilioCall(websocket(bot)) as third:
+            # Before it has said a word, so that nothing is built for it.
+            assert await third.close_code() == 1013
+        assert not third.received
+        random = np.random.default_rng(3).normal(0, 3_000, 4 * RATE).astype(np.int16)
+        await asyncio.gather(first.talk(tone(4.0, RATE)), second.talk(random))
+    in_real_time(first, 4.0)
+    in_real_time(second, 4.0)
+    length = min(len(first.audio), len(second.audio))
+    assert not np.array_equal(first.audio[:length], second.audio[:length])
+
+
+async def test_a_cut_connection_frees_its_line(bot: BotProcess, api: RestApi) -> None:
+    api.requests.clear()
+    async with calling(bot) as staying, calling(bot) as cut:
+        talking = asyncio.create_task(staying.talk(tone(3.0, RATE)))
+        cut.cut()
+        await until_free(bot)
+        async with calling(bot) as later:
+            await later.heard(0.5)
+            assert "<Reject" in await webhook(bot)
+            await talking
+    in_real_time(staying, 3.0)
+    assert not api.requests
+
+
+WRONG_STARTS = {
+    "not JSON": ["{", "hello"],
+    "unknown events": ['{"event": "hello"}', '{"event": "goodbye"}'],
+    "media before start": [
+        '{"event": "connected"}',
+        '{"event": "media", "media": {"payload": "fw=="}}',
+    ],
+    "not an object": ["[1]", "7"],
+    "an empty start": ['{"event": "start", "start": null}', '{"event": "start", "start": {}}'],
+    "another provider": ['{"event": "connected"}', '{"start": {"streamId": "1", "callId": "2"}}'],
+    "no call": ['{"event": "start", "start": {"streamSid": null, "callSid": null}}', "{}"],
+}
+
+
+@pytest.mark.parametrize("messages", WRONG_STARTS.values(), ids=WRONG_STARTS.keys())
+async def test_a_call_that_starts_wrong_is_ended(
+    started_bot: BotProcess, messages: list[str]
+) -> None:
+    await until_free(started_bot)
+    before = len(started_bot.log)
+    async with TwilioCall(websocket(started_bot)) as call:
+        for message in messages:
+            await call.socket.send(message)
+        assert await call.close_code() is not None
+    assert not call.received
+    await until(lambda: "a call was not taken" in started_bot.log[before:])
+    added = started_bot.log[before:]
+    assert "Traceback" not in added
+    assert added.count("a call was not taken") == 1
+
+
+async def test_a_connection_that_says_nothing_holds_no_line(started_bot: BotProcess) -> None:
+    await until_free(started_bot)
+    before = len(started_bot.log)
+    async with TwilioCall(websocket(started_bot)) as call:
+        assert await call.close_code() is not None
+    await until(lambda: "no call began within 10 s" in started_bot.log[before:])
+
+
+async def test_wrong_messages_in_a_call_are_passed_over(bot: BotProcess) -> None:
+    async with calling(bot) as call:
+        for message in ("{", '{"event": "hello"}', '{"event": "media"}', '{"event": "dtmf"}', "{}"):
+            await call.socket.send(message)
+        await call.media(b"")
+        await call.start()
+        await call.talk(tone(2.0, RATE))
+    in_real_time(call, 2.0)
+
+
+async def test_a_message_that_nobody_can_read_ends_its_call_only(
+    bot: BotProcess, api: RestApi
+) -> None:
+    api.requests.clear()
+    async with calling(bot) as good, calling(bot) as bad:
+        talking = asyncio.create_task(good.talk(tone(2.0, RATE)))
+        await bad.socket.send("[1]")
+        await bad.close_code()
+        await talking
+    in_real_time(good, 2.0)
+    # Twilio itself still had the caller on the line.
+    secret = base64.b64encode(f"{ACCOUNT}:{TOKEN}".encode()).decode()
+    path = f"/2010-04-01/Accounts/{ACCOUNT}/Calls/{bad.call_sid}.json"
+    assert api.requests == [(path, f"Basic {secret}", "Status=completed")]
+
+
+async def test_each_caller_has_a_stream_of_their_own() -> None:
+    """With an engine that repeats what it hears."""
+    arguments = ["-t", "twilio", "-x", PUBLIC, "--max-sessions", "2"]
+    keys = {"TWILIO_ACCOUNT_SID": ACCOUNT, "TWILIO_AUTH_TOKEN": TOKEN}
+    with BotProcess("tests.bots.loopback_assistant", *arguments, **keys) as bot:
+        async with calling(bot) as low, calling(bot) as high:
+            await asyncio.gather(
+                low.talk(tone(3.0, RATE, 500.0)), high.talk(tone(3.0, RATE, 1_200.0))
+            )
+    for call, hertz in ((low, 500.0), (high, 1_200.0)):
+        in_real_time(call, 3.0)
+        sound = call.audio[RATE : 2 * RATE].astype(np.float64)
+        spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound)))) ** 2
+        near = np.abs(np.fft.rfftfreq(len(sound), 1 / RATE) - hertz) <= 5
+        assert spectrum[near].sum() / spectrum.sum() > 0.99

@@ -1,0 +1,82 @@
+"""A transport without a network: Pipecat's own input and output around a microphone and an ear."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from pipecat.frames.frames import InputAudioRawFrame, OutputAudioRawFrame, StartFrame
+from pipecat.transports.base_input import BaseInputTransport
+from pipecat.transports.base_output import BaseOutputTransport
+from pipecat.transports.base_transport import BaseTransport, TransportParams
+
+Heard = Callable[[float, bytes], object]
+
+
+class _Input(BaseInputTransport):
+    def __init__(self, transport: FakeTransport, params: TransportParams):
+        super().__init__(params)
+        self._transport = transport
+
+    async def start(self, frame: StartFrame) -> None:
+        await super().start(frame)
+        await self.set_transport_ready(frame)
+        self._transport.ready.set()
+
+
+class _Output(BaseOutputTransport):
+    """Takes audio as fast as it would be played, like a sound card with ``ahead`` of buffer."""
+
+    def __init__(self, heard: Heard, params: TransportParams, ahead: float):
+        super().__init__(params)
+        self._heard = heard
+        self._ahead = ahead
+        self._played_until = 0.0
+
+    async def start(self, frame: StartFrame) -> None:
+        await super().start(frame)
+        await self.set_transport_ready(frame)
+
+    async def write_audio_frame(self, frame: OutputAudioRawFrame) -> bool:
+        now = time.monotonic()
+        self._heard(now, frame.audio)
+        self._played_until = max(self._played_until, now) + frame.num_frames / frame.sample_rate
+        await asyncio.sleep(max(0.0, self._played_until - self._ahead - now))
+        return True
+
+
+class FakeTransport(BaseTransport):
+    """One caller, with the events that every transport of Pipecat has.
+
+    Args:
+        params: Of the transport that this one stands in for.
+        heard: Called with the time and the audio of each chunk that the caller hears.
+    """
+
+    def __init__(self, params: TransportParams, heard: Heard):
+        super().__init__()
+        self.ready = asyncio.Event()
+        self._in = _Input(self, params)
+        self._out = _Output(heard, params, ahead=0.04)
+        self._register_event_handler("on_client_connected")
+        self._register_event_handler("on_client_disconnected")
+        self._register_event_handler("on_error")
+
+    def input(self) -> _Input:
+        return self._in
+
+    def output(self) -> _Output:
+        return self._out
+
+    async def say(self, pcm: bytes, rate: int) -> None:
+        await self._in.push_audio_frame(InputAudioRawFrame(pcm, rate, 1))
+
+    async def connect(self) -> None:
+        await self._call_event_handler("on_client_connected", self)
+
+    async def hang_up(self) -> None:
+        await self._call_event_handler("on_client_disconnected", self)
+
+    async def fail(self, error: str) -> None:
+        await self._call_event_handler("on_error", error)
