@@ -51,7 +51,7 @@ MISTAKES = {
     "temperature": (["--temperature-audio", "11"], ["temperature_audio", "0 (greedy) to 10"]),
     "temperature nan": (["--temperature-text", "nan"], ["temperature_text"]),
     "temperature word": (["--temperature-text", "hot"], ["--temperature-text"]),
-    "top k": (["--top-k-audio", "0"], ["top_k_audio", "at least 1"]),
+    "top k": (["--top-k-audio", "0"], ["top_k_audio", "from 1 to"]),
     "seed": (["--seed", "-1"], ["seed must be", "-1"]),
     "seed word": (["--seed", "x"], ["--seed", "see personaplex offline --help"]),
     "greedy and not": (["--greedy", "--temperature-text", "1"], ["--greedy", "--temperature-text"]),
