@@ -381,7 +381,7 @@ class EngineConfig:
     max_sessions: int = 8
     max_queued_frames: int = 25
     prefix_cache_bytes: int = 2 << 30
-    prefill_chunk: int = 128
+    prefill_chunk: int = 256
     cpu_threads: int = 0
 
     def __post_init__(self) -> None:

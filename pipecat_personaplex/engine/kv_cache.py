@@ -244,19 +244,26 @@ class RunCache:
         first, self._end = self.filled, self.filled + steps
         self.filled = self._end
         self._oldest = max(0, first + 1 - self.window)
-        queries = torch.arange(first, self._end, device=self.keys.device)[:, None]
-        seen = torch.arange(self._oldest, self._end, device=self.keys.device)
-        self._mask = (seen <= queries) & (seen > queries - self.window)
+        # A run that starts at 0 within the window is plainly causal, which needs no mask.
+        self._mask = None
+        if first > 0 or self._end > self.window:
+            queries = torch.arange(first, self._end, device=self.keys.device)[:, None]
+            seen = torch.arange(self._oldest, self._end, device=self.keys.device)
+            self._mask = (seen <= queries) & (seen > queries - self.window)
         return self
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Each [1, H, T, D] -> [1, H, T, D]; ``q`` may be the last positions only."""
-        assert self._mask is not None, "begin() comes first"
         keys, values = self.keys[layer], self.values[layer]
         first = self._end - k.shape[2]
         keys[:, :, first : self._end] = k
         values[:, :, first : self._end] = v
         past = slice(self._oldest, self._end)
         return F.scaled_dot_product_attention(
-            q, keys[:, :, past], values[:, :, past], attn_mask=self._mask[-q.shape[2] :]
+            q,
+            keys[:, :, past],
+            values[:, :, past],
+            attn_mask=None if self._mask is None else self._mask[-q.shape[2] :],
+            # The last position alone sees all there is.
+            is_causal=self._mask is None and q.shape[2] > 1,
         )
