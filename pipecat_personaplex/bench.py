@@ -17,14 +17,8 @@ import numpy as np
 import torch
 from loguru import logger
 
-from pipecat_personaplex.config import (
-    FRAME_SAMPLES,
-    FRAME_SECONDS,
-    EngineConfig,
-    LMConfig,
-    ModelConfig,
-    SamplingParams,
-)
+from pipecat_personaplex.architecture import LMConfig, ModelConfig
+from pipecat_personaplex.config import FRAME_SAMPLES, FRAME_SECONDS, EngineConfig, SamplingParams
 from pipecat_personaplex.engine.checkpoint import load_checkpoint, random_model
 from pipecat_personaplex.engine.download import resolve
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache
@@ -268,16 +262,7 @@ def _measure_prefill(
 @torch.inference_mode()
 def _stepped_prompt_ms(lm: PersonaPlexLM, prompt: Prompt, device: torch.device) -> float:
     """The prompt a step a frame, as the reference replays it: both transformers, no codec."""
-    config = lm.config
-    ring = RingCache(
-        layers=config.num_layers,
-        slots=1,
-        heads=config.num_heads,
-        window=config.window,
-        head_dim=config.dim // config.num_heads,
-        dtype=lm.dtype,
-        device=device,
-    )
+    ring = RingCache.for_lm(lm, 1, device)
     batch = Batch.of([0], device)
     columns = prompt.columns.to(device)
     begin = time.perf_counter()

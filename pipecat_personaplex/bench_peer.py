@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from pipecat_personaplex.config import CODEBOOKS, DELAYS, FRAME_SAMPLES, ModelConfig
+from pipecat_personaplex.architecture import ModelConfig
+from pipecat_personaplex.config import CODEBOOKS, DELAYS, FRAME_SAMPLES
 from pipecat_personaplex.errors import ConfigError
 
 

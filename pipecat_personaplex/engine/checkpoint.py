@@ -12,7 +12,8 @@ import sentencepiece
 import torch
 from loguru import logger
 
-from pipecat_personaplex.config import CODEBOOKS, LMConfig, ModelConfig
+from pipecat_personaplex.architecture import LMConfig, ModelConfig
+from pipecat_personaplex.config import CODEBOOKS
 from pipecat_personaplex.engine.layout import (
     CONFIG_FILE,
     DEPTH_STACK,

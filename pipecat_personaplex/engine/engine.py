@@ -34,6 +34,7 @@ from pipecat_personaplex.engine.placement import choose_target
 from pipecat_personaplex.engine.prompting import build_prompt, speech_tokens, text_prompt_tokens
 from pipecat_personaplex.engine.scheduler import Opening
 from pipecat_personaplex.engine.session import Pcm, Session, SessionFrame, checked_pcm
+from pipecat_personaplex.engine.stats import EngineStats
 from pipecat_personaplex.engine.voices import Voice, VoiceLibrary, encode_voice, load_voice_file
 from pipecat_personaplex.errors import (
     EngineFailed,
@@ -45,39 +46,6 @@ from pipecat_personaplex.errors import (
 
 # Below this many, a second thread costs a step more in waiting than it takes off.
 _ONE_THREAD_WEIGHTS = 20_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """The engine now, and over its last 1,024 steps.
-
-    Attributes:
-        healthy: False once the device or the model thread has failed.
-        sessions: Open sessions.
-        max_sessions: Slots.
-        steps: Steps since the start.
-        frames: Frames answered since the start, all sessions together.
-        late_frames: Of these, answered more than 80 ms after their last sample arrived.
-        refused: Sessions refused because all slots were taken.
-        step_p50_ms: Median step time.
-        step_p99_ms: 99th percentile of it.
-        prefix_hits: Prompts found in the prefix cache.
-        prefix_misses: Prompts computed.
-        prefix_bytes: Memory the prefix cache holds.
-    """
-
-    healthy: bool
-    sessions: int
-    max_sessions: int
-    steps: int
-    frames: int
-    late_frames: int
-    refused: int
-    step_p50_ms: float
-    step_p99_ms: float
-    prefix_hits: int
-    prefix_misses: int
-    prefix_bytes: int
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipecat_personaplex.models.attention import KVStore
 from pipecat_personaplex.models.layers import Rows
+from pipecat_personaplex.models.lm import PersonaPlexLM
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,20 @@ class RingCache:
         shape = (layers, slots, heads, window, head_dim)
         self.keys = make(shape, dtype=dtype, device=device)
         self.values = make(shape, dtype=dtype, device=device)
+
+    @classmethod
+    def for_lm(cls, lm: PersonaPlexLM, slots: int, device: torch.device) -> RingCache:
+        """The temporal transformer's rings."""
+        config = lm.config
+        return cls(
+            layers=config.num_layers,
+            slots=slots,
+            heads=config.num_heads,
+            window=config.window,
+            head_dim=config.dim // config.num_heads,
+            dtype=lm.dtype,
+            device=device,
+        )
 
     @property
     def nbytes(self) -> int:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from pipecat_personaplex.config import CODEBOOKS, LMConfig, MimiConfig
+from pipecat_personaplex.architecture import LMConfig, MimiConfig
+from pipecat_personaplex.config import CODEBOOKS
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
 from pipecat_personaplex.models.mimi.conv import CausalConv, CausalConvTranspose

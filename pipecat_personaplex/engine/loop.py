@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -32,19 +30,8 @@ from pipecat_personaplex.engine.session import (
     Session,
     SessionFrame,
 )
+from pipecat_personaplex.engine.stats import Counters
 from pipecat_personaplex.errors import PersonaPlexError, SessionFailed
-
-_RECENT_STEPS = 1024
-
-
-@dataclass
-class Counters:
-    """What has happened since the engine was loaded. Written by the model thread alone."""
-
-    steps: int = 0
-    frames: int = 0
-    late_frames: int = 0
-    step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_STEPS))
 
 
 class StepLoop:

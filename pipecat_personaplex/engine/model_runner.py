@@ -7,13 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipecat_personaplex.config import (
-    AGENT_CODES,
-    FRAME_SAMPLES,
-    TEXT,
-    ModelConfig,
-    SamplingParams,
-)
+from pipecat_personaplex.architecture import ModelConfig
+from pipecat_personaplex.config import AGENT_CODES, FRAME_SAMPLES, TEXT, SamplingParams
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache
 from pipecat_personaplex.engine.prompting import Prefix
 from pipecat_personaplex.engine.sampling import SamplerState
@@ -129,15 +124,7 @@ class ModelRunner:
         self.lm = lm
         self.mimi = mimi
         self.device = device
-        self._kv = RingCache(
-            layers=config.lm.num_layers,
-            slots=slots,
-            heads=config.lm.num_heads,
-            window=config.lm.window,
-            head_dim=config.lm.dim // config.lm.num_heads,
-            dtype=lm.dtype,
-            device=device,
-        )
+        self._kv = RingCache.for_lm(lm, slots, device)
         self._codec = CodecSlots(mimi, slots, device)
         self._grid = TokenGrid(slots, config, device)
         self._sampler = SamplerState(slots, config.lm, device)

@@ -14,6 +14,7 @@ import torch
 from loguru import logger
 from torch import Tensor
 
+from pipecat_personaplex.architecture import ModelConfig
 from pipecat_personaplex.config import (
     AGENT_CODES,
     DELAYS,
@@ -23,7 +24,6 @@ from pipecat_personaplex.config import (
     TEXT_EPAD,
     TEXT_PAD,
     USER_CODES,
-    ModelConfig,
 )
 from pipecat_personaplex.engine.kv_cache import RunCache
 from pipecat_personaplex.engine.tokens import prompt_columns

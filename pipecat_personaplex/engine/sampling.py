@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pipecat_personaplex.config import CODEBOOKS, LMConfig, SamplingParams
+from pipecat_personaplex.architecture import LMConfig
+from pipecat_personaplex.config import CODEBOOKS, SamplingParams
 from pipecat_personaplex.engine.kv_cache import Batch
 
 _TEXT, _AUDIO = 0, 1

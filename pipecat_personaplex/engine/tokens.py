@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipecat_personaplex.architecture import ModelConfig
 from pipecat_personaplex.config import (
     AGENT_CODES,
     DELAYS,
@@ -19,7 +20,6 @@ from pipecat_personaplex.config import (
     TEXT,
     USER_ACOUSTIC,
     USER_SEMANTIC,
-    ModelConfig,
 )
 from pipecat_personaplex.models.layers import Rows
 

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from pipecat_personaplex.architecture import ModelConfig
 from pipecat_personaplex.config import (
     AGENT_CODES,
     DELAYS,
@@ -24,7 +25,6 @@ from pipecat_personaplex.config import (
     TEXT_PAD,
     USER_CODES,
     ZERO_TOKEN,
-    ModelConfig,
 )
 from pipecat_personaplex.engine.tokens import prompt_columns
 from pipecat_personaplex.errors import VoiceError

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipecat_personaplex.architecture import ModelConfig
 from pipecat_personaplex.audio import Pcm, normalize_loudness
-from pipecat_personaplex.config import FRAME_SAMPLES, RELEASED_WINDOW, ModelConfig
+from pipecat_personaplex.config import FRAME_SAMPLES, RELEASED_WINDOW
 from pipecat_personaplex.engine.voice_files import (
     MAX_VOICE_BYTES,
     make_preset,

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipecat_personaplex.config import CODEBOOKS, TEXT, LMConfig
+from pipecat_personaplex.architecture import LMConfig
+from pipecat_personaplex.config import CODEBOOKS, TEXT
 from pipecat_personaplex.models.attention import KVStore, rotary_frequencies, rotation
 from pipecat_personaplex.models.depth import DepthTransformer
 from pipecat_personaplex.models.layers import Linear, RMSNorm

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipecat_personaplex.config import LMConfig, MimiConfig, ModelConfig
+from pipecat_personaplex.architecture import LMConfig, MimiConfig, ModelConfig
 from pipecat_personaplex.engine.checkpoint import Checkpoint, load_checkpoint, random_model
 from pipecat_personaplex.engine.layout import lm_layout, mimi_layout, unknown_tensor
 from pipecat_personaplex.errors import CheckpointError, ConfigError

@@ -109,16 +109,7 @@ def test_logits_at_the_recorded_frames(loaded_engine: Engine, name: str) -> None
 
 
 def one_ring(lm: PersonaPlexLM) -> RingCache:
-    config = lm.config
-    return RingCache(
-        layers=config.num_layers,
-        slots=1,
-        heads=config.num_heads,
-        window=config.window,
-        head_dim=config.dim // config.num_heads,
-        dtype=lm.dtype,
-        device=torch.device("cpu"),
-    )
+    return RingCache.for_lm(lm, 1, torch.device("cpu"))
 
 
 def heads(lm: PersonaPlexLM, hidden: torch.Tensor, said: torch.Tensor) -> tuple[Array, Array]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pipecat_personaplex import Engine, Persona, SamplingParams
-from pipecat_personaplex.config import TEXT_EPAD, TEXT_PAD, ModelConfig
+from pipecat_personaplex.architecture import ModelConfig
+from pipecat_personaplex.config import TEXT_EPAD, TEXT_PAD
 from pipecat_personaplex.engine.prompting import (
     Prefill,
     Prefix,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipecat_personaplex import SamplingParams
-from pipecat_personaplex.config import LMConfig
+from pipecat_personaplex.architecture import LMConfig
 from pipecat_personaplex.engine.kv_cache import Batch
 from pipecat_personaplex.engine.sampling import SamplerState, gumbel_noise
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from pipecat_personaplex import Engine
+from pipecat_personaplex.architecture import LMConfig, MimiConfig, ModelConfig
 from pipecat_personaplex.audio import normalize_loudness, read_audio
-from pipecat_personaplex.config import LMConfig, MimiConfig, ModelConfig
 from pipecat_personaplex.engine import voice_files, voices
 from pipecat_personaplex.engine.checkpoint import random_model
 from pipecat_personaplex.engine.model_runner import encode_stream

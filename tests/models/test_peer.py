@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipecat_personaplex.architecture import LMConfig, MimiConfig, ModelConfig
 from pipecat_personaplex.bench_peer import peer_lm_kwargs, peer_mimi_config
-from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES, LMConfig, MimiConfig, ModelConfig
+from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES
 from pipecat_personaplex.engine.checkpoint import Checkpoint, load_checkpoint
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache
 from pipecat_personaplex.engine.layout import MIMI_FILE, MODEL_FILE
@@ -103,15 +104,7 @@ def test_language_model_logits_agree(both: Both) -> None:
     columns[:, 1:] = torch.randint(0, config.card + 1, (FRAMES, 16), generator=generator)
     columns[0] = torch.tensor([config.text_card] + [config.card] * 16)
     columns[3] = -1  # embeds to zero
-    ring = RingCache(
-        layers=config.num_layers,
-        slots=1,
-        heads=config.num_heads,
-        window=config.window,
-        head_dim=config.dim // config.num_heads,
-        dtype=torch.float32,
-        device=CPU,
-    )
+    ring = RingCache.for_lm(lm, 1, CPU)
     batch = Batch.of([0], CPU)
     peer = both.peer_lm
     with torch.inference_mode(), peer.streaming(1):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipecat_personaplex.config import MimiConfig
+from pipecat_personaplex.architecture import MimiConfig
 from pipecat_personaplex.models.attention import (
     KVStore,
     Rotation,
