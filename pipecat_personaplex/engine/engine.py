@@ -146,12 +146,16 @@ class Engine:
         Raises:
             EngineFailed: The engine has failed before; load another.
         """
+        if threading.current_thread() is self._thread:
+            if self._stopping:
+                raise EngineStopped("the engine is stopping; start it again from another thread")
+            return
         with self._lifecycle:
             self._require_healthy()
             if self._thread is not None:
                 if self._thread.is_alive() and not self._stopping:
                     return
-                self._join(self._thread)  # stopped from a callback, and about to end
+                self._thread.join()  # stopped from a callback, and about to end
             self._stopping = False
             self._thread = threading.Thread(
                 target=self._run, name="personaplex-engine", daemon=True
@@ -163,19 +167,15 @@ class Engine:
 
         Called from a callback, it returns at once and the thread ends after that callback.
         """
-        self._stopping = True
-        self._wake.set()
         if threading.current_thread() is self._thread:
+            self._stopping = True
             return
         with self._lifecycle:
             if self._thread is not None:
-                self._join(self._thread)
+                self._stopping = True
+                self._wake.set()
+                self._thread.join()
                 self._thread = None
-
-    def _join(self, thread: threading.Thread) -> None:
-        if thread is threading.current_thread():
-            raise EngineStopped("the engine is stopping; start it again from another thread")
-        thread.join()
 
     def _require_healthy(self) -> None:
         if self._failure is not None:

@@ -448,6 +448,20 @@ def test_an_engine_can_be_stopped_from_a_callback_and_started_again(
         assert len(says(loaded_engine)) == 6
 
 
+def test_starting_from_a_callback_changes_nothing(loaded_engine: Engine) -> None:
+    with loaded_engine:
+        frames: queue.Queue[SessionFrame] = queue.Queue()
+
+        def take(frame: SessionFrame) -> None:
+            loaded_engine.start()
+            frames.put(frame)
+
+        call = Call(loaded_engine, on_frame=take)
+        call.session.push(SILENCE)
+        assert frames.get(timeout=WAIT).index == 0
+        call.hang_up()
+
+
 def test_start_and_stop_from_many_threads_leave_one_engine(loaded_engine: Engine) -> None:
     def toggle() -> None:
         for _ in range(5):
