@@ -31,9 +31,6 @@ class SessionLike(Protocol):
     def update(self, sampling: SamplingParams) -> None:
         """Draw tokens in a new way from the next frame on."""
 
-    def wait_ready(self, timeout: float | None = None) -> bool:
-        """Whether frames are being answered, within ``timeout`` seconds."""
-
     def stats(self) -> SessionStats:
         """Counters so far."""
 
@@ -54,6 +51,7 @@ class EngineLike(Protocol):
         sampling: SamplingParams | None = None,
         *,
         on_frame: Callable[[SessionFrame], object],
+        on_ready: Callable[[], object] | None = None,
         on_end: Callable[[PersonaPlexError | None], object] | None = None,
     ) -> SessionLike:
         """Open a session; returns at once."""
@@ -104,7 +102,6 @@ class _Line:
 
     persona: Persona
     session: SessionLike = field(init=False)
-    ready: bool = False
     started: bool = False
     pushed: int = 0
     answered: int = 0
@@ -213,13 +210,6 @@ class Call:
     def tick(self) -> None:
         """Look at the clock; to be called every 20 ms or so."""
         self._pacer.tick(self._clock())
-        for line in (self._line, self._next):
-            if line is not None and not line.ready:
-                # What failed instead is reported through on_end.
-                with suppress(PersonaPlexError):
-                    line.ready = line.session.wait_ready(0)
-                    if line.ready:
-                        self._inbox.put_nowait((line, _Ready()))
         self._pump()
 
     def cut(self) -> None:
@@ -260,7 +250,11 @@ class Call:
                 loop.call_soon_threadsafe(self._inbox.put_nowait, (line, what))
 
         line.session = self._engine.open_session(
-            persona, sampling, on_frame=report, on_end=lambda error: report(_Over(error))
+            persona,
+            sampling,
+            on_ready=lambda: report(_Ready()),
+            on_frame=report,
+            on_end=lambda error: report(_Over(error)),
         )
         return line
 

@@ -221,6 +221,7 @@ class Engine:
         sampling: SamplingParams | None = None,
         *,
         on_frame: Callable[[SessionFrame], object],
+        on_ready: Callable[[], object] | None = None,
         on_end: Callable[[PersonaPlexError | None], object] | None = None,
     ) -> Session:
         """Open a session; returns at once, while the prompt is computed in the background.
@@ -229,6 +230,7 @@ class Engine:
             persona: Voice and role.
             sampling: How tokens are drawn.
             on_frame: Called with each frame, in order, on the model thread; must return at once.
+            on_ready: Called once, when the prompt is in and before the first frame.
             on_end: Called once, after the last frame, with the error that ended the session or
                 None after ``close``.
 
@@ -247,6 +249,7 @@ class Engine:
         session = Session(
             persona,
             sampling or SamplingParams(),
+            on_ready=on_ready,
             on_frame=on_frame,
             on_end=on_end,
             wake=self._wake.set,
@@ -324,20 +327,21 @@ class Engine:
     def stats(self) -> EngineStats:
         """Figures for logs and metrics; cheap enough to ask for every second."""
         with self._lock:
-            sessions = sum(not session.closed for session in self._open)
+            open_sessions = [session for session in self._open if not session.closed]
         counters, prefixes = self._loop.counters, self._loop.prefixes
-        # list() of a deque is one step of the interpreter: the model thread cannot interfere.
-        recent = np.array(list(counters.step_seconds) or [0.0]) * 1e3
         return EngineStats(
             healthy=self.healthy,
-            sessions=sessions,
+            sessions=len(open_sessions),
+            queued_frames=sum(session.queued_frames for session in open_sessions),
             max_sessions=self.config.max_sessions,
             steps=counters.steps,
             frames=counters.frames,
             late_frames=counters.late_frames,
             refused=self._refused,
-            step_p50_ms=float(np.percentile(recent, 50)),
-            step_p99_ms=float(np.percentile(recent, 99)),
+            step_p50_ms=counters.recent_step_ms(50),
+            step_p99_ms=counters.recent_step_ms(99),
+            step_seconds_total=counters.step_seconds_total,
+            step_histogram=tuple(counters.step_histogram),
             prefix_hits=prefixes.hits,
             prefix_misses=prefixes.misses,
             prefix_bytes=prefixes.nbytes,

@@ -104,8 +104,7 @@ class StepLoop:
             torch.tensor(forced) if max(forced) != ZERO_TOKEN else None,
         )
         seconds = time.monotonic() - started
-        self.counters.steps += 1
-        self.counters.step_seconds.append(seconds)
+        self.counters.count_step(seconds)
         for row, (session, frame) in enumerate(zip(ready.values(), taken, strict=True)):
             timings = FrameTimings((started - frame.arrived) * 1e3, seconds * 1e3)
             self.counters.frames += 1

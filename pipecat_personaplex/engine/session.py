@@ -134,6 +134,7 @@ class Session:
         persona: Persona,
         sampling: SamplingParams,
         *,
+        on_ready: Callable[[], object] | None,
         on_frame: Callable[[SessionFrame], object],
         on_end: Callable[[PersonaPlexError | None], object] | None,
         wake: Callable[[], None],
@@ -143,6 +144,7 @@ class Session:
         self.persona = persona
         self.sampling = sampling
         self.error: PersonaPlexError | None = None
+        self._on_ready = on_ready
         self._on_frame = on_frame
         self._on_end = on_end
         self._wake = wake
@@ -284,6 +286,11 @@ class Session:
 
     # What follows is for the model thread.
 
+    @property
+    def queued_frames(self) -> int:
+        """Full input frames that wait; may be asked for on any thread."""
+        return len(self._queue)
+
     def has_frame(self) -> bool:
         """Whether a full input frame waits."""
         return bool(self._queue)
@@ -305,8 +312,14 @@ class Session:
             return changed
 
     def mark_ready(self) -> None:
-        """The prompt is in."""
+        """The prompt is in.
+
+        Raises:
+            SessionFailed: The caller's callback raised.
+        """
         self._ready.set()
+        if self._on_ready is not None and not self.closed:
+            self._call_back("on_ready", self._on_ready)
 
     @property
     def next_index(self) -> int:
@@ -324,11 +337,14 @@ class Session:
             self._late += frame.timings.total_ms > FRAME_SECONDS * 1e3
         if self.closed:
             return
+        self._call_back("on_frame", self._on_frame, frame)
+
+    def _call_back(self, name: str, callback: Callable[..., object], *args: object) -> None:
         try:
-            self._on_frame(frame)
+            callback(*args)
         except BaseException as error:  # also CancelledError: no callback may end the thread
             raise SessionFailed(
-                f"the session's on_frame callback raised {type(error).__name__}: {error}"
+                f"the session's {name} callback raised {type(error).__name__}: {error}"
             ) from error
 
     def end(self, error: PersonaPlexError | None) -> None:

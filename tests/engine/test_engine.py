@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams, Session, SessionFrame
 from pipecat_personaplex.config import FRAME_SAMPLES, TEXT_EPAD, TEXT_PAD
 from pipecat_personaplex.engine.model_runner import ModelRunner
+from pipecat_personaplex.engine.stats import STEP_BOUNDS_MS
 from pipecat_personaplex.errors import (
     ConfigError,
     EngineFailed,
@@ -75,6 +76,38 @@ def test_frames_come_in_order_with_their_timings(engine: Engine) -> None:
     assert call.session.stats().frames == 5
     call.hang_up()
     assert call.ends.get(timeout=WAIT) is None
+
+
+def test_readiness_is_reported_once_before_the_first_frame(engine: Engine) -> None:
+    reports: queue.Queue[object] = queue.Queue()
+    call = Call(engine, on_ready=lambda: reports.put("ready"), on_frame=reports.put)
+    call.session.push(np.zeros(2 * FRAME_SAMPLES, dtype=np.float32))
+    first, *frames = (reports.get(timeout=WAIT) for _ in range(3))
+    assert first == "ready"
+    assert [frame.index for frame in frames if isinstance(frame, SessionFrame)] == [0, 1]
+    call.hang_up()
+    assert reports.empty()
+
+
+def test_a_failing_readiness_callback_ends_its_session(engine: Engine) -> None:
+    neighbour = Call(engine)
+    call = Call(engine, on_ready=lambda: 1 / 0)
+    error = call.ends.get(timeout=WAIT)
+    assert isinstance(error, SessionFailed)
+    assert "on_ready callback raised ZeroDivisionError" in str(error)
+    assert neighbour.answer().index == 0
+    neighbour.hang_up()
+
+
+def test_steps_are_counted_by_their_duration(engine: Engine) -> None:
+    before = engine.stats()
+    says(engine)
+    after = engine.stats()
+    counted = sum(after.step_histogram) - sum(before.step_histogram)
+    assert counted == after.steps - before.steps == 6
+    assert len(after.step_histogram) == len(STEP_BOUNDS_MS) + 1
+    assert after.step_seconds_total > before.step_seconds_total
+    assert 0 < after.step_p50_ms <= after.step_p99_ms
 
 
 def test_audio_of_any_length_becomes_the_same_frames(engine: Engine) -> None:

@@ -24,8 +24,7 @@ _CODES = np.zeros(CODEBOOKS, dtype=np.int64)
 class FakeSession:
     """A session whose agent repeats its caller, and says ``pieces`` in the transcript.
 
-    ``gain`` tells the voices of two sessions apart. What a test does to it (``make_ready``,
-    ``fail``) takes effect on the engine's thread, as with the real one.
+    ``gain`` tells the voices of two sessions apart.
     """
 
     def __init__(
@@ -34,6 +33,7 @@ class FakeSession:
         persona: Persona,
         sampling: SamplingParams,
         on_frame: Callable[[SessionFrame], object],
+        on_ready: Callable[[], object] | None,
         on_end: Callable[[PersonaPlexError | None], object] | None,
     ):
         self.persona = persona
@@ -47,7 +47,7 @@ class FakeSession:
         self._engine = engine
         self._on_frame = on_frame
         self._on_end = on_end
-        self._ready = threading.Event()
+        self._on_ready = on_ready
         self._ended = threading.Event()
         self._partial = np.zeros(0, dtype=np.float32)
         self.heard: list[Pcm] = []
@@ -68,12 +68,6 @@ class FakeSession:
     def update(self, sampling: SamplingParams) -> None:
         self.sampling = sampling
 
-    def wait_ready(self, timeout: float | None = None) -> bool:
-        ready = self._ready.wait(timeout)
-        if self.error is not None:
-            raise self.error
-        return ready and not self.closed
-
     def wait_ended(self, timeout: float | None = None) -> bool:
         return self._ended.wait(timeout)
 
@@ -86,7 +80,9 @@ class FakeSession:
         self._engine.do(lambda: self.end(None))
 
     def make_ready(self) -> None:
-        self._ready.set()
+        # At once, even while a step is held: another session's frames may wait as long.
+        if self._on_ready is not None and not self.closed:
+            self._on_ready()
 
     def fail(self, error: PersonaPlexError) -> None:
         self._engine.do(lambda: self.end(error))
@@ -173,13 +169,16 @@ class FakeEngine:
         sampling: SamplingParams | None = None,
         *,
         on_frame: Callable[[SessionFrame], object],
+        on_ready: Callable[[], object] | None = None,
         on_end: Callable[[PersonaPlexError | None], object] | None = None,
     ) -> FakeSession:
         if persona.voice not in self._voices:
             raise VoiceNotFound(persona.voice, known=self._voices)
         if len(self.open_sessions) >= self.max_sessions:
             raise EngineFull(self.max_sessions)
-        session = FakeSession(self, persona, sampling or SamplingParams(), on_frame, on_end)
+        session = FakeSession(
+            self, persona, sampling or SamplingParams(), on_frame, on_ready, on_end
+        )
         self.sessions.append(session)
         self.on_open(session)
         if self.ready:
