@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
@@ -28,7 +29,7 @@ from pipecat.transports.base_transport import BaseTransport
 from pipecat.workers.runner import WorkerRunner
 
 from bots.door import Door, one_line
-from bots.models import load_engine
+from bots.models import connect_engine, load_engine
 from bots.options import BotParser
 from bots.transports import (
     open_transport,
@@ -36,7 +37,7 @@ from bots.transports import (
     shorten_microphone_buffer,
     transport_of,
 )
-from pipecat_personaplex.call import EngineLike
+from pipecat_personaplex.engine.interface import EngineLike
 from pipecat_personaplex.errors import EngineFull, PersonaPlexError, UserError, VoiceNotFound
 from pipecat_personaplex.settings import PersonaPlexLLMSettings
 
@@ -148,8 +149,7 @@ class BotHost:
                 self._args = args
                 self._engine = engine
                 if engine is None:
-                    loaded = load_engine(args.model, args.device, args.max_sessions)
-                    self._engine = stack.enter_context(loaded)
+                    self._engine = stack.enter_context(_engine_for(args))
                 self._choose_voice()
                 # Else every full collection walks all that was imported, and halts each call for
                 # 200 ms.
@@ -250,6 +250,12 @@ class BotHost:
             self._args.voice = self._voice if self._voice in known else None
         elif self._args.voice not in known:
             raise VoiceNotFound(self._args.voice, known=known)
+
+
+def _engine_for(args: argparse.Namespace) -> AbstractContextManager[EngineLike]:
+    if args.engine:
+        return connect_engine(args.engine, os.environ.get("PERSONAPLEX_API_KEY"))
+    return load_engine(args.model, args.device, args.max_sessions)
 
 
 async def _hang_up(runner_args: RunnerArguments) -> None:

@@ -15,8 +15,10 @@ from pipecat_personaplex.errors import ConfigError
 _TWILIO_KEYS = "TWILIO_ACCOUNT_SID with TWILIO_AUTH_TOKEN, or with TWILIO_API_KEY and _API_SECRET"
 _EPILOG = """\
 environment (an option wins over it; a .env file is read too):
-  PERSONAPLEX_MODEL, PERSONAPLEX_DEVICE, PERSONAPLEX_VOICE, PERSONAPLEX_PROMPT,
-  PERSONAPLEX_GREETING, PERSONAPLEX_MAX_SESSIONS    as the options above
+  PERSONAPLEX_MODEL, PERSONAPLEX_DEVICE, PERSONAPLEX_ENGINE, PERSONAPLEX_VOICE,
+  PERSONAPLEX_PROMPT, PERSONAPLEX_GREETING,
+  PERSONAPLEX_MAX_SESSIONS                          as the options above
+  PERSONAPLEX_API_KEY                               for --engine, where its servers want one
   HF_TOKEN                                          to download the gated 7B weights
   DAILY_API_KEY                                     for -t daily
   TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN             for -t twilio, to hang up; instead of the
@@ -47,7 +49,6 @@ class BotParser(argparse.ArgumentParser):
         self.add_argument(
             "--model",
             metavar="FOLDER|REPO",
-            default=os.environ.get("PERSONAPLEX_MODEL"),
             help="a folder with a release's files, or a Hugging Face repo id (default: "
             "nvidia/personaplex-7b-v1 where there is a GPU and access, else a tiny random "
             "checkpoint that answers with noise)",
@@ -55,8 +56,16 @@ class BotParser(argparse.ArgumentParser):
         self.add_argument(
             "--device",
             metavar="auto|cpu|cuda|cuda:N",
-            default=os.environ.get("PERSONAPLEX_DEVICE", "auto"),
             help="where the model runs (default: auto)",
+        )
+        self.add_argument(
+            "--engine",
+            metavar="URL[,URL]",
+            action="append",
+            type=_urls,
+            help="servers that run the model in place of this process: the address of `personaplex "
+            "serve`, as ws://127.0.0.1:8998, or with /api/chat that of NVIDIA's; several share "
+            "the callers",
         )
         self.add_argument(
             "--voice",
@@ -93,6 +102,7 @@ class BotParser(argparse.ArgumentParser):
         # One transport only: what another needs has not been checked.
         parsed.transport = parsed.transport or "webrtc"
         check_transport(parsed.transport, parsed.proxy, os.environ)
+        choose_engine(parsed, os.environ)
         self._prepare(parsed)
         return parsed
 
@@ -124,6 +134,30 @@ def check_transport(transport: str, proxy: str | None, environment: Mapping[str,
             raise ConfigError("-t twilio takes TWILIO_AUTH_TOKEN or an API key, not both")
         if not proxy:
             raise ConfigError("-t twilio needs -x HOST, the public name that Twilio can reach")
+
+
+def choose_engine(parsed: argparse.Namespace, environment: Mapping[str, str]) -> None:
+    """Settle whether the model runs here or elsewhere; an option wins over the environment.
+
+    Raises:
+        ConfigError: Both are asked for.
+    """
+    urls = [url for some in parsed.engine or () for url in some]
+    model, device = parsed.model, parsed.device
+    if not urls and not model and not device:
+        urls = _urls(environment.get("PERSONAPLEX_ENGINE", ""))
+    if not urls:
+        model = model or environment.get("PERSONAPLEX_MODEL")
+        device = device or environment.get("PERSONAPLEX_DEVICE", "auto")
+    elif model or device:
+        raise ConfigError(
+            "--engine leaves --model and --device to the servers; give them to `personaplex serve`"
+        )
+    parsed.engine, parsed.model, parsed.device = urls, model, device
+
+
+def _urls(text: str) -> list[str]:
+    return [url.strip() for url in text.split(",") if url.strip()]
 
 
 def _positive(text: str) -> int:

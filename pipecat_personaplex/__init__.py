@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipecat_personaplex.engine.engine import Engine
     from pipecat_personaplex.engine.session import Session, SessionFrame
     from pipecat_personaplex.playout import PlayoutMeter
+    from pipecat_personaplex.remote import RemoteEngine
     from pipecat_personaplex.service import PersonaPlexLLMService
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "Persona",
     "PersonaPlexLLMService",
     "PlayoutMeter",
+    "RemoteEngine",
     "SamplingParams",
     "Session",
     "SessionFrame",
@@ -33,6 +35,7 @@ _HOMES = {
     "Persona": "config",
     "PersonaPlexLLMService": "service",
     "PlayoutMeter": "playout",
+    "RemoteEngine": "remote",
     "SamplingParams": "config",
     "Session": "engine.session",
     "SessionFrame": "engine.session",

@@ -17,10 +17,7 @@ import numpy as np
 import torch
 from loguru import logger
 
-from pipecat_personaplex.architecture import LMConfig, ModelConfig
 from pipecat_personaplex.config import FRAME_SAMPLES, FRAME_SECONDS, EngineConfig, SamplingParams
-from pipecat_personaplex.engine.checkpoint import load_checkpoint, random_model
-from pipecat_personaplex.engine.download import resolve
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache
 from pipecat_personaplex.engine.model_runner import ModelRunner
 from pipecat_personaplex.engine.placement import choose_target
@@ -29,21 +26,8 @@ from pipecat_personaplex.engine.tokens import prompt_columns
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
+from pipecat_personaplex.subject import RANDOM_MODELS, Subject, load_subject
 
-RANDOM_MODELS = {
-    "random-1b": ModelConfig(
-        lm=LMConfig(
-            dim=2048,
-            num_layers=16,
-            num_heads=16,
-            dep_q=8,
-            depformer_dim=512,
-            depformer_dim_feedforward=2112,
-            depformer_num_heads=8,
-        )
-    ),
-    "random-7b": ModelConfig(lm=LMConfig(dep_q=8)),
-}
 _WARM_UP_STEPS = 5
 
 
@@ -84,19 +68,6 @@ class BenchOptions:
             raise ConfigError(f"prompt frames must be at least 2, not {self.prompt_frames}")
 
 
-Built = tuple[ModelConfig, PersonaPlexLM, Mimi]
-
-
-def build(options: BenchOptions, quantization: str | None) -> Built:
-    """The model that is measured."""
-    target = choose_target(options.device, options.dtype, quantization)
-    if options.model in RANDOM_MODELS:
-        config = RANDOM_MODELS[options.model]
-        return config, *random_model(config, **target._asdict())
-    checkpoint = load_checkpoint(resolve(options.model, progress=True), **target._asdict())
-    return checkpoint.config, checkpoint.lm, checkpoint.mimi
-
-
 def run(options: BenchOptions, say: Callable[[str], None]) -> dict[str, Any]:
     """Measure and report.
 
@@ -111,7 +82,9 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> dict[str, Any]:
         torch.set_num_threads(options.threads)
     device = choose_target(options.device, options.dtype, options.quantization).device
     before = _used_bytes(device)
-    config, lm, mimi = built = build(options, options.quantization)
+    config, lm, mimi = subject = load_subject(
+        options.model, options.device, options.dtype, options.quantization
+    )
     loaded = _used_bytes(device) - before
     report: dict[str, Any] = {
         "model": options.model,
@@ -129,7 +102,7 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> dict[str, Any]:
     if options.model in RANDOM_MODELS:
         say("weights are random: the speed is the model's, the sound is noise")
 
-    prefix, report["prefill"] = _measure_prefill(built, options, device, say)
+    prefix, report["prefill"] = _measure_prefill(subject, options, device, say)
     report["sessions"] = {}
     slot_bytes = 0
     for count in options.sessions:
@@ -155,7 +128,7 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> dict[str, Any]:
         f"{slot_bytes / 2**20:,.0f} MiB"
     )
     if options.peer:
-        report["peer"] = _measure_peer(built, options, device, prefix, say)
+        report["peer"] = _measure_peer(subject, options, device, prefix, say)
     return report
 
 
@@ -208,10 +181,10 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _measure_prefill(
-    built: Built, options: BenchOptions, device: torch.device, say: Callable[[str], None]
+    subject: Subject, options: BenchOptions, device: torch.device, say: Callable[[str], None]
 ) -> tuple[Prefix, dict[str, float]]:
     """A prompt from nothing, from the cache, and as a model without prefill would run it."""
-    config, lm, mimi = built
+    config, lm, mimi = subject
     frames = options.prompt_frames
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(
@@ -277,7 +250,7 @@ def _stepped_prompt_ms(lm: PersonaPlexLM, prompt: Prompt, device: torch.device) 
 
 
 def _measure_peer(
-    built: Built,
+    subject: Subject,
     options: BenchOptions,
     device: torch.device,
     prefix: Prefix,
@@ -286,7 +259,7 @@ def _measure_peer(
     """One session a frame, audio in to audio out: ours, ours in int8, PyPI moshi, taking turns."""
     from pipecat_personaplex.bench_peer import PeerCall
 
-    config, lm, mimi = built
+    config, lm, mimi = subject
     contenders: dict[str, Callable[[], object]] = {}
     pcm = torch.zeros(1, FRAME_SAMPLES)
     batch = Batch.of([0], device)
@@ -298,8 +271,8 @@ def _measure_peer(
 
     add("ours", lm, mimi)
     if device.type == "cpu" and options.quantization is None:
-        _, int8_lm, int8_mimi = build(options, "int8")
-        add("ours_int8", int8_lm, int8_mimi)
+        int8 = load_subject(options.model, options.device, options.dtype, "int8")
+        add("ours_int8", int8.lm, int8.mimi)
     contenders["moshi"] = PeerCall(config, device, lm.dtype, options.prompt_frames).step
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     rounds = 5

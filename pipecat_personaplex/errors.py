@@ -7,14 +7,20 @@ PersonaPlexError
 │   │   └── DownloadError     a Hub repository that cannot be fetched
 │   ├── VoiceError            a voice file that cannot be read
 │   │   └── VoiceNotFound     a voice name nobody knows
+│   ├── BadMessage            a message that does not follow the protocol
+│   ├── AccessDenied          a key or an origin that the server does not take
+│   ├── LimitReached          a limit that the server sets its clients
 │   ├── SpeechTooLong         more words than may wait to be said
 │   ├── PromptTooLong         a text prompt that leaves no room in the model's window
 │   └── InvalidAudio          samples that are not finite float32 mono
 └── EngineError               the engine cannot serve
     ├── EngineFull            every slot is taken
     ├── EngineStopped         the engine is not running
+    ├── EngineDraining        the server is stopping and takes no new sessions
+    ├── EngineUnreachable     no server answers, or not as one of ours does
     ├── EngineFailed          the device or the model thread failed; every session ends
     └── SessionFailed         one session ends; the others go on
+        └── SessionLost       the server does not know the session any more
 """
 
 from __future__ import annotations
@@ -22,17 +28,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 __all__ = [
+    "AccessDenied",
+    "BadMessage",
     "CheckpointError",
     "ConfigError",
     "DownloadError",
+    "EngineDraining",
     "EngineError",
     "EngineFailed",
     "EngineFull",
     "EngineStopped",
+    "EngineUnreachable",
     "InvalidAudio",
+    "LimitReached",
     "PersonaPlexError",
     "PromptTooLong",
     "SessionFailed",
+    "SessionLost",
     "SpeechTooLong",
     "UserError",
     "VoiceError",
@@ -112,6 +124,18 @@ class SpeechTooLong(UserError):
         )
 
 
+class BadMessage(UserError):
+    """A message that does not follow the protocol."""
+
+
+class AccessDenied(UserError):
+    """A key or an origin that the server does not take."""
+
+
+class LimitReached(UserError):
+    """A limit that the server sets its clients."""
+
+
 class InvalidAudio(UserError):
     """Samples that are not finite float32 mono."""
 
@@ -139,9 +163,21 @@ class EngineStopped(EngineError):
     """The engine is not running."""
 
 
+class EngineDraining(EngineError):
+    """The server is stopping and takes no new sessions."""
+
+
+class EngineUnreachable(EngineError):
+    """No server answers, or not as one of ours does."""
+
+
 class EngineFailed(EngineError):
     """The device or the model thread failed; every session ends."""
 
 
 class SessionFailed(EngineError):
     """One session ends with an error; the others go on."""
+
+
+class SessionLost(SessionFailed):
+    """The server does not know the session any more."""

@@ -32,7 +32,6 @@ from pipecat.utils.errors import ErrorCategory
 from pipecat_personaplex.audio import float_to_pcm16, pcm16_to_float
 from pipecat_personaplex.call import (
     Call,
-    EngineLike,
     Event,
     PersonaRefused,
     SessionEnded,
@@ -41,6 +40,7 @@ from pipecat_personaplex.call import (
     SpeechRefused,
 )
 from pipecat_personaplex.config import SAMPLE_RATE
+from pipecat_personaplex.engine.interface import EngineLike
 from pipecat_personaplex.engine.session import SessionFrame
 from pipecat_personaplex.errors import EngineFull, PersonaPlexError, SessionFailed, UserError
 from pipecat_personaplex.gate import NoiseGate

@@ -19,11 +19,13 @@ from httpx import AsyncClient
 
 from tests.golden_data import CHECKPOINT, VOICE_SAMPLE
 from tests.helpers.bots import BotProcess
+from tests.helpers.servers import ServeProcess
 
 README = Path(__file__).parent.parent / "README.md"
 MODEL = "nvidia/personaplex-7b-v1"
-# What this very run is made of, and what takes minutes: tests/test_bench.py runs a shorter one.
-ELSEWHERE = ("make ", "personaplex bench")
+# What this very run is made of; what takes minutes, and has a shorter run in tests/test_bench.py;
+# and what ends with its user: tests/cli/test_serve.py.
+ELSEWHERE = ("make ", "personaplex bench", "personaplex serve")
 
 
 def blocks(language: str) -> list[str]:
@@ -48,11 +50,13 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert len(blocks("python")) == 2
+    assert len(blocks("python")) == 3
     assert len(blocks("bash")) >= 2
 
 
-ENGINE, *PIPELINES = sorted(blocks("python"), key=lambda block: "pipecat.pipeline" in block)
+REMOTE, ENGINE, *PIPELINES = sorted(
+    blocks("python"), key=lambda block: ("pipecat.pipeline" in block, "RemoteEngine" not in block)
+)
 
 
 def test_the_engine_in_a_program(folder: Path) -> None:
@@ -61,6 +65,14 @@ def test_the_engine_in_a_program(folder: Path) -> None:
     assert "voices: NATF2, NATM1" in out
     assert "ended: closed" in out
     assert "(24000,)" in out
+
+
+def test_the_engine_elsewhere(folder: Path) -> None:
+    with ServeProcess() as one, ServeProcess() as other:
+        code = REMOTE.replace("ws://engine-a:8998", one.ws_url)
+        code = code.replace("ws://engine-b:8998", other.ws_url)
+        out = run([sys.executable, "-c", code], folder)
+    assert "voices: NATF2, NATM1" in out
 
 
 @pytest.mark.parametrize("block", PIPELINES)
@@ -99,4 +111,4 @@ async def first_words(client: AsyncClient) -> npt.NDArray[np.int16]:
 def test_shell(block: str, folder: Path) -> None:
     run(["bash", "-euo", "pipefail", "-c", block.replace(MODEL, str(CHECKPOINT))], folder)
     made = {path.name for path in folder.iterdir()} - {"caller.wav", "owen.wav"}
-    assert made in ({"agent.wav", "agent.json"}, {"owen.pt"})
+    assert made in ({"agent.wav", "agent.json"}, {"owen.pt"}, set())

@@ -48,7 +48,7 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 @pytest.fixture(autouse=True)
 def no_foreign_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MODEL", "DEVICE", "VOICE", "PROMPT", "GREETING", "MAX_SESSIONS"):
+    for name in ("MODEL", "DEVICE", "ENGINE", "VOICE", "PROMPT", "GREETING", "MAX_SESSIONS"):
         monkeypatch.delenv(f"PERSONAPLEX_{name}", raising=False)
 
 
@@ -57,7 +57,42 @@ class TestOptions:
         args = parse()
         assert (args.model, args.voice, args.greeting) == (None, None, None)
         assert (args.prompt, args.max_sessions, args.device) == ("You are a bot.", 8, "auto")
-        assert args.transport == "webrtc"
+        assert args.transport == "webrtc" and args.engine == []
+
+    @pytest.mark.parametrize(
+        ("arguments", "variables", "engine", "model"),
+        [
+            (["--engine", "ws://a, ws://b", "--engine", "ws://c"], {}, "abc", None),
+            ([], {"ENGINE": "ws://a,ws://b"}, "ab", None),
+            (
+                ["--engine", "ws://a"],
+                {"ENGINE": "ws://b", "MODEL": "m", "DEVICE": "cpu"},
+                "a",
+                None,
+            ),
+            ([], {"ENGINE": "ws://a", "MODEL": "m"}, "a", None),
+            (["--model", "n"], {"ENGINE": "ws://a", "MODEL": "m"}, "", "n"),
+            (["--device", "cpu"], {"ENGINE": "ws://a", "MODEL": "m"}, "", "m"),
+        ],
+    )
+    def test_the_model_runs_here_or_elsewhere(
+        self,
+        arguments: list[str],
+        variables: dict[str, str],
+        engine: str,
+        model: str | None,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(f"PERSONAPLEX_{name}", value)
+        args = parse(*arguments)
+        assert args.engine == [f"ws://{name}" for name in engine]
+        assert args.model == model
+
+    @pytest.mark.parametrize("option", [("--model", "m"), ("--device", "cpu")])
+    def test_the_model_does_not_run_both_here_and_elsewhere(self, option: tuple[str, str]) -> None:
+        with pytest.raises(ConfigError, match="personaplex serve"):
+            parse("--engine", "ws://a", *option)
 
     def test_an_option_wins_over_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PERSONAPLEX_VOICE", "NATM1")
@@ -128,6 +163,7 @@ class TestCredentials:
             (["-t", "twilio"], "TWILIO_ACCOUNT_SID"),
             (["--model", "/nowhere"], "'/nowhere' is neither"),
             (["--voice", "NATX9"], "voice 'NATX9' is unknown"),
+            (["--engine", "nowhere"], "an engine's URL is like"),
         ],
     )
     def test_the_process_ends_with_one_line(self, arguments: list[str], message: str) -> None:

@@ -1,0 +1,251 @@
+"""How far low-bit weights take a model from itself: teacher-forced, frame by frame.
+
+The model in float32 holds a conversation. The same model as it is to be served then gets the same
+tokens at every position, whatever it would have chosen itself, and what it thinks of each next
+token is compared. Its keys and values are its own throughout, so errors that add up in them show
+as growth from the first frames to the last.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipecat_personaplex.architecture import ModelConfig
+from pipecat_personaplex.audio import read_audio
+from pipecat_personaplex.config import (
+    CODEBOOKS,
+    FRAME_SAMPLES,
+    EngineConfig,
+    SamplingParams,
+)
+from pipecat_personaplex.engine.kv_cache import Batch, RingCache
+from pipecat_personaplex.engine.model_runner import encode_stream
+from pipecat_personaplex.engine.sampling import SamplerState
+from pipecat_personaplex.engine.tokens import TokenGrid, initial_column
+from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.models.lm import PersonaPlexLM
+from pipecat_personaplex.subject import load_subject
+
+STREAM_NAMES = ("text", *(f"audio {book}" for book in range(CODEBOOKS)))
+_ENDS = 10
+"""Growth compares the last part of the conversation with the first: one in so many frames."""
+
+Figures = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class DriftOptions:
+    """What to compare.
+
+    Attributes:
+        model: A folder, a repo id, ``"random-1b"`` or ``"random-7b"``.
+        frames: Length of the conversation.
+        user: A recording of the caller, repeated as needed; None for silence.
+        device: As in ``EngineConfig``.
+        dtype: As in ``EngineConfig``; of what is compared with float32.
+        quantization: As in ``EngineConfig``.
+        seed: Of the conversation.
+    """
+
+    model: str
+    frames: int = 1_500
+    user: Path | None = None
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: Literal["int8"] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        EngineConfig(device=self.device, dtype=self.dtype, quantization=self.quantization)
+        SamplingParams(seed=self.seed)
+        if self.frames < 2 * _ENDS:
+            raise ConfigError(f"frames must be at least {2 * _ENDS}, not {self.frames}")
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a model thinks of one position's next tokens: logits of text and of each codebook."""
+
+    text: Tensor  # float32 [text_card]
+    audio: Tensor  # float32 [8, card]
+
+    def streams(self) -> list[Tensor]:
+        """Of each stream, text first."""
+        return [self.text, *self.audio]
+
+
+class Thinker:
+    """Steps one model through a conversation, and keeps what it thinks.
+
+    Args:
+        config: The model's.
+        lm: On its device.
+    """
+
+    def __init__(self, config: ModelConfig, lm: PersonaPlexLM):
+        self._lm = lm
+        self._device = lm.text_emb.weight.device
+        self._batch = Batch.of([0], self._device)
+        self._ring = RingCache.for_lm(lm, 1, self._device)
+        self._grid = TokenGrid(1, config, self._device)
+        self._grid.start(0, initial_column(config).to(self._device))
+        self._position = 0
+
+    @torch.inference_mode()
+    def step(
+        self,
+        user_codes: Tensor,
+        choose_text: Callable[[Tensor], Tensor],
+        choose_code: Callable[[int, Tensor], Tensor],
+    ) -> tuple[Opinion, Tensor, Tensor]:
+        """Run one position.
+
+        Args:
+            user_codes: The caller's, [1, 8].
+            choose_text: From float32 [1, text_card] to [1].
+            choose_code: From a codebook and float32 [1, card] to [1].
+
+        Returns:
+            What the model thinks, and the text [1] and codes [1, 8] that were chosen.
+        """
+        rows = self._batch.rows
+        column = self._grid.input_column(rows, user_codes)
+        place = torch.tensor([self._position], device=self._device)
+        kv = self._ring.at(self._batch, [self._position], place)
+        hidden = self._lm(self._lm.embed(column)[:, None], place[:, None], kv)[:, 0]
+        text_logits = self._lm.text_logits(hidden)
+        text = choose_text(text_logits)
+        audio_logits: list[Tensor] = []
+
+        def choose(codebook: int, logits: Tensor) -> Tensor:
+            audio_logits.append(logits[0])
+            return choose_code(codebook, logits)
+
+        codes = self._lm.depth(hidden, text, choose)
+        self._grid.advance(rows, column, text, codes, user_codes)
+        self._position += 1
+        return Opinion(text_logits[0].cpu(), torch.stack(audio_logits).cpu()), text, codes
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A conversation in float32: what was chosen at each position, and what was thought of it."""
+
+    user_codes: Tensor  # [frames, 8]
+    text: Tensor  # [frames]
+    codes: Tensor  # [frames, 8]
+    opinions: list[Opinion]
+
+
+def teach(options: DriftOptions) -> Lesson:
+    """Hold the conversation in float32, drawing tokens as a call does."""
+    subject = load_subject(options.model, options.device, "float32", None)
+    device = subject.lm.text_emb.weight.device
+    user_codes = encode_stream(subject.mimi, _user_audio(options).to(device))
+    sampler = SamplerState(1, subject.config.lm, device)
+    sampler.set(0, SamplingParams(seed=options.seed))
+    thinker, batch = Thinker(subject.config, subject.lm), Batch.of([0], device)
+    opinions, texts, codes = [], [], []
+    for index, frame in enumerate(user_codes):
+        draw = sampler.frame(batch, torch.tensor([index], device=device))
+        opinion, text, code = thinker.step(frame[None], draw.text, draw.audio)
+        opinions.append(opinion)
+        texts.append(text)
+        codes.append(code)
+    return Lesson(user_codes, torch.cat(texts), torch.cat(codes), opinions)
+
+
+def examine(lesson: Lesson, options: DriftOptions) -> Figures:
+    """Put the model as it is served through the same tokens.
+
+    Returns:
+        [frames, 9 streams, 3]: error of the logits relative to their spread, whether the
+        likeliest token is the same, and the divergence (KL, nats) of the distributions.
+    """
+    subject = load_subject(options.model, options.device, options.dtype, options.quantization)
+    device = subject.lm.text_emb.weight.device
+    thinker = Thinker(subject.config, subject.lm)
+    figures = np.empty((len(lesson.opinions), len(STREAM_NAMES), 3))
+    for index, expected in enumerate(lesson.opinions):
+        text, codes = lesson.text[index : index + 1], lesson.codes[index].to(device)
+        opinion, _, _ = thinker.step(
+            lesson.user_codes[index][None].to(device),
+            lambda _, text=text: text.to(device),  # type: ignore[misc]
+            lambda book, _, codes=codes: codes[book : book + 1],  # type: ignore[misc]
+        )
+        pairs = zip(opinion.streams(), expected.streams(), strict=True)
+        figures[index] = [_compare(logits, wanted) for logits, wanted in pairs]
+    return figures
+
+
+def _compare(logits: Tensor, wanted: Tensor) -> tuple[float, bool, float]:
+    error = (logits - wanted).square().mean().sqrt() / wanted.std()
+    same = bool(logits.argmax() == wanted.argmax())
+    divergence = F.kl_div(
+        logits.log_softmax(0), wanted.log_softmax(0), log_target=True, reduction="sum"
+    )
+    return float(error), same, float(divergence)
+
+
+def _user_audio(options: DriftOptions) -> Tensor:
+    samples = options.frames * FRAME_SAMPLES
+    if options.user is None:
+        return torch.zeros(samples)
+    return torch.from_numpy(np.resize(read_audio(options.user), samples))
+
+
+def run(options: DriftOptions, say: Callable[[str], None]) -> dict[str, Any]:
+    """Compare and report.
+
+    Args:
+        options: What to compare.
+        say: Takes lines for a person.
+
+    Returns:
+        The report that the command prints as its last line.
+    """
+    lesson = teach(options)
+    # Two 7B models at once would not fit where one does.
+    gc.collect()
+    figures = examine(lesson, options)
+    served = options.quantization or options.dtype
+    say(f"{options.model}: {served} against float32, {options.frames} frames, teacher-forced")
+    say(f"{'stream':8}   logit error   same top-1   divergence   error: first -> last tenth")
+    tenth = options.frames // _ENDS
+    streams: dict[str, dict[str, float]] = {}
+    for name, (error, same, divergence), first, last in zip(
+        STREAM_NAMES,
+        figures.mean(axis=0),
+        figures[:tenth, :, 0].mean(axis=0),
+        figures[-tenth:, :, 0].mean(axis=0),
+        strict=True,
+    ):
+        say(
+            f"{name:8}   {error:11.4%}   {same:10.2%}   {divergence:10.6f}   "
+            f"{first:.4%} -> {last:.4%}"
+        )
+        streams[name] = {
+            "logit_error": float(error),
+            "top1_agreement": float(same),
+            "kl": float(divergence),
+            "first_error": float(first),
+            "last_error": float(last),
+        }
+    return {
+        "model": options.model,
+        "dtype": options.dtype,
+        "quantization": options.quantization,
+        "frames": options.frames,
+        "seed": options.seed,
+        "streams": streams,
+    }

@@ -1,0 +1,9 @@
+"""An engine that runs elsewhere: the client of ``personaplex serve`` and of NVIDIA's server."""
+
+from __future__ import annotations
+
+from pipecat_personaplex.remote.engine import RemoteEngine
+from pipecat_personaplex.remote.session import RemoteSession
+from pipecat_personaplex.remote.stats import RemoteStats, ServerStats
+
+__all__ = ["RemoteEngine", "RemoteSession", "RemoteStats", "ServerStats"]

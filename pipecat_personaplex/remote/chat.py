@@ -1,0 +1,233 @@
+"""A session over ``/api/chat``, the protocol of NVIDIA's and Moshi's own servers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+
+import numpy as np
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES, ZERO_TOKEN
+from pipecat_personaplex.engine.session import FrameTimings, Pcm, SessionFrame
+from pipecat_personaplex.errors import BadMessage, InvalidAudio, SessionFailed, SessionLost
+from pipecat_personaplex.protocol.chat import Kind, OggOpusReader, OggOpusWriter, pack, unpack
+from pipecat_personaplex.remote.connection import Address, open_websocket, probe
+from pipecat_personaplex.remote.servers import Server
+from pipecat_personaplex.remote.session import RemoteSession
+from pipecat_personaplex.remote.tasks import first_to_end, for_ever
+
+RELEASED_VOICES = tuple(
+    f"{kind}{number}"
+    for kind, count in (("NATF", 4), ("NATM", 4), ("VARF", 5), ("VARM", 5))
+    for number in range(count)
+)
+"""What NVIDIA released; a server of that kind cannot be asked."""
+
+# Such a server computes prompts on the thread that should answer pings, and a second caller waits
+# for the first to leave.
+_PING_SECONDS = 20.0
+_PONG_SECONDS = 20.0
+_PROMPT_SECONDS = 60.0
+_VOICE_SUFFIXES = (".pt", ".wav")
+# On their way, or waiting at the server: two seconds.
+_MAX_FRAMES = 25
+# What the first frames go into, a model's delay or a codec's, comes out no more.
+_SWALLOWED_SECONDS = 0.5
+_UNKNOWN_CODES = np.full(CODEBOOKS, ZERO_TOKEN, dtype=np.int64)
+
+
+class ChatServer(Server):
+    """A server of NVIDIA's. It cannot be asked how it is, so only that it listens is known.
+
+    Args:
+        address: Where it is.
+    """
+
+    def __init__(self, address: Address):
+        super().__init__(address)
+        self.voices = RELEASED_VOICES
+        self.mute = f"{address.url}: NVIDIA's protocol can neither say nor update"
+
+    async def look(self) -> None:
+        """See whether anybody listens."""
+        await probe(self.address)
+        self.answered(len(self._lines))
+
+    def has_voice(self, name: str) -> bool:
+        """Any, for what is known here."""
+        return True
+
+    def line(self, session: RemoteSession) -> ChatLine:
+        """A way to the server that is yet to be opened."""
+        return ChatLine(self, session)
+
+
+class ChatLine:
+    """One session over one connection.
+
+    Args:
+        server: Where the session is.
+        session: Its caller's side.
+    """
+
+    def __init__(self, server: ChatServer, session: RemoteSession):
+        self.session = session
+        session.mute = server.mute
+        self._address = server.address
+        self._writer = OggOpusWriter()
+        self._reader = OggOpusReader()
+        self._websocket: ClientConnection | None = None
+        self._awake = asyncio.Event()
+        # When the caller gave each frame that has no answer yet; bounded by _MAX_FRAMES, past which
+        # frames wait in the session, whose queue drops the oldest.
+        self._sent: deque[float] = deque()
+        self._heard: Pcm = np.zeros(0, dtype=np.float32)
+        self._text = ""
+        self._index = 0
+
+    def wake(self) -> None:
+        """The session has something to send."""
+        self._awake.set()
+
+    async def open(self) -> None:
+        """Connect; whether there is room shows when the prompt is in.
+
+        Raises:
+            EngineUnreachable: The server refuses, or does not answer.
+        """
+        self._websocket = await open_websocket(
+            self._address,
+            ping_seconds=_PING_SECONDS,
+            pong_seconds=_PONG_SECONDS,
+            query=query(self.session),
+        )
+
+    async def run(self) -> None:
+        """Converse until cancelled.
+
+        Raises:
+            SessionLost: The connection broke; this protocol cannot resume.
+            SessionFailed: The server says so, or what it says makes no sense.
+        """
+        assert self._websocket is not None, "open comes first"
+        try:
+            await self._await_handshake(self._websocket)
+            await first_to_end(
+                self._receive(self._websocket), self._send(self._websocket), self._forget_first()
+            )
+        except ConnectionClosed as error:
+            raise SessionLost(
+                f"{self._address.url}: the connection broke, and NVIDIA's protocol cannot resume: "
+                f"{error}"
+            ) from error
+
+    async def leave(self) -> None:
+        """Hang up."""
+        websocket, self._websocket = self._websocket, None
+        if websocket is not None:
+            await websocket.close()
+
+    async def _await_handshake(self, websocket: ClientConnection) -> None:
+        try:
+            async with asyncio.timeout(_PROMPT_SECONDS):
+                while not self.session.ready:
+                    self._take(await websocket.recv())
+        except TimeoutError:
+            raise SessionFailed(
+                f"{self._address.url} did not take the prompt within {_PROMPT_SECONDS:g} s; it may "
+                "be talking to another caller"
+            ) from None
+
+    async def _receive(self, websocket: ClientConnection) -> None:
+        while True:
+            self._take(await websocket.recv())
+
+    async def _send(self, websocket: ClientConnection) -> None:
+        self._awake.set()
+        with suppress(ConnectionClosed):
+            while True:
+                await self._awake.wait()
+                self._awake.clear()
+                while (message := self._next_frame()) is not None:
+                    await websocket.send(message)
+        await for_ever()
+
+    def _next_frame(self) -> bytes | None:
+        frame = self.session.take() if len(self._sent) < _MAX_FRAMES else None
+        if frame is None:
+            return None
+        self._sent.append(frame.arrived)
+        return pack(Kind.AUDIO, self._writer.encode(frame.pcm))
+
+    async def _forget_first(self) -> None:
+        """Count frames as dropped that the server has swallowed before its first answer."""
+        while not self._index:
+            await asyncio.sleep(_SWALLOWED_SECONDS)
+            before = time.monotonic() - _SWALLOWED_SECONDS
+            while not self._index and self._sent and self._sent[0] < before:
+                self._sent.popleft()
+                self.session.count_dropped(1)
+        await for_ever()
+
+    def _take(self, message: str | bytes) -> None:
+        try:
+            if isinstance(message, str):
+                raise BadMessage("a message is binary")
+            self._told(*unpack(message))
+        except (BadMessage, InvalidAudio) as error:
+            raise SessionFailed(
+                f"{self._address.url} does not follow NVIDIA's protocol: {error}"
+            ) from error
+
+    def _told(self, kind: Kind, payload: bytes) -> None:
+        match kind:
+            case Kind.HANDSHAKE if not self.session.ready:
+                self.session.mark_ready()
+            case Kind.AUDIO:
+                self._hear(self._reader.decode(payload))
+            case Kind.TEXT:
+                self._text += payload.decode(errors="replace")
+            case Kind.ERROR:
+                raise SessionFailed(f"{self._address.url}: {payload.decode(errors='replace')}")
+
+    def _hear(self, pcm: Pcm) -> None:
+        self._heard = np.concatenate([self._heard, pcm])
+        while len(self._heard) >= FRAME_SAMPLES:
+            frame, self._heard = np.split(self._heard, [FRAME_SAMPLES])
+            self._answered(frame)
+
+    def _answered(self, pcm: Pcm) -> None:
+        now = time.monotonic()
+        waited = now - self._sent.popleft() if self._sent else 0.0
+        text, self._text = self._text, ""
+        answer = SessionFrame(
+            self._index,
+            pcm,
+            text,
+            ZERO_TOKEN,
+            _UNKNOWN_CODES,
+            _UNKNOWN_CODES,
+            FrameTimings(queued_ms=0.0, step_ms=waited * 1e3),
+        )
+        self._index += 1
+        self.session.receive(answer, waited)
+        self._awake.set()
+
+
+def query(session: RemoteSession) -> Mapping[str, object]:
+    """The persona and the sampling as that protocol wants them: in the URL."""
+    voice, sampling = session.persona.voice, session.sampling
+    return {
+        "voice_prompt": voice if voice.endswith(_VOICE_SUFFIXES) else f"{voice}.pt",
+        "text_prompt": session.persona.text_prompt,
+        "seed": sampling.seed,
+        "audio_temperature": sampling.temperature_audio,
+        "text_temperature": sampling.temperature_text,
+        "audio_topk": sampling.top_k_audio,
+        "text_topk": sampling.top_k_text,
+    }

@@ -1,0 +1,201 @@
+"""The server as an ASGI application: its pages, and the door before its WebSockets."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from http import HTTPStatus
+
+from loguru import logger
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from pipecat_personaplex.errors import AccessDenied, EngineFailed, PersonaPlexError
+from pipecat_personaplex.protocol.chat import CHAT_PATH
+from pipecat_personaplex.protocol.messages import SESSION_PATH, Error, error_message
+from pipecat_personaplex.server.chat import chat_endpoint
+from pipecat_personaplex.server.metrics import CONTENT_TYPE
+from pipecat_personaplex.server.session import session_endpoint
+from pipecat_personaplex.server.state import ServerState
+
+_RETRY_SECONDS = 5
+_SERVER_FAILED = 1011
+_NO_FAULT_OF_YOURS = "the server failed to answer; its log says why"
+
+
+def create_app(state: ServerState) -> Starlette:
+    """The application of a server.
+
+    Args:
+        state: The server; its engine may come later.
+    """
+    pages = _Pages(state)
+    app = Starlette(
+        routes=[
+            Route("/healthz", pages.health),
+            Route("/readyz", pages.readiness),
+            Route("/metrics", pages.metrics),
+            Route("/v1/voices", pages.voices),
+            Route(SESSION_PATH, _upgrade_required),
+            Route(CHAT_PATH, _upgrade_required),
+            WebSocketRoute(SESSION_PATH, session_endpoint(state)),
+            WebSocketRoute(CHAT_PATH, chat_endpoint(state)),
+            WebSocketRoute("/{path:path}", _no_such_websocket),
+        ],
+        middleware=[Middleware(_Entrance, state=state)],
+        exception_handlers={HTTPException: _http_error, Exception: _defect},
+    )
+    app.router.redirect_slashes = False  # what is not there is not there
+    return app
+
+
+class _Pages:
+    """What the server answers over HTTP."""
+
+    def __init__(self, state: ServerState):
+        self._state = state
+
+    async def health(self, request: Request) -> Response:
+        engine = self._state.loaded
+        if engine is not None and not engine.healthy:
+            reason = "the engine has failed; restart the server"
+            return JSONResponse({"healthy": False, "reason": reason}, 503)
+        return JSONResponse({"healthy": True})
+
+    async def readiness(self, request: Request) -> Response:
+        reason = self._not_ready()
+        if reason is not None:
+            headers = {"Retry-After": str(_RETRY_SECONDS)}
+            return JSONResponse({"ready": False, "reason": reason}, 503, headers)
+        return JSONResponse({"ready": True})
+
+    def _not_ready(self) -> str | None:
+        engine = self._state.loaded
+        if self._state.door.draining:
+            return "draining"
+        if engine is None:
+            return "loading"
+        stats = engine.stats()
+        if not stats.healthy:
+            return "failed"
+        return "full" if stats.sessions >= stats.max_sessions else None
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._state.metrics.render(), media_type=CONTENT_TYPE)
+
+    async def voices(self, request: Request) -> Response:
+        try:
+            self._state.door.identify(request)
+            return JSONResponse({"voices": self._state.engine.voices})
+        except AccessDenied as error:
+            return _refusal(error, HTTPStatus.UNAUTHORIZED)
+        except PersonaPlexError as error:
+            return _refusal(error, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+class _Entrance:
+    """Stands before every WebSocket: what is refused is refused as HTTP, before the upgrade."""
+
+    def __init__(self, app: ASGIApp, state: ServerState):
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            await self._app(scope, receive, send)
+            return
+        websocket = WebSocket(scope, receive, send)
+        with ExitStack() as stay:
+            refusal = self._let_in(websocket, stay)
+            if refusal is None:
+                await self._serve(scope, receive, send)
+            else:
+                await websocket.send_denial_response(refusal)
+
+    def _let_in(self, websocket: WebSocket, stay: ExitStack) -> Response | None:
+        door = self._state.door
+        status = HTTPStatus.SERVICE_UNAVAILABLE
+        try:
+            stay.enter_context(door.connection())
+            status = HTTPStatus.FORBIDDEN
+            door.check_origin(websocket)
+            status = HTTPStatus.UNAUTHORIZED
+            websocket.state.guest = door.identify(websocket)
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            self._require_engine()
+        except PersonaPlexError as error:
+            return _refusal(error, status)
+        return None
+
+    def _require_engine(self) -> None:
+        if not self._state.engine.healthy:
+            raise EngineFailed("the engine has failed; another server may do")
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the endpoint; a defect of ours is logged here, and closes with a proper code."""
+        accepted = False
+
+        async def watched(message: Message) -> None:
+            nonlocal accepted
+            accepted = accepted or message["type"] == "websocket.accept"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except OSError:  # how an ASGI server says that the client is gone
+            pass
+        except Exception as error:
+            logger.opt(exception=error).error("an endpoint failed")
+            with suppress(Exception):  # it may be closed already
+                if accepted:
+                    await send({"type": "websocket.close", "code": _SERVER_FAILED})
+                else:
+                    await WebSocket(scope, receive, send).send_denial_response(_failure())
+
+
+def _refusal(error: PersonaPlexError, status: HTTPStatus) -> Response:
+    headers = {}
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(_RETRY_SECONDS)
+    elif status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return _error(error_message(error, fatal=True), status, headers)
+
+
+def _error(error: Error, status: int, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse(error.model_dump(), status, headers)
+
+
+def _plain_error(message: str, status: int, headers: dict[str, str] | None = None) -> Response:
+    code = HTTPStatus(status).phrase.lower().replace(" ", "_")
+    return _error(Error(code=code, message=message, fatal=True), status, headers)
+
+
+def _failure() -> Response:
+    return _plain_error(_NO_FAULT_OF_YOURS, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = None if error.headers is None else dict(error.headers)
+    return _plain_error(error.detail, error.status_code, headers)
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    return _failure()
+
+
+async def _upgrade_required(request: Request) -> Response:
+    text = f"{request.scope['path']} is a WebSocket: connect with ws:// or wss://"
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+    return _plain_error(text, HTTPStatus.UPGRADE_REQUIRED, headers)
+
+
+async def _no_such_websocket(websocket: WebSocket) -> None:
+    text = f"there is no WebSocket here; try {SESSION_PATH}"
+    await websocket.send_denial_response(_plain_error(text, HTTPStatus.NOT_FOUND))

@@ -1,0 +1,46 @@
+"""A bot whose engine runs elsewhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import aiohttp
+
+from tests.bots.test_bots import heard, offer
+from tests.helpers.bots import ROOT, BotProcess, environment, run_bot
+from tests.helpers.servers import RunningServer, ServedFakeEngine
+from tests.remote.fakes import FakeServer
+
+
+async def test_a_caller_is_answered_by_the_server() -> None:
+    engine = ServedFakeEngine()
+    with (
+        RunningServer(lambda: engine) as server,
+        BotProcess("bots.assistant", PERSONAPLEX_ENGINE=server.ws_url) as bot,
+    ):
+        async with aiohttp.ClientSession(bot.url) as http, offer() as (peer, body):
+            async with http.post("/api/offer", json=body) as response:
+                await heard(peer, await response.json())
+        assert engine.sessions[0].persona.voice == "NATF2"
+        assert engine.sessions[0].persona.text_prompt.startswith("You are a wise")
+        assert bot.stop()
+
+
+def test_no_model_is_loaded_for_it() -> None:
+    program = (
+        "import sys, bots.assistant\n"
+        "from bots.models import connect_engine\n"
+        "connect_engine(['ws://127.0.0.1:1'], None)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment(), check=True)
+
+
+def test_a_wrong_key_is_one_line() -> None:
+    with FakeServer(key="sesame") as server:
+        ended = run_bot("bots.assistant", "--engine", server.url, PERSONAPLEX_API_KEY="abracadabra")
+        assert ended.returncode == 1
+        errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and "401" in errors[0], ended.stderr
+        assert "Traceback" not in ended.stderr and "abracadabra" not in ended.stderr

@@ -1,0 +1,232 @@
+"""A server that follows PROTOCOL.md, or does not: the faults that the real one cannot produce."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from pipecat_personaplex.config import CODEBOOKS
+from pipecat_personaplex.engine.session import FrameTimings
+from pipecat_personaplex.protocol.frames import ClientFrame, ServerFrame
+
+Script = Callable[[ServerConnection], Awaitable[None]]
+WAIT = 20.0
+_CODES = np.arange(CODEBOOKS, dtype=np.int64)
+
+
+def answer(sequence: int, audio: bytes, text: str = "") -> bytes:
+    """A frame of the agent's."""
+    timings = FrameTimings(1.0, 2.0)
+    return ServerFrame(sequence, text, sequence, _CODES, _CODES, timings, audio).pack()
+
+
+@dataclass
+class Conversation:
+    """A session: what came, what went, and who it is talking to."""
+
+    heard: list[int] = field(default_factory=list)
+    told: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[bytes] = field(default_factory=list)
+    opening: dict[str, Any] = field(default_factory=dict)
+    closed: bool = False
+
+
+class FakeServer:
+    """Repeats what it hears, for the length of a ``with``.
+
+    Args:
+        script: What to do with a connection, in place of all that.
+        talk: What to do once a session is open, in place of talking.
+    """
+
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        talk: Script | None = None,
+        max_sessions: int = 4,
+        voices: tuple[str, ...] = ("NATF2",),
+        key: str | None = None,
+        tls: Any = None,
+    ):
+        self.max_sessions = max_sessions
+        self.voices = list(voices)
+        self.draining = False
+        self.resume_seconds = 3.0
+        self.status: int | None = None
+        self.drop = 0  # frames that it is to take without an answer
+        self.dropped = 0
+        self.resumed = 0
+        self.silent = False  # keeps answers to itself
+        self.requests: list[Request] = []
+        self.conversations: dict[str, Conversation] = {}
+        self._script = script
+        self._talk = talk or self._converse
+        self._key = key
+        self._tls = tls
+        self._port = 0
+        self._up = threading.Event()
+
+    def __enter__(self) -> FakeServer:
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._thread.start()
+        assert self._up.wait(WAIT)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(RuntimeError):  # stopped before
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(WAIT)
+        assert not self._thread.is_alive()
+        self._up.clear()
+
+    def start(self) -> None:
+        self.__enter__()
+
+    def stop(self) -> None:
+        self.__exit__()
+
+    @property
+    def url(self) -> str:
+        return f"{'wss' if self._tls else 'ws'}://127.0.0.1:{self._port}"
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    @property
+    def open(self) -> list[Conversation]:
+        return [each for each in self.conversations.values() if not each.closed]
+
+    @property
+    def connected(self) -> int:
+        return len(self._server.connections)
+
+    def cut(self) -> None:
+        """Break every connection, without a word."""
+
+        def abort() -> None:
+            for connection in list(self._server.connections):
+                connection.transport.abort()
+
+        self._loop.call_soon_threadsafe(abort)
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        # The same port each time: a server that comes back is where it was.
+        async with serve(
+            self._connected,
+            "127.0.0.1",
+            self._port,
+            process_request=self._request,
+            ssl=self._tls,
+            close_timeout=0.1,
+            ping_interval=None,
+        ) as self._server:
+            self._port = self._server.sockets[0].getsockname()[1]
+            self._up.set()
+            await self._stop.wait()
+            for connection in list(self._server.connections):
+                connection.transport.abort()
+
+    def _request(self, connection: ServerConnection, request: Request) -> Response | None:
+        self.requests.append(request)
+        status = self.status
+        if self._key and request.headers.get("Authorization") != f"Bearer {self._key}":
+            status = 401
+        return None if status is None else connection.respond(HTTPStatus(status), "no")
+
+    async def _connected(self, websocket: ServerConnection) -> None:
+        with suppress(ConnectionClosed):
+            await (self._script or self._greet)(websocket)
+
+    async def _greet(self, websocket: ServerConnection) -> None:
+        await say(
+            websocket,
+            type="hello",
+            version=1,
+            model="fake",
+            voices=self.voices,
+            sessions=len(self.open),
+            max_sessions=self.max_sessions,
+            draining=self.draining,
+        )
+        first = json.loads(await websocket.recv())
+        if first["type"] == "resume":
+            await self._resume(websocket, first)
+        elif self.draining:
+            await refuse(websocket, "engine_draining", 1001)
+        elif len(self.open) >= self.max_sessions:
+            await refuse(websocket, "engine_full", 1013, max_sessions=self.max_sessions)
+        else:
+            secret = f"secret-{len(self.conversations)}"
+            self.conversations[secret] = Conversation(opening=first)
+            await say(websocket, type="opened", session=secret, resume_seconds=self.resume_seconds)
+            websocket.fake = self.conversations[secret]  # type: ignore[attr-defined]
+            await self._talk(websocket)
+
+    async def _resume(self, websocket: ServerConnection, message: dict[str, Any]) -> None:
+        conversation = self.conversations.get(message["session"])
+        if conversation is None or conversation.closed:
+            await refuse(websocket, "session_lost", 1008)
+            return
+        await say(websocket, type="resumed", next_frame=len(conversation.heard), ready=True)
+        self.resumed += 1
+        for sent in conversation.answers[message["next_frame"] :]:
+            await websocket.send(sent)
+        await self._listen(websocket, conversation)
+
+    async def _converse(self, websocket: ServerConnection) -> None:
+        await say(websocket, type="ready")
+        await self._listen(websocket, websocket.fake)  # type: ignore[attr-defined]
+
+    async def _listen(self, websocket: ServerConnection, conversation: Conversation) -> None:
+        async for message in websocket:
+            if isinstance(message, bytes):
+                await self._hear(websocket, conversation, ClientFrame.unpack(message))
+                continue
+            told = json.loads(message)
+            conversation.told.append(told)
+            if told["type"] == "close":
+                conversation.closed = True
+                await say(websocket, type="closed")
+                return
+            if told["type"] == "stats":
+                counts = {"frames": len(conversation.answers), "dropped_frames": self.dropped}
+                await say(websocket, type="stats", late_frames=0, queued_frames=0, **counts)
+
+    async def _hear(
+        self, websocket: ServerConnection, conversation: Conversation, frame: ClientFrame
+    ) -> None:
+        assert frame.sequence == len(conversation.heard), "a gap, or a frame twice"
+        conversation.heard.append(frame.sequence)
+        if self.drop:
+            self.drop -= 1
+            self.dropped += 1
+            return
+        sent = answer(len(conversation.answers), frame.audio, f" {len(conversation.answers)}")
+        conversation.answers.append(sent)
+        if not self.silent:
+            await websocket.send(sent)
+
+
+async def say(websocket: ServerConnection, **message: Any) -> None:
+    await websocket.send(json.dumps(message))
+
+
+async def refuse(websocket: ServerConnection, code: str, close: int, **details: Any) -> None:
+    await say(
+        websocket, type="error", code=code, message=f"it is {code}", fatal=True, details=details
+    )
+    await websocket.close(close)

@@ -1,0 +1,358 @@
+"""The interface of an engine, whoever computes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from websockets.asyncio.server import ServerConnection
+
+import pipecat_personaplex
+from pipecat_personaplex.call import Call, SessionStarted
+from pipecat_personaplex.config import FRAME_SAMPLES, FRAME_SECONDS, Persona, SamplingParams
+from pipecat_personaplex.engine.interface import EngineLike
+from pipecat_personaplex.engine.session import SessionFrame
+from pipecat_personaplex.errors import (
+    ConfigError,
+    EngineStopped,
+    EngineUnreachable,
+    InvalidAudio,
+    LimitReached,
+    SessionFailed,
+    VoiceNotFound,
+)
+from pipecat_personaplex.remote import RemoteEngine
+from pipecat_personaplex.server.listen import tls_context
+from tests.helpers.servers import self_signed, trusting
+from tests.remote.fakes import FakeServer, say
+from tests.remote.helpers import FRIEND, WAIT, Caller, tone, until
+
+
+class TestConversation:
+    def test_every_frame_has_its_answer(self) -> None:
+        with FakeServer() as server, RemoteEngine(server.url) as engine:
+            caller = Caller(engine, FRIEND, SamplingParams(seed=7)).ready()
+            answers = caller.talk(*range(5))
+            assert [answer.index for answer in answers] == list(range(5))
+            assert [answer.text for answer in answers] == [f" {n}" for n in range(5)]
+            for index, answer in enumerate(answers):
+                np.testing.assert_array_equal(answer.pcm, tone(index))
+                assert answer.timings.total_ms == 3.0
+                assert answer.agent_codes.tolist() == list(range(8))
+            opening = server.conversations["secret-0"].opening
+            assert opening["voice"] == "NATF2" and opening["sampling"]["seed"] == 7
+            assert opening["text_prompt"] == FRIEND.text_prompt and opening["audio"] == "pcm16"
+            caller.session.close()
+            assert caller.ended() is None and caller.session.closed
+            until(lambda: not server.open)
+            assert engine.stats().frames == caller.session.stats().frames == 5
+            with pytest.raises(SessionFailed, match="closed"):
+                caller.session.push(tone(0))
+
+    def test_audio_of_any_length_is_cut_into_frames(self) -> None:
+        with FakeServer() as server, RemoteEngine(server.url) as engine:
+            caller = Caller(engine).ready()
+            for chunk in np.array_split(np.concatenate([tone(0), tone(1)]), 7):
+                caller.session.push(chunk)
+            for index in range(2):
+                np.testing.assert_array_equal(caller.next().pcm, tone(index))
+
+    def test_what_was_pushed_before_the_prompt_was_in_is_answered(self) -> None:
+        with FakeServer() as server, RemoteEngine(server.url) as engine:
+            caller = Caller(engine)
+            caller.session.push(tone(3))
+            caller.ready()
+            np.testing.assert_array_equal(caller.next().pcm, tone(3))
+
+    def test_opus_sounds_alike(self) -> None:
+        pytest.importorskip("opuslib_next")
+        with FakeServer() as server, RemoteEngine(server.url, audio="opus") as engine:
+            caller = Caller(engine).ready()
+            time = np.arange(10 * FRAME_SAMPLES, dtype=np.float32) / 24_000
+            sine = (0.3 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
+            caller.session.push(sine)
+            heard = np.concatenate([caller.next().pcm for _ in range(10)])
+            assert server.conversations["secret-0"].opening["audio"] == "opus"
+            assert np.sqrt(np.mean(heard[FRAME_SAMPLES:] ** 2)) == pytest.approx(0.212, rel=0.1)
+
+    def test_instructions_arrive_before_the_frames_that_follow(self) -> None:
+        with FakeServer() as server, RemoteEngine(server.url) as engine:
+            caller = Caller(engine).ready()
+            caller.session.say("Good morning!")
+            caller.session.update(SamplingParams.greedy())
+            caller.talk(0)
+            told = server.conversations["secret-0"].told
+            assert {each["type"] for each in told} == {"say", "update"}
+            assert [each["text"] for each in told if "text" in each] == ["Good morning!"]
+
+    def test_too_many_words_are_refused_here(self) -> None:
+        with FakeServer() as server, RemoteEngine(server.url) as engine:
+            caller = Caller(engine).ready()
+            with pytest.raises(LimitReached, match="65536"):
+                caller.session.say("x" * 70_000)
+            with pytest.raises(LimitReached, match="persona"):
+                Caller(engine, Persona("NATF2", "y" * 70_000))
+            with pytest.raises(InvalidAudio):
+                caller.session.push(np.full(10, np.nan, dtype=np.float32))
+            caller.talk(0)
+
+    def test_frames_past_the_queue_are_dropped_oldest_first(self) -> None:
+        with FakeServer() as server, RemoteEngine(server.url, max_queued_frames=3) as engine:
+            caller = Caller(engine)
+            caller.session.push(np.concatenate([tone(index) for index in range(10)]))
+            caller.ready()
+            assert caller.session.stats().dropped_frames == 7
+            for index in (7, 8, 9):
+                np.testing.assert_array_equal(caller.next().pcm, tone(index))
+
+    def test_frames_that_the_server_dropped_are_not_owed(self) -> None:
+        with FakeServer() as server, RemoteEngine(server.url) as engine:
+            caller = Caller(engine).ready()
+            server.drop = 2
+            caller.session.push(np.concatenate([tone(0), tone(1)]))
+            until(lambda: caller.session.stats().dropped_frames == 2)
+            assert caller.talk(2)[0].index == 0
+
+
+class TestLife:
+    def test_it_is_an_engine(self) -> None:
+        engine: EngineLike = RemoteEngine("ws://127.0.0.1:1")
+        assert pipecat_personaplex.RemoteEngine is RemoteEngine
+        assert not hasattr(engine, "add_voice")
+
+    def test_it_must_run(self) -> None:
+        with FakeServer() as server:
+            engine = RemoteEngine(server.url)
+            assert not engine.healthy and engine.voices == []
+            with pytest.raises(EngineStopped, match="call start"):
+                Caller(engine)
+            engine.stop()
+            for _ in range(2):
+                engine.start()
+                engine.start()
+                assert engine.healthy and engine.voices == ["NATF2"]
+                Caller(engine).ready().talk(0)
+                engine.stop()
+                engine.stop()
+            with pytest.raises(EngineStopped):
+                Caller(engine)
+
+    def test_stopping_ends_sessions(self) -> None:
+        with FakeServer() as server:
+            with RemoteEngine(server.url) as engine:
+                caller, opening = Caller(engine).ready(), Caller(engine)
+            assert isinstance(caller.ended(), EngineStopped)
+            assert isinstance(opening.ended(), EngineStopped)
+            assert not server.open, "told, not cut off"
+            with pytest.raises(SessionFailed, match="stopped"):
+                caller.session.wait_ready()
+
+    def test_it_may_be_stopped_from_a_callback(self) -> None:
+        with FakeServer() as server:
+            engine = RemoteEngine(server.url)
+            engine.start()
+            ended = threading.Event()
+            session = engine.open_session(
+                FRIEND, on_frame=lambda frame: engine.stop(), on_end=lambda error: ended.set()
+            )
+            session.push(tone(0))
+            assert ended.wait(WAIT)
+            engine.stop()
+            assert not any(t.name == "personaplex-remote" for t in threading.enumerate())
+
+    def test_a_session_closed_at_once_ends_without_an_error(self) -> None:
+        with FakeServer() as server, RemoteEngine(server.url) as engine:
+            for _ in range(20):
+                caller = Caller(engine)
+                caller.session.close()
+                assert caller.ended() is None
+            until(lambda: not server.open)
+            until(lambda: engine.stats().sessions == 0)
+
+    def test_a_callback_that_raises_ends_its_session_alone(self) -> None:
+        def boom(*_: object) -> None:
+            raise ValueError("boom")
+
+        with FakeServer() as server, RemoteEngine(server.url) as engine:
+            other = Caller(engine).ready()
+            session = engine.open_session(FRIEND, on_frame=boom, on_end=boom)
+            assert session.wait_ready(WAIT)
+            session.push(tone(0))
+            assert session.wait_ended(WAIT)
+            assert isinstance(session.error, SessionFailed) and "boom" in str(session.error)
+            other.talk(0)
+            until(lambda: len(server.open) == 1)
+
+    async def test_a_call_uses_it_as_any_engine(self) -> None:
+        with FakeServer() as server:
+            engine = RemoteEngine(server.url)
+            await asyncio.to_thread(engine.start)
+            now = 0.0
+            call = Call(engine, clock=lambda: now)
+            call.open(FRIEND, SamplingParams())
+            events = call.events()
+            assert isinstance(await anext(events), SessionStarted)
+            for index in range(4):
+                now += FRAME_SECONDS
+                call.hear(tone(index))
+                frame = await asyncio.wait_for(anext(events), WAIT)
+                assert isinstance(frame, SessionFrame) and frame.index == index
+            call.close()
+            await asyncio.to_thread(engine.stop)
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("url", "reached"),
+        [
+            ("ws://host", "ws://host/v1/session"),
+            ("http://host:8998/", "ws://host:8998/v1/session"),
+            ("https://host/engine", "wss://host/engine/v1/session"),
+            ("wss://host/v1/session", "wss://host/v1/session"),
+            ("wss://host/api/chat", "wss://host/api/chat"),
+        ],
+    )
+    def test_urls(self, url: str, reached: str) -> None:
+        assert reached in repr(RemoteEngine(url))
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "",
+            "host:8998",
+            "ftp://host",
+            "ws://",
+            "ws://host:port",
+            "ws://u:p@host",
+            "ws://host?a=b",
+        ],
+    )
+    def test_what_is_no_url(self, url: str) -> None:
+        with pytest.raises(ConfigError, match="engine") as raised:
+            RemoteEngine(url)
+        assert "u:p" not in str(raised.value)
+
+    def test_what_is_no_option(self) -> None:
+        with pytest.raises(ConfigError, match="URL of a server"):
+            RemoteEngine([])
+        with pytest.raises(ConfigError, match="pcm16 or opus"):
+            RemoteEngine("ws://host", audio="mp3")  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="max_queued_frames"):
+            RemoteEngine("ws://host", max_queued_frames=0)
+
+    def test_the_key_is_sent_and_never_written_down(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.DEBUG)
+        with FakeServer(key="sesame") as server:
+            with RemoteEngine(server.url, api_key="sesame") as engine:
+                Caller(engine).ready().talk(0)
+                assert "sesame" not in repr(engine) + repr(engine.stats()) + repr(vars(engine))
+            with pytest.raises(EngineUnreachable, match="401") as raised:
+                RemoteEngine(server.url, api_key="abracadabra").start()
+        sent = server.requests[0].headers["Authorization"]
+        assert sent == "Bearer sesame"
+        client = [record for record in caplog.records if "server" not in record.name]
+        assert not any("sesame" in record.getMessage() for record in client)
+        assert "abracadabra" not in str(raised.value)
+
+
+class TestStart:
+    def test_nobody_listens(self) -> None:
+        with pytest.raises(EngineUnreachable, match=r"ws://127\.0\.0\.1:1/.*connection refused"):
+            RemoteEngine("ws://127.0.0.1:1", start_seconds=0.5).start()
+
+    @pytest.mark.parametrize(
+        ("status", "reason"), [(401, "a key"), (403, "this client"), (404, "not a PersonaPlex")]
+    )
+    def test_a_server_that_says_no_is_not_waited_for(self, status: int, reason: str) -> None:
+        with FakeServer() as server:
+            server.status = status
+            with pytest.raises(EngineUnreachable, match=rf"{reason}.*{status}"):
+                RemoteEngine(server.url, start_seconds=600).start()
+
+    def test_a_server_that_takes_no_more_is_waited_for(self) -> None:
+        with FakeServer() as server:
+            server.status = 503
+            timer = threading.Timer(0.5, lambda: setattr(server, "status", None))
+            timer.start()
+            with RemoteEngine(server.url) as engine:
+                assert engine.healthy
+            timer.join()
+
+    @pytest.mark.parametrize(
+        ("hello", "reason"),
+        [
+            ({"type": "hello", "version": 2}, "not one of ours"),
+            ({"type": "ready"}, "begins with 'ready'"),
+            ({"type": "welcome"}, "not one of ours"),
+            ({"garbage": 1}, "not one of ours"),
+        ],
+    )
+    def test_a_stranger(self, hello: dict[str, object], reason: str) -> None:
+        async def greet(websocket: ServerConnection) -> None:
+            await say(websocket, **hello)
+
+        with FakeServer(greet) as server, pytest.raises(EngineUnreachable, match=reason):
+            RemoteEngine(server.url, start_seconds=600).start()
+
+    def test_another_version(self) -> None:
+        async def greet(websocket: ServerConnection) -> None:
+            await say(
+                websocket,
+                type="hello",
+                version=2,
+                model="m",
+                voices=[],
+                sessions=0,
+                max_sessions=1,
+                draining=False,
+            )
+
+        with FakeServer(greet) as server, pytest.raises(EngineUnreachable, match="version 2"):
+            RemoteEngine(server.url, start_seconds=600).start()
+
+    def test_a_port_that_says_nothing(self) -> None:
+        async def greet(websocket: ServerConnection) -> None:
+            await websocket.wait_closed()
+
+        with FakeServer(greet) as server, pytest.raises(EngineUnreachable, match="no answer"):
+            RemoteEngine(server.url, start_seconds=2.5).start()
+
+    def test_one_of_two_is_enough(self) -> None:
+        with FakeServer() as server, RemoteEngine(["ws://127.0.0.1:1", server.url]) as engine:
+            until(lambda: engine.stats().servers[0].reason.endswith("connection refused"))
+            assert engine.healthy and engine.stats().servers[1].reachable
+            Caller(engine).ready().talk(0)
+
+    def test_a_voice_that_nobody_has(self) -> None:
+        with FakeServer() as server, RemoteEngine(server.url) as engine:
+            with pytest.raises(VoiceNotFound, match=r"'NATX9'.*NATF2"):
+                Caller(engine, Persona("NATX9"))
+            assert engine.stats().refused == 1
+
+
+class TestTls:
+    def test_a_stranger_s_certificate(self, tmp_path: Path) -> None:
+        certificate, key = self_signed(tmp_path)
+        tls = tls_context(certificate, key)
+        with FakeServer(tls=tls) as server:
+            with pytest.raises(EngineUnreachable, match=r"TLS failed: self.signed"):
+                RemoteEngine(server.url, start_seconds=600).start()
+            with RemoteEngine(server.url, ssl_context=trusting(certificate)) as engine:
+                Caller(engine).ready().talk(0)
+
+    def test_no_tls_there(self) -> None:
+        with (
+            FakeServer() as server,
+            pytest.raises(EngineUnreachable, match=r"TLS|no answer|failed"),
+        ):
+            RemoteEngine(server.url.replace("ws:", "wss:"), start_seconds=2.5).start()
+
+    def test_a_context_is_of_no_use_without_it(self) -> None:
+        with FakeServer() as server:
+            with RemoteEngine(server.url, ssl_context=ssl.create_default_context()) as engine:
+                Caller(engine).ready()
