@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install check format test bot clean
+.PHONY: help install check format test bot nano clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,15 @@ bot:  ## Talk to the assistant in a browser, with the best model for this machin
 		echo "installing into $(VENV); the first time takes minutes" && \
 		$(BIN)/pip install --quiet -c constraints.txt -e '.[bots]' && touch $(VENV)/.bots; }
 	@$(BIN)/python -m bots.assistant $(ARGS)
+
+nano: install  ## Make the bundled nano model from nothing, in runs/nano: hours on two cores
+	$(BIN)/python -m training.nano codec autoencoder --minutes 60
+	$(BIN)/python -m training.nano codec quantizer --minutes 20
+	$(BIN)/python -m training.nano clips
+	$(BIN)/python -m training.nano codec decoder --minutes 40
+	$(BIN)/python -m training.nano lm --minutes 90
+	$(BIN)/python -m training.nano export
+	$(BIN)/python -m training.nano evaluate
 
 clean:  ## Remove what the targets above made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist

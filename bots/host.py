@@ -39,6 +39,7 @@ from bots.transports import (
 )
 from pipecat_personaplex.engine.interface import EngineLike
 from pipecat_personaplex.errors import EngineFull, PersonaPlexError, UserError, VoiceNotFound
+from pipecat_personaplex.protocol.chat import CHAT_PATH
 from pipecat_personaplex.settings import PersonaPlexLLMSettings
 
 # "Try again later", of the codes that a WebSocket closes with.
@@ -248,8 +249,13 @@ class BotHost:
         if self._args.voice is None:
             # Without it, None has the service take the first there is.
             self._args.voice = self._voice if self._voice in known else None
-        elif self._args.voice not in known:
+        elif self._args.voice not in known and not _any_voice(self._args):
             raise VoiceNotFound(self._args.voice, known=known)
+
+
+def _any_voice(args: argparse.Namespace) -> bool:
+    """Whether voices are a matter of the engine's: NVIDIA's server does not tell which it has."""
+    return any(url.rstrip("/").endswith(CHAT_PATH) for url in args.engine)
 
 
 def _engine_for(args: argparse.Namespace) -> AbstractContextManager[EngineLike]:

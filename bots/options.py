@@ -48,10 +48,10 @@ class BotParser(argparse.ArgumentParser):
         self._prepare = prepare
         self.add_argument(
             "--model",
-            metavar="FOLDER|REPO",
-            help="a folder with a release's files, or a Hugging Face repo id (default: "
-            "nvidia/personaplex-7b-v1 where there is a GPU and access, else a tiny random "
-            "checkpoint that answers with noise)",
+            metavar="nano|FOLDER|REPO",
+            help="a folder with a release's files, or a Hugging Face repo id, or nano, the small "
+            "model that comes along (default: nvidia/personaplex-7b-v1 where there is a GPU and "
+            "access, else nano)",
         )
         self.add_argument(
             "--device",
@@ -140,9 +140,11 @@ def choose_engine(parsed: argparse.Namespace, environment: Mapping[str, str]) ->
     """Settle whether the model runs here or elsewhere; an option wins over the environment.
 
     Raises:
-        ConfigError: Both are asked for.
+        ConfigError: Both are asked for, or an engine without saying where.
     """
     urls = [url for some in parsed.engine or () for url in some]
+    if parsed.engine and not urls:  # as from a variable that is not set
+        raise ConfigError("--engine wants an address, as ws://127.0.0.1:8998")
     model, device = parsed.model, parsed.device
     if not urls and not model and not device:
         urls = _urls(environment.get("PERSONAPLEX_ENGINE", ""))

@@ -15,9 +15,6 @@ from pipecat_personaplex.engine.session import SessionFrame
 from pipecat_personaplex.errors import EngineFull, PersonaPlexError
 from pipecat_personaplex.pacing import MAX_WAITING_FRAMES, InputPacer, PacingStats
 
-# Frames a session may owe: one in the step, and one so that it can join the next without asking.
-_MAX_OWED = 2
-
 
 @dataclass(frozen=True)
 class SessionStarted:
@@ -63,6 +60,7 @@ class _Line:
     """A session with what the call knows of it."""
 
     persona: Persona
+    max_owed: int
     session: SessionLike = field(init=False)
     started: bool = False
     pushed: int = 0
@@ -73,7 +71,7 @@ class _Line:
         """Frames it was given and has not answered, those it dropped aside."""
         owed = self.pushed - self.answered
         # Asked for only where it matters: a short queue drops what would be owed for ever.
-        return owed - self.session.stats().dropped_frames if owed >= _MAX_OWED else owed
+        return owed - self.session.stats().dropped_frames if owed >= self.max_owed else owed
 
 
 @dataclass(frozen=True)
@@ -202,7 +200,7 @@ class Call:
         self._line = self._next = self._previous = None
 
     def _open_line(self, persona: Persona, sampling: SamplingParams) -> _Line:
-        line = _Line(persona)
+        line = _Line(persona, self._engine.max_owed)
         loop = asyncio.get_running_loop()
 
         def report(what: object) -> None:
@@ -296,8 +294,9 @@ class Call:
             return
         # A session that has ended says so through on_end.
         with suppress(PersonaPlexError):
-            while line.owed < _MAX_OWED and (frame := self._pacer.take()) is not None:
+            while line.owed < line.max_owed and (frame := self._pacer.take()) is not None:
                 line.session.push(frame)
                 line.pushed += 1
         # What waits in the session counts too.
-        self._pacer.keep(max(0, MAX_WAITING_FRAMES - max(0, line.owed - 1)))
+        behind = max(0, line.owed - (line.max_owed - 1))
+        self._pacer.keep(max(0, MAX_WAITING_FRAMES - behind))

@@ -216,3 +216,27 @@ async def test_sampling_reaches_the_next_persona_too(fake: FakeEngine):
         story.call.open(BERT, SAMPLING)
         story.call.update(SamplingParams(seed=3))
         assert [s.sampling.seed for s in fake.sessions] == [3, 3]
+
+
+async def test_a_distant_engine_may_owe_more_and_nothing_is_lost_on_the_way(fake: FakeEngine):
+    """Answers take half a second, as from another continent: the caller's words all arrive."""
+    fake.max_owed = 8
+    async with begun(fake) as story:
+        fake.step.clear()
+        for _ in range(6):
+            story.hear()
+        assert len(fake.sessions[0].heard) == 6
+        fake.step.set()
+        assert [(await story.answer()).index for _ in range(6)] == [*range(6)]
+        assert story.call.pacing.dropped == 0
+
+
+async def test_an_engine_that_is_too_slow_leaves_no_lasting_delay(fake: FakeEngine):
+    async with begun(fake) as story:
+        fake.step.clear()
+        for _ in range(10):
+            story.hear()
+        assert len(fake.sessions[0].heard) == fake.max_owed
+        assert story.call.owed_frames <= 3
+        assert story.call.pacing.dropped > 0
+        fake.step.set()

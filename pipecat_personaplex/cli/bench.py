@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipecat_personaplex.cli.options import RELEASE, Device, Dtype, Model, Quantization, Threads
+from pipecat_personaplex.cli.options import (
+    BEST,
+    Device,
+    Dtype,
+    Model,
+    Quantization,
+    Threads,
+    chosen_model,
+)
 from pipecat_personaplex.errors import ConfigError
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -20,7 +28,7 @@ The last line is JSON, for scripts: personaplex bench --random-7b | tail -n 1 | 
 
 
 def bench(
-    model: Model = RELEASE,
+    model: Model = BEST,
     random_1b: Annotated[
         bool,
         typer.Option(
@@ -78,7 +86,7 @@ def bench(
 
     if random_1b and random_7b:
         raise ConfigError("choose one of --random-1b and --random-7b")
-    name = "random-1b" if random_1b else "random-7b" if random_7b else model
+    name = "random-1b" if random_1b else "random-7b" if random_7b else chosen_model(model, device)
     options = BenchOptions(
         model=name,
         sessions=_numbers(sessions),

@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from pipecat_personaplex.cli.options import RELEASE, Device, Dtype, Model, Quantization, Threads
+from pipecat_personaplex.cli.options import (
+    BEST,
+    Device,
+    Dtype,
+    Model,
+    Quantization,
+    Threads,
+    chosen_model,
+)
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -20,7 +28,7 @@ The last line is JSON, for scripts: personaplex drift --quantization int8 | tail
 
 
 def drift(
-    model: Model = RELEASE,
+    model: Model = BEST,
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantization: Quantization = None,
@@ -60,7 +68,7 @@ def drift(
     if threads:
         torch.set_num_threads(threads)
     options = DriftOptions(
-        model=model,
+        model=chosen_model(model, device),
         frames=frames,
         user=user,
         device=device,

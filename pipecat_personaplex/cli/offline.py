@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipecat_personaplex.cli.files import check_outputs, whole_files
-from pipecat_personaplex.cli.options import RELEASE, Device, Dtype, Model, Quantization, Threads
+from pipecat_personaplex.cli.options import (
+    BEST,
+    Device,
+    Dtype,
+    Model,
+    Quantization,
+    Threads,
+    chosen_model,
+)
 from pipecat_personaplex.config import (
     CODEBOOKS,
     FRAME_SAMPLES,
@@ -93,7 +101,7 @@ def offline(
             rich_help_panel="Conversation",
         ),
     ] = "",
-    model: Model = RELEASE,
+    model: Model = BEST,
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantization: Quantization = None,
@@ -169,6 +177,7 @@ def offline(
     from pipecat_personaplex.engine.engine import Engine
 
     pcm = read_audio(input_)
+    model = chosen_model(model, device)
     engine = Engine.load(model, config, progress=sys.stderr.isatty())
     if voice_file is not None:
         engine.add_voice(voice_file.stem, voice_file)

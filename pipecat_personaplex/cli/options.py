@@ -6,15 +6,18 @@ from typing import Annotated, Literal
 
 import typer
 
-RELEASE = "nvidia/personaplex-7b-v1"
+BEST = "auto"
+"""The model that ``--model`` stands for where it is not given."""
 
 Model = Annotated[
     str,
     typer.Option(
         envvar="PERSONAPLEX_MODEL",
-        metavar="FOLDER|REPO",
-        help="A folder with a release's files, or a Hugging Face repo id; what is not in the "
-        "Hub's cache yet is downloaded (17 GB for the 7B).",
+        metavar="auto|nano|FOLDER|REPO",
+        help="A folder with a release's files, or a Hugging Face repo id such as "
+        "nvidia/personaplex-7b-v1, of which what is not in the Hub's cache yet is downloaded "
+        "(17 GB); or nano, the small model that comes along. auto takes the 7B where there are a "
+        "CUDA GPU and access to it, else nano.",
         rich_help_panel="Model",
     ),
 ]
@@ -49,3 +52,14 @@ Threads = Annotated[
         rich_help_panel="Model",
     ),
 ]
+
+
+def chosen_model(model: str, device: str) -> str:
+    """The model that ``--model`` means; where the choice is ours, a line says so."""
+    if model != BEST:
+        return model
+    from pipecat_personaplex.engine.choice import choose_model
+
+    best, note = choose_model(device)
+    typer.echo(note, err=True)
+    return best

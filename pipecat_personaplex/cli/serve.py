@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipecat_personaplex.cli.options import RELEASE, Device, Dtype, Model, Quantization, Threads
+from pipecat_personaplex.cli.options import (
+    BEST,
+    Device,
+    Dtype,
+    Model,
+    Quantization,
+    Threads,
+    chosen_model,
+)
 from pipecat_personaplex.config import EngineConfig
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.server.config import ServerConfig
@@ -36,7 +44,7 @@ _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 def serve(
     ctx: typer.Context,
-    model: Model = RELEASE,
+    model: Model = BEST,
     max_sessions: Annotated[
         int,
         typer.Option(min=1, help="Callers at once; one more is refused.", rich_help_panel="Model"),
@@ -110,8 +118,18 @@ def serve(
     ] = None,
     max_prompt_chars: Annotated[
         int,
-        typer.Option(min=0, help="Length of a text prompt.", rich_help_panel="Clients"),
+        typer.Option(
+            min=0, help="Length of a text prompt, and of words to say.", rich_help_panel="Clients"
+        ),
     ] = ServerConfig.max_prompt_chars,
+    max_speed: Annotated[
+        float,
+        typer.Option(
+            help="How many times as fast as it is spoken a client's audio may come, such as 2; 0 "
+            "for no limit.",
+            rich_help_panel="Clients",
+        ),
+    ] = ServerConfig.max_speed,
     idle_seconds: Annotated[
         float,
         typer.Option(
@@ -167,6 +185,7 @@ def serve(
         resume_seconds=resume_seconds,
         drain_seconds=drain_seconds,
         allow_origins=tuple(allow_origin or ()),
+        max_speed=max_speed,
     )
     _log(debug=ctx.obj.debug)
     keys = None if api_key_file is None else KeyRing.read(api_key_file)
@@ -184,6 +203,7 @@ def serve(
             engine.add_voice(name, path)
         return engine
 
+    model = chosen_model(model, device)
     state = ServerState(config, Path(model).resolve().name, Door(config, keys))
     served = Host(state, Address(host, port, ssl_certfile, ssl_keyfile), load)
     allow_files(config.max_connections)
@@ -222,5 +242,7 @@ def _log(*, debug: bool) -> None:
             logger.opt(exception=record.exc_info).log(record.levelname, "{}", message)
 
     logger.remove()
-    logger.add(sys.stderr, level="DEBUG" if debug else "INFO")
+    # Not diagnose: it prints the values of variables, among them keys and callers' prompts.
+    level = "DEBUG" if debug else "INFO"
+    logger.add(sys.stderr, level=level, diagnose=False, backtrace=False)
     logging.basicConfig(handlers=[ToLoguru()], level=logging.WARNING, force=True)

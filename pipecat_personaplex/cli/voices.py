@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipecat_personaplex.cli.files import check_outputs, whole_files
-from pipecat_personaplex.cli.options import RELEASE, Device, Model
+from pipecat_personaplex.cli.options import BEST, Device, Model, chosen_model
 from pipecat_personaplex.config import FRAME_SECONDS, EngineConfig
 from pipecat_personaplex.errors import VoiceError
 
@@ -24,7 +24,7 @@ voices = typer.Typer(no_args_is_help=True, help="List a checkpoint's voices, or 
 
 personaplex voices list --model ./personaplex-7b-v1""",
 )
-def list_voices(model: Model = RELEASE) -> None:
+def list_voices(model: Model = BEST) -> None:
     """List the voices that a checkpoint has.
 
     A voice is the first part of the prompt: its frames, 80 ms each, take room in the model's
@@ -40,7 +40,7 @@ def list_voices(model: Model = RELEASE) -> None:
     from pipecat_personaplex.engine.voices import VoiceLibrary
 
     files = (VOICES_FILE, CONFIG_FILE)
-    folder = resolve(model, progress=sys.stderr.isatty(), files=files)
+    folder = resolve(chosen_model(model, "auto"), progress=sys.stderr.isatty(), files=files)
     library = VoiceLibrary.from_archive(folder / VOICES_FILE, read_config(folder / CONFIG_FILE))
     table = Table("name", box=box.SIMPLE)
     table.add_column("frames", justify="right")
@@ -74,7 +74,7 @@ def encode(
             help="The voice: .pt, as NVIDIA's server loads it, or .safetensors.",
         ),
     ],
-    model: Model = RELEASE,
+    model: Model = BEST,
     device: Device = "auto",
     dtype: Annotated[
         Literal["bfloat16", "float32"],
@@ -98,7 +98,7 @@ def encode(
     from pipecat_personaplex.engine.voices import export_voice
 
     pcm = read_audio(recording)
-    engine = Engine.load(model, config, progress=sys.stderr.isatty())
+    engine = Engine.load(chosen_model(model, device), config, progress=sys.stderr.isatty())
     voice = engine.encode_voice(pcm, output.stem)
     assert voice.codes is not None, "an encoded voice has codes"
     checkpoint = engine.checkpoint

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import sentencepiece
 import torch
 from loguru import logger
+from rich.console import Console
+from rich.progress import Progress as Bars
 
 from pipecat_personaplex.architecture import LMConfig, ModelConfig
 from pipecat_personaplex.config import CODEBOOKS
@@ -196,3 +199,14 @@ def _depth_steps(file: FileSource, config: LMConfig) -> int:
         f"tensor {DEPTH_STACK} is {list(shape)}, expected [{CODEBOOKS * width}, {width}] or "
         f"[{2 * CODEBOOKS * width}, {width}]; {file.path} does not match config.json"
     )
+
+
+@contextmanager
+def loading_bar(shown: bool) -> Iterator[Progress | None]:
+    """A bar on the terminal that counts weights while a checkpoint loads."""
+    if not shown:
+        yield None
+        return
+    with Bars(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("loading the model")
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -27,6 +27,10 @@ from loguru import logger
 from pipecat_personaplex.engine.layout import RELEASE_FILES
 from pipecat_personaplex.errors import DownloadError
 
+NANO = "nano"
+"""What the small model in this package is called; ``./nano`` is a folder."""
+_NANO_FOLDER = Path(__file__).parents[1] / "nano"
+
 # owner/name; neither part may start with a dot, and the Hub's own rules forbid ".." and "--".
 _REPO_ID = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
@@ -37,18 +41,21 @@ def resolve(model: str, *, progress: bool, files: Sequence[str] = RELEASE_FILES)
     What the Hub's cache holds is not fetched again, and serves without a network.
 
     Args:
-        model: An existing folder, or a Hub repo id such as ``nvidia/personaplex-7b-v1``.
+        model: An existing folder, a Hub repo id such as ``nvidia/personaplex-7b-v1``, or
+            ``nano``, the small model in this package.
         progress: Whether to draw progress bars on stderr.
         files: The files that are needed; of a repository, no others are downloaded.
 
     Raises:
         DownloadError: There is no such folder, and the repository cannot be fetched.
     """
+    if model == NANO:
+        return _NANO_FOLDER
     if os.path.isdir(model):
         return Path(model)
     if not _REPO_ID.fullmatch(model):
         raise DownloadError(
-            f"{model!r} is neither an existing folder nor a Hugging Face repo id like "
+            f"{model!r} is neither nano, nor an existing folder, nor a Hugging Face repo id like "
             "'nvidia/personaplex-7b-v1'"
         )
     logger.info("looking for {} in the Hub's cache and on the Hub", model)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,14 +14,13 @@ from typing import Self
 import numpy as np
 import torch
 from loguru import logger
-from rich.console import Console
-from rich.progress import Progress
 
 from pipecat_personaplex.audio import read_audio
 from pipecat_personaplex.config import FRAME_SAMPLES, EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.engine.checkpoint import (
     Checkpoint,
     load_checkpoint,
+    loading_bar,
     read_config,
     require_files,
 )
@@ -44,6 +42,8 @@ from pipecat_personaplex.errors import (
     SessionFailed,
 )
 
+# One in the step, and one so that the session can join the next without asking.
+_MAX_OWED = 2
 # Below this many, a second thread costs a step more in waiting than it takes off.
 _ONE_THREAD_WEIGHTS = 20_000_000
 
@@ -59,17 +59,6 @@ class Conversation:
 
     pcm: Pcm
     frames: Sequence[SessionFrame]
-
-
-@contextmanager
-def _loading_bar(shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on the terminal that counts weights while a checkpoint loads."""
-    if not shown:
-        yield None
-        return
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("loading the model")
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class Engine:
@@ -110,7 +99,8 @@ class Engine:
         """Load a checkpoint and its voices.
 
         Args:
-            model: A folder with a release's files, or a Hugging Face repo id.
+            model: A folder with a release's files, a Hugging Face repo id, or ``nano``, the small
+                model in this package.
             config: How to run.
             progress: Whether to show download and loading progress on the terminal.
 
@@ -124,7 +114,7 @@ class Engine:
         require_files(folder, (*MODEL_FILES, VOICES_FILE))
         # Small files first: what is wrong with them shows before gigabytes are read.
         voices = VoiceLibrary.from_archive(folder / VOICES_FILE, read_config(folder / CONFIG_FILE))
-        with _loading_bar(progress) as advanced:
+        with loading_bar(progress) as advanced:
             checkpoint = load_checkpoint(folder, **target._asdict(), progress=advanced)
         return cls(checkpoint, voices, config)
 
@@ -191,6 +181,11 @@ class Engine:
     def voices(self) -> list[str]:
         """Names that a persona may use."""
         return self._voices.names
+
+    @property
+    def max_owed(self) -> int:
+        """Frames that a session in good order may owe: given, and not answered yet."""
+        return _MAX_OWED
 
     def encode_voice(self, pcm: Pcm, name: str) -> Voice:
         """Make a voice from a recording of one speaker; ten seconds do well.

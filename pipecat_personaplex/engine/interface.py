@@ -37,6 +37,10 @@ class EngineLike(Protocol):
     def voices(self) -> list[str]:
         """Names that a persona may use."""
 
+    @property
+    def max_owed(self) -> int:
+        """Frames that a session in good order may owe: given, and not answered yet."""
+
     def open_session(
         self,
         persona: Persona,

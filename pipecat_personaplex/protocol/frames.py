@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 
@@ -110,6 +111,8 @@ class ServerFrame:
         _, sequence, token, *rest = _SERVER.unpack_from(message)
         codes = np.array(rest[: 2 * CODEBOOKS], dtype=np.int64)
         queued_ms, step_ms, text_bytes = rest[2 * CODEBOOKS :]
+        if not (math.isfinite(queued_ms) and math.isfinite(step_ms)):
+            raise BadMessage("a frame's timings are finite")
         start = _SERVER.size + text_bytes
         text = message[_SERVER.size : start].decode(errors="replace")
         return cls(

@@ -19,6 +19,11 @@ BEARER_SUBPROTOCOL = "bearer."
 """What a browser, which cannot send headers, puts before its key."""
 MAX_MESSAGE_BYTES = 64 << 10
 
+# Past what any server has, and small enough for every sum.
+_MAX_COUNT = 10**6
+
+_Count = Annotated[int, Field(ge=0, le=_MAX_COUNT)]
+
 AudioFormat = Literal["pcm16", "opus"]
 
 
@@ -38,8 +43,8 @@ class Hello(_FromServer):
     version: int = VERSION
     model: str
     voices: list[str]
-    sessions: int
-    max_sessions: int
+    sessions: _Count
+    max_sessions: _Count
     draining: bool
 
 
@@ -191,6 +196,29 @@ _BY_CODE: Mapping[str, type[PersonaPlexError]] = {
 }
 
 
+class _Full(_FromServer):
+    max_sessions: _Count
+
+
+class _TooLong(_FromServer):
+    frames: _Count
+    limit: _Count
+
+
+class _NotFound(_FromServer):
+    name: str
+    known: list[str]
+
+
+# What errors of several parts are made from.
+_PARTS: Mapping[type[PersonaPlexError], type[_FromServer]] = {
+    errors.EngineFull: _Full,
+    errors.PromptTooLong: _TooLong,
+    errors.SpeechTooLong: _TooLong,
+    errors.VoiceNotFound: _NotFound,
+}
+
+
 def error_message(error: PersonaPlexError, *, fatal: bool) -> Error:
     """An error as a message: the code is its class's name, ``engine_full`` for ``EngineFull``."""
     # An error class of several parts keeps what it was made from, and nothing else.
@@ -202,7 +230,9 @@ def error_message(error: PersonaPlexError, *, fatal: bool) -> Error:
 def rebuild_error(message: Error) -> PersonaPlexError:
     """The error that a server told of; ``SessionFailed`` for one that is not known here."""
     kind = _BY_CODE.get(message.code, SessionFailed)
+    if kind not in _PARTS:
+        return kind(message.message)
     try:
-        return kind(**message.details) if message.details else kind(message.message)
-    except TypeError:  # other parts than ours: another version's
+        return kind(**_PARTS[kind].model_validate(message.details).model_dump())
+    except ValidationError:  # other parts than ours: another version's
         return SessionFailed(message.message)

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from urllib.parse import urlencode
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection
@@ -14,9 +15,16 @@ from websockets.exceptions import ConnectionClosed
 
 from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES, ZERO_TOKEN
 from pipecat_personaplex.engine.session import FrameTimings, Pcm, SessionFrame
-from pipecat_personaplex.errors import BadMessage, InvalidAudio, SessionFailed, SessionLost
+from pipecat_personaplex.errors import (
+    BadMessage,
+    InvalidAudio,
+    LimitReached,
+    SessionFailed,
+    SessionLost,
+)
 from pipecat_personaplex.protocol.chat import Kind, OggOpusReader, OggOpusWriter, pack, unpack
-from pipecat_personaplex.remote.connection import Address, open_websocket, probe
+from pipecat_personaplex.remote.address import Address
+from pipecat_personaplex.remote.connection import open_websocket, probe
 from pipecat_personaplex.remote.servers import Server
 from pipecat_personaplex.remote.session import RemoteSession
 from pipecat_personaplex.remote.tasks import first_to_end, for_ever
@@ -38,6 +46,13 @@ _VOICE_SUFFIXES = (".pt", ".wav")
 _MAX_FRAMES = 25
 # What the first frames go into, a model's delay or a codec's, comes out no more.
 _SWALLOWED_SECONDS = 0.5
+# A frame lost later, in its codec or for want of time; no answer says which one it is for.
+_LOST_SECONDS = 2.0
+_SILENT_SECONDS = 10.0
+_CHECK_SECONDS = 0.25
+# Servers take 8 KiB for a request's first line, and the sampling needs its share.
+_MAX_QUERY_BYTES = 6 << 10
+_MAX_TEXT = 64 << 10
 _UNKNOWN_CODES = np.full(CODEBOOKS, ZERO_TOKEN, dtype=np.int64)
 
 
@@ -77,7 +92,6 @@ class ChatLine:
 
     def __init__(self, server: ChatServer, session: RemoteSession):
         self.session = session
-        session.mute = server.mute
         self._address = server.address
         self._writer = OggOpusWriter()
         self._reader = OggOpusReader()
@@ -89,6 +103,10 @@ class ChatLine:
         self._heard: Pcm = np.zeros(0, dtype=np.float32)
         self._text = ""
         self._index = 0
+        self._forgotten = 0
+        # Frames sent since the last answer, and when the first of them was.
+        self._unheard = 0
+        self._unheard_since = 0.0
 
     def wake(self) -> None:
         """The session has something to send."""
@@ -99,12 +117,19 @@ class ChatLine:
 
         Raises:
             EngineUnreachable: The server refuses, or does not answer.
+            LimitReached: The persona does not fit into a URL.
+            SessionFailed: The server says so of this one.
         """
+        wanted = query(self.session)
+        if len(urlencode(wanted)) > _MAX_QUERY_BYTES:
+            raise LimitReached(
+                "the prompt is too long for NVIDIA's protocol, which puts it into the URL"
+            )
         self._websocket = await open_websocket(
             self._address,
             ping_seconds=_PING_SECONDS,
             pong_seconds=_PONG_SECONDS,
-            query=query(self.session),
+            query=wanted,
         )
 
     async def run(self) -> None:
@@ -118,7 +143,7 @@ class ChatLine:
         try:
             await self._await_handshake(self._websocket)
             await first_to_end(
-                self._receive(self._websocket), self._send(self._websocket), self._forget_first()
+                self._receive(self._websocket), self._send(self._websocket), self._oversee()
             )
         except ConnectionClosed as error:
             raise SessionLost(
@@ -162,17 +187,33 @@ class ChatLine:
         if frame is None:
             return None
         self._sent.append(frame.arrived)
+        if not self._unheard:
+            self._unheard_since = time.monotonic()
+        self._unheard += 1
         return pack(Kind.AUDIO, self._writer.encode(frame.pcm))
 
-    async def _forget_first(self) -> None:
-        """Count frames as dropped that the server has swallowed before its first answer."""
-        while not self._index:
-            await asyncio.sleep(_SWALLOWED_SECONDS)
-            before = time.monotonic() - _SWALLOWED_SECONDS
-            while not self._index and self._sent and self._sent[0] < before:
-                self._sent.popleft()
-                self.session.count_dropped(1)
-        await for_ever()
+    async def _oversee(self) -> None:
+        """Count frames as dropped that the server has swallowed.
+
+        Raises:
+            SessionFailed: It swallows all.
+        """
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS)
+            now = time.monotonic()
+            # Few frames may just be on their way still, of a caller who has paused.
+            if self._unheard > _MAX_FRAMES and now - self._unheard_since > _SILENT_SECONDS:
+                raise SessionFailed(
+                    f"{self._address.url} has sent no audio for {_SILENT_SECONDS:g} s"
+                )
+            self._forget(now - (_LOST_SECONDS if self._index else _SWALLOWED_SECONDS))
+
+    def _forget(self, before: float) -> None:
+        while self._sent and self._sent[0] < before:
+            self._sent.popleft()
+            self._forgotten += 1
+            self.session.count_dropped(1)
+            self._awake.set()  # there is room for the next frame
 
     def _take(self, message: str | bytes) -> None:
         try:
@@ -188,10 +229,14 @@ class ChatLine:
         match kind:
             case Kind.HANDSHAKE if not self.session.ready:
                 self.session.mark_ready()
+            case Kind.AUDIO if not self.session.ready:
+                raise BadMessage("audio came before the handshake")
             case Kind.AUDIO:
                 self._hear(self._reader.decode(payload))
             case Kind.TEXT:
                 self._text += payload.decode(errors="replace")
+                if len(self._text) > _MAX_TEXT:
+                    raise BadMessage(f"more than {_MAX_TEXT >> 10} KiB of text came with no audio")
             case Kind.ERROR:
                 raise SessionFailed(f"{self._address.url}: {payload.decode(errors='replace')}")
 
@@ -203,7 +248,7 @@ class ChatLine:
 
     def _answered(self, pcm: Pcm) -> None:
         now = time.monotonic()
-        waited = now - self._sent.popleft() if self._sent else 0.0
+        waited = now - self._sent.popleft() if self._sent else self._answered_late()
         text, self._text = self._text, ""
         answer = SessionFrame(
             self._index,
@@ -215,8 +260,17 @@ class ChatLine:
             FrameTimings(queued_ms=0.0, step_ms=waited * 1e3),
         )
         self._index += 1
+        self._unheard = 0
         self.session.receive(answer, waited)
         self._awake.set()
+
+    def _answered_late(self) -> float:
+        """A frame that was forgotten has an answer after all; returns how long that took."""
+        if not self._forgotten:
+            return 0.0
+        self._forgotten -= 1
+        self.session.count_dropped(-1)
+        return _LOST_SECONDS
 
 
 def query(session: RemoteSession) -> Mapping[str, object]:

@@ -21,15 +21,12 @@ from pipecat_personaplex.errors import (
 from pipecat_personaplex.protocol.audio import open_codec
 from pipecat_personaplex.protocol.chat import OggOpusWriter
 from pipecat_personaplex.protocol.messages import AudioFormat
+from pipecat_personaplex.remote.address import Address
 from pipecat_personaplex.remote.chat import ChatServer
-from pipecat_personaplex.remote.connection import Address, Rejected
 from pipecat_personaplex.remote.life import Life
-from pipecat_personaplex.remote.servers import (
-    Server,
-    all_voices,
-    require_room,
-    why_none,
-)
+from pipecat_personaplex.remote.outbox import MAX_FRAMES
+from pipecat_personaplex.remote.reasons import Rejected
+from pipecat_personaplex.remote.servers import Server, all_voices, require_room, why_none
 from pipecat_personaplex.remote.session import RemoteSession, require_fitting
 from pipecat_personaplex.remote.session_server import SessionServer
 from pipecat_personaplex.remote.stats import RemoteStats, total
@@ -52,7 +49,8 @@ class RemoteEngine:
         urls: One server or more, as ``wss://host:8998``. A path that ends in ``/api/chat`` is taken
             for NVIDIA's own server: there ``say`` and ``update`` raise ``ConfigError``, sessions
             cannot be resumed, text comes with the audio that follows it (80 ms after its own), and
-            frames have -1 for their text token and codes.
+            frames have -1 for their text token and codes. Proxies that the environment names are
+            not used.
         api_key: For servers that want one.
         audio: How frames travel: ``"pcm16"`` is exact, adds no delay and needs 0.4 Mbit/s each
             way; ``"opus"`` needs a tenth of that, costs 6.5 ms each way and some quality, and
@@ -180,6 +178,11 @@ class RemoteEngine:
     def voices(self) -> list[str]:
         """Names that a persona may use; NVIDIA's own server takes any name of a file it has."""
         return all_voices(self._servers)
+
+    @property
+    def max_owed(self) -> int:
+        """Frames that a session in good order may owe: as many are on their way at once."""
+        return MAX_FRAMES
 
     @property
     def _running(self) -> bool:

@@ -31,13 +31,19 @@ class Inbox:
         outbox: What they answer.
         decode: Makes a frame's samples; called for each one once.
         url: Of the server, for the log.
+        drains: Called when the server says that it is stopping.
     """
 
     def __init__(
-        self, session: RemoteSession, outbox: Outbox, decode: Callable[[bytes], Pcm], url: str
+        self,
+        session: RemoteSession,
+        outbox: Outbox,
+        decode: Callable[[bytes], Pcm],
+        url: str,
+        drains: Callable[[], object],
     ):
         self.next_frame = 0
-        self.draining = False
+        self._drains = drains
         self._session = session
         self._outbox = outbox
         self._decode = decode
@@ -95,7 +101,7 @@ class Inbox:
                 self._session.count_dropped(self._outbox.forget(dropped - self._dropped))
                 self._dropped = max(dropped, self._dropped)
             case Draining(seconds=seconds):
-                self.draining = True
+                self._drains()
                 logger.info("{} ends its sessions in {:g} s", self._url, seconds)
             case Error(fatal=False):
                 logger.warning("{}: {}", self._url, message.message)

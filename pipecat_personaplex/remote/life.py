@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from loguru import logger
 
 from pipecat_personaplex.errors import (
-    EngineDraining,
-    EngineFull,
+    BadMessage,
+    ConfigError,
     EngineStopped,
-    EngineUnreachable,
     PersonaPlexError,
+    PromptTooLong,
     SessionFailed,
 )
 from pipecat_personaplex.remote.servers import (
@@ -23,6 +23,9 @@ from pipecat_personaplex.remote.servers import (
     require_room,
 )
 from pipecat_personaplex.remote.session import RemoteSession
+
+# What is wrong with the session itself, wherever it is asked for.
+_FINAL = (PromptTooLong, ConfigError, BadMessage)
 
 
 class Life:
@@ -89,12 +92,15 @@ class Life:
         tried: dict[Server, PersonaPlexError] = {}
         while (server := least_loaded(self._servers, voice, list(tried))) is not None:
             try:
-                return server, await server.open(self.session)
-            except (EngineFull, EngineDraining, EngineUnreachable) as refusal:
-                tried[server] = refusal
-            except PersonaPlexError:
+                line = await server.open(self.session)
+            except _FINAL:
                 self.refused = True
                 raise
+            except PersonaPlexError as refusal:
+                tried[server] = refusal
+            else:
+                self.session.mute = server.mute
+                return server, line
         self.refused = True
         if not tried:  # all have gone since the session was asked for
             require_room(self._servers, voice)

@@ -17,7 +17,8 @@ from pipecat_personaplex.remote.session import RemoteSession
 
 # Frames on their way or in the server's queue. More than the longest way takes, and few enough
 # that no server has to drop one when they all come at once after a cut.
-_MAX_FRAMES = 8
+MAX_FRAMES = 8
+"""Frames of a session that may be on their way at once."""
 # A server that answers no frame confirms nothing, and an idle caller pushes none.
 _MAX_INSTRUCTIONS = 64
 
@@ -55,7 +56,7 @@ class Outbox:
     def __init__(self, session: RemoteSession, encode: Callable[[Pcm], bytes]):
         self._session = session
         self._encode = encode
-        # Bounded by _MAX_FRAMES and _MAX_INSTRUCTIONS: past them nothing is taken from the session,
+        # Bounded by MAX_FRAMES and _MAX_INSTRUCTIONS: past them nothing is taken from the session,
         # whose own queues then drop frames and refuse words.
         self._sent: deque[_Sent] = deque()
         self._again: deque[str | bytes] = deque()
@@ -85,7 +86,7 @@ class Outbox:
         return None if text is None else self._keep(Say(text=text).model_dump_json(), None)
 
     def _next_frame(self) -> bytes | None:
-        frame = self._session.take() if self._frames < _MAX_FRAMES else None
+        frame = self._session.take() if self._frames < MAX_FRAMES else None
         if frame is None:
             return None
         message = ClientFrame(self._next_sequence, self._encode(frame.pcm)).pack()

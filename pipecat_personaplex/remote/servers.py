@@ -15,19 +15,17 @@ from pipecat_personaplex.errors import (
     EngineDraining,
     EngineFull,
     EngineUnreachable,
+    LimitReached,
     PersonaPlexError,
     VoiceNotFound,
 )
-from pipecat_personaplex.remote.connection import Address
+from pipecat_personaplex.remote.address import Address
 from pipecat_personaplex.remote.session import RemoteSession
 from pipecat_personaplex.remote.stats import ServerStats
 
 _LOOK_SECONDS = 2.0
 # How old news may be for a refusal that nobody but the client has uttered.
 _FRESH_SECONDS = 5.0
-
-Refusal = EngineFull | EngineDraining | EngineUnreachable
-"""What another server may not say to the same session."""
 
 
 class Line(Protocol):
@@ -39,7 +37,7 @@ class Line(Protocol):
         """Get a slot.
 
         Raises:
-            PersonaPlexError: A ``Refusal``, or what no other server would change.
+            PersonaPlexError: There is none to be had.
         """
 
     async def run(self) -> None:
@@ -73,6 +71,8 @@ class Server(ABC):
         self.error: EngineUnreachable | None = EngineUnreachable(f"{address.url}: not asked yet")
         self._lines: set[Line] = set()
         self._leaving: set[asyncio.Task[None]] = set()
+        # Those of them that may free a slot: a line that was refused for want of one does not.
+        self._freeing: set[asyncio.Task[None]] = set()
         self._sessions = 0
         self._pending = 0
         self._seen = -_FRESH_SECONDS
@@ -146,6 +146,10 @@ class Server(ABC):
                 await self.look()
             except EngineUnreachable as error:
                 self._lost(error)
+            except Exception as error:  # or nobody would ask this server again
+                self._lost(
+                    EngineUnreachable(f"{self.address.url}: {type(error).__name__}: {error}")
+                )
             looked()
             # Else many clients that started together would ask together.
             await asyncio.sleep(_LOOK_SECONDS * random.uniform(0.75, 1.25))
@@ -154,16 +158,16 @@ class Server(ABC):
         """Open a session here.
 
         Raises:
-            PersonaPlexError: A ``Refusal``, or what no other server would change.
+            PersonaPlexError: It cannot be had.
         """
         self._pending += 1
         try:
             return await self._open(session)
         except EngineFull:
             # A slot that its caller has given up is as good as free, once the server knows.
-            if not self._leaving:
+            if not self._freeing:
                 raise
-            await asyncio.wait(self._leaving)
+            await asyncio.wait(self._freeing)
             return await self._open(session)
         except EngineUnreachable as error:
             self._lost(error)
@@ -175,18 +179,24 @@ class Server(ABC):
         line = self.line(session)
         try:
             await line.open()
-        except BaseException:
-            self.part(line)
+        except BaseException as error:
+            self.part(line, frees=not isinstance(error, EngineFull))
             raise
         self._lines.add(line)
         self._sessions += 1
         return line
 
-    def part(self, line: Line) -> None:
-        """Give a session's slot back, in the background."""
+    def part(self, line: Line, *, frees: bool = True) -> None:
+        """Give a session's slot back, in the background.
+
+        Args:
+            line: The session's.
+            frees: Whether it may have a slot.
+        """
         task = asyncio.create_task(self._part(line))
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        for tasks in (self._leaving, self._freeing) if frees else (self._leaving,):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
     async def _part(self, line: Line) -> None:
         await line.leave()
@@ -198,6 +208,10 @@ class Server(ABC):
         """Wait until every slot that was given up is given back."""
         if self._leaving:
             await asyncio.wait(self._leaving)
+
+    def drains(self) -> None:
+        """The server has just said that it is stopping; its next hello may say otherwise."""
+        self.draining = True
 
     def _lost(self, error: EngineUnreachable) -> None:
         if self.error is None:
@@ -246,9 +260,10 @@ def most_telling(refusals: Sequence[PersonaPlexError]) -> PersonaPlexError:
     full = [error for error in refusals if isinstance(error, EngineFull)]
     if full:
         return EngineFull(sum(error.max_sessions for error in full))
-    for error in refusals:
-        if isinstance(error, EngineDraining):
-            return error
+    for kind in (EngineDraining, LimitReached, VoiceNotFound, PersonaPlexError):
+        for error in refusals:
+            if isinstance(error, kind) and not isinstance(error, EngineUnreachable):
+                return error
     return EngineUnreachable("; ".join(str(error) for error in refusals))
 
 

@@ -15,14 +15,9 @@ from pipecat_personaplex.protocol.messages import (
     Hello,
     ServerMessage,
 )
-from pipecat_personaplex.remote.connection import (
-    CONNECT_SECONDS,
-    Address,
-    Rejected,
-    open_websocket,
-    receive_control,
-    unreachable,
-)
+from pipecat_personaplex.remote.address import Address
+from pipecat_personaplex.remote.connection import open_websocket, receive_control
+from pipecat_personaplex.remote.reasons import CONNECT_SECONDS, Rejected, unreachable
 from pipecat_personaplex.remote.servers import Server
 from pipecat_personaplex.remote.session import RemoteSession
 from pipecat_personaplex.remote.stream import SessionLine

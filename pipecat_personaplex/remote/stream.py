@@ -35,12 +35,10 @@ from pipecat_personaplex.protocol.messages import (
     ServerMessage,
     rebuild_error,
 )
-from pipecat_personaplex.remote.connection import (
-    receive_control,
-    unreachable,
-)
+from pipecat_personaplex.remote.connection import receive_control
 from pipecat_personaplex.remote.inbox import Inbox
 from pipecat_personaplex.remote.outbox import Outbox
+from pipecat_personaplex.remote.reasons import unreachable
 from pipecat_personaplex.remote.session import RemoteSession
 from pipecat_personaplex.remote.tasks import first_to_end, for_ever
 
@@ -53,6 +51,8 @@ _GOODBYE_SECONDS = 1.0
 _MAX_RESUME_SECONDS = 60.0
 # A frame that waits for longer has been dropped, or soon will be answered.
 _ASK_SECONDS = 1.0
+_READY_SECONDS = 60.0
+_ANSWER_SECONDS = 10.0
 _BACKOFF_SECONDS = (0.1, 1.0)
 _TAKEN_OVER = 4001
 # Closed for what was in the messages: the next connection would fare no better.
@@ -72,11 +72,13 @@ class SessionLine:
         self._server = server
         codec = open_codec(server.audio)
         self._outbox = Outbox(session, codec.encode)
-        self._inbox = Inbox(session, self._outbox, codec.decode, server.address.url)
+        url, drains = server.address.url, server.drains
+        self._inbox = Inbox(session, self._outbox, codec.decode, url, drains)
         self._awake = asyncio.Event()
         self._websocket: ClientConnection | None = None
         self._broken = False
         self._secret = ""
+        self._opened = 0.0
         self._resume_seconds = 0.0
 
     def wake(self) -> None:
@@ -95,6 +97,7 @@ class SessionLine:
         opened = await self._ask(websocket, opening(self.session, self._server.audio))
         if not isinstance(opened, Opened):
             raise self._violation(f"{opened.type!r} came where 'opened' was due")
+        self._opened = time.monotonic()
         self._secret = opened.session
         self._resume_seconds = min(max(0.0, opened.resume_seconds), _MAX_RESUME_SECONDS)
 
@@ -115,7 +118,7 @@ class SessionLine:
         """Have the server free the slot."""
         with suppress(ConnectionClosed, OSError, PersonaPlexError):
             async with asyncio.timeout(_GOODBYE_SECONDS):
-                if self._secret and self.session.error is None and self._cut_off:
+                if self._resume_seconds and self.session.error is None and self._cut_off:
                     # Else the slot would be kept for whoever might resume.
                     await self._resume_once()
                 if self._websocket is not None:
@@ -144,7 +147,7 @@ class SessionLine:
                 await websocket.send(message.model_dump_json())
                 answer = await receive_control(websocket)
         except (ConnectionClosed, OSError) as error:
-            raise unreachable(self._server.address, error) from error
+            raise unreachable(self._server.address, error, _OPEN_SECONDS) from error
         except BadMessage as error:
             raise self._violation(str(error)) from error
         if isinstance(answer, Error):
@@ -154,7 +157,7 @@ class SessionLine:
     async def _converse(self, websocket: ClientConnection) -> None:
         self._awake.set()
         await first_to_end(
-            self._receive(websocket), self._send(websocket), self._ask_stats(websocket)
+            self._receive(websocket), self._send(websocket), self._oversee(websocket)
         )
 
     async def _receive(self, websocket: ClientConnection) -> None:
@@ -170,12 +173,24 @@ class SessionLine:
                     await websocket.send(message)
         await for_ever()
 
-    async def _ask_stats(self, websocket: ClientConnection) -> None:
-        """Have the server count, where a frame stays without an answer for long."""
+    async def _oversee(self, websocket: ClientConnection) -> None:
+        """Have the server count, where a frame stays without an answer for long.
+
+        Raises:
+            SessionFailed: It stays so for too long, or the prompt does.
+        """
+        url, connected = self._server.address.url, time.monotonic()
         with suppress(ConnectionClosed):
             while True:
                 await asyncio.sleep(_ASK_SECONDS)
-                if time.monotonic() - self._outbox.oldest > _ASK_SECONDS:
+                now = time.monotonic()
+                if not self.session.ready and now - self._opened > _READY_SECONDS:
+                    raise SessionFailed(
+                        f"{url} has not taken the prompt within {_READY_SECONDS:g} s"
+                    )
+                if now - max(connected, self._outbox.oldest) > _ANSWER_SECONDS:
+                    raise SessionFailed(f"{url} has not answered for {_ANSWER_SECONDS:g} s")
+                if now - self._outbox.oldest > _ASK_SECONDS:
                     await websocket.send(AskStats().model_dump_json())
         await for_ever()
 
@@ -186,7 +201,6 @@ class SessionLine:
             raise self._violation(str(error)) from error
         if fatal is not None:
             raise rebuild_error(fatal)
-        self._server.draining |= self._inbox.draining
         self._awake.set()  # an answer makes room for the next frame
 
     def _violation(self, reason: str) -> SessionFailed:
@@ -220,6 +234,10 @@ class SessionLine:
             PersonaPlexError: Whatever else it says.
         """
         url = self._server.address.url
+        if not self._resume_seconds:
+            raise SessionLost(
+                f"{url}: the connection broke, and this server keeps no session: {reason}"
+            )
         logger.warning("{}: the connection broke, and the session resumes: {}", url, reason)
         self._broken = True
         pause = _BACKOFF_SECONDS[0]

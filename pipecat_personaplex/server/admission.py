@@ -1,19 +1,34 @@
-"""A client's way to a session: its ticket, its limits, its bridge."""
+"""A client's way to a session: its ticket, its limits, its bridge.
+
+Who ends what: ``Bridge.end`` is the one end of a session, whoever wants it: the engine, a limit,
+the door at its deadline, an endpoint whose client has left, the table where nobody resumes. It
+closes the engine's session, and calls what ``open_bridge`` has registered: the limits' timers stop,
+and the ticket goes back to the door. Whoever has had a bridge from ``open_bridge`` must see to it
+that ``end`` is called some time; nothing else needs to be released.
+"""
 
 from __future__ import annotations
 
 import asyncio
 
-from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.config import FRAME_SECONDS, Persona, SamplingParams
 from pipecat_personaplex.errors import EngineDraining, LimitReached
 from pipecat_personaplex.server.bridge import Bridge, Drains
 from pipecat_personaplex.server.config import ServerConfig
 from pipecat_personaplex.server.keys import Guest
 from pipecat_personaplex.server.state import ServerState
 
+_BURST_SECONDS = 50 * FRAME_SECONDS
+"""Of audio that may come at once, after a network's pause."""
+
 
 class Limits:
-    """Ends a session that lasts, or hears nothing, for longer than it may.
+    """Ends a session that lasts, or hears nothing, for longer than it may; and sets its pace.
+
+    A client that is away is not idle meanwhile: whoever lets a session wait for it ends the session
+    when it has waited for ``resume_seconds``. What counts is when audio came last, so that a client
+    cannot hold a slot by coming and going: all its absences together prolong the time by
+    ``resume_seconds`` at most.
 
     Args:
         config: How long that is.
@@ -25,6 +40,12 @@ class Limits:
         self._bridge = bridge
         self._idle_seconds = config.idle_seconds
         self._total_seconds = config.max_session_seconds
+        self._resume_seconds = config.resume_seconds
+        self._left: float | None = None
+        self._speed = config.max_speed
+        # A client that resumes sends all at once what it could not send meanwhile.
+        self._most = self._credit = _BURST_SECONDS + config.resume_seconds
+        self._credited = self._loop.time()
         self.heard()
         self._idle = self._loop.call_later(self._idle_seconds, self._check_idle)
         self._total = self._loop.call_later(self._total_seconds, self._lasted)
@@ -34,6 +55,39 @@ class Limits:
     def heard(self) -> None:
         """There was audio."""
         self._heard = self._loop.time()
+        self._away = 0.0
+
+    def check_pace(self, seconds: float) -> None:
+        """Refuse audio that comes faster than it may: its steps are taken from other callers.
+
+        Args:
+            seconds: Of audio, that came just now.
+
+        Raises:
+            LimitReached: It does.
+        """
+        if not self._speed:
+            return
+        now = self._loop.time()
+        self._credit = min(self._most, self._credit + self._speed * (now - self._credited))
+        self._credited = now
+        if seconds > self._credit:
+            raise LimitReached(f"audio comes faster than {self._speed:g} times real time")
+        self._credit -= seconds
+
+    def left(self) -> None:
+        """The client is away, and waited for."""
+        self._left = self._loop.time()
+
+    def returned(self) -> None:
+        """It is back, or was not away."""
+        if self._left is None:
+            return
+        away = self._away + self._loop.time() - self._left
+        self._away, self._left = min(away, self._resume_seconds), None
+        if not self._idle.cancelled():
+            self._idle.cancel()
+            self._check_idle()
 
     def stop(self) -> None:
         """The session is over."""
@@ -44,7 +98,9 @@ class Limits:
         if not self._bridge.ready:
             self.heard()  # a client may wait for the prompt before it speaks
         # One timer that looks when it is due, instead of a new one with each frame.
-        left = self._heard + self._idle_seconds - self._loop.time()
+        left = self._heard + self._away + self._idle_seconds - self._loop.time()
+        if self._left is not None:
+            left = max(left, self._idle_seconds)
         if left > 0:
             self._idle = self._loop.call_later(left, self._check_idle)
         else:
@@ -52,6 +108,16 @@ class Limits:
 
     def _lasted(self) -> None:
         self._bridge.end(LimitReached(f"a session may last {self._total_seconds:g} s"))
+
+
+def check_length(what: str, text: str, config: ServerConfig) -> None:
+    """Refuse a text before it is spelt, which takes the event loop's time.
+
+    Raises:
+        LimitReached: It is too long.
+    """
+    if len(text) > config.max_prompt_chars:
+        raise LimitReached(f"{what} may have {config.max_prompt_chars} characters, not {len(text)}")
 
 
 def open_bridge(
@@ -65,11 +131,7 @@ def open_bridge(
         PersonaPlexError: As ``Engine.open_session``.
     """
     config = state.config
-    if len(persona.text_prompt) > config.max_prompt_chars:
-        raise LimitReached(
-            f"a text prompt may have {config.max_prompt_chars} characters, not "
-            f"{len(persona.text_prompt)}"
-        )
+    check_length("a text prompt", persona.text_prompt, config)
     bridge = Bridge(config.max_unsent_frames)
     ticket = state.door.admit(
         guest,

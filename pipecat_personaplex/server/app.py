@@ -22,9 +22,9 @@ from pipecat_personaplex.server.chat import chat_endpoint
 from pipecat_personaplex.server.metrics import CONTENT_TYPE
 from pipecat_personaplex.server.session import session_endpoint
 from pipecat_personaplex.server.state import ServerState
+from pipecat_personaplex.server.wire import FAILED
 
 _RETRY_SECONDS = 5
-_SERVER_FAILED = 1011
 _NO_FAULT_OF_YOURS = "the server failed to answer; its log says why"
 
 
@@ -125,8 +125,9 @@ class _Entrance:
             status = HTTPStatus.FORBIDDEN
             door.check_origin(websocket)
             status = HTTPStatus.UNAUTHORIZED
-            websocket.state.guest = door.identify(websocket)
+            guest = websocket.state.guest = door.identify(websocket)
             status = HTTPStatus.SERVICE_UNAVAILABLE
+            stay.enter_context(door.connection_of(guest))
             self._require_engine()
         except PersonaPlexError as error:
             return _refusal(error, status)
@@ -153,7 +154,7 @@ class _Entrance:
             logger.opt(exception=error).error("an endpoint failed")
             with suppress(Exception):  # it may be closed already
                 if accepted:
-                    await send({"type": "websocket.close", "code": _SERVER_FAILED})
+                    await send({"type": "websocket.close", "code": FAILED})
                 else:
                     await WebSocket(scope, receive, send).send_denial_response(_failure())
 

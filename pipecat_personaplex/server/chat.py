@@ -7,18 +7,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from loguru import logger
 from starlette.websockets import WebSocket
 
-from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.config import SAMPLE_RATE, Persona, SamplingParams
 from pipecat_personaplex.engine.session import SessionFrame
 from pipecat_personaplex.errors import (
     BadMessage,
     ConfigError,
     EngineError,
-    InvalidAudio,
     PersonaPlexError,
-    SessionFailed,
     VoiceNotFound,
 )
 from pipecat_personaplex.protocol.chat import (
@@ -32,7 +29,14 @@ from pipecat_personaplex.protocol.chat import (
 from pipecat_personaplex.server.admission import Limits, open_bridge
 from pipecat_personaplex.server.bridge import Bridge, Ended, Ready
 from pipecat_personaplex.server.state import ServerState
-from pipecat_personaplex.server.wire import UNSUPPORTED, Gone, Wire, both_ways, close_code
+from pipecat_personaplex.server.wire import (
+    UNSUPPORTED,
+    Gone,
+    Wire,
+    both_ways,
+    close_code,
+    our_failure,
+)
 
 _VOICE_SUFFIXES = (".pt", ".safetensors", ".wav")
 _ANY_SEED = -1
@@ -121,11 +125,13 @@ class _Chat:
         except PersonaPlexError as error:
             await self._conclude(error)
             return
+        except Exception as error:
+            await self._conclude(our_failure(CHAT_PATH, error))
+            return
         try:
             await both_ways(self._listen(bridge, limits, reader), self._speak(bridge, writer))
         except Exception as error:
-            logger.opt(exception=error).error("a session of /api/chat failed")
-            await self._conclude(SessionFailed("the server failed to serve this session"))
+            await self._conclude(our_failure(CHAT_PATH, error))
         finally:
             bridge.end(None)
 
@@ -150,8 +156,7 @@ class _Chat:
                     return
 
     async def _conclude(self, error: PersonaPlexError | None) -> None:
-        if isinstance(error, BadMessage | ConfigError | InvalidAudio):
-            self._state.metrics.messages_refused.inc()
+        self._state.count_refused(error)
         if error is not None:
             await self._wire.send(pack(Kind.ERROR, str(error).encode()))
         code = UNSUPPORTED if isinstance(error, _NotBinary) else close_code(error)
@@ -162,9 +167,10 @@ class _Chat:
             while True:
                 kind, payload = self._unpack(await self._wire.receive())
                 # What else clients send asks for nothing that NVIDIA's server does.
-                if kind is Kind.AUDIO:
+                if kind is Kind.AUDIO and len(pcm := reader.decode(payload)):
+                    limits.check_pace(len(pcm) / SAMPLE_RATE)
                     limits.heard()
-                    bridge.session.push(reader.decode(payload))
+                    bridge.session.push(pcm)
         except EngineError:  # the session is over; its end is on the way
             pass
         except PersonaPlexError as error:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pipecat_personaplex.errors import ConfigError
 
 ANY_ORIGIN = "*"
+_MAX_RESUME_SECONDS = 300.0
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 
 
@@ -18,15 +20,19 @@ class ServerConfig:
 
     Attributes:
         max_connections: WebSockets at once; one more is refused before its upgrade.
-        max_prompt_chars: Length of a text prompt.
+        max_prompt_chars: Length of a text prompt, and of words to say.
         idle_seconds: A session with no audio from its client for so long ends.
         max_session_seconds: Length of a session; 0 for no limit.
-        resume_seconds: How long a session whose connection broke keeps its slot.
+        resume_seconds: How long a session whose connection broke keeps its slot; at most 300, since
+            what is answered meanwhile is kept.
         hello_seconds: How long a new connection may take to say what it wants.
         drain_seconds: How long running sessions may go on once the server is to stop.
         allow_origins: Pages whose browsers may connect, as ``"https://example.com"``; ``"*"`` for
-            all. The server's own are always allowed, and so is who names none: no browser.
+            all. The server's own are allowed as well (by a name, only where keys are asked for),
+            and so is who names none: no browser.
         max_unsent_frames: Frames that may wait for a client that does not read them.
+        max_speed: How many times as fast as it is spoken a client's audio may come, 4 s and
+            ``resume_seconds`` of it apart; 0 for no limit.
     """
 
     max_connections: int = 1024
@@ -38,6 +44,7 @@ class ServerConfig:
     drain_seconds: float = 30.0
     allow_origins: tuple[str, ...] = ()
     max_unsent_frames: int = 50
+    max_speed: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -52,12 +59,24 @@ class ServerConfig:
             self._check_seconds(name, zero=False)
         for name in ("max_session_seconds", "resume_seconds", "drain_seconds"):
             self._check_seconds(name, zero=True)
+        if self.resume_seconds > _MAX_RESUME_SECONDS:
+            raise ConfigError(
+                f"resume_seconds may be {_MAX_RESUME_SECONDS:g} at most, "
+                f"not {self.resume_seconds:g}"
+            )
+        speed = self.max_speed
+        if isinstance(speed, bool) or not isinstance(speed, int | float):
+            raise ConfigError(f"max_speed must be a number, not {speed!r}")
+        if not (speed == 0 or (math.isfinite(speed) and speed >= 1)):
+            raise ConfigError(f"max_speed must be 0 or at least 1, not {speed!r}")
         for origin in self.allow_origins:
             if origin != ANY_ORIGIN and not _ORIGIN.fullmatch(origin):
                 raise ConfigError(
                     f"an allowed origin is * or like https://example.com (small letters, a port "
                     f"where there is one, no path), not {origin!r}"
                 )
+        origins = tuple(_as_browsers_name_it(origin) for origin in self.allow_origins)
+        object.__setattr__(self, "allow_origins", origins)
 
     def _check_seconds(self, name: str, *, zero: bool) -> None:
         value = getattr(self, name)
@@ -66,3 +85,8 @@ class ServerConfig:
         if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
             least = "of at least 0" if zero else "above 0"
             raise ConfigError(f"{name} must be seconds {least}, not {value!r}")
+
+
+def _as_browsers_name_it(origin: str) -> str:
+    """An origin without the port that its scheme has anyway."""
+    return origin.removesuffix(_DEFAULT_PORTS.get(origin.partition("://")[0], ""))

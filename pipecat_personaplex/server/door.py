@@ -6,6 +6,7 @@ Everything here runs on the event loop.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +27,9 @@ ANYBODY = Guest("anybody")
 
 _LAST_WORDS_SECONDS = 2.0
 """What is left at the end to tell clients of it."""
+
+_SPARE_CONNECTIONS = 8
+"""Of a key, beside two for each of its sessions: those that break, and those that only ask."""
 
 
 def _ignore(*_: object) -> None:
@@ -82,6 +86,7 @@ class Door:
         self._config = config
         self._clock = clock
         self._tickets: set[Ticket] = set()
+        self._connections_of: Counter[str] = Counter()
         self._deadline: float | None = None
         self._left = asyncio.Event()
 
@@ -98,9 +103,15 @@ class Door:
         if origin is None or ANY_ORIGIN in allowed or origin.lower() in allowed:
             return
         own = connection.headers.get("host", "").lower()
-        if not own or origin.lower().partition("://")[2] != own:
+        same = bool(own) and origin.lower().partition("://")[2] == own
+        # Any name may be made to point here (DNS rebinding), whose page would pass for ours: where
+        # no key is asked for, it would talk to a server that only this machine reaches.
+        if not same or (self.keys is None and not _is_address(own)):
             self.refusals["origin_denied"] += 1
-            raise AccessDenied(f"pages of {origin[:100]} may not connect to this server")
+            raise AccessDenied(
+                f"pages of {origin[:100]} may not connect to this server unless --allow-origin "
+                "names them"
+            )
 
     def identify(self, connection: HTTPConnection) -> Guest:
         """Who a client is, by its key.
@@ -139,6 +150,24 @@ class Door:
         finally:
             self.connections -= 1
             self._left.set()
+
+    @contextmanager
+    def connection_of(self, guest: Guest) -> Iterator[None]:
+        """The same, of a guest; one key with a limit cannot take all connections.
+
+        Raises:
+            LimitReached: The guest has as many as it may.
+        """
+        now = self._connections_of
+        limit = guest.max_sessions
+        if limit is not None and now[guest.name] >= 2 * limit + _SPARE_CONNECTIONS:
+            self.refusals["key_connections"] += 1
+            raise LimitReached(f"this key has its {now[guest.name]} connections; close one")
+        now[guest.name] += 1
+        try:
+            yield
+        finally:
+            now[guest.name] -= 1
 
     # Sessions.
 
@@ -231,6 +260,16 @@ def _tell(callback: Callable[..., object], *args: object) -> None:
         callback(*args)
     except Exception as error:  # one session's defect is not the others' business
         logger.opt(exception=error).error("a session could not be told that the server stops")
+
+
+def _is_address(host: str) -> bool:
+    """Whether a Host header, in small letters, has an address or localhost for a name."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name == "localhost"
+    return True
 
 
 def _key_of(connection: HTTPConnection) -> str | None:

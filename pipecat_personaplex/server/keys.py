@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import hmac
 import re
 import secrets
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loguru import logger
-
 from pipecat_personaplex.errors import ConfigError
 
 _KEY_BYTES = 32
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_SESSIONS = re.compile(r"max_sessions=([1-9][0-9]{0,5})")
@@ -80,15 +79,21 @@ class KeyRing:
             ConfigError: The file cannot be read, has no key or a line that is none.
         """
         path = Path(path)
+        # Whoever may read the file learns no key from it: it has hashes of random keys alone, so
+        # that the usual mode of a new file is no reason for a warning.
         try:
-            text = path.read_text(encoding="utf-8")
-            mode = path.stat().st_mode
+            data = path.read_bytes()
         except OSError as error:
             raise ConfigError(f"the key file {path} cannot be read: {error.strerror}") from None
+        if data.startswith(_UTF_16) or b"\0" in data:  # the latter: a part that was appended
+            raise ConfigError(
+                f"the key file {path} is not UTF-8 text; Windows PowerShell's >> writes UTF-16: "
+                "use | Out-File -Append -Encoding ascii keys.txt"
+            )
+        try:
+            text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise ConfigError(f"the key file {path} is not text") from None
-        if mode & (stat.S_IROTH | stat.S_IWOTH):
-            logger.warning("the key file {} is open to every user of this machine", path)
         lines: dict[str, KeyLine] = {}
         for number, content in enumerate(text.splitlines(), 1):
             if not (content := content.partition("#")[0].strip()):

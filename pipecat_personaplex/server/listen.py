@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import ssl
 from pathlib import Path
 from socket import (
+    AF_INET,
     IPPROTO_TCP,
     SOCK_STREAM,
     TCP_NODELAY,
@@ -18,24 +18,22 @@ from socket import (
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn._types import ASGISendEvent
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.protocol.messages import MAX_MESSAGE_BYTES
 from pipecat_personaplex.server.config import ServerConfig
+from pipecat_personaplex.server.protocols import WEBSOCKET, http_protocol
 
 BACKLOG = 2048
 """Connections that may wait to be accepted: a thousand clients that come back at once."""
+OTHER_CONNECTIONS = 1024
+"""Beside WebSockets: that are not one yet, are being refused, or ask how things are."""
 
 # In a turn of the loop, which asyncio would spend on all that wait, while running calls do too.
 _ACCEPTED_AT_ONCE = 16
 _PING_SECONDS = 5.0
 _PONG_SECONDS = 10.0
-_CLOSE_SECONDS = 5.0
 _LAST_SECONDS = 3
-_BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 def open_socket(host: str, port: int) -> socket:
@@ -49,9 +47,11 @@ def open_socket(host: str, port: int) -> socket:
         ConfigError: The address cannot be had.
     """
     try:
-        family, *_, address = getaddrinfo(host, port, type=SOCK_STREAM)[0]
+        found = getaddrinfo(host, port, type=SOCK_STREAM)
     except (OSError, UnicodeError):
         raise ConfigError(f"--host {host}: there is no such address") from None
+    # Of a name with addresses of both kinds, as localhost, IPv4's: clients try that one too.
+    family, *_, address = min(found, key=lambda info: info[0] != AF_INET)
     try:
         both = host == "::" and has_dualstack_ipv6()
         listening = create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both)
@@ -103,15 +103,12 @@ def uvicorn_config(
         config: Limits.
         tls: From ``tls_context``.
     """
-
-    class Http(_Http):
-        seconds = config.hello_seconds
-
+    most = config.max_connections + OTHER_CONNECTIONS
     return uvicorn.Config(
         app,
         loop="asyncio",
-        http=Http,
-        ws=_WebSocket,
+        http=http_protocol(config.hello_seconds, most),
+        ws=WEBSOCKET,
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_ping_interval=_PING_SECONDS,
         ws_ping_timeout=_PONG_SECONDS,
@@ -126,57 +123,3 @@ def uvicorn_config(
         timeout_graceful_shutdown=_LAST_SECONDS,
         ssl_context_factory=None if tls is None else lambda *_: tls,
     )
-
-
-class _Http(H11Protocol):
-    """Closes a connection that keeps its request to itself; uvicorn would wait for ever."""
-
-    seconds = 10.0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._watch()
-
-    def _watch(self) -> None:
-        self._timer = self.loop.call_later(self.seconds, self._check, self.cycle)
-
-    def _check(self, before: object) -> None:
-        if self.transport.get_protocol() is not self:
-            return  # it has become a WebSocket
-        busy = self.cycle is not None and not self.cycle.response_complete
-        if self.cycle is before and not busy:
-            self.transport.abort()
-        else:
-            self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._timer.cancel()
-        super().connection_lost(exc)
-
-
-class _WebSocket(WebSocketsSansIOProtocol):
-    """Lets go of clients that do not read: a socket that is closed waits for them to.
-
-    And refuses in silence: uvicorn logs each refusal as an error of the application's.
-    """
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if not self.handshake_initiated and not self.transport.is_closing():
-            # The first data are a whole request; of one that websockets does not take, as with a
-            # line of 8 KiB, uvicorn hears nothing, and would leave the client waiting.
-            self.transport.write(_BAD_REQUEST)
-            self.transport.close()
-
-    async def send(self, message: ASGISendEvent) -> None:
-        await super().send(message)
-        if message["type"] == "websocket.http.response.body":
-            self.handshake_complete = self.handshake_complete or not message.get("more_body")
-
-    def keepalive_timeout(self) -> None:
-        super().keepalive_timeout()
-        self.transport.abort()
-
-    async def run_asgi(self) -> None:
-        await super().run_asgi()
-        self.loop.call_later(_CLOSE_SECONDS, self.transport.abort)

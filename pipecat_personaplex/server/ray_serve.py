@@ -10,7 +10,7 @@ same application that ``personaplex serve`` runs. ``docker/README.md`` says what
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from ray import serve
@@ -42,7 +42,8 @@ class RayArgs(BaseModel):
     Attributes:
         model: A folder that every node has, or a Hugging Face repo id.
         engine: As ``EngineConfig``; its ``max_sessions`` are the slots of one replica.
-        limits: As ``ServerConfig``, except that sessions cannot be resumed.
+        limits: As ``ServerConfig``, except that sessions cannot be resumed, and that
+            ``drain_seconds`` has its place below.
         api_key_file: As ``personaplex serve --api-key-file``, on every node; None for no keys.
         min_replicas: Engines at least.
         max_replicas: Engines at most; as many as at least, for no autoscaling.
@@ -70,12 +71,14 @@ class RayArgs(BaseModel):
     @classmethod
     def _engine(cls, options: dict[str, Any]) -> EngineConfig:
         # Pydantic would ignore what a dataclass does not know; a misspelt option must be an error.
-        return EngineConfig(**options)
+        return _made(EngineConfig, options)
 
     @field_validator("limits", mode="before")
     @classmethod
     def _limits(cls, options: dict[str, Any]) -> ServerConfig:
-        return ServerConfig(**{"resume_seconds": 0.0, **options})
+        if "drain_seconds" in (options or ()):
+            raise ValueError("limits.drain_seconds does nothing here: set drain_seconds itself")
+        return _made(ServerConfig, options, resume_seconds=0.0)
 
     @model_validator(mode="after")
     def _check(self) -> RayArgs:
@@ -88,6 +91,16 @@ class RayArgs(BaseModel):
             # it would hold a slot that Ray takes for a free one.
             raise ValueError("limits.resume_seconds must be 0: a session cannot be resumed here")
         return self
+
+
+_Options = TypeVar("_Options", EngineConfig, ServerConfig)
+
+
+def _made(kind: type[_Options], options: dict[str, Any], **defaults: Any) -> _Options:
+    try:
+        return kind(**{**defaults, **options})
+    except TypeError as error:  # which Pydantic would not give the place of
+        raise ValueError(str(error)) from None
 
 
 def build(settings: dict[str, Any]) -> Application:

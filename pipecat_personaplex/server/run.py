@@ -20,13 +20,20 @@ from loguru import logger
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.server.app import create_app
 from pipecat_personaplex.server.keys import KeyRing
-from pipecat_personaplex.server.listen import BACKLOG, open_socket, tls_context, uvicorn_config
+from pipecat_personaplex.server.listen import (
+    BACKLOG,
+    OTHER_CONNECTIONS,
+    open_socket,
+    tls_context,
+    uvicorn_config,
+)
 from pipecat_personaplex.server.state import ServedEngine, ServerState
 
 Load = Callable[[], AbstractContextManager[ServedEngine]]
 
-# Beside connections: files, the event loop's own, those that are being refused.
-_OTHER_FILES = 512
+# Beside WebSockets: files, the event loop's own, those that have yet to finish with TLS.
+_OTHER_FILES = OTHER_CONNECTIONS + 512
+_TLS_CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,8 @@ class Host:
         tls = tls_context(address.certfile, address.keyfile)
         self._state = state
         self._load = load
-        self.server = _Server(uvicorn_config(create_app(state), state.config, tls), self.stop)
+        config = uvicorn_config(create_app(state), state.config, tls)
+        self.server = _Server(config, self.stop, state.config.hello_seconds)
         self.loop: asyncio.AbstractEventLoop | None = None
         self._socket = open_socket(address.host, address.port)
         self.url = _url(address, self._socket, secure=tls is not None)
@@ -81,7 +89,8 @@ class Host:
             announce: Called with the server's URL as soon as it takes sessions.
 
         Returns:
-            False if it was stopped while the engine was loading: the thread still does.
+            False if it was stopped, once or twice, while the engine was loading: the thread still
+            does, and may not be met by the interpreter's end.
 
         Raises:
             PersonaPlexError: The engine cannot be loaded.
@@ -89,7 +98,7 @@ class Host:
         """
         with ExitStack() as stack:
             done = asyncio.run(self._run(stack, announce))
-        if self._stop_now.is_set():
+        if done and self._stop_now.is_set():
             raise KeyboardInterrupt
         return done
 
@@ -125,18 +134,45 @@ class Host:
         return True
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, whose signals and queue are ours."""
+SERVER_USES = ("config", "lifespan", "server_state", "servers", "should_exit", "started")
+"""What ``_Server`` needs of uvicorn's class, whose ``startup`` it replaces."""
 
-    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], object]):
+
+class _Server(uvicorn.Server):
+    """uvicorn, whose signals and queue are ours, and whose clients have to finish with TLS."""
+
+    def __init__(
+        self, config: uvicorn.Config, on_signal: Callable[[], object], hello_seconds: float
+    ):
         super().__init__(config)
         self._on_signal = on_signal
+        self._hello_seconds = hello_seconds
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        await super().startup(sockets)
+        config = self.config
+        secure = config.ssl is not None
+
+        def protocol() -> asyncio.Protocol:
+            made: Callable[..., asyncio.Protocol] = config.http_protocol_class
+            return made(
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        loop = asyncio.get_running_loop()
+        self.servers = []
         for listening in sockets or ():
+            server = await loop.create_server(
+                protocol,
+                sock=listening,
+                ssl=config.ssl,
+                backlog=config.backlog,
+                ssl_handshake_timeout=self._hello_seconds if secure else None,
+                ssl_shutdown_timeout=_TLS_CLOSE_SECONDS if secure else None,
+            )
+            self.servers.append(server)
             # asyncio has made the queue as short as what it accepts at once.
             listening.listen(BACKLOG)
+        self.started = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._on_signal()
@@ -148,15 +184,20 @@ def reload_keys_on_hangup(state: ServerState, path: Path) -> None:
     Sessions of keys that are gone go on; to be called on the main thread.
     """
 
-    def reload(*_: object) -> None:
+    def reload() -> None:
         try:
             state.door.keys = KeyRing.read(path)
             logger.info("read the keys of {} again", path)
         except ConfigError as error:
             logger.error("the keys stay as they were: {}", error)
 
+    def hung_up(*_: object) -> None:
+        # In the midst of anything, a line of the log included, whose lock is not free then.
+        with suppress(RuntimeError):  # no loop runs: too early or too late for other keys
+            asyncio.get_running_loop().call_soon_threadsafe(reload)
+
     if sys.platform != "win32":
-        signal.signal(signal.SIGHUP, reload)
+        signal.signal(signal.SIGHUP, hung_up)
 
 
 def allow_files(connections: int) -> None:

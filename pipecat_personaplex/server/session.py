@@ -6,18 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
-from loguru import logger
 from starlette.websockets import WebSocket
 
 from pipecat_personaplex.engine.session import SessionFrame
 from pipecat_personaplex.errors import (
     BadMessage,
-    ConfigError,
     EngineError,
-    InvalidAudio,
     LimitReached,
     PersonaPlexError,
-    SessionFailed,
     SessionLost,
     UserError,
 )
@@ -42,6 +38,7 @@ from pipecat_personaplex.protocol.messages import (
     parse_client,
 )
 from pipecat_personaplex.server import bridge
+from pipecat_personaplex.server.admission import check_length
 from pipecat_personaplex.server.state import ServerState
 from pipecat_personaplex.server.table import HostedSession, SessionTable
 from pipecat_personaplex.server.wire import (
@@ -52,6 +49,7 @@ from pipecat_personaplex.server.wire import (
     Wire,
     both_ways,
     close_code,
+    our_failure,
 )
 
 
@@ -97,6 +95,9 @@ class _Connection:
         except PersonaPlexError as error:
             await self._refuse(error)
             return
+        except Exception as error:
+            await self._refuse(our_failure(SESSION_PATH, error))
+            return
         await self._serve_session(hosted, resume)
 
     def _hello(self) -> Hello:
@@ -117,14 +118,14 @@ class _Connection:
                 self._state.metrics.sessions_opened.labels(SESSION_PATH).inc()
                 return hosted, None
             case Resume() as message:
-                hosted = self._table.find(message.session)
+                hosted = self._table.find(self._guest, message.session)
                 hosted.check_next(message.next_frame)
                 return hosted, message
             case message:
                 raise BadMessage(f"open or resume comes first, not {message.type}")
 
     async def _refuse(self, error: PersonaPlexError, code: int | None = None) -> None:
-        self._count(error)
+        self._state.count_refused(error)
         await self._say(error_message(error, fatal=True))
         await self._wire.close(close_code(error) if code is None else code)
 
@@ -133,8 +134,7 @@ class _Connection:
             if not await hosted.talk(lambda: self._converse(hosted, resume)):
                 await self._wire.close(TAKEN_OVER)
         except Exception as error:
-            logger.opt(exception=error).error("a session of /v1/session failed")
-            failure = SessionFailed("the server failed to serve this session; its log says why")
+            failure = our_failure(SESSION_PATH, error)
             hosted.bridge.end(failure)
             await self._refuse(failure)
         finally:
@@ -200,7 +200,7 @@ class _Connection:
             hosted.bridge.end(None)
             raise
         except PersonaPlexError as error:
-            self._count(error)
+            self._state.count_refused(error)
             hosted.bridge.end(error)
 
     async def _obey(self, hosted: HostedSession, text: str) -> None:
@@ -212,6 +212,7 @@ class _Connection:
         try:
             match parse_client(text):
                 case Say(text=words):
+                    check_length("words to say", words, self._state.config)
                     hosted.bridge.session.say(words)
                 case Update(sampling=sampling):
                     hosted.bridge.session.update(sampling)
@@ -224,14 +225,10 @@ class _Connection:
         except BadMessage:
             raise
         except UserError as error:  # the session is as it was
-            self._count(error)
+            self._state.count_refused(error)
             await self._say(error_message(error, fatal=False))
         except EngineError:  # the session is over; its end is on the way
             pass
-
-    def _count(self, error: PersonaPlexError) -> None:
-        if isinstance(error, BadMessage | ConfigError | InvalidAudio):
-            self._state.metrics.messages_refused.inc()
 
 
 def _stats(hosted: HostedSession) -> Stats:

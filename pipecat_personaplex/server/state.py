@@ -7,7 +7,13 @@ from typing import Protocol
 
 from pipecat_personaplex.engine.interface import EngineLike
 from pipecat_personaplex.engine.stats import EngineStats
-from pipecat_personaplex.errors import EngineStopped
+from pipecat_personaplex.errors import (
+    BadMessage,
+    ConfigError,
+    EngineStopped,
+    InvalidAudio,
+    PersonaPlexError,
+)
 from pipecat_personaplex.server.config import ServerConfig
 from pipecat_personaplex.server.door import Door
 from pipecat_personaplex.server.metrics import Metrics
@@ -62,3 +68,8 @@ class ServerState:
         if self.loaded is None:
             raise EngineStopped("the model is loading; try again in a minute")
         return self.loaded
+
+    def count_refused(self, error: PersonaPlexError | None) -> None:
+        """Count a client's message, if an error says that it could not be used."""
+        if isinstance(error, BadMessage | ConfigError | InvalidAudio):
+            self.metrics.messages_refused.inc()

@@ -33,19 +33,25 @@ class HostedSession:
     """A session, the frames that may have to be sent again, and who talks to its client.
 
     Args:
+        guest: Whose it is.
         bridge: The engine's session, open.
         limits: Of the session.
         codec: Its audio format.
         config: The server's limits.
 
     Attributes:
-        id: A secret: whoever has it may take over.
+        id: A secret: the guest who has it may take over.
+        owner: The guest's name.
         bridge: As above.
         next_frame: Sequence number that the client's next frame must have.
     """
 
-    def __init__(self, bridge: Bridge, limits: Limits, codec: FrameCodec, config: ServerConfig):
+    def __init__(
+        self, guest: Guest, bridge: Bridge, limits: Limits, codec: FrameCodec, config: ServerConfig
+    ):
         self.id = secrets.token_urlsafe(_ID_BYTES)
+        # By name: the same guest is another object once the keys were read again.
+        self.owner = guest.name
         self.bridge = bridge
         self.next_frame = 0
         self._limits = limits
@@ -66,10 +72,12 @@ class HostedSession:
 
         Raises:
             BadMessage: It is not the next one: each frame is heard once, in order.
+            LimitReached: It comes too fast.
             InvalidAudio: It does not decode.
         """
         if frame.sequence != self.next_frame:
             raise BadMessage(f"frame {self.next_frame} comes next, not {frame.sequence}")
+        self._limits.check_pace(FRAME_SECONDS)
         pcm = self._codec.decode(frame.audio)
         self.next_frame += 1
         self._limits.heard()
@@ -122,7 +130,7 @@ class HostedSession:
             if self._talk is not None and not self._talk.done():
                 self._talk.cancel()
                 await asyncio.wait({self._talk})
-            self._limits.heard()
+            self._limits.returned()
             talk = self._talk = asyncio.create_task(conversation())
         try:
             await asyncio.wait({talk})
@@ -144,6 +152,7 @@ class HostedSession:
         """Have something called unless there is a conversation by then."""
         if self._expiry is not None:
             self._expiry.cancel()
+        self._limits.left()
         loop = asyncio.get_running_loop()
         self._expiry = loop.call_later(seconds, lambda: self.talking or expired())
 
@@ -168,20 +177,24 @@ class SessionTable:
         codec = open_codec(message.audio)
         persona = Persona(message.voice, message.text_prompt)
         bridge, limits = open_bridge(self._state, guest, persona, message.sampling)
-        hosted = HostedSession(bridge, limits, codec, self._state.config)
+        try:
+            hosted = HostedSession(guest, bridge, limits, codec, self._state.config)
+        except BaseException:
+            bridge.end(None)
+            raise
         self._sessions[hosted.id] = hosted
         return hosted
 
-    def find(self, secret: str) -> HostedSession:
+    def find(self, guest: Guest, secret: str) -> HostedSession:
         """A session to resume.
 
         Raises:
-            SessionLost: There is none.
+            SessionLost: The guest has none with this secret.
         """
-        try:
-            return self._sessions[secret]
-        except KeyError:
-            raise SessionLost("the server does not know this session, or not any more") from None
+        hosted = self._sessions.get(secret)
+        if hosted is None or hosted.owner != guest.name:
+            raise SessionLost("the server does not know this session, or not any more")
+        return hosted
 
     def leave(self, hosted: HostedSession) -> None:
         """A connection of a session's is over: the session waits for another.

@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Coroutine
 from contextlib import suppress
 
+from loguru import logger
+from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from pipecat_personaplex.errors import (
     EngineDraining,
     EngineFull,
     PersonaPlexError,
+    SessionFailed,
     SessionLost,
     UserError,
 )
@@ -25,8 +28,9 @@ FAILED = 1011
 TRY_LATER = 1013
 TAKEN_OVER = 4001
 
-# Closed by a program, or by a browser whose page is left. A connection that is merely gone has
-# other codes, also 1005: to uvicorn, that is one that was cut.
+_NO_CODE = 1005
+
+# Closed by a program, or by a browser whose page is left.
 _GOODBYES = (NORMAL, GOING_AWAY)
 
 _SEND_SECONDS = 10.0
@@ -115,7 +119,7 @@ class Wire:
         except RuntimeError as error:
             raise Gone from error
         if message["type"] == "websocket.disconnect":
-            raise Left if message.get("code") in _GOODBYES else Gone
+            raise Left if _is_goodbye(message) else Gone
         text: str | None = message.get("text")
         data: bytes = message.get("bytes") or b""
         return data if text is None else text
@@ -125,6 +129,24 @@ class Wire:
         with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._websocket.close(code)
+
+
+def _is_goodbye(disconnect: Message) -> bool:
+    # uvicorn has 1005 both for a close frame without a code, as a browser's close() sends it, and
+    # for a connection that was cut; of these, only the frame has a reason, if an empty one.
+    code = disconnect.get("code")
+    return code in _GOODBYES or (code == _NO_CODE and "reason" in disconnect)
+
+
+def our_failure(path: str, error: Exception) -> SessionFailed:
+    """What a client is told of a defect, which is logged.
+
+    Args:
+        path: Of the endpoint.
+        error: What went wrong; the client does not see it.
+    """
+    logger.opt(exception=error).error("a session of {} failed", path)
+    return SessionFailed("the server failed to serve this session; its log says why")
 
 
 async def both_ways(

@@ -7,7 +7,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -20,7 +19,6 @@ from pipecat.runner.types import (
     WebSocketRunnerArguments,
 )
 
-from bots import models
 from bots.assistant import TEACHER
 from bots.drive_thru import RESTAURANT
 from bots.options import BotParser, check_transport
@@ -164,6 +162,8 @@ class TestCredentials:
             (["--model", "/nowhere"], "'/nowhere' is neither"),
             (["--voice", "NATX9"], "voice 'NATX9' is unknown"),
             (["--engine", "nowhere"], "an engine's URL is like"),
+            (["--engine", ""], "--engine wants an address"),
+            (["--engine", " , "], "--engine wants an address"),
         ],
     )
     def test_the_process_ends_with_one_line(self, arguments: list[str], message: str) -> None:
@@ -172,34 +172,6 @@ class TestCredentials:
         errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1 and message in errors[0], ended.stderr
         assert "Traceback" not in ended.stderr and "Uvicorn" not in ended.stderr
-
-
-class TestModels:
-    def test_without_a_gpu_it_is_noise_and_said_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-        model, note = models.default_model("auto")
-        assert Path(model) == golden_data.CHECKPOINT
-        assert "GPU" in note and "NOISE" in note
-
-    def test_with_a_gpu_and_access_it_is_the_release(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-        monkeypatch.setattr(models, "_accessible", lambda repo: True)
-        assert models.default_model("auto")[0] == models.RELEASE
-        assert models.default_model("cpu")[0] != models.RELEASE
-
-    def test_without_access_the_way_to_it_is_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-        monkeypatch.setattr(models, "_accessible", lambda repo: False)
-        model, note = models.default_model("auto")
-        assert model != models.RELEASE
-        assert "licence" in note and "hf auth login" in note
-
-    def test_without_the_tests_a_model_must_be_named(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        monkeypatch.setattr(models, "NOISE", tmp_path / "nothing")
-        with pytest.raises(ConfigError, match="--model"):
-            models.default_model("cpu")
 
 
 def test_the_roles_are_nvidias() -> None:

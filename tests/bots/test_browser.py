@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from playwright.sync_api import Browser, Page, Route, sync_playwright
 
+from tests.golden_data import CHECKPOINT
 from tests.helpers.bots import BotProcess
 
 HERE = Path(__file__).parent
@@ -46,7 +48,19 @@ def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser(microphone: Path) -> Iterator[Browser]:
+def question(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A guest who asks, spoken by espeak-ng, and then listens; again every twelve seconds."""
+    spoken, rate = soundfile.read(HERE / "data" / "what_is_on_the_menu.flac", dtype="float32")
+    sound = np.zeros(12 * rate, dtype=np.float32)
+    sound[3 * rate : 3 * rate + len(spoken)] = spoken
+    path = tmp_path_factory.mktemp("microphone") / "question.wav"
+    soundfile.write(path, soxr.resample(sound, rate, MIC_RATE), MIC_RATE, subtype="PCM_16")
+    return path
+
+
+@contextmanager
+def browsing(microphone: Path) -> Iterator[Browser]:
+    """A browser in which this is heard."""
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=CHROMIUM,
@@ -63,6 +77,12 @@ def browser(microphone: Path) -> Iterator[Browser]:
         )
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="module")
+def browser(microphone: Path) -> Iterator[Browser]:
+    with browsing(microphone) as chromium:
+        yield chromium
 
 
 @contextmanager
@@ -119,7 +139,8 @@ def onsets(times: np.ndarray, peaks: np.ndarray, quiet: float = 0.15) -> np.ndar
 
 def test_the_agent_is_heard_without_gaps_and_its_words_are_shown(browser: Browser) -> None:
     with (
-        BotProcess("bots.assistant", "--greeting", GREETING) as bot,
+        # Noise, which has no pauses: a gap is one of the way to the caller.
+        BotProcess("bots.assistant", "--model", str(CHECKPOINT), "--greeting", GREETING) as bot,
         talking(browser, bot) as page,
     ):
         # The tiny vocabulary has no whole words, and the page puts a space between pieces.
@@ -133,6 +154,20 @@ def test_the_agent_is_heard_without_gaps_and_its_words_are_shown(browser: Browse
     print(f"agent: longest silence in 20 s {gap * 1e3:.0f} ms, median peak {np.median(agent):.3f}")
     assert microphone.max() > 0.3, "the microphone's tones do not play"
     assert gap <= 0.2
+
+
+def test_a_spoken_question_is_answered_in_the_page(question: Path) -> None:
+    """The small model that comes along hears the guest, and says what is on the menu."""
+    with (
+        browsing(question) as browser,
+        BotProcess("bots.drive_thru", "--model", "nano") as bot,
+        talking(browser, bot) as page,
+    ):
+        page.wait_for_function(
+            "() => /classic[^]*shakshuka/i.test(document.body.innerText)", timeout=60_000
+        )
+        peaks = listen(page, 1.0)
+    assert peaks[:, 2].max() > AUDIBLE
 
 
 def test_a_tone_comes_back_in_time(browser: Browser) -> None:

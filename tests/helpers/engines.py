@@ -135,6 +135,7 @@ class FakeEngine:
         ready: bool = True,
     ):
         self.max_sessions = max_sessions
+        self.max_owed = 2
         self.ready = ready
         self.step = threading.Event()
         self.step.set()

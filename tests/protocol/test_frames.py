@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import struct
 
 import numpy as np
@@ -66,6 +67,14 @@ def test_what_is_no_frame_is_refused(message: bytes) -> None:
         ClientFrame.unpack(message)
     with pytest.raises(BadMessage):
         ServerFrame.unpack(message)
+
+
+@pytest.mark.parametrize("queued, step", [(math.nan, 1.0), (1.0, math.inf)])
+def test_timings_are_finite(queued: float, step: float) -> None:
+    message = bytearray(server_frame().pack())
+    message[41:49] = struct.pack(">ff", queued, step)
+    with pytest.raises(BadMessage, match="finite"):
+        ServerFrame.unpack(bytes(message))
 
 
 @given(st.binary(max_size=200))

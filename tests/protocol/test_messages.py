@@ -133,6 +133,14 @@ def test_hello_as_a_client_reads_it() -> None:
     assert parse_server(hello.model_dump_json()) == hello
 
 
+@pytest.mark.parametrize("count", [-1, 10**400], ids=["negative", "huge"])
+def test_counts_that_no_server_has(count: int) -> None:
+    hello = dict(type="hello", model="m", voices=[], sessions=0, max_sessions=8, draining=False)
+    for name in ("sessions", "max_sessions"):
+        with pytest.raises(BadMessage, match=name):
+            parse_server(json.dumps({**hello, name: count}))
+
+
 @pytest.mark.parametrize(
     ("error", "code", "details"),
     [
@@ -166,6 +174,11 @@ def test_every_code_of_ours_comes_back_as_its_error() -> None:
     [
         Error(code="quantum_failure", message="of a later version", fatal=True),
         Error(code="engine_full", message="full", fatal=True, details={"rooms": 3}),
+        Error(code="engine_full", message="full", fatal=True),
+        Error(code="engine_full", message="full", fatal=True, details={"max_sessions": "8"}),
+        Error(code="engine_full", message="full", fatal=True, details={"max_sessions": 10**9}),
+        Error(code="voice_not_found", message="no", fatal=True, details={"name": "X", "known": 3}),
+        Error(code="prompt_too_long", message="long", fatal=True, details={"frames": -1}),
     ],
 )
 def test_an_error_of_another_version_is_a_failed_session(message: Error) -> None:

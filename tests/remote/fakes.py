@@ -65,6 +65,8 @@ class FakeServer:
         self.draining = False
         self.resume_seconds = 3.0
         self.status: int | None = None
+        self.body = "no"
+        self.location = ""
         self.drop = 0  # frames that it is to take without an answer
         self.dropped = 0
         self.resumed = 0
@@ -145,7 +147,12 @@ class FakeServer:
         status = self.status
         if self._key and request.headers.get("Authorization") != f"Bearer {self._key}":
             status = 401
-        return None if status is None else connection.respond(HTTPStatus(status), "no")
+        if status is None:
+            return None
+        response = connection.respond(HTTPStatus(status), self.body)
+        if self.location:
+            response.headers["Location"] = self.location
+        return response
 
     async def _connected(self, websocket: ServerConnection) -> None:
         with suppress(ConnectionClosed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,10 +15,12 @@ from pipecat_personaplex.errors import (
     ConfigError,
     EngineStopped,
     EngineUnreachable,
+    LimitReached,
     SessionFailed,
     SessionLost,
 )
 from pipecat_personaplex.remote import RemoteEngine
+from pipecat_personaplex.remote import chat as remote_chat
 from tests.remote.fakes import FakeServer
 from tests.remote.helpers import FRIEND, Caller, tone, until
 
@@ -138,6 +141,114 @@ def test_what_may_not_come(message: str | bytes, reason: str) -> None:
     with chat(say) as server, engine_at(server) as engine:
         error = Caller(engine).ended()
         assert type(error) is SessionFailed and reason in str(error)
+
+
+def test_audio_before_the_handshake_may_not_come() -> None:
+    async def early(websocket: ServerConnection) -> None:
+        encoder = sphn.OpusStreamWriter(24_000)
+        await websocket.send(AUDIO + encoder.append_pcm(sines(1)))
+        await websocket.send(HANDSHAKE)
+        await websocket.wait_closed()
+
+    with chat(early) as server, engine_at(server) as engine:
+        error = Caller(engine).ended()
+        assert type(error) is SessionFailed and "before the handshake" in str(error)
+
+
+def test_text_without_audio_is_bounded() -> None:
+    async def flood(websocket: ServerConnection) -> None:
+        await websocket.send(HANDSHAKE)
+        for _ in range(5):
+            await websocket.send(TEXT + b"x" * (16 << 10))
+        await websocket.wait_closed()
+
+    with chat(flood) as server, engine_at(server) as engine:
+        error = Caller(engine).ended()
+        assert type(error) is SessionFailed and "64 KiB of text" in str(error)
+
+
+def test_frames_swallowed_later_are_not_owed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_chat, "_LOST_SECONDS", 0.5)
+
+    async def forgetful(websocket: ServerConnection) -> None:
+        decoder, encoder = sphn.OpusStreamReader(24_000), sphn.OpusStreamWriter(24_000)
+        answered = False
+        await websocket.send(HANDSHAKE)
+        async for message in websocket:
+            if len(decoder.append_bytes(message[1:])) and not answered:
+                await websocket.send(AUDIO + encoder.append_pcm(sines(1)))
+                answered = True
+
+    with chat(forgetful) as server, engine_at(server) as engine:
+        caller = Caller(engine).ready()
+        caller.session.push(sines(3))
+        until(lambda: len(caller.frames) == 1)
+        until(lambda: caller.session.stats().dropped_frames == 2)
+
+
+def test_an_answer_to_a_forgotten_frame_counts_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_chat, "_SWALLOWED_SECONDS", 0.1)
+
+    async def late(websocket: ServerConnection) -> None:
+        encoder = sphn.OpusStreamWriter(24_000)
+        await websocket.send(HANDSHAKE)
+        await websocket.recv()
+        await asyncio.sleep(1)
+        await websocket.send(AUDIO + encoder.append_pcm(sines(1)))
+        await websocket.wait_closed()
+
+    with chat(late) as server, engine_at(server) as engine:
+        caller = Caller(engine).ready()
+        caller.session.push(sines(1))
+        until(lambda: caller.session.stats().dropped_frames == 1)
+        until(lambda: caller.frames)
+        until(lambda: caller.session.stats().dropped_frames == 0)
+
+
+def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_chat, "_SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(remote_chat, "_SWALLOWED_SECONDS", 0.1)
+
+    async def mute(websocket: ServerConnection) -> None:
+        await websocket.send(HANDSHAKE)
+        await websocket.wait_closed()
+
+    with chat(mute) as server, engine_at(server) as engine:
+        caller = Caller(engine).ready()
+        caller.session.push(sines(20))
+        until(lambda: caller.session.stats().dropped_frames == 20)
+        caller.session.push(sines(20))
+        error = caller.ended()
+        assert type(error) is SessionFailed and "no audio for 1 s" in str(error)
+
+
+@pytest.mark.parametrize("status", [400, 413, 414, 431])
+def test_a_request_that_is_refused_says_nothing_of_the_server(status: int) -> None:
+    with chat() as server, engine_at(server) as engine:
+        server.status = status
+        error = Caller(engine).ended()
+        assert type(error) is SessionFailed and str(status) in str(error)
+        server.status = None
+        assert engine.healthy and engine.stats().servers[0].reachable
+        Caller(engine).ready()
+
+
+def test_a_prompt_that_no_url_holds() -> None:
+    with chat() as server, engine_at(server) as engine:
+        error = Caller(engine, Persona("NATF2", "\N{CAT FACE}" * 600)).ended()
+        assert isinstance(error, LimitReached) and "into the URL" in str(error)
+        assert engine.healthy and not server.requests
+
+
+def test_a_session_that_went_elsewhere_can_be_told_what_to_say() -> None:
+    with chat() as nvidias, FakeServer(max_sessions=1) as ours:
+        with RemoteEngine([f"{nvidias.url}/api/chat", ours.url]) as engine:
+            until(lambda: all(server.reachable for server in engine.stats().servers))
+            nvidias.status = 400
+            engine._servers[0].max_sessions = 8  # so that it is asked first
+            caller = Caller(engine).ready()
+            caller.session.say("Hi")
+            assert nvidias.requests and len(ours.open) == 1
 
 
 def test_a_broken_connection_is_the_end() -> None:

@@ -124,6 +124,7 @@ class TestLife:
         engine: EngineLike = RemoteEngine("ws://127.0.0.1:1")
         assert pipecat_personaplex.RemoteEngine is RemoteEngine
         assert not hasattr(engine, "add_voice")
+        assert engine.max_owed == 8
 
     def test_it_must_run(self) -> None:
         with FakeServer() as server:

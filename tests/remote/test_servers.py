@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from websockets.asyncio.server import ServerConnection
 
 from pipecat_personaplex.config import Persona
 from pipecat_personaplex.errors import (
     EngineDraining,
     EngineFull,
     EngineUnreachable,
+    PromptTooLong,
     SessionLost,
     VoiceNotFound,
 )
 from pipecat_personaplex.remote import RemoteEngine
-from tests.remote.fakes import FakeServer
+from tests.remote.fakes import FakeServer, Script, refuse, say
 from tests.remote.helpers import Caller, until
 
 
@@ -24,6 +26,29 @@ def sessions(*servers: FakeServer) -> list[int]:
 def known(engine: RemoteEngine) -> bool:
     """Whether every server has been asked."""
     return all(server.reachable for server in engine.stats().servers)
+
+
+async def greet(websocket: ServerConnection) -> str:
+    """Say hello, and return what comes then."""
+    await say(
+        websocket,
+        type="hello",
+        version=1,
+        model="m",
+        voices=["NATF2"],
+        sessions=0,
+        max_sessions=1000,
+        draining=False,
+    )
+    return str(await websocket.recv())
+
+
+def refusing(code: str, **details: object) -> Script:
+    async def script(websocket: ServerConnection) -> None:
+        await greet(websocket)
+        await refuse(websocket, code, 1008, **details)
+
+    return script
 
 
 class TestChoice:
@@ -104,6 +129,37 @@ class TestFailOver:
                 full.max_sessions, full.draining = 4, True
                 assert isinstance(Caller(engine).ended(), EngineDraining)
 
+    @pytest.mark.parametrize(
+        "code",
+        ["engine_failed", "engine_stopped", "limit_reached", "session_failed", "voice_not_found"],
+    )
+    def test_whatever_a_server_refuses_with_another_is_asked(self, code: str) -> None:
+        with FakeServer(refusing(code)) as bad, FakeServer() as good:
+            with RemoteEngine([bad.url, good.url]) as engine:
+                until(lambda: known(engine))
+                Caller(engine).ready()
+                assert sessions(good) == [1]
+
+    def test_garbage_is_not_the_end(self) -> None:
+        async def garbage(websocket: ServerConnection) -> None:
+            await greet(websocket)
+            await websocket.send("{}")
+            await websocket.wait_closed()
+
+        with FakeServer(garbage) as bad, FakeServer() as good:
+            with RemoteEngine([bad.url, good.url]) as engine:
+                until(lambda: known(engine))
+                Caller(engine).ready()
+                assert sessions(good) == [1]
+
+    def test_what_is_wrong_with_the_session_is_the_end(self) -> None:
+        script = refusing("prompt_too_long", frames=9, limit=3)
+        with FakeServer(script) as bad, FakeServer() as good:
+            with RemoteEngine([bad.url, good.url]) as engine:
+                until(lambda: known(engine))
+                assert isinstance(Caller(engine).ended(), PromptTooLong)
+                assert sessions(good) == [0]
+
     def test_nobody_is_left(self) -> None:
         server = FakeServer()
         with server, RemoteEngine(server.url) as engine:
@@ -143,6 +199,30 @@ class TestRefusals:
             until(lambda: engine.stats().servers[0].draining)
             with pytest.raises(EngineDraining):
                 Caller(engine)
+
+    def test_a_full_server_is_asked_once(self) -> None:
+        asked = []
+
+        async def full(websocket: ServerConnection) -> None:
+            asked.append(await greet(websocket))
+            await refuse(websocket, "engine_full", 1013, max_sessions=4)
+
+        with FakeServer(full) as server, RemoteEngine(server.url) as engine:
+            assert isinstance(Caller(engine).ended(), EngineFull)
+            assert len(asked) == 1
+
+    def test_one_that_drains_no_more_takes_sessions(self) -> None:
+        async def talk(websocket: ServerConnection) -> None:
+            await say(websocket, type="draining", seconds=60)
+            await server._converse(websocket)
+
+        with FakeServer(talk=talk) as server, RemoteEngine(server.url) as engine:
+            caller = Caller(engine).ready()
+            assert engine.stats().servers[0].draining
+            # As one of several behind a balancer says it, and the next hello comes from another.
+            until(lambda: not engine.stats().servers[0].draining)
+            caller.talk(0, 1)
+            Caller(engine)
 
     def test_a_restarted_server_has_lost_its_sessions(self) -> None:
         with FakeServer() as server, RemoteEngine(server.url) as engine:

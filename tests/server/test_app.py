@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -229,6 +233,44 @@ def test_keys() -> None:
         assert (
             'personaplex_refusals_total{reason="access_denied"} 5.0' in server.get("/metrics").text
         )
+
+
+def test_a_key_with_a_limit_leaves_connections_to_others() -> None:
+    keys = [new_key("greedy", max_sessions=1), new_key("other")]
+    greedy, other = ({"Authorization": f"Bearer {key}"} for key, _ in keys)
+    with RunningServer(ServedFakeEngine(), keys=[line for _, line in keys]) as server:
+        with ExitStack() as stay:
+            for _ in range(10):
+                stay.enter_context(server.connect(additional_headers=greedy)).recv(10)
+            status, error, headers = refusal(server, additional_headers=greedy)
+            assert (status, type(error)) == (503, LimitReached)
+            assert "connections" in str(error) and int(headers["Retry-After"]) > 0
+            stay.enter_context(server.connect(additional_headers=other)).recv(10)
+        eventually(lambda: server.state.door.connections == 0)
+        with server.connect(additional_headers=greedy) as ws:
+            ws.recv(10)
+
+
+def test_logs_of_defects_have_no_values(tmp_path: Path) -> None:
+    """Among the variables of a defect may be a caller's prompt, or a key."""
+    program = """
+from loguru import logger
+from pipecat_personaplex.cli.serve import _log
+
+def open_session(prompt):
+    raise ZeroDivisionError(len(prompt))
+
+_log(debug=True)
+try:
+    open_session("my secret " + "prompt")  # in halves: the log quotes this line
+except ZeroDivisionError as error:
+    logger.opt(exception=error).error("an endpoint failed")
+"""
+    path = tmp_path / "defect.py"  # without a file, there are no lines to write values beside
+    path.write_text(program)
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True)
+    assert "an endpoint failed" in done.stderr and "ZeroDivisionError" in done.stderr
+    assert "my secret prompt" not in done.stderr
 
 
 def test_origins() -> None:

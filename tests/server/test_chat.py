@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,7 @@ import opuslib_next
 import pytest
 import sphn
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from pipecat_personaplex import Engine
 from pipecat_personaplex.config import Persona, SamplingParams
@@ -350,6 +352,44 @@ async def test_limits_of_time(fake: ServedFakeEngine) -> None:
             assert "no audio" in error
             assert code == 1008
         server.check_clean()
+
+
+async def test_messages_without_sound_are_not_audio(fake: ServedFakeEngine) -> None:
+    with LiveServer(fake, ServerConfig(idle_seconds=0.4)) as server:
+        async with ChatClient.connect(server.ws_url) as client:
+            await client.handshake()
+            with suppress(ConnectionClosed):
+                for _ in range(100):
+                    await client.ws.send(b"\x01")
+                    await asyncio.sleep(0.1)
+            assert server.sessions == 0
+            error, code = await client.ended()
+            assert ("no audio" in error, code) == (True, 1008)
+        server.check_clean()
+
+
+async def test_a_client_that_is_too_fast(fake: ServedFakeEngine) -> None:
+    with LiveServer(fake, ServerConfig(max_speed=1, resume_seconds=0)) as server:
+        async with ChatClient.connect(server.ws_url) as client:
+            await client.handshake()
+            await client.converse(tone(40))
+            with suppress(ConnectionClosed):
+                for frame in tone(150):
+                    await client.push(frame)
+            error, code = await client.ended()
+            assert ("real time" in error, code) == (True, 1008)
+        server.check_clean()
+
+
+async def test_a_session_that_a_defect_keeps_from_opening(
+    server: LiveServer, fake: ServedFakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a secret of the server's")
+
+    monkeypatch.setattr(fake, "open_session", broken)
+    error, code = await refusal(server)
+    assert ("failed to serve" in error, "secret" in error, code) == (True, False, 1011)
 
 
 async def test_a_client_that_does_not_read(fake: ServedFakeEngine) -> None:

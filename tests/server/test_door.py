@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 
 import pytest
 from starlette.requests import HTTPConnection
@@ -101,6 +102,9 @@ def test_a_key_in_the_url_counts_at_api_chat_alone() -> None:
         ("http://voice.example:8998/", (), False),
         ("http://[", (), False),
         ("https://a.example", ("https://a.example",), True),
+        ("https://a.example", ("https://a.example:443",), True),
+        ("http://a.example", ("http://a.example:80",), True),
+        ("https://a.example", ("https://a.example:80",), False),
         ("HTTPS://A.example", ("https://a.example",), True),
         ("http://a.example", ("https://a.example",), False),
         ("https://a.example:8443", ("https://a.example",), False),
@@ -110,7 +114,7 @@ def test_a_key_in_the_url_counts_at_api_chat_alone() -> None:
     ],
 )
 def test_origins(origin: str | None, allowed: tuple[str, ...], comes_in: bool) -> None:
-    door = Door(ServerConfig(allow_origins=allowed))
+    door = Door(ServerConfig(allow_origins=allowed), KeyRing([new_key("bot")[1]]))
     given = connection() if origin is None else connection(origin=origin)
     if comes_in:
         door.check_origin(given)
@@ -118,6 +122,30 @@ def test_origins(origin: str | None, allowed: tuple[str, ...], comes_in: bool) -
         with pytest.raises(AccessDenied):
             door.check_origin(given)
     assert door.refusals == ({} if comes_in else {"origin_denied": 1})
+
+
+@pytest.mark.parametrize(
+    ("host", "comes_in"),
+    [
+        ("127.0.0.1:8998", True),
+        ("192.168.1.7", True),
+        ("[::1]:8998", True),
+        ("localhost:8998", True),
+        ("LOCALHOST", True),
+        ("evil.example:8998", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("[", False),
+    ],
+)
+def test_without_keys_a_name_is_no_origin_of_ours(host: str, comes_in: bool) -> None:
+    """Whoever owns a name can make it point here, and call its page the server's own."""
+    door, given = Door(ServerConfig()), connection(host=host, origin=f"http://{host}")
+    if comes_in:
+        door.check_origin(given)
+    else:
+        with pytest.raises(AccessDenied, match="--allow-origin"):
+            door.check_origin(given)
 
 
 @pytest.mark.parametrize("origin", ["", "null", "http://", "http://x"])
@@ -138,6 +166,21 @@ def test_connections_are_counted() -> None:
         assert door.connections == 2
     assert door.connections == 0
     assert door.refusals == {"too_many_connections": 1}
+
+
+def test_a_key_with_a_limit_has_its_connections_and_no_more() -> None:
+    door, guest = Door(ServerConfig()), Guest("a", 1)
+    with ExitStack() as stay:
+        for _ in range(10):
+            stay.enter_context(door.connection_of(guest))
+        with pytest.raises(LimitReached, match="10 connections"), door.connection_of(guest):
+            pass
+        for other in (Guest("b", 1), ANYBODY):
+            with door.connection_of(other):
+                pass
+    with door.connection_of(guest):
+        pass
+    assert door.refusals == {"key_connections": 1}
 
 
 def test_a_key_has_its_sessions_and_no_more() -> None:
@@ -235,6 +278,10 @@ async def test_draining_lets_last_words_out() -> None:
         {"hello_seconds": "1"},
         {"drain_seconds": -1},
         {"resume_seconds": True},
+        {"resume_seconds": 300.5},
+        {"max_speed": 0.5},
+        {"max_speed": True},
+        {"max_speed": float("inf")},
         {"max_session_seconds": -0.1},
         {"allow_origins": ("example.com",)},
         {"allow_origins": ("https://example.com/",)},
@@ -254,5 +301,6 @@ def test_limits_that_can_be() -> None:
         max_session_seconds=0,
         resume_seconds=0,
         drain_seconds=0,
+        max_speed=0,
         allow_origins=("*", "https://example.com", "http://localhost:8080", "http://[::1]:1"),
     )

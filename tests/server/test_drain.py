@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,11 +14,15 @@ from typing import Any
 
 import httpx
 import pytest
+from loguru import logger
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.keys import new_key
+from pipecat_personaplex.server.door import Door
+from pipecat_personaplex.server.keys import KeyRing, new_key
+from pipecat_personaplex.server.run import reload_keys_on_hangup
+from pipecat_personaplex.server.state import ServerState
 from tests.helpers.servers import RunningServer, ServedFakeEngine, ServeProcess, eventually
 
 FRAME = bytes(3840)
@@ -140,6 +146,22 @@ def test_a_second_stop_does_not_wait() -> None:
         assert isinstance(server.error, KeyboardInterrupt)
 
 
+def test_two_stops_while_the_engine_loads() -> None:
+    loaded = threading.Event()
+
+    def load() -> ServedFakeEngine:
+        loaded.wait(60)
+        return ServedFakeEngine()
+
+    with RunningServer(load, ready=False) as server:
+        eventually(lambda: not is_gone(server.url))
+        server.stop()
+        server.stop()
+        assert server.wait_stopped()
+        assert server.error is None
+    loaded.set()
+
+
 # The same of ``personaplex serve``, by signals.
 
 
@@ -156,10 +178,13 @@ def test_ctrl_c_twice_ends_the_process() -> None:
     assert "Traceback" not in server.log
 
 
-def test_a_signal_while_the_model_loads() -> None:
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]])
+def test_signals_while_the_model_loads(signals: list[signal.Signals]) -> None:
+    """Torch, in the thread that loads, would abort the process at the interpreter's end."""
     with ServeProcess(ready=False) as server:
         assert server.get("/healthz").status_code == 200
-        server.terminate()
+        for number in signals:
+            server.send(number)
         assert server.wait() == 0
     assert "Traceback" not in server.log and "terminate called" not in server.log
 
@@ -201,6 +226,39 @@ def test_a_hangup_reads_the_keys_again_and_sigterm_drains(tmp_path: Path) -> Non
     assert "old: session opened, 1 now" in server.log
     assert "old: session ended, 0 now" in server.log
     assert old not in server.log and new not in server.log and "Traceback" not in server.log
+
+
+def test_a_hangup_in_the_midst_of_a_line_of_the_log(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text(f"{new_key('bot')[1]}\n")
+    keys.chmod(0o600)
+    config = ServerConfig()
+    state = ServerState(config, "tiny", Door(config, KeyRing([])))
+    before = state.door.keys
+    lines: list[str] = []
+    written = asyncio.Event()
+
+    def write(line: str) -> None:
+        if not lines:
+            os.kill(os.getpid(), signal.SIGHUP)
+        lines.append(line)
+        if len(lines) == 2:
+            written.set()
+
+    async def main() -> None:
+        reload_keys_on_hangup(state, keys)
+        logger.info("opened")
+        await written.wait()
+
+    handler = signal.getsignal(signal.SIGHUP)
+    sink = logger.add(write, format="{message}", catch=False)
+    try:
+        asyncio.run(asyncio.wait_for(main(), 30))
+    finally:
+        logger.remove(sink)
+        signal.signal(signal.SIGHUP, handler)
+    assert lines == ["opened\n", f"read the keys of {keys} again\n"]
+    assert state.door.keys is not before
 
 
 def test_the_thread_of_a_stopped_server_is_gone() -> None:

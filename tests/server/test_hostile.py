@@ -348,7 +348,7 @@ def test_a_flood_delays_nobody_else(server: LiveServer) -> None:
         sock = flood.socket
         flood_of_them = client_frame(b'{"type":"stats"}', text=True) * 4_000
         sock.setblocking(False)
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # the network is full, or the server has had enough
             while True:
                 sock.send(flood_of_them)
         slowest = 0.0
@@ -358,7 +358,8 @@ def test_a_flood_delays_nobody_else(server: LiveServer) -> None:
             slowest = max(slowest, time.monotonic() - started)
         print(f"\na call beside a flood: {slowest * 1e3:.0f} ms at most")
         assert slowest < 5
-        sock.setblocking(True)
+        with suppress(OSError):  # it is closed by now
+            sock.setblocking(True)
         sock.close()
 
 

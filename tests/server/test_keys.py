@@ -94,23 +94,33 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         KeyRing.read(tmp_path / "none.txt")
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         KeyRing.read(tmp_path)
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "binary").write_bytes(b"\xff\x01")
     with pytest.raises(ConfigError, match="is not text"):
         KeyRing.read(tmp_path / "binary")
 
 
-def test_a_file_open_to_all_is_warned_of(key_file: Callable[[str], Path]) -> None:
+def test_a_file_of_hashes_may_be_read_by_all(key_file: Callable[[str], Path]) -> None:
+    """As ``>> keys.txt`` makes it."""
     messages: list[str] = []
     sink = logger.add(messages.append, format="{message}")
     try:
         path = key_file(f"bot {DIGEST}")
-        KeyRing.read(path)
-        assert messages == []
         os.chmod(path, 0o644)
         KeyRing.read(path)
     finally:
         logger.remove(sink)
-    assert len(messages) == 1 and "open to every user" in messages[0]
+    assert messages == []
+
+
+def test_what_windows_editors_and_shells_write(tmp_path: Path) -> None:
+    path = tmp_path / "keys.txt"
+    line = f"bot {DIGEST}\r\n"
+    path.write_bytes(line.encode("utf-8-sig"))
+    assert len(KeyRing.read(path)) == 1
+    for data in (line.encode("utf-16"), line.encode() + line.encode("utf-16-le")):
+        path.write_bytes(data)
+        with pytest.raises(ConfigError, match="PowerShell's >> writes UTF-16"):
+            KeyRing.read(path)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sockets: many at once, strange, silent, slow, and with TLS."""
+"""Sockets: many at once, strange, silent, and slow."""
 
 from __future__ import annotations
 
@@ -6,23 +6,18 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
-import httpx
 import pytest
 from loguru import logger
 from websockets.exceptions import ConnectionClosed
 
-from pipecat_personaplex.server import listen
+from pipecat_personaplex.server import listen, protocols
 from pipecat_personaplex.server.config import ServerConfig
 from pipecat_personaplex.server.keys import new_key
-from pipecat_personaplex.server.run import Address
 from tests.helpers.servers import (
     RunningServer,
     ServedFakeEngine,
     eventually,
-    self_signed,
-    trusting,
 )
 
 UPGRADE = (
@@ -150,7 +145,7 @@ def test_a_client_that_does_not_read_is_let_go(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its socket too: closing alone would wait for it to read what is buffered."""
-    monkeypatch.setattr(listen, "_CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(protocols, "_CLOSE_SECONDS", 0.2)
 
     def flood(then: str) -> None:
         (connection,) = server.connections
@@ -183,17 +178,11 @@ def test_a_client_that_does_not_pong_is_let_go(monkeypatch: pytest.MonkeyPatch) 
         eventually(lambda: server.state.door.connections == 0)
 
 
-# TLS.
-
-
-def test_tls(tmp_path: Path) -> None:
-    certificate, key = self_signed(tmp_path)
-    address = Address(port=0, certfile=certificate, keyfile=key)
-    with RunningServer(ServedFakeEngine(), address=address) as server:
-        assert server.url.startswith("https://") and server.ws_url.startswith("wss://")
-        trust = trusting(certificate)
-        assert server.get("/healthz", verify=trust).status_code == 200
-        with server.connect(ssl=trust) as ws:
-            ws.recv(10)
-        with pytest.raises(httpx.HTTPError):
-            server.get("/healthz", verify=True)
+def test_a_name_with_two_kinds_of_addresses_is_ipv4s(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+    ]
+    monkeypatch.setattr(listen, "getaddrinfo", lambda *_, **__: both)
+    with listen.open_socket("localhost", 0) as listening:
+        assert listening.family == socket.AF_INET

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,6 +103,26 @@ async def test_a_replica_is_as_healthy_as_its_engine_and_ends_with_it() -> None:
         await replica.check_health()
     del replica
     assert engine.stopped == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"engine": {"max_session": 3}}, "engine.*max_session"),
+        ({"engine": None}, "engine"),
+        ({"limits": None}, "limits"),
+        ({"limits": {"max_conections": 3}}, "limits.*max_conections"),
+        ({"limits": {"drain_seconds": 5}}, "limits.drain_seconds"),
+    ],
+)
+def test_options_that_would_do_nothing(options: dict[str, Any], named: str) -> None:
+    from pydantic import ValidationError
+
+    from pipecat_personaplex.server.ray_serve import RayArgs
+
+    with pytest.raises(ValidationError) as refused:
+        RayArgs.model_validate({"model": "m", **options})
+    assert re.search(named, str(refused.value), re.DOTALL)
 
 
 def test_its_figures_are_the_engine_s() -> None:

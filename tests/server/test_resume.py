@@ -14,6 +14,7 @@ from pipecat_personaplex.config import SamplingParams
 from pipecat_personaplex.errors import EngineFailed, SessionFailed
 from pipecat_personaplex.protocol.frames import ServerFrame
 from pipecat_personaplex.server.config import ServerConfig
+from pipecat_personaplex.server.keys import new_key
 from tests.golden_data import FRIEND, conversation
 from tests.helpers.servers import ServedFakeEngine
 from tests.server.clients import FRAME, SessionClient, frames_of, loud
@@ -44,6 +45,15 @@ async def test_a_goodbye_ends_the_session_at_once(server: LiveServer) -> None:
         await server.until(lambda: server.sessions == 0)
         async with SessionClient.connect(server.ws_url) as again:
             assert (await again.resume(client.secret, 0))["code"] == "session_lost"
+
+
+async def test_a_goodbye_without_a_code_is_one(fake: ServedFakeEngine) -> None:
+    """A browser's ``ws.close()``: a close frame that is empty."""
+    with LiveServer(fake, ServerConfig(resume_seconds=300)) as server:
+        async with SessionClient.opened(server.ws_url) as client:
+            client.ws.transport.write(b"\x88\x80" + bytes(4))
+            await server.until(lambda: server.sessions == 0)
+        server.check_clean()
 
 
 @pytest.mark.parametrize("audio", ["pcm16", "opus"])
@@ -253,7 +263,7 @@ async def test_a_resume_while_the_old_connection_is_stuck_in_a_send(fake: Served
             for level in range(1_500):
                 await old.push(loud(level))
                 if level % 20 == 0:
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0.02)  # no more messages a second than a server takes
             await server.until(lambda: len(fake.sessions[0].heard) == 1_500)
             async with SessionClient.connect(server.ws_url) as new:
                 assert (await new.resume(old.secret, 0))["next_frame"] == 1_500
@@ -339,6 +349,56 @@ async def test_each_cut_starts_the_wait_anew(fake: ServedFakeEngine) -> None:
             async with SessionClient.connect(server.ws_url) as again:
                 assert (await again.resume(client.secret, 0))["type"] == "resumed"
                 await cut(again)
+        server.check_clean()
+
+
+async def test_coming_and_going_is_not_audio(fake: ServedFakeEngine) -> None:
+    with LiveServer(fake, ServerConfig(idle_seconds=0.5, resume_seconds=1.0)) as server:
+        async with SessionClient.opened(server.ws_url) as client:
+            await cut(client)
+        error: dict[str, Any] = {}
+        # Idle for 0.5 s, and away for 1 s of it at most.
+        for _ in range(100):
+            async with SessionClient.connect(server.ws_url) as again:
+                if (await again.resume(client.secret, 0))["type"] == "error":
+                    break
+                if not fake.open_sessions:
+                    error, _ = await again.ended()
+                    break
+                await cut(again)
+            await asyncio.sleep(0.2)
+        assert not fake.open_sessions
+        assert error.get("code") in (None, "limit_reached")
+        server.check_clean()
+
+
+async def test_who_is_away_is_not_idle(fake: ServedFakeEngine) -> None:
+    with LiveServer(fake, ServerConfig(idle_seconds=0.5, resume_seconds=20.0)) as server:
+        async with SessionClient.opened(server.ws_url) as client:
+            await client.push()
+            await client.frame()
+            await cut(client)
+        await asyncio.sleep(1.5)
+        async with SessionClient.connect(server.ws_url) as again:
+            assert (await again.resume(client.secret, 1))["type"] == "resumed"
+            await again.push()
+            assert (await again.frame()).sequence == 1
+            await finish(again)
+        server.check_clean()
+
+
+async def test_another_key_does_not_resume(fake: ServedFakeEngine) -> None:
+    made = [new_key("owner"), new_key("thief")]
+    owner, thief = ({"Authorization": f"Bearer {key}"} for key, _ in made)
+    with LiveServer(fake, keys=[line for _, line in made]) as server:
+        async with SessionClient.connect(server.ws_url, additional_headers=owner) as client:
+            await client.open()
+            async with SessionClient.connect(server.ws_url, additional_headers=thief) as other:
+                assert (await other.resume(client.secret, 0))["code"] == "session_lost"
+            await cut(client)
+        async with SessionClient.connect(server.ws_url, additional_headers=owner) as again:
+            assert (await again.resume(client.secret, 0))["type"] == "resumed"
+            await finish(again)
         server.check_clean()
 
 

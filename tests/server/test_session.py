@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from pipecat_personaplex import Engine
 from pipecat_personaplex.audio import pcm16_to_float
@@ -403,6 +405,34 @@ async def test_a_defect_of_ours_is_one_sessions_failure(
     assert fake.open_sessions == []
 
 
+async def test_a_session_that_a_defect_keeps_from_opening(
+    server: LiveServer, fake: ServedFakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> Any:
+        raise ZeroDivisionError("a secret of the server's")
+
+    async with SessionClient.connect(server.ws_url) as client:
+        monkeypatch.setattr(fake, "open_session", broken)
+        await client.say("open", voice="NATF2")
+        error, code = await client.ended()
+    assert (error["code"], code) == ("session_failed", 1011)
+    assert "secret" not in error["message"]
+
+
+async def test_a_defect_after_the_engine_has_opened_frees_the_slot(
+    server: LiveServer, fake: ServedFakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with SessionClient.connect(server.ws_url) as client:
+        monkeypatch.setattr(HostedSession, "__init__", broken)
+        await client.say("open", voice="NATF2")
+        error, code = await client.ended()
+    assert (error["code"], code) == ("session_failed", 1011)
+    assert (fake.open_sessions, server.sessions) == ([], 0)
+
+
 # Errors that leave the session as it was.
 
 
@@ -426,7 +456,37 @@ async def test_errors_that_are_not_fatal(
         await client.say("close")
 
 
+async def test_words_are_counted_before_they_are_spelt(
+    server: LiveServer, fake: ServedFakeEngine
+) -> None:
+    async with SessionClient.opened(server.ws_url) as client:
+        await client.say("say", text="a " * 2_001)
+        refused = await client.message()
+        assert (refused["code"], refused["fatal"]) == ("limit_reached", False)
+        await client.say("say", text="a " * 2_000)
+        await client.push()
+        assert (await client.frame()).text == " a"
+        assert [len(text) for text in fake.sessions[0].said] == [4_000]
+        await client.say("close")
+
+
 # Time.
+
+
+async def test_a_client_that_is_too_fast(fake: ServedFakeEngine) -> None:
+    config = ServerConfig(max_speed=2, resume_seconds=0)
+    with LiveServer(fake, config) as server:
+        async with SessionClient.opened(server.ws_url) as client:
+            for _ in range(50):
+                await client.push()
+                await client.frame()
+            with suppress(ConnectionClosed):
+                for _ in range(300):
+                    await client.push()
+            error, code = await client.ended()
+            assert (error["code"], code) == ("limit_reached", 1008)
+            assert "2 times real time" in error["message"]
+        server.check_clean()
 
 
 async def test_a_connection_that_says_nothing(fake: ServedFakeEngine) -> None:

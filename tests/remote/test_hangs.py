@@ -1,0 +1,78 @@
+"""Servers that live and do not answer: every session ends."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from loguru import logger
+from websockets.asyncio.server import ServerConnection
+
+from pipecat_personaplex.errors import EngineUnreachable, SessionFailed, SessionLost
+from pipecat_personaplex.remote import RemoteEngine, stream
+from tests.remote.fakes import FakeServer, say
+from tests.remote.helpers import Caller, tone
+from tests.remote.test_servers import greet
+
+
+async def listen(websocket: ServerConnection) -> None:
+    """Until the caller leaves."""
+    while '"close"' not in str(await websocket.recv()):
+        pass
+
+
+def test_a_prompt_that_is_never_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_READY_SECONDS", 0.5)
+    with FakeServer(talk=listen) as server, RemoteEngine(server.url) as engine:
+        error = Caller(engine).ended()
+        assert type(error) is SessionFailed and "prompt within 0.5 s" in str(error)
+        assert engine.healthy
+
+
+def test_a_frame_that_is_never_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_ANSWER_SECONDS", 1.5)
+
+    async def talk(websocket: ServerConnection) -> None:
+        await say(websocket, type="ready")
+        await listen(websocket)
+
+    with FakeServer(talk=talk) as server, RemoteEngine(server.url) as engine:
+        caller = Caller(engine)
+        caller.session.push(np.concatenate([tone(0), tone(1)]))
+        error = caller.ready().ended()
+        assert type(error) is SessionFailed and "not answered for 1.5 s" in str(error)
+
+
+def test_a_caller_who_says_nothing_is_owed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(stream, "_ASK_SECONDS", 0.1)
+    with FakeServer() as server, RemoteEngine(server.url) as engine:
+        caller = Caller(engine).ready()
+        caller.talk(0)
+        assert not caller.session.wait_ended(1.5)
+        caller.talk(1)
+
+
+def test_an_opening_that_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_OPEN_SECONDS", 0.5)
+
+    async def script(websocket: ServerConnection) -> None:
+        await greet(websocket)
+        await websocket.wait_closed()
+
+    with FakeServer(script) as server, RemoteEngine(server.url) as engine:
+        error = Caller(engine).ended()
+        assert isinstance(error, EngineUnreachable) and "within 0.5 s" in str(error)
+
+
+def test_a_server_that_keeps_no_session() -> None:
+    told: list[str] = []
+    sink = logger.add(told.append, format="{message}")
+    with FakeServer() as server, RemoteEngine(server.url) as engine:
+        server.resume_seconds = 0
+        caller = Caller(engine).ready()
+        caller.talk(0)
+        server.cut()
+        error = caller.ended()
+        assert isinstance(error, SessionLost) and "keeps no session" in str(error)
+    logger.remove(sink)
+    assert not any("resumes" in line for line in told)
