@@ -1,0 +1,76 @@
+"""Small models and a pool of invented clips, for tests that need no speech."""
+
+from __future__ import annotations
+
+import torch
+
+from pipecat_personaplex.architecture import LMConfig, MimiConfig, ModelConfig
+from training.nano import script
+from training.nano.clips import VOICE_SAMPLE_FRAMES, AgentClip, Caller, Pool, UserClip
+
+CARD = 32
+CONFIG = ModelConfig(
+    lm=LMConfig(
+        dim=32,
+        num_layers=2,
+        num_heads=2,
+        hidden_scale=3.0,
+        context=1500,
+        text_card=320,
+        card=CARD,
+        dep_q=8,
+        depformer_dim=16,
+        depformer_dim_feedforward=48,
+        depformer_num_heads=2,
+        depformer_num_layers=2,
+    ),
+    mimi=MimiConfig(
+        dimension=16,
+        n_filters=2,
+        ratios=(4, 5, 6, 8),
+        num_heads=2,
+        num_layers=1,
+        dim_feedforward=32,
+        context=12,
+        codebook_dim=8,
+        bins=CARD,
+    ),
+    silence_codes=(0,) * 8,
+    sine_codes=(1,) * 8,
+)
+
+
+class Letters:
+    """A tokenizer of one token a letter, none of them special."""
+
+    def encode(self, text: str) -> list[int]:
+        return [10 + ord(letter) % 300 for letter in text]
+
+
+def invented_pool(seed: int = 0) -> Pool:
+    """Codes without sound: agents' are even and at least 10, callers' odd, background 3."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def codes(frames: int, odd: int) -> torch.Tensor:
+        drawn = torch.randint(5, CARD // 2, (frames, 8), generator=generator)
+        return (2 * drawn + odd).to(torch.int16)
+
+    def agent(text: str) -> AgentClip:
+        words = text.split()
+        return AgentClip(text, codes(6 * len(words) + 3, 0), [6 * i for i in range(len(words))])
+
+    def caller() -> Caller:
+        known = script.SHARED | script.RESTAURANT | script.TEACHER
+        clips = {
+            intent: [UserClip(intent, codes(30, 1), 5, 20, [(12, 1), (20, 2)])] for intent in known
+        }
+        return Caller(torch.full((100, 8), 3, dtype=torch.int16), clips)
+
+    sentences = script.all_sentences()
+    return Pool(
+        silence=list(CONFIG.silence_codes),
+        sine=list(CONFIG.sine_codes),
+        voices={name: [codes(VOICE_SAMPLE_FRAMES, 0)] for name in ("NATF2", "NATM1")},
+        agent={name: {text: agent(text) for text in sentences} for name in ("NATF2", "NATM1")},
+        callers=[caller(), caller()],
+    )

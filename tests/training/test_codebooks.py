@@ -1,0 +1,71 @@
+"""Codebooks fit what they are given, learn, and stay in use."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tests.training.models import CONFIG
+from training.nano.codebooks import fit_codebooks, k_means, restart_dead
+from training.nano.codec import new_codec
+from training.nano.codec_loss import SpectralLoss
+from training.nano.parallel_codec import quantize
+
+
+def test_k_means_finds_separate_clusters() -> None:
+    torch.manual_seed(0)
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    points = (centres[:, None] + 0.1 * torch.randn(3, 200, 2)).flatten(0, 1)
+    found = k_means(points, 12)
+    nearest = torch.cdist(centres, found).amin(dim=1)
+    assert (nearest < 0.5).all()
+    assert (torch.cdist(points, found).amin(dim=1) < 0.6).all()
+
+
+def test_fitted_codebooks_leave_little_and_learn() -> None:
+    torch.manual_seed(0)
+    mimi = new_codec(CONFIG.mimi)
+    latents = torch.randn(600, CONFIG.mimi.dimension)
+    fit_codebooks(mimi, latents)
+    group = mimi.quantizer.acoustic
+    result = quantize(group, latents[None])
+    inputs = latents @ group.input_proj.T
+    assert (inputs - result.inner[0]).var() < 0.15 * inputs.var()
+
+    # The engine's own encoder chooses the same codes.
+    group.reset_constants()
+    assert torch.equal(group.encode(latents), result.codes[0])
+
+    latents.requires_grad_(True)
+    result = quantize(group, latents[None])
+    (result.values.sum() + result.loss).backward()
+    assert latents.grad is not None and latents.grad.abs().sum() > 0, "straight through"
+    assert group.centroids.grad is not None and group.centroids.grad.abs().sum() > 0
+
+
+def test_codes_never_chosen_move_to_where_inputs_are() -> None:
+    torch.manual_seed(0)
+    mimi = new_codec(CONFIG.mimi)
+    latents = torch.randn(1, 64, CONFIG.mimi.dimension)
+    with torch.no_grad():
+        for group in (mimi.quantizer.semantic, mimi.quantizer.acoustic):
+            group.centroids.fill_(1000)
+            group.centroids[:, 0] = 0
+    groups = (mimi.quantizer.semantic, mimi.quantizer.acoustic)
+    for _ in range(40):
+        seen = [(r.residuals, r.codes) for r in (quantize(g, latents) for g in groups)]
+        restart_dead(mimi, seen, np.random.default_rng(0))
+    assert (mimi.quantizer.semantic.centroids < 1000).all()
+    assert len(quantize(mimi.quantizer.semantic, latents).codes.unique()) > 8
+
+
+def test_spectral_loss_tells_what_is_heard() -> None:
+    time = torch.arange(24_000) / 24_000
+    tone = 0.3 * torch.sin(2 * torch.pi * 440 * time)[None]
+    shifted = 0.3 * torch.sin(2 * torch.pi * 440 * time + 1)[None]
+    other = 0.3 * torch.sin(2 * torch.pi * 700 * time)[None]
+    loss = SpectralLoss()
+    same, late, wrong = (loss(tone, each).item() for each in (tone, shifted, other))
+    assert same == 0
+    # Phase matters little, pitch a lot; the rest is what the edges hear.
+    assert late < 0.3 * wrong

@@ -1,0 +1,138 @@
+"""Dialogues are laid out as the engine will live them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipecat_personaplex.config import AGENT_CODES, TEXT, TEXT_EPAD, TEXT_PAD, USER_CODES
+from pipecat_personaplex.engine.prompting import build_prompt, text_prompt_tokens
+from pipecat_personaplex.engine.voices import Voice
+from tests.training.models import CONFIG, Letters, invented_pool
+from training.nano import script
+from training.nano.clips import AgentClip, share_beginnings
+from training.nano.dialogues import (
+    ANSWER_FRAMES,
+    YIELD_FRAMES,
+    DialogueWriter,
+    Track,
+    roughen,
+    word_tokens,
+)
+
+POOL = invented_pool()
+WRITER = DialogueWriter(POOL, Letters(), CONFIG)
+CHARACTER = script.Character("restaurant", "Owen", "You work here and your name is Owen.")
+
+
+def talk(seed: int, length: int = 600) -> Track:
+    return WRITER.talk(length, "NATF2", CHARACTER, np.random.default_rng(seed))
+
+
+def speaking(track: Track) -> torch.Tensor:
+    """Where the caller's codes are words; invented background is all threes."""
+    return (track.frames[:, USER_CODES] != 3).all(dim=1)
+
+
+def test_prompt_is_the_engines() -> None:
+    frames = WRITER.prompt("NATM1", "Be kind.", np.random.default_rng(0))
+    voice = Voice("NATM1", codes=POOL.voices["NATM1"][0].long())
+    expected = build_prompt(voice, text_prompt_tokens("Be kind.", Letters()), CONFIG)
+    assert frames.shape[0] == expected.frames
+    example = WRITER.example(500, np.random.default_rng(3))
+    assert example.columns.shape == (500, 17)
+    start = torch.equal(example.columns[0], expected.columns[0])
+    assert start == bool(example.positions[0] == 0)
+
+
+def test_words_stand_at_their_onsets() -> None:
+    clip = AgentClip("no way out", torch.zeros(14, 8), [0, 5, 6])
+    tokens = word_tokens(clip, Letters())
+    no, way, out = (Letters().encode(word) for word in ("no", "way", "out"))
+    assert tokens[:2] == no
+    assert tokens[2:4] == [TEXT_PAD] * 2
+    assert tokens[4] == TEXT_EPAD
+    # The last word waits for the pieces of the one before.
+    assert tokens[5:8] == way
+    assert tokens[8:11] == out
+    assert tokens[11:] == [TEXT_PAD] * 3
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_agent_speaks_only_in_answers(seed: int) -> None:
+    track = talk(seed)
+    silent = (track.frames[:, AGENT_CODES] == 0).all(dim=1)
+    assert torch.equal(silent, ~track.audible)
+    text = track.frames[:, TEXT]
+    said = text[~track.audible]
+    assert set(said.tolist()) <= {TEXT_PAD, TEXT_EPAD}
+
+    starts = (track.audible & ~torch.roll(track.audible, 1)).nonzero()[:, 0].tolist()
+    assert starts, "a dialogue has answers"
+    for start in starts:
+        # Invented turns have 10 frames of tail after their words.
+        words_end = start - min(ANSWER_FRAMES)
+        assert speaking(track)[words_end - 15 : words_end].all()
+        assert text[start - 1] == TEXT_EPAD
+
+
+def test_interrupted_agent_falls_silent() -> None:
+    cut = 0
+    for seed in range(20):
+        track = talk(seed)
+        user = speaking(track)
+        begins = (user & ~torch.roll(user, 1)).nonzero()[:, 0].tolist()
+        for begin in begins:
+            if 3 < begin < len(user) - 12 and track.audible[begin]:
+                cut += 1
+                quiet_from = begin + 3 + YIELD_FRAMES
+                assert not track.audible[quiet_from : quiet_from + 4].any()
+    assert cut > 3
+
+
+def test_targets_are_the_next_columns() -> None:
+    example = WRITER.example(500, np.random.default_rng(3))
+    assert torch.equal(example.targets[:-1], example.columns[1:, :9])
+    assert example.text_weights[:20].sum() == 0, "prompts are given, not learnt"
+    assert (example.audio_weights == 1).any()
+
+
+def test_roughen_keeps_prompts_and_targets() -> None:
+    example = WRITER.example(500, np.random.default_rng(3))
+    columns, targets = example.columns.clone(), example.targets.clone()
+    roughen(example, CONFIG, np.random.default_rng(0))
+    assert torch.equal(example.targets, targets)
+    given = int(example.text_weights.nonzero()[0, 0])
+    assert given > 20, "this one has a prompt"
+    assert torch.equal(example.columns[:given, TEXT], columns[:given, TEXT])
+    assert not torch.equal(example.columns[:, AGENT_CODES], columns[:, AGENT_CODES])
+    assert (example.columns[:, 10:] == -1).any(), "callers' acoustic codes are dropped"
+    assert (example.columns[:, :10] >= 0).all()
+
+
+def test_held_out_wordings_are_held_out() -> None:
+    for intent in script.SHARED | script.RESTAURANT | script.TEACHER:
+        known, held = (set(script.wordings(intent, held_out)) for held_out in (False, True))
+        assert len(held) == 2
+        assert len(known) >= 6
+        assert not known & held
+
+
+def test_the_other_roles_questions_are_declined() -> None:
+    assert CHARACTER.answer("hello") == "Hello, this is Owen. What can I get you?"
+    assert CHARACTER.answer("moon") == script.ROLES["restaurant"].answers[script.REFUSAL]
+    nobody = script.Character("teacher", None, "You are a teacher.")
+    assert "{" not in nobody.answer("name")
+
+
+def test_no_sentence_tells_its_name_before_the_name() -> None:
+    clips = share_beginnings(POOL.agent["NATF2"])
+    assert clips.keys() == POOL.agent["NATF2"].keys()
+    owen, maya = (clips[f"Hello, this is {name}. What can I get you?"] for name in ("Owen", "Maya"))
+    name_starts = owen.onsets[3]
+    assert torch.equal(owen.codes[:name_starts], maya.codes[:name_starts])
+    assert not torch.equal(owen.codes[name_starts], maya.codes[name_starts])
+    assert torch.equal(
+        clips["You are welcome."].codes, POOL.agent["NATF2"]["You are welcome."].codes
+    )

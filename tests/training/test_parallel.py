@@ -1,0 +1,75 @@
+"""The training passes compute what the engine does, frame by frame."""
+
+from __future__ import annotations
+
+import torch
+
+from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES
+from pipecat_personaplex.engine.kv_cache import Batch, RunCache
+from pipecat_personaplex.engine.model_runner import CodecSlots, encode_stream
+from tests.training.models import CONFIG
+from training.nano.codec import new_codec
+from training.nano.parallel_codec import decode_latents, encode_latents
+from training.nano.parallel_lm import depth_logits, hidden_states, new_lm
+
+FRAMES = 17  # more than the codec's window holds
+
+
+def test_codec_pass_equals_stream() -> None:
+    torch.manual_seed(0)
+    mimi = new_codec(CONFIG.mimi).requires_grad_(False)
+    for group in (mimi.quantizer.semantic, mimi.quantizer.acoustic):
+        torch.nn.init.normal_(group.centroids)
+    mimi.reset_constants("cpu")
+    pcm = torch.randn(FRAMES * FRAME_SAMPLES) * 0.3
+    codes = mimi.quantizer.encode(encode_latents(mimi, pcm[None])[0])
+    assert torch.equal(codes, encode_stream(mimi, pcm))
+    assert len(codes.unique()) > 4, "codes that never change would prove nothing"
+
+    whole = decode_latents(mimi, mimi.quantizer.decode(codes)[None])[0]
+    device = torch.device("cpu")
+    slots, batch = CodecSlots(mimi, 1, device), Batch.of([0], device)
+    with torch.inference_mode():
+        parts = [
+            slots.decode(batch, codes[i : i + 1], [i], torch.tensor([i])) for i in range(FRAMES)
+        ]
+    torch.testing.assert_close(whole, torch.cat(parts, dim=1)[0], atol=1e-4, rtol=1e-3)
+
+
+def test_lm_pass_equals_engine_steps() -> None:
+    torch.manual_seed(0)
+    lm = new_lm(CONFIG.lm).requires_grad_(False)
+    columns = torch.randint(0, CONFIG.lm.card, (1, FRAMES, 17))
+    columns[0, 3, 12] = -1
+    positions = torch.arange(FRAMES)[None]
+    hidden = hidden_states(lm, columns, positions)
+
+    config = CONFIG.lm
+    cache = RunCache(
+        layers=config.num_layers,
+        heads=config.num_heads,
+        length=FRAMES,
+        window=config.window,
+        head_dim=config.dim // config.num_heads,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    stepped = []
+    with torch.inference_mode():
+        for position in range(FRAMES):
+            here = slice(position, position + 1)
+            stepped.append(lm(lm.embed(columns[:, here]), positions[:, here], cache.begin(1)))
+    torch.testing.assert_close(hidden, torch.cat(stepped, dim=1), atol=1e-5, rtol=1e-4)
+
+    text = torch.randint(0, CONFIG.lm.text_card, (FRAMES,))
+    codes = torch.randint(0, CONFIG.lm.card, (FRAMES, CODEBOOKS))
+    logits = depth_logits(lm.depth, hidden[0], text, codes)
+    seen: list[torch.Tensor] = []
+
+    def forced(step: int, given: torch.Tensor) -> torch.Tensor:
+        seen.append(given)
+        return codes[:, step]
+
+    with torch.inference_mode():
+        lm.depth(hidden[0], text, forced)
+    torch.testing.assert_close(logits, torch.stack(seen), atol=1e-5, rtol=1e-4)

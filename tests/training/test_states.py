@@ -1,0 +1,105 @@
+"""Training goes on where it was cut off, and what it leaves can be loaded by the engine."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipecat_personaplex.engine.checkpoint import load_checkpoint
+from tests.golden_data import CHECKPOINT
+from tests.training.models import CONFIG, invented_pool
+from training.nano import lm as lm_training
+from training.nano.clips import Pool
+from training.nano.codec import new_codec
+from training.nano.export import write_models
+from training.nano.parallel_lm import new_lm
+from training.nano.progress import Clock, load_state, save_state
+
+TOKENIZER = CHECKPOINT / "tokenizer_spm_32k_3.model"
+
+
+def test_pool_survives_the_disk(tmp_path: Path) -> None:
+    pool = invented_pool()
+    pool.save(tmp_path / "pool.pt")
+    loaded = Pool.load(tmp_path / "pool.pt")
+    assert loaded.silence == pool.silence
+    ours, theirs = loaded.callers[1].clips["menu"][0], pool.callers[1].clips["menu"][0]
+    assert torch.equal(ours.codes, theirs.codes)
+    assert ours.heard == theirs.heard
+    sentence = "You are welcome."
+    assert loaded.agent["NATM1"][sentence].onsets == pool.agent["NATM1"][sentence].onsets
+
+
+def test_pauses_are_no_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: now[0])
+    clock = Clock(budget=60)
+    now[0] = 2.0
+    clock.tick()
+    now[0] = 3602.0  # stopped for an hour
+    clock.tick()
+    assert clock.spent < 20
+    assert not clock.done
+    assert clock.rate_factor(0) < clock.rate_factor(50)
+
+
+def test_a_cut_off_write_leaves_the_last_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state.pt"
+    save_state(path, {"step": 1})
+
+    def fail(state: object, part: Path) -> None:
+        part.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("training.nano.progress.torch.save", fail)
+    with pytest.raises(OSError, match="full"):
+        save_state(path, {"step": 2})
+    assert load_state(path) == {"step": 1}
+
+
+def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm_training, "LM_CONFIG", CONFIG.lm)
+    monkeypatch.setattr(lm_training, "MIMI_CONFIG", CONFIG.mimi)
+    invented_pool().save(tmp_path / "pool.pt")
+    shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
+    ticks = itertools.count()
+    monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: float(next(ticks)))
+
+    def train(seconds: int) -> dict[str, Any]:
+        run = lm_training.LMRun(minutes=seconds / 60, batch=1, length=300)
+        lm_training.train_lm(tmp_path, run, torch.device("cpu"))
+        return load_state(tmp_path / "lm.pt")
+
+    first = train(12)
+    assert first["step"] == 12
+    second = train(20)
+    assert second["step"] == 20
+    moments = next(iter(second["optimizer"]["state"].values()))
+    assert moments["step"] == 20, "the optimizer went on too"
+    assert train(20)["step"] == 20, "the budget was spent"
+    for line in (tmp_path / "lm.jsonl").read_text().splitlines():
+        assert json.loads(line)["loss"] > 0
+
+
+def test_exported_models_load_unchanged(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    lm, mimi = new_lm(CONFIG.lm), new_codec(CONFIG.mimi)
+    for group in (mimi.quantizer.semantic, mimi.quantizer.acoustic):
+        torch.nn.init.normal_(group.centroids)
+    write_models(tmp_path, CONFIG, lm, mimi, TOKENIZER)
+    loaded = load_checkpoint(tmp_path, device=torch.device("cpu"), dtype=torch.float32)
+    assert loaded.config == CONFIG
+    for ours, theirs, rounding in ((lm, loaded.lm, 1e-2), (mimi, loaded.mimi, 1e-6)):
+        expected = dict(ours.named_parameters())
+        found = dict(theirs.named_parameters())
+        assert found.keys() == expected.keys(), "none is large enough to be packed"
+        for name, parameter in found.items():
+            torch.testing.assert_close(parameter, expected[name].detach(), atol=1e-3, rtol=rounding)

@@ -1,0 +1,1 @@
+"""Recipes that make checkpoints; no part of the installed package."""

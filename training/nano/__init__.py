@@ -1,0 +1,1 @@
+"""The nano checkpoint's recipe: speech, codec, language model, evaluation, export."""

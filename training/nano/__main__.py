@@ -1,0 +1,111 @@
+"""Each phase of the recipe is a command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, cast
+
+import torch
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+Folder = Annotated[Path, typer.Option(help="Where states and logs go.")]
+
+
+@app.callback()
+def main() -> None:
+    """Make the nano checkpoint: codec, language model, evaluation, export."""
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@app.command()
+def codec(
+    phase: Annotated[str, typer.Argument(help="autoencoder, quantizer or decoder.")],
+    minutes: Annotated[float, typer.Option(help="Training time.")],
+    folder: Folder = Path("runs/nano"),
+) -> None:
+    """Train the codec, one phase at a time; run again to resume."""
+    from training.nano.codec import CodecRun, Phase, train_codec
+
+    train_codec(folder, CodecRun(cast(Phase, phase), minutes), _device())
+
+
+@app.command()
+def clips(
+    folder: Folder = Path("runs/nano"),
+    callers: Annotated[int, typer.Option(help="Voices over a background.")] = 56,
+    turns: Annotated[int, typer.Option(help="What each of them says.")] = 29,
+) -> None:
+    """Speak and encode what dialogues are made of, and train the tokenizer."""
+    from training.nano.clips import make_pool
+    from training.nano.codec import load_codec
+    from training.nano.tokenizer import train_tokenizer
+
+    mimi = load_codec(folder / "codec.pt", _device())
+    make_pool(mimi, callers, turns, _device()).save(folder / "pool.pt")
+    train_tokenizer(folder / "tokenizer.model")
+
+
+@app.command()
+def lm(
+    minutes: Annotated[float, typer.Option(help="Training time.")],
+    folder: Folder = Path("runs/nano"),
+) -> None:
+    """Train the language model; run again to resume."""
+    from training.nano.lm import LMRun, train_lm
+
+    train_lm(folder, LMRun(minutes), _device())
+
+
+@app.command()
+def export(
+    folder: Folder = Path("runs/nano"),
+    output: Annotated[Path, typer.Option(help="The checkpoint.")] = Path(
+        "pipecat_personaplex/nano"
+    ),
+) -> None:
+    """Write the checkpoint in the release's layout."""
+    from training.nano.clips import Pool
+    from training.nano.codec import load_codec
+    from training.nano.export import write_models, write_voices
+    from training.nano.lm import load_lm, model_config
+
+    config = model_config(Pool.load(folder / "pool.pt"))
+    mimi = load_codec(folder / "codec.pt", torch.device("cpu"))
+    lm = load_lm(folder / "lm.pt", config)
+    write_models(output, config, lm, mimi, folder / "tokenizer.model")
+    write_voices(output)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Option(help="The checkpoint.")] = Path("pipecat_personaplex/nano"),
+    calls: Annotated[int, typer.Option(help="Of each kind and seed.")] = 16,
+    silence: Annotated[bool, typer.Option(help="Also listen to five minutes of silence.")] = True,
+) -> None:
+    """Hold calls with held-out voices, wordings and noises; print what went well."""
+    from training.nano.evaluate import evaluate as measure
+
+    for part, figures in measure(model, calls, silence).items():
+        typer.echo(json.dumps({"part": part} | {k: round(v, 3) for k, v in figures.items()}))
+
+
+@app.command()
+def samples(
+    model: Annotated[Path, typer.Option(help="The checkpoint.")] = Path("pipecat_personaplex/nano"),
+    output: Annotated[Path, typer.Option(help="Where sounds and pictures go.")] = Path(
+        "pipecat_personaplex/nano/samples"
+    ),
+) -> None:
+    """Write calls to listen to, and spectrograms."""
+    from training.nano.samples import write_samples
+
+    write_samples(model, output)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,360 @@
+"""Everything that is said, once as codes: dialogues are then laid out without the codec.
+
+An agent's sentence starts on a frame boundary after silence, so its codes are the same wherever it
+stands. A caller's clip brings its own background before and after the words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipecat_personaplex.audio import normalize_loudness
+from pipecat_personaplex.config import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
+from pipecat_personaplex.models.mimi.codec import Mimi
+from training.nano import script
+from training.nano.codec_data import place, vary
+from training.nano.espeak import Manner, Pcm, Utterance, speaker
+from training.nano.material import sentence
+from training.nano.noise import HELD_OUT_NOISES, TRAINING_NOISES, Noise, rms
+from training.nano.parallel_codec import encode_latents
+from training.nano.progress import load_state, save_state
+from training.nano.voices import AGENT_VOICES, draw_user_voice
+
+VOICE_SAMPLE_FRAMES = 22
+_VOICE_SAMPLES = 6
+_AGENT_LEAD_FRAMES = 12
+_AGENT_TAIL_FRAMES = 3
+_USER_LEAD_SECONDS = 0.4
+_USER_TAIL_SECONDS = 0.8
+_BACKGROUND_SECONDS = 10.0
+_BATCH = 8
+# A caller who stops after one of these has not finished.
+_UNFINISHED = frozenset(
+    "a an the is are do does can could i i'd i'll you we what how which of to by with me my your "
+    "would many long fast much in and or not at when why where on have want like for give tell "
+    "have should very".split()
+)
+_FILLERS = ("Um,", "Well,", "So,", "Er,", "Uh,")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class AgentClip:
+    """A sentence in one of the agent's voices.
+
+    Attributes:
+        codes: [F, 8], from its first frame to its fading.
+        onsets: The frame at which each word of ``text.split()`` begins.
+    """
+
+    text: str
+    codes: Tensor
+    onsets: list[int]
+
+
+@dataclass(frozen=True)
+class UserClip:
+    """A caller's turn.
+
+    Attributes:
+        intent: What is wanted.
+        codes: [F, 8], background before and after included.
+        start: The frame in which the words begin.
+        end: The first frame after the words.
+        heard: Frames by whose end a word has been said, and which, as in ``script.caller_words``.
+    """
+
+    intent: str
+    codes: Tensor
+    start: int
+    end: int
+    heard: list[tuple[int, int]]
+
+
+@dataclass
+class Caller:
+    """One voice over one background.
+
+    Attributes:
+        background: Codes without any words, [F, 8].
+        clips: Turns, by intent.
+    """
+
+    background: Tensor
+    clips: dict[str, list[UserClip]] = field(default_factory=dict)
+
+
+@dataclass
+class Pool:
+    """All there is to lay dialogues out of.
+
+    Attributes:
+        silence: The codes of digital silence, 8.
+        sine: The codes of a 440 Hz tone, 8.
+        voices: Of each agent voice, the codes of some samples, [VOICE_SAMPLE_FRAMES, 8] each.
+        agent: Of each agent voice, its sentences.
+        callers: Those who ask.
+    """
+
+    silence: list[int]
+    sine: list[int]
+    voices: dict[str, list[Tensor]]
+    agent: dict[str, dict[str, AgentClip]]
+    callers: list[Caller]
+
+    def save(self, path: Path) -> None:
+        """Write all codes."""
+        save_state(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> Pool:
+        """Read what ``save`` wrote."""
+        state: dict[str, Any] = load_state(path)
+        return cls(
+            silence=state["silence"],
+            sine=state["sine"],
+            voices=state["voices"],
+            agent={
+                voice: {text: AgentClip(**clip) for text, clip in clips.items()}
+                for voice, clips in state["agent"].items()
+            },
+            callers=[
+                Caller(
+                    caller["background"],
+                    {
+                        intent: [UserClip(**clip) for clip in clips]
+                        for intent, clips in caller["clips"].items()
+                    },
+                )
+                for caller in state["callers"]
+            ],
+        )
+
+
+@torch.no_grad()
+def encode_all(mimi: Mimi, recordings: list[Pcm], device: torch.device) -> list[Tensor]:
+    """Codes of each recording, [F, 8] int16; the last frame is filled up with silence."""
+    codes: list[Tensor] = [torch.empty(0)] * len(recordings)
+    order = sorted(range(len(recordings)), key=lambda index: len(recordings[index]))
+    for some in _batched(order, _BATCH):
+        frames = -(-len(recordings[some[-1]]) // FRAME_SAMPLES)
+        pcm = torch.zeros(len(some), frames * FRAME_SAMPLES)
+        for row, index in enumerate(some):
+            pcm[row, : len(recordings[index])] = torch.from_numpy(recordings[index])
+        latents = encode_latents(mimi, pcm.to(device))
+        found = mimi.quantizer.encode(latents.flatten(0, 1)).view(len(some), frames, -1)
+        for row, index in enumerate(some):
+            length = -(-len(recordings[index]) // FRAME_SAMPLES)
+            codes[index] = found[row, :length].to(torch.int16).cpu().clone()
+    return codes
+
+
+def _batched(items: list[_T], size: int) -> Iterable[list[_T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def steady_codes(mimi: Mimi, pcm: Pcm, device: torch.device) -> list[int]:
+    """The code that each codebook settles on."""
+    codes = encode_all(mimi, [pcm], device)[0][len(pcm) // FRAME_SAMPLES // 2 :]
+    return [int(value) for value in codes.mode(dim=0).values]
+
+
+def voice_sample(name: str, seed: int) -> Pcm:
+    """A short recording of an agent's voice, at the level that voices are encoded at."""
+    random = np.random.default_rng([seed, 77])
+    pcm = np.zeros(VOICE_SAMPLE_FRAMES * FRAME_SAMPLES, np.float32)
+    spoken = np.concatenate(
+        [speaker().say(sentence(random), AGENT_VOICES[name]).pcm for _ in range(2)]
+    )
+    place(spoken, pcm, 0)
+    return normalize_loudness(pcm)
+
+
+def agent_clips(mimi: Mimi, voice: str, device: torch.device) -> dict[str, AgentClip]:
+    """Every sentence of the script in one voice."""
+    spoken = [speaker().say(text, AGENT_VOICES[voice]) for text in script.all_sentences()]
+    recordings = []
+    for utterance in spoken:
+        frames = _AGENT_LEAD_FRAMES + -(-len(utterance.pcm) // FRAME_SAMPLES) + _AGENT_TAIL_FRAMES
+        pcm = np.zeros(frames * FRAME_SAMPLES, np.float32)
+        place(utterance.pcm, pcm, _AGENT_LEAD_FRAMES * FRAME_SAMPLES)
+        recordings.append(pcm)
+    clips = {}
+    for utterance, codes in zip(spoken, encode_all(mimi, recordings, device), strict=True):
+        onsets = [int(onset / FRAME_SECONDS) for _, onset in utterance.words]
+        clips[utterance.text] = AgentClip(utterance.text, codes[_AGENT_LEAD_FRAMES:], onsets)
+    return share_beginnings(clips)
+
+
+def share_beginnings(clips: dict[str, AgentClip]) -> dict[str, AgentClip]:
+    """Give sentences that differ in a name alone the same codes before it.
+
+    espeak never says a word twice alike. Were each name's sentence to keep its own beginning, a
+    model would know the name by it, and would draw the one with the other, whatever its prompt
+    says.
+    """
+    shared: dict[str, AgentClip] = {}
+    result = {}
+    for text, clip in clips.items():
+        words = text.split()
+        named = [place for place, word in enumerate(words) if word.strip(".,") in script.NAMES]
+        if not named:
+            result[text] = clip
+            continue
+        first = shared.setdefault(" ".join(words[: named[0]] + words[named[0] + 1 :]), clip)
+        same = min(first.onsets[named[0]], clip.onsets[named[0]])
+        codes = torch.cat((first.codes[:same], clip.codes[same:]))
+        result[text] = AgentClip(text, codes, clip.onsets)
+    return result
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Words of a caller as audio, with a pause in their midst or without.
+
+    Attributes:
+        pcm: From the first word to the last.
+        pause: Where the pause is, in seconds from the start; None for none.
+        words: Each word and when it has been said, in seconds from the start.
+    """
+
+    pcm: Pcm
+    pause: tuple[float, float] | None
+    words: list[tuple[str, float]]
+
+
+def speak_turn(text: str, manner: Manner, random: np.random.Generator, pause: bool) -> Turn:
+    """Say a caller's words; with ``pause``, stop for 0.3 to 0.9 s where they are unfinished."""
+    say = speaker().say
+    manner = vary(manner, random)
+    words = text.split()
+    cuts = [index for index in range(1, len(words)) if words[index - 1].lower() in _UNFINISHED]
+    if pause and cuts:
+        cut = cuts[int(random.integers(len(cuts)))]
+        first, second = say(" ".join(words[:cut]) + ",", manner), say(" ".join(words[cut:]), manner)
+    elif pause:
+        first, second = say(str(random.choice(_FILLERS)), manner), say(text, manner)
+    else:
+        whole = say(text, manner)
+        return Turn(whole.pcm, None, _word_ends(whole, 0.0))
+    start = first.seconds
+    gap = np.zeros(int(random.uniform(0.3, 0.9) * SAMPLE_RATE), np.float32)
+    resumed = start + len(gap) / SAMPLE_RATE
+    return Turn(
+        np.concatenate([first.pcm, gap, second.pcm]),
+        (start, resumed),
+        _word_ends(first, 0.0) + _word_ends(second, resumed),
+    )
+
+
+def _word_ends(utterance: Utterance, start: float) -> list[tuple[str, float]]:
+    ends = [onset for _, onset in utterance.words[1:]] + [utterance.seconds]
+    return [(word, start + end) for (word, _), end in zip(utterance.words, ends, strict=True)]
+
+
+@dataclass(frozen=True)
+class Background:
+    """What is heard behind a caller, and how loud the caller is."""
+
+    noise: Noise | None
+    snr: float
+    gain: float
+
+    @classmethod
+    def draw(cls, random: np.random.Generator, held_out: bool = False) -> Background:
+        """Clean for one caller in four, else one of the kinds of noise at 15 to 40 dB."""
+        kinds = HELD_OUT_NOISES if held_out else TRAINING_NOISES
+        clean = random.random() < 0.25
+        return cls(
+            noise=None if clean else kinds[int(random.integers(len(kinds)))],
+            snr=float(random.uniform(15, 40)),
+            gain=float(10 ** (random.uniform(-10, 2) / 20)),
+        )
+
+    def over(self, pcm: Pcm, speech_rms: float, random: np.random.Generator) -> Pcm:
+        """A track as the microphone hears it."""
+        if self.noise is not None:
+            level = speech_rms * 10 ** (-self.snr / 20)
+            pcm = pcm + level * self.noise(random, len(pcm))
+        return (pcm * self.gain).clip(-1, 1).astype(np.float32)
+
+
+def make_caller(
+    mimi: Mimi, manner: Manner, turns: int, random: np.random.Generator, device: torch.device
+) -> Caller:
+    """One voice over one background, saying some of the training wordings."""
+    background = Background.draw(random)
+    known = list(script.SHARED | script.RESTAURANT | script.TEACHER)
+    words = {word: index for index, word in enumerate(script.caller_words())}
+    recordings, spans = [], []
+    for index in range(turns):
+        intent = known[index % len(known)]
+        texts = script.wordings(intent, held_out=False)
+        text = texts[int(random.integers(len(texts)))]
+        turn = speak_turn(text, manner, random, pause=random.random() < 0.4)
+        lead = _USER_LEAD_SECONDS + random.uniform(0, FRAME_SECONDS)
+        length = lead + len(turn.pcm) / SAMPLE_RATE + _USER_TAIL_SECONDS
+        pcm = np.zeros(int(length * SAMPLE_RATE), np.float32)
+        place(turn.pcm, pcm, int(lead * SAMPLE_RATE))
+        recordings.append(background.over(pcm, rms(turn.pcm), random))
+        end = lead + len(turn.pcm) / SAMPLE_RATE
+        heard = [
+            (-int(-(lead + said) // FRAME_SECONDS), words[script.bare(word)])
+            for word, said in turn.words
+            if script.bare(word) in words
+        ]
+        spans.append((intent, int(lead / FRAME_SECONDS), -int(-end // FRAME_SECONDS), heard))
+    quiet = np.zeros(int(_BACKGROUND_SECONDS * SAMPLE_RATE), np.float32)
+    recordings.append(background.over(quiet, 0.09, random))
+    *codes, silence = encode_all(mimi, recordings, device)
+    caller = Caller(silence)
+    for (intent, start, end, heard), clip in zip(spans, codes, strict=True):
+        turn_clip = UserClip(intent, clip, start, end, heard)
+        caller.clips.setdefault(intent, []).append(turn_clip)
+    return caller
+
+
+def make_pool(
+    mimi: Mimi,
+    callers: int,
+    turns: int,
+    device: torch.device,
+    seed: int = 0,
+    told: Callable[[int], object] = print,
+) -> Pool:
+    """Speak and encode everything.
+
+    Args:
+        mimi: The trained codec; its encoder and codebooks must not change afterwards.
+        callers: How many, each with a voice of its own.
+        turns: Of each.
+        device: Where the codec is.
+        seed: Of voices, wordings and backgrounds.
+        told: Gets the number of callers made so far.
+    """
+    random = np.random.default_rng(seed)
+    seconds = 8 * SAMPLE_RATE
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(seconds) / SAMPLE_RATE)
+    made = []
+    for index in range(callers):
+        made.append(make_caller(mimi, draw_user_voice(random), turns, random, device))
+        told(index + 1)
+    return Pool(
+        silence=steady_codes(mimi, np.zeros(seconds, np.float32), device),
+        sine=steady_codes(mimi, tone.astype(np.float32), device),
+        voices={
+            name: encode_all(
+                mimi, [voice_sample(name, seed) for seed in range(_VOICE_SAMPLES)], device
+            )
+            for name in AGENT_VOICES
+        },
+        agent={name: agent_clips(mimi, name, device) for name in AGENT_VOICES},
+        callers=made,
+    )

@@ -1,0 +1,138 @@
+"""Excerpts for the codec: clean agents and callers in noise, with the phonemes of each frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipecat_personaplex.config import FRAME_SAMPLES, FRAME_SECONDS
+from training.nano.espeak import Manner, Pcm, Utterance, speaker
+from training.nano.material import WORDS, sentence
+from training.nano.noise import TRAINING_NOISES, rms
+from training.nano.voices import ACCENTS, AGENT_VOICES, draw_user_voice
+
+# Of excerpts, and of what stands before a sentence in one.
+_AGENT_SHARE = 0.7
+_SILENCE_SHARE = 0.04
+_LEAD_SECONDS = 0.8
+_SENTENCES_EACH = 8
+# Shorter overlaps of a phoneme with a frame cannot be heard in it.
+_MIN_OVERLAP = 0.02
+
+
+class Phonemes:
+    """espeak's phonemes as columns of a multi-hot target; column 0 is silence."""
+
+    def __init__(self, names: list[str]):
+        self._columns = {name: 1 + index for index, name in enumerate(names)}
+
+    @classmethod
+    def of_english(cls) -> Phonemes:
+        """All that espeak uses for our words in our accents: the same in every run."""
+        spoken = [speaker().say(" ".join(WORDS), Manner(accent)) for accent in sorted(ACCENTS)]
+        return cls(sorted({n for u in spoken for n, _ in u.phonemes if not n.startswith("_")}))
+
+    def __len__(self) -> int:
+        return 1 + len(self._columns)
+
+    def targets(self, utterance: Utterance, lead: float, frames: int) -> Tensor:
+        """Multi-hot [frames, phonemes] of an utterance that starts ``lead`` seconds in."""
+        target = torch.zeros(frames, len(self))
+        onsets = [onset for _, onset in utterance.phonemes] + [utterance.seconds]
+        for (name, start), end in zip(utterance.phonemes, onsets[1:], strict=True):
+            column = self._columns.get(name)
+            if column is None:
+                continue
+            first = int(max(0.0, (lead + start + _MIN_OVERLAP) / FRAME_SECONDS))
+            last = int((lead + end - _MIN_OVERLAP) / FRAME_SECONDS)
+            target[first : max(first, last) + 1, column] = 1
+        target[:, 0] = (target[:, 1:].sum(dim=1) == 0).float()
+        return target
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Audio [B, frames * 1920] and phonemes [B, frames, phonemes]."""
+
+    pcm: Tensor
+    phonemes: Tensor
+
+
+class CodecData:
+    """A pool of utterances, cut into excerpts with a lead, a level and a noise of their own.
+
+    Args:
+        agent_sentences: For each of the agent's voices.
+        users: Callers' voices.
+        seed: Of the sentences.
+    """
+
+    def __init__(self, agent_sentences: int, users: int, seed: int = 0):
+        random = np.random.default_rng(seed)
+        self._agents = [
+            speaker().say(sentence(random), vary(manner, random))
+            for manner in AGENT_VOICES.values()
+            for _ in range(agent_sentences)
+        ]
+        self._users = [
+            speaker().say(sentence(random), manner)
+            for manner in (draw_user_voice(random) for _ in range(users))
+            for _ in range(_SENTENCES_EACH)
+        ]
+        self.phonemes = Phonemes.of_english()
+
+    def batch(self, random: np.random.Generator, size: int, frames: int) -> Batch:
+        """Draw excerpts."""
+        rows = [self._excerpt(random, frames) for _ in range(size)]
+        return Batch(torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows]))
+
+    def _excerpt(self, random: np.random.Generator, frames: int) -> tuple[Tensor, Tensor]:
+        samples = frames * FRAME_SAMPLES
+        pcm = np.zeros(samples, np.float32)
+        agent = random.random() < _AGENT_SHARE
+        pool = self._agents if agent else self._users
+        utterance = pool[int(random.integers(len(pool)))]
+        # A negative lead begins in the middle of the sentence.
+        lead = float(random.uniform(-utterance.seconds * 0.7, _LEAD_SECONDS))
+        if agent:
+            # An agent's sentence begins on a frame, as it does in the dialogues.
+            lead = round(lead / FRAME_SECONDS) * FRAME_SECONDS
+        place(utterance.pcm, pcm, round(lead * 24_000))
+        target = self.phonemes.targets(utterance, lead, frames)
+        if random.random() < _SILENCE_SHARE:
+            pcm[:] = 0
+            target = torch.zeros_like(target)
+            target[:, 0] = 1
+        if not agent:
+            pcm = degrade(pcm, rms(utterance.pcm), random)
+        return torch.from_numpy(pcm), target
+
+
+def vary(manner: Manner, random: np.random.Generator) -> Manner:
+    """The same voice a little faster or slower, higher or lower."""
+    return Manner(
+        manner.voice,
+        manner.rate + int(random.integers(-10, 11)),
+        manner.pitch + int(random.integers(-4, 5)),
+        manner.range,
+    )
+
+
+def place(source: Pcm, into: Pcm, at: int) -> None:
+    """Add ``source`` to ``into`` at a sample, which may be negative; what juts out is cut."""
+    start, end = max(0, at), min(len(into), at + len(source))
+    if end > start:
+        into[start:end] += source[start - at : end - at]
+
+
+def degrade(pcm: Pcm, speech_rms: float, random: np.random.Generator) -> Pcm:
+    """A caller's level and background: none for one in four, else 15 to 40 dB below."""
+    gain = 10 ** (random.uniform(-14, 3) / 20)
+    if random.random() < 0.25:
+        return (pcm * gain).clip(-1, 1).astype(np.float32)
+    noise = TRAINING_NOISES[int(random.integers(len(TRAINING_NOISES)))](random, len(pcm))
+    level = speech_rms * 10 ** (-random.uniform(15, 40) / 20)
+    return ((pcm + level * noise) * gain).clip(-1, 1).astype(np.float32)

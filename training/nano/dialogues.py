@@ -1,0 +1,304 @@
+"""Two-track dialogues, laid out frame by frame from encoded clips.
+
+Timing is free: who waits how long, who pauses, who interrupts. What a model is to learn of it:
+an answer begins 240 to 400 ms after the last word, never in a pause inside a sentence; whoever is
+interrupted falls silent 240 ms later; and where nobody asks, nothing is said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipecat_personaplex.architecture import ModelConfig
+from pipecat_personaplex.config import (
+    AGENT_CODES,
+    CODEBOOKS,
+    STREAMS,
+    TEXT,
+    TEXT_EPAD,
+    TEXT_PAD,
+    USER_ACOUSTIC,
+    USER_CODES,
+    ZERO_TOKEN,
+)
+from pipecat_personaplex.engine.prompting import (
+    SILENCE_FRAMES,
+    Tokenizer,
+    text_prompt_tokens,
+)
+from pipecat_personaplex.engine.tokens import prompt_columns
+from training.nano import script
+from training.nano.clips import AgentClip, Caller, Pool, UserClip
+
+ANSWER_FRAMES = (3, 4, 5)
+_ANSWER_SHARES = (0.45, 0.4, 0.15)
+YIELD_FRAMES = 3
+_BARGE_IN_SHARE = 0.22
+_OTHER_ROLE_SHARE = 0.12
+# The shortest questions, and copying a name from the prompt, are learnt last: they come more often.
+_SHARED_SHARE = 0.35
+_LONG_SILENCE_SHARE = 0.1
+# Frames before the caller's words that still belong to the clip.
+_CLIP_LEAD = 3
+# Weights of the losses; everything else that is live weighs 1.
+_QUIET = 0.15
+_TEXT_PAD = 0.25
+_AFTER_SPEECH = 6
+# One token in sixty, and the only one that must be copied from far back.
+_NAME_WEIGHT = 8.0
+# Of examples: no prompt; a prompt far back.
+_PROMPTLESS_SHARE = 0.08
+_LEAP_SHARE = 0.3
+
+
+@dataclass
+class Track:
+    """A dialogue under construction.
+
+    Attributes:
+        frames: [T, 17], what each frame says.
+        audible: [T], whether the agent's codes there are speech.
+        heard: [T], the caller's word that has just ended; -1 for none.
+    """
+
+    frames: Tensor
+    audible: Tensor
+    heard: Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training sequence.
+
+    Attributes:
+        columns: Inputs, [T, 17].
+        positions: Of the inputs, [T].
+        targets: What each input predicts: text and the agent's codes, [T, 9].
+        text_weights: [T].
+        audio_weights: [T].
+        heard: The caller's word that has ended in each frame, [T]; -1 for none.
+    """
+
+    columns: Tensor
+    positions: Tensor
+    targets: Tensor
+    text_weights: Tensor
+    audio_weights: Tensor
+    heard: Tensor
+
+
+def word_tokens(clip: AgentClip, tokenizer: Tokenizer) -> list[int]:
+    """The text stream under a sentence, one token a frame.
+
+    A word's pieces begin at its onset, later only where the word before still needs the frames;
+    EPAD stands before each word that padding parts from the last.
+    """
+    tokens = [TEXT_PAD] * len(clip.codes)
+    free = 0
+    for word, onset in zip(clip.text.split(), clip.onsets, strict=True):
+        start = max(onset, free)
+        if start > free:
+            tokens[start - 1] = TEXT_EPAD
+        for piece in tokenizer.encode(word):
+            if start < len(tokens):
+                tokens[start] = piece
+            start += 1
+        free = start
+    return tokens
+
+
+class DialogueWriter:
+    """Lays out dialogues.
+
+    Args:
+        pool: The clips.
+        tokenizer: The model's.
+        config: The model's architecture and special codes.
+    """
+
+    def __init__(self, pool: Pool, tokenizer: Tokenizer, config: ModelConfig):
+        self._pool, self._tokenizer, self._config = pool, tokenizer, config
+        self._silence = torch.tensor(config.silence_codes)
+        self._names = torch.tensor([tokenizer.encode(name)[0] for name in script.NAMES])
+        self._texts = {
+            (voice, text): torch.tensor(word_tokens(clip, tokenizer))
+            for voice, clips in pool.agent.items()
+            for text, clip in clips.items()
+        }
+
+    def prompt(self, voice: str, text: str, random: np.random.Generator) -> Tensor:
+        """The frames of a persona, [P, 17], as the engine lays them out."""
+        samples = self._pool.voices[voice]
+        sample = samples[int(random.integers(len(samples)))]
+        tokens = text_prompt_tokens(text, self._tokenizer)
+        count = len(sample) + len(tokens) + 2 * SILENCE_FRAMES
+        frames = torch.empty(count, STREAMS, dtype=torch.int64)
+        frames[:, TEXT] = TEXT_PAD
+        start = len(sample) + SILENCE_FRAMES
+        frames[start : start + len(tokens), TEXT] = torch.tensor(tokens)
+        frames[:, AGENT_CODES] = self._silence
+        frames[: len(sample), AGENT_CODES] = sample.long()
+        frames[:, USER_CODES] = torch.tensor(self._config.sine_codes)
+        return frames
+
+    def talk(
+        self, length: int, voice: str, character: script.Character, random: np.random.Generator
+    ) -> Track:
+        """``length`` frames of a conversation."""
+        caller = self._pool.callers[int(random.integers(len(self._pool.callers)))]
+        frames = torch.empty(length, STREAMS, dtype=torch.int64)
+        frames[:, TEXT] = TEXT_PAD
+        frames[:, AGENT_CODES] = self._silence
+        frames[:, USER_CODES] = _background(caller, length, random)
+        track = Track(frames, torch.zeros(length, dtype=torch.bool), torch.full((length,), -1))
+        at = int(random.integers(2, 30))
+        while at < length:
+            asked = self._ask(caller, character, random)
+            words = asked.end - asked.start
+            _write(track.frames, asked.codes, at - asked.start, USER_CODES, max(0, at - _CLIP_LEAD))
+            for frame, word in asked.heard:
+                if 0 <= (place := at - asked.start + frame) < length:
+                    track.heard[place] = word
+            begin = at + words + int(random.choice(ANSWER_FRAMES, p=_ANSWER_SHARES))
+            text = character.answer(asked.intent)
+            clip = self._pool.agent[voice][text]
+            spoken = len(clip.codes)
+            if random.random() < _BARGE_IN_SHARE:
+                at = begin + int(random.integers(5, max(6, spoken - 6)))
+                stop_before = at + YIELD_FRAMES
+            else:
+                at = begin + spoken + _gap(random)
+                stop_before = length
+            self._answer(track, voice, clip, begin, stop_before)
+        return track
+
+    def _ask(
+        self, caller: Caller, character: script.Character, random: np.random.Generator
+    ) -> UserClip:
+        own = script.intents(character.role)
+        kind = random.random()
+        if kind < _SHARED_SHARE:
+            intents = [*script.SHARED, "hello", "name"]
+        else:
+            other = kind > 1 - _OTHER_ROLE_SHARE
+            intents = [intent for intent in caller.clips if (intent in own) != other]
+        clips = caller.clips[intents[int(random.integers(len(intents)))]]
+        return clips[int(random.integers(len(clips)))]
+
+    def _answer(
+        self, track: Track, voice: str, clip: AgentClip, begin: int, stop_before: int
+    ) -> None:
+        end = min(begin + len(clip.codes), stop_before, len(track.frames))
+        count = end - begin
+        if count <= 0:
+            return
+        track.frames[begin:end, AGENT_CODES] = clip.codes[:count].long()
+        track.frames[begin:end, TEXT] = self._texts[voice, clip.text][:count]
+        track.frames[begin - 1, TEXT] = TEXT_EPAD
+        track.audible[begin:end] = True
+
+    def example(self, length: int, random: np.random.Generator) -> Example:
+        """A dialogue of ``length`` frames with its prompt, or a later part of one.
+
+        Most start with their prompt. Some continue after a leap in position, as in a long call
+        whose middle says nothing of use; some have no prompt any more, as when it has left the
+        window.
+        """
+        voices = list(self._pool.voices)
+        voice = voices[int(random.integers(len(voices)))]
+        character = script.draw_character(random)
+        kind = random.random()
+        if kind < _PROMPTLESS_SHARE:
+            prompt = torch.empty(0, STREAMS, dtype=torch.int64)
+            cut = int(random.integers(40, 120))
+        else:
+            prompt = self.prompt(voice, character.prompt, random)
+            cut = 0
+        live = len(prompt)
+        # One frame more than there are inputs: each predicts the next.
+        track = self.talk(cut + length + 1 - live, voice, character, random)
+        columns = prompt_columns(torch.cat((prompt, track.frames)), self._config)
+        positions = torch.arange(length) + cut
+        if not live:
+            positions += int(random.integers(500, 3000))
+        elif kind < _PROMPTLESS_SHARE + _LEAP_SHARE:
+            positions[live:] += int(random.integers(0, self._config.lm.window - length))
+        before = torch.zeros(live, dtype=torch.bool)
+        columns = columns[cut : cut + length + 1]
+        audible = torch.cat((before, track.audible))[cut:]
+        heard = torch.cat((torch.full((live,), -1), track.heard))[cut : cut + length]
+        text_weights, audio_weights = _weights(columns[1:, TEXT], audible)
+        text_weights[torch.isin(columns[1:, TEXT], self._names)] = _NAME_WEIGHT
+        given = max(live - 1, 0)
+        text_weights[:given] = 0
+        audio_weights[:given] = 0
+        return Example(
+            columns[:-1].clone(),
+            positions,
+            columns[1:, : 1 + CODEBOOKS].clone(),
+            text_weights,
+            audio_weights,
+            heard,
+        )
+
+
+def _weights(text: Tensor, audible: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the losses of targets 1..T: text [T], and whether each of 0..T is speech, [T + 1]."""
+    # The acoustic codes of a column belong to the frame before; and what comes right after
+    # speech decides whether the agent falls silent.
+    near = audible.clone()
+    for back in range(1, _AFTER_SPEECH):
+        near[back:] |= audible[:-back]
+    near = near[1:]
+    audio = torch.where(near, 1.0, _QUIET)
+    padding = torch.where(near, _TEXT_PAD, _TEXT_PAD * _QUIET)
+    return torch.where(text == TEXT_PAD, padding, 1.0), audio
+
+
+def _gap(random: np.random.Generator) -> int:
+    """Frames from the agent's last word to the caller's next."""
+    if random.random() < _LONG_SILENCE_SHARE:
+        return int(random.integers(60, 220))
+    return int(random.integers(2, 30))
+
+
+def _background(caller: Caller, length: int, random: np.random.Generator) -> Tensor:
+    source = caller.background.long()
+    parts: list[Tensor] = []
+    while sum(map(len, parts)) < length:
+        start = int(random.integers(8, len(source) // 2))
+        parts.append(source[start:])
+    return torch.cat(parts)[:length]
+
+
+def _write(frames: Tensor, codes: Tensor, at: int, streams: slice, not_before: int) -> None:
+    start, end = max(at, not_before), min(len(frames), at + len(codes))
+    if end > start:
+        frames[start:end, streams] = codes[start - at : end - at].long()
+
+
+def roughen(example: Example, config: ModelConfig, random: np.random.Generator) -> None:
+    """Spoil some inputs in place: callers differ, and the agent's own draws may slip."""
+    columns = example.columns
+    user = columns[:, USER_ACOUSTIC]
+    if random.random() < 0.25:
+        user[:] = ZERO_TOKEN
+    else:
+        user[_some(random, user.shape, 0.2)] = ZERO_TOKEN
+    for streams, share in ((USER_CODES, 0.06), (AGENT_CODES, 0.08)):
+        part = columns[:, streams]
+        spoilt = _some(random, part.shape, share * random.random())
+        part[spoilt] = torch.from_numpy(random.integers(0, config.lm.card, part.shape))[spoilt]
+    # After a wrong word, what was asked still decides what comes next.
+    text = columns[:, TEXT]
+    live = (example.text_weights > 0) & (text != TEXT_PAD)
+    spoilt = live & _some(random, text.shape, 0.03)
+    text[spoilt] = torch.from_numpy(random.integers(0, config.lm.text_card, text.shape))[spoilt]
+
+
+def _some(random: np.random.Generator, shape: torch.Size, share: float) -> Tensor:
+    return torch.from_numpy(random.random(tuple(shape)) < share)

@@ -1,0 +1,170 @@
+"""Speech from espeak-ng's library, with the times of its words and phonemes.
+
+The library, called in this process, speaks some hundred times faster than real time; its events
+say where each word and phoneme begins, which is all the alignment that training needs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import re
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from pipecat_personaplex.config import SAMPLE_RATE
+
+Pcm = NDArray[np.float32]
+
+_SYNCHRONOUS = 2
+_WITH_PHONEMES = 1
+_UTF8 = 1
+_RATE, _PITCH, _RANGE = 1, 3, 4
+_WORD, _PHONEME = 1, 7
+# A phoneme that sounds is louder than this; espeak's own pauses are exact zeros.
+_AUDIBLE = 1e-3
+
+
+class _Id(ctypes.Union):
+    _fields_ = (("number", ctypes.c_int), ("string", ctypes.c_char * 8))
+
+
+class _Event(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", _Id),
+    )
+
+
+_CALLBACK = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
+)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How something is spoken.
+
+    Attributes:
+        voice: An espeak-ng voice and variant, such as ``en-us+f2``.
+        rate: Words a minute.
+        pitch: 0 to 100.
+        range: Of the pitch, 0 (monotone) to 100.
+    """
+
+    voice: str
+    rate: int = 165
+    pitch: int = 50
+    range: int = 50
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """Speech without the silence before and after it.
+
+    Attributes:
+        text: What is said.
+        pcm: float32 mono, 24 kHz.
+        words: Each word, as written between spaces, and its onset in seconds.
+        phonemes: Each phoneme's mnemonic and its onset in seconds.
+    """
+
+    text: str
+    pcm: Pcm
+    words: tuple[tuple[str, float], ...]
+    phonemes: tuple[tuple[str, float], ...]
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return len(self.pcm) / SAMPLE_RATE
+
+
+def _word_onsets(
+    text: str, marks: dict[int, float], seconds: float
+) -> tuple[tuple[str, float], ...]:
+    """The onset of each word between spaces.
+
+    espeak runs some words into one ("I am") and marks the first alone; the others are placed in
+    proportion to the letters between the marks around them.
+    """
+    known = sorted({0: 0.0, **marks, len(text): seconds}.items())
+    places, times = zip(*known, strict=True)
+    return tuple(
+        (match[0], float(np.interp(match.start(), places, times)))
+        for match in re.finditer(r"\S+", text)
+    )
+
+
+class Speaker:
+    """The library, which is one per process: use ``speaker()``."""
+
+    def __init__(self) -> None:
+        name = ctypes.util.find_library("espeak-ng")
+        if name is None:
+            raise RuntimeError("espeak-ng is not installed: apt-get install libespeak-ng1")
+        self._library = ctypes.CDLL(name)
+        self._rate = self._library.espeak_Initialize(_SYNCHRONOUS, 200, None, _WITH_PHONEMES)
+        if self._rate <= 0:
+            raise RuntimeError("espeak-ng could not be started")
+        self._samples: list[NDArray[np.int16]] = []
+        self._events: list[tuple[int, int, float, str]] = []
+        self._callback = _CALLBACK(self._collect)
+        self._library.espeak_SetSynthCallback(self._callback)
+
+    def _collect(self, wav: ctypes._Pointer[ctypes.c_short], count: int, events: object) -> int:
+        if wav and count > 0:
+            self._samples.append(np.ctypeslib.as_array(wav, shape=(count,)).copy())
+        index = 0
+        while (event := events[index]).type != 0:  # type: ignore[index]
+            if event.type in (_WORD, _PHONEME):
+                name = event.id.string.decode(errors="replace") if event.type == _PHONEME else ""
+                self._events.append((event.type, event.text_position, event.audio_position, name))
+            index += 1
+        return 0
+
+    def say(self, text: str, manner: Manner) -> Utterance:
+        """Speak ``text``. Its noise, and so its exact samples, differ from call to call."""
+        library = self._library
+        if library.espeak_SetVoiceByName(manner.voice.encode()) != 0:
+            raise ValueError(f"espeak-ng has no voice {manner.voice!r}")
+        for parameter, value in (
+            (_RATE, manner.rate),
+            (_PITCH, manner.pitch),
+            (_RANGE, manner.range),
+        ):
+            library.espeak_SetParameter(parameter, value, 0)
+        self._samples, self._events = [], []
+        data = text.encode()
+        library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8, None, None)
+        raw = np.concatenate(self._samples).astype(np.float32) / 32768
+        pcm = soxr.resample(raw, self._rate, SAMPLE_RATE).astype(np.float32)
+        loud = np.flatnonzero(np.abs(pcm) > _AUDIBLE)
+        start, end = (int(loud[0]), int(loud[-1]) + 1) if len(loud) else (0, len(pcm))
+        shift = start / SAMPLE_RATE
+        phonemes: list[tuple[str, float]] = []
+        marks: dict[int, float] = {}
+        for kind, position, milliseconds, name in self._events:
+            onset = max(0.0, milliseconds / 1000 - shift)
+            if kind == _WORD:
+                marks.setdefault(position - 1, onset)
+            elif name:
+                phonemes.append((name, onset))
+        words = _word_onsets(text, marks, (end - start) / SAMPLE_RATE)
+        return Utterance(text, pcm[start:end], words, tuple(phonemes))
+
+
+@cache
+def speaker() -> Speaker:
+    """The process's speaker."""
+    return Speaker()

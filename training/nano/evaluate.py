@@ -1,0 +1,257 @@
+"""Hold many calls with a checkpoint, through the engine, and count what went well."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pystoi import stoi
+
+from pipecat_personaplex.config import (
+    FRAME_SAMPLES,
+    SAMPLE_RATE,
+    TEXT_EPAD,
+    TEXT_PAD,
+    EngineConfig,
+    Persona,
+    SamplingParams,
+)
+from pipecat_personaplex.engine.engine import Conversation, Engine
+from training.nano import script
+from training.nano.calls import (
+    Spoken,
+    TestCall,
+    interrupting_calls,
+    question_calls,
+    reference,
+)
+from training.nano.espeak import Pcm
+
+SEEDS = (0, 1, 2)
+_CALLERS_AT_ONCE = 8
+_HOP = SAMPLE_RATE // 50
+# 20 ms of an agent's speech are louder than this, the codec's silence is not.
+_AUDIBLE_RMS = 0.008
+# An agent that is audible this long has begun to speak.
+_ONSET_HOPS = 4
+_LATEST_ANSWER = 2.0
+_SILENCE_SECONDS = 300
+# How alike a text must be to a sentence to be an attempt at it.
+_ALIKE = 0.6
+_ALIGN_SECONDS = 0.12
+
+
+@dataclass
+class Figures:
+    """What was counted, as lists of one value a case."""
+
+    intent: list[bool] = field(default_factory=list)
+    name: list[bool] = field(default_factory=list)
+    other_role: list[bool] = field(default_factory=list)
+    answered: list[bool] = field(default_factory=list)
+    delay: list[float] = field(default_factory=list)
+    pause_broken: list[bool] = field(default_factory=list)
+    yielded: list[bool] = field(default_factory=list)
+    yield_delay: list[float] = field(default_factory=list)
+    stoi: list[float] = field(default_factory=list)
+    spurious_onsets: list[int] = field(default_factory=list)
+
+    def summary(self) -> dict[str, float]:
+        """Shares, medians and means."""
+        result = {
+            "turns": float(len(self.answered)),
+            "intent_right": _mean(self.intent),
+            "name_right": _mean(self.name),
+            "other_role": _mean(self.other_role),
+            "answered": _mean(self.answered),
+            "delay_median_s": _median(self.delay),
+            "pauses": float(len(self.pause_broken)),
+            "pause_broken": _mean(self.pause_broken),
+            "barge_ins": float(len(self.yielded)),
+            "quiet_within_500ms": _mean(self.yielded),
+            "yield_median_s": _median(self.yield_delay),
+            "speech_stoi": _mean(self.stoi),
+        }
+        if self.spurious_onsets:
+            result["onsets_in_silence_max"] = float(max(self.spurious_onsets))
+        return result
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values)) if values else float("nan")
+
+
+def audible(pcm: Pcm) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Whether each 20 ms is speech; single ticks are not."""
+    hops = pcm[: len(pcm) // _HOP * _HOP].reshape(-1, _HOP)
+    loud = np.sqrt(np.mean(np.square(hops), axis=1)) > _AUDIBLE_RMS
+    runs = np.convolve(loud, np.ones(_ONSET_HOPS), "full")
+    # A hop counts where some run of ``_ONSET_HOPS`` loud ones covers it.
+    full = runs[_ONSET_HOPS - 1 :] == _ONSET_HOPS
+    covered = np.convolve(full, np.ones(_ONSET_HOPS), "full")[: len(loud)] > 0
+    return covered
+
+
+def onsets(pcm: Pcm, quiet_seconds: float = 0.5) -> list[float]:
+    """When speech begins after that much silence, in seconds."""
+    times: list[float] = []
+    last = -math.inf
+    for index in np.flatnonzero(audible(pcm)):
+        now = float(index) * _HOP / SAMPLE_RATE
+        if now - last > quiet_seconds:
+            times.append(now)
+        last = now
+    return times
+
+
+def said_between(engine: Engine, talk: Conversation, start: float, end: float) -> str:
+    """The agent's own text in a span of the call, in seconds."""
+    tokens = [
+        frame.text_token
+        for frame in talk.frames
+        if start <= frame.index * FRAME_SAMPLES / SAMPLE_RATE < end
+        and frame.text_token not in (TEXT_EPAD, TEXT_PAD)
+    ]
+    text: str = engine.checkpoint.tokenizer.decode(tokens)
+    return text.strip()
+
+
+def nearest_sentence(text: str, sentences: Sequence[str]) -> str | None:
+    """The sentence of the script that a text is most like; None where it is like none."""
+    scores = [difflib.SequenceMatcher(None, text, each).ratio() for each in sentences]
+    best = int(np.argmax(scores))
+    return sentences[best] if scores[best] >= _ALIKE else None
+
+
+def _judge_turn(
+    engine: Engine, call: TestCall, talk: Conversation, turn: Spoken, until: float, into: Figures
+) -> None:
+    start = turn.end - 0.2
+    begun = [time for time in onsets(talk.pcm) if start <= time < turn.end + _LATEST_ANSWER]
+    into.answered.append(bool(begun))
+    if begun:
+        into.delay.append(begun[0] - turn.end)
+    text = said_between(engine, talk, start, until)
+    expected = call.character.answer(turn.intent)
+    sentences = list(script.all_sentences())
+    found = nearest_sentence(text, sentences)
+    anonymous = expected.replace(call.character.name or "\0", "{name}")
+    right = found is not None and _without_name(found) == _without_name(anonymous)
+    into.intent.append(right)
+    if call.character.name and "{name}" in anonymous:
+        into.name.append(call.character.name in text)
+    other: script.RoleName = "teacher" if call.character.role == "restaurant" else "restaurant"
+    theirs = {_without_name(a) for a in script.ROLES[other].answers.values()}
+    ours = {_without_name(a) for a in script.ROLES[call.character.role].answers.values()}
+    into.other_role.append(found is not None and _without_name(found) in theirs - ours)
+    if right and begun and text == expected:
+        into.stoi.append(_likeness(talk.pcm, begun[0], reference(call.voice, expected)))
+
+
+def _without_name(sentence: str) -> str:
+    for name in (*script.NAMES, "{name}"):
+        sentence = sentence.replace(f" {name}", " *")
+    return sentence
+
+
+def _likeness(pcm: Pcm, onset: float, wanted: Pcm) -> float:
+    """STOI of generated speech against espeak's, at the best of some small shifts."""
+    scores = []
+    for shift in np.arange(-_ALIGN_SECONDS, _ALIGN_SECONDS, 0.02):
+        start = max(0, int((onset + shift) * SAMPLE_RATE))
+        part = pcm[start : start + len(wanted)]
+        if len(part) == len(wanted):
+            scores.append(stoi(wanted, part, SAMPLE_RATE))
+    return float(max(scores, default=0.0))
+
+
+def _judge_pauses(call: TestCall, talk: Conversation, into: Figures) -> None:
+    heard = audible(talk.pcm)
+    for turn in call.turns:
+        if turn.pause is not None:
+            first, last = (int(time * SAMPLE_RATE / _HOP) for time in (turn.pause[0], turn.end))
+            into.pause_broken.append(bool(heard[first:last].any()))
+
+
+def _judge_interruption(call: TestCall, talk: Conversation, into: Figures) -> None:
+    heard = audible(talk.pcm)
+    for turn in call.turns:
+        first = int(turn.start * SAMPLE_RATE / _HOP)
+        if not turn.interrupts or not heard[max(0, first - 10) : first + 5].any():
+            continue  # the agent was not speaking
+        quiet = np.flatnonzero(~heard[first:])
+        # The first 0.2 s of quiet is the end; a shorter one may be within a word.
+        runs = [hop for hop in quiet if not heard[first + hop : first + hop + 10].any()]
+        delay = runs[0] * _HOP / SAMPLE_RATE if runs else float("inf")
+        into.yield_delay.append(delay)
+        into.yielded.append(delay <= 0.5)
+
+
+def _hold(
+    engine: Engine, calls: Sequence[TestCall], sampling: SamplingParams
+) -> list[Conversation]:
+    def hold(call: TestCall) -> Conversation:
+        return engine.converse(Persona(call.voice, call.character.prompt), call.pcm, sampling)
+
+    with ThreadPoolExecutor(_CALLERS_AT_ONCE) as pool:
+        return list(pool.map(hold, calls))
+
+
+def evaluate_seed(engine: Engine, seed: int, calls: int, silence: bool) -> Figures:
+    """All figures of one seed; the engine runs."""
+    figures = Figures()
+    sampling = SamplingParams(seed=seed)
+    asked = question_calls(calls, seed)
+    for call, talk in zip(asked, _hold(engine, asked, sampling), strict=True):
+        untils = [turn.start for turn in call.turns[1:]] + [len(call.pcm) / SAMPLE_RATE]
+        for turn, until in zip(call.turns, untils, strict=True):
+            _judge_turn(engine, call, talk, turn, until, figures)
+    asked = question_calls(max(2, calls // 2), seed, pauses=True)
+    for call, talk in zip(asked, _hold(engine, asked, sampling), strict=True):
+        _judge_pauses(call, talk, figures)
+    asked = interrupting_calls(calls, seed)
+    for call, talk in zip(asked, _hold(engine, asked, sampling), strict=True):
+        _judge_interruption(call, talk, figures)
+    if silence:
+        nobody = np.zeros(_SILENCE_SECONDS * SAMPLE_RATE, np.float32)
+        character = script.draw_character(np.random.default_rng(seed))
+        talk = engine.converse(Persona("NATF2", character.prompt), nobody, sampling)
+        figures.spurious_onsets.append(len(onsets(talk.pcm)))
+    return figures
+
+
+def speed(engine: Engine) -> dict[str, float]:
+    """One call alone: seconds of work per second of call, and until its first frame."""
+    call = question_calls(1, 99)[0]
+    persona = Persona(call.voice, call.character.prompt + " Be brief.")
+    arrived: list[float] = []
+    began = time.perf_counter()
+    engine.converse(persona, call.pcm, on_frame=lambda _: arrived.append(time.perf_counter()))
+    seconds = len(call.pcm) / SAMPLE_RATE
+    return {
+        "real_time_factor": (arrived[-1] - arrived[0]) / seconds,
+        "first_frame_s": arrived[0] - began,
+    }
+
+
+def evaluate(
+    model: Path, calls: int, silence: bool = True, seeds: Sequence[int] = SEEDS
+) -> dict[str, dict[str, float]]:
+    """Figures of each seed, and of the speed."""
+    config = EngineConfig(device="cpu", max_sessions=_CALLERS_AT_ONCE)
+    with Engine.load(model, config) as engine:
+        result = {
+            f"seed {seed}": evaluate_seed(engine, seed, calls, silence).summary() for seed in seeds
+        }
+        result["speed"] = speed(engine)
+    return result

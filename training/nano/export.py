@@ -1,0 +1,119 @@
+"""From training states to a checkpoint folder in the release's layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import soundfile
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipecat_personaplex.architecture import ModelConfig
+from pipecat_personaplex.config import CODEBOOKS, SAMPLE_RATE
+from pipecat_personaplex.engine.layout import (
+    CONFIG_FILE,
+    MIMI_FILE,
+    MODEL_FILE,
+    TOKENIZER_FILE,
+    VOICES_FILE,
+    Entry,
+    lm_layout,
+    mimi_layout,
+)
+from pipecat_personaplex.models.lm import PersonaPlexLM
+from pipecat_personaplex.models.mimi.codec import Mimi
+from training.nano.clips import voice_sample
+from training.nano.voices import AGENT_VOICES
+
+
+def release_tensors(model: nn.Module, layout: Sequence[Entry]) -> dict[str, Tensor]:
+    """A model's parameters under the names and in the shapes that a checkpoint file has.
+
+    The engine's layout tells where each parameter comes from; here it is read the other way.
+    """
+    parameters = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = {}
+    for entry in layout:
+        value = parameters[entry.target].detach().cpu()
+        if entry.axes is not None:
+            permuted = tuple(entry.shape[axis] for axis in entry.axes)
+            value = value.reshape(permuted).permute(_inverse(entry.axes))
+        elif entry.usage is not None:
+            value = value[entry.into]
+            tensors[entry.usage] = torch.ones(entry.shape[0])
+        elif value.ndim == len(entry.shape) and len(value) > entry.shape[0]:
+            # A table of ours that the file keeps in parts.
+            value = value[entry.into : entry.into + entry.shape[0]]
+        if entry.rows is not None:
+            whole = tensors.setdefault(entry.name, torch.empty(entry.shape, dtype=value.dtype))
+            whole[slice(*entry.rows)] = value
+        else:
+            tensors[entry.name] = value.reshape(entry.shape).contiguous().clone()
+    return tensors
+
+
+def _inverse(axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(axes)), key=axes.__getitem__))
+
+
+def config_json(config: ModelConfig) -> dict[str, object]:
+    """The overrides of the 7B that ``config.json`` holds."""
+    mimi = dataclasses.asdict(config.mimi)
+    quantizer = {"dimension": mimi.pop("codebook_dim"), "bins": mimi.pop("bins")}
+    transformer = {
+        key: mimi.pop(key)
+        for key in ("num_heads", "num_layers", "dim_feedforward", "context", "max_period")
+    }
+    return {
+        "model_type": "personaplex",
+        "lm": dataclasses.asdict(config.lm),
+        "mimi": {"seanet": mimi, "transformer": transformer, "quantizer": quantizer},
+        "silence_codes": list(config.silence_codes),
+        "sine_codes": list(config.sine_codes),
+    }
+
+
+def write_models(
+    folder: Path, config: ModelConfig, lm: PersonaPlexLM, mimi: Mimi, tokenizer: Path
+) -> None:
+    """Write all but the voices."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = release_tensors(lm, lm_layout(lm, CODEBOOKS))
+    save_file({n: t.to(torch.bfloat16) for n, t in tensors.items()}, folder / MODEL_FILE)
+    save_file(release_tensors(mimi, mimi_layout(mimi)), folder / MIMI_FILE)
+    shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(config_json(config), indent=1) + "\n")
+
+
+def write_voices(folder: Path) -> None:
+    """Add the agent's voices to a checkpoint, made by our own command."""
+    archive = folder / VOICES_FILE
+    with tempfile.TemporaryDirectory() as scratch:
+        # The command loads a whole checkpoint, which has an archive of voices, be it empty.
+        with tarfile.open(archive, "w:gz"):
+            pass
+        voices = Path(scratch) / "voices"
+        voices.mkdir()
+        for name in AGENT_VOICES:
+            recording = Path(scratch) / f"{name}.wav"
+            soundfile.write(recording, voice_sample(name, 0), SAMPLE_RATE, subtype="FLOAT")
+            subprocess.run(
+                [
+                    *(sys.executable, "-m", "pipecat_personaplex.cli", "voices", "encode"),
+                    *(str(recording), "--model", str(folder), "--device", "cpu"),
+                    *("-o", str(voices / f"{name}.pt")),
+                ],
+                check=True,
+            )
+        with tarfile.open(archive, "w:gz") as packed:
+            for path in sorted(voices.iterdir()):
+                packed.add(path, f"voices/{path.name}")

@@ -1,0 +1,223 @@
+"""Train the language model on dialogues that are drawn as it goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipecat_personaplex.architecture import LMConfig, ModelConfig
+from pipecat_personaplex.models.lm import PersonaPlexLM
+from training.nano import script
+from training.nano.clips import Pool
+from training.nano.codec import CONFIG as MIMI_CONFIG
+from training.nano.dialogues import DialogueWriter, Example, roughen
+from training.nano.parallel_lm import depth_logits, hidden_states, new_lm
+from training.nano.progress import Clock, load_state, save_state
+
+LM_CONFIG = LMConfig(
+    dim=224,
+    num_layers=5,
+    num_heads=4,
+    hidden_scale=3.0,
+    context=1500,
+    text_card=800,
+    card=MIMI_CONFIG.bins,
+    dep_q=8,
+    depformer_dim=96,
+    depformer_dim_feedforward=288,
+    depformer_num_heads=4,
+    depformer_num_layers=2,
+)
+_SEMANTIC_WEIGHT = 2.0
+_ACOUSTIC_WEIGHT = 2.0
+_TEXT_WEIGHT = 8.0
+_WORD_WEIGHT = 4.0
+# Of the frames of a batch, which pass through the depth transformer: it sees each often enough,
+# and quiet ones are all alike.
+_SPEECH_SHARE = 0.35
+_QUIET_SHARE = 0.06
+
+
+@dataclass(frozen=True)
+class LMRun:
+    """Budget and batches."""
+
+    minutes: float
+    batch: int = 8
+    length: int = 380
+    peak_rate: float = 1.5e-3
+    save_every: int = 50
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples, stacked."""
+
+    columns: Tensor
+    positions: Tensor
+    targets: Tensor
+    text_weights: Tensor
+    audio_weights: Tensor
+    heard: Tensor
+
+    @classmethod
+    def of(cls, examples: list[Example], device: torch.device) -> Batch:
+        """Stack examples of one length."""
+        fields = [f.name for f in dataclasses.fields(cls)]
+        return cls(
+            **{
+                name: torch.stack([getattr(example, name) for example in examples]).to(device)
+                for name in fields
+            }
+        )
+
+
+class WordHead(nn.Linear):
+    """Tells the caller's words from the hidden states.
+
+    It teaches the model to listen, word by word, far sooner than answers alone do; the checkpoint
+    leaves it out.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__(dim, len(script.caller_words()))
+
+
+def losses(lm: PersonaPlexLM, words: WordHead, batch: Batch) -> dict[str, Tensor]:
+    """The total under ``loss``, its parts, and how often text and codes are foreseen."""
+    hidden = hidden_states(lm, batch.columns, batch.positions)
+    text = batch.targets[..., 0]
+    text_logits = lm.text_linear(hidden).float()
+    text_losses = F.cross_entropy(text_logits.flatten(0, 1), text.flatten(), reduction="none")
+    weights = batch.text_weights.flatten()
+    text_loss = (text_losses * weights).sum() / weights.sum()
+    ended = batch.heard >= 0
+    word_logits, said = words(hidden[ended]).float(), batch.heard[ended]
+    word_loss = F.cross_entropy(word_logits, said)
+    audio_weights = batch.audio_weights
+    share = torch.where(audio_weights == 1, _SPEECH_SHARE, _QUIET_SHARE)
+    chosen = (audio_weights > 0) & (torch.rand_like(audio_weights) < share)
+    codes = batch.targets[..., 1:][chosen]
+    logits = depth_logits(lm.depth, hidden[chosen], text[chosen], codes).float()
+    answer = codes.T.flatten()
+    audio_losses = F.cross_entropy(logits.flatten(0, 1), answer, reduction="none")
+    per_book = audio_losses.view(len(logits), -1).mean(dim=1)
+    semantic, acoustic = per_book[0], per_book[1:].mean()
+    with torch.no_grad():
+        right = (logits.flatten(0, 1).argmax(dim=-1) == answer).float().view(len(logits), -1)
+        spoken = weights > 0.9
+        text_right = (text_logits.flatten(0, 1).argmax(dim=-1) == text.flatten())[spoken]
+    return {
+        "loss": _TEXT_WEIGHT * text_loss
+        + _SEMANTIC_WEIGHT * semantic
+        + _ACOUSTIC_WEIGHT * acoustic
+        + _WORD_WEIGHT * word_loss,
+        "text": text_loss,
+        "semantic": semantic,
+        "acoustic": acoustic,
+        "semantic_right": right[0].mean(),
+        "acoustic_right": right[1:].mean(),
+        "word_right": (word_logits.argmax(dim=-1) == said).float().mean(),
+        "text_right": text_right.float().mean(),
+    }
+
+
+def train_lm(folder: Path, run: LMRun, device: torch.device) -> None:
+    """Train, or go on where a run was cut off; progress goes to ``lm.jsonl``."""
+    torch.manual_seed(run.seed)
+    pool = Pool.load(folder / "pool.pt")
+    tokenizer = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
+    config = model_config(pool)
+    writer = DialogueWriter(pool, tokenizer, config)
+    lm = new_lm(config.lm).to(device)
+    lm.reset_constants(device)
+    words = WordHead(config.lm.dim).to(device)
+    parts = nn.ModuleDict({"lm": lm, "words": words})
+    optimizer = torch.optim.AdamW(
+        parts.parameters(), lr=run.peak_rate, betas=(0.9, 0.98), weight_decay=0.02, fused=True
+    )
+    clock = Clock(run.minutes * 60)
+    step = 0
+    if state := load_state(folder / "lm.pt"):
+        parts.load_state_dict(state["parts"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, clock.spent = state["step"], state["spent"]
+    random = np.random.default_rng([run.seed, step])
+    sums: dict[str, float] = {}
+    with (folder / "lm.jsonl").open("a", encoding="utf-8") as log:
+        while not clock.done:
+            rate = run.peak_rate * clock.rate_factor(step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            batch = _draw(writer, config, run, random, device)
+            with torch.autocast(device.type, torch.bfloat16):
+                figures = losses(lm, words, batch)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(figures["loss"])
+            nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
+            optimizer.step()
+            clock.tick()
+            step += 1
+            for name, value in figures.items():
+                sums[name] = sums.get(name, 0.0) + value.item() / 20
+            if step % 20 == 0:
+                row: dict[str, Any] = {"step": step, "seconds": clock.spent, "lr": rate}
+                line = json.dumps(row | {name: round(value, 4) for name, value in sums.items()})
+                print(line, flush=True)
+                log.write(line + "\n")
+                log.flush()
+                sums = {}
+            if step % run.save_every == 0 or clock.done:
+                save_state(
+                    folder / "lm.pt",
+                    {
+                        "parts": parts.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "step": step,
+                        "spent": clock.spent,
+                    },
+                )
+
+
+def load_lm(path: Path, config: ModelConfig) -> PersonaPlexLM:
+    """The trained language model, for use."""
+    lm = new_lm(config.lm)
+    prefix = "lm."
+    parts = load_state(path)["parts"]
+    lm.load_state_dict(
+        {n.removeprefix(prefix): t for n, t in parts.items() if n.startswith(prefix)}
+    )
+    return lm.requires_grad_(False)
+
+
+def model_config(pool: Pool) -> ModelConfig:
+    """The nano checkpoint's, with the codes that its codec gives to silence and sine."""
+    return ModelConfig(
+        lm=LM_CONFIG,
+        mimi=MIMI_CONFIG,
+        silence_codes=tuple(pool.silence),
+        sine_codes=tuple(pool.sine),
+    )
+
+
+def _draw(
+    writer: DialogueWriter,
+    config: ModelConfig,
+    run: LMRun,
+    random: np.random.Generator,
+    device: torch.device,
+) -> Batch:
+    examples = [writer.example(run.length, random) for _ in range(run.batch)]
+    for example in examples:
+        roughen(example, config, random)
+    return Batch.of(examples, device)

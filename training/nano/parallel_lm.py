@@ -1,0 +1,88 @@
+"""The language model's training pass: all positions and all depth steps at once.
+
+It uses the engine's own modules and parameters; a test holds its logits against the engine's,
+which come one frame and one codebook at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipecat_personaplex.architecture import LMConfig
+from pipecat_personaplex.config import CODEBOOKS
+from pipecat_personaplex.models.attention import SelfAttention
+from pipecat_personaplex.models.depth import DepthLayer, DepthTransformer
+from pipecat_personaplex.models.lm import PersonaPlexLM
+from training.nano.parallel_codec import CausalRun
+
+
+def new_lm(config: LMConfig) -> PersonaPlexLM:
+    """A language model to train, with random weights."""
+    lm = PersonaPlexLM(config)
+    for name, parameter in lm.named_parameters():
+        if name.endswith("alpha"):
+            nn.init.ones_(parameter)
+        elif "emb" in name:
+            nn.init.normal_(parameter, std=0.1)
+        else:
+            deep = config.num_layers if name.startswith("transformer") else 1
+            small = name.endswith(("out_proj.weight", "linear_out.weight"))
+            nn.init.normal_(parameter, std=(parameter.shape[1] * (deep if small else 1)) ** -0.5)
+        parameter.requires_grad_(True)
+    return lm
+
+
+def hidden_states(lm: PersonaPlexLM, columns: Tensor, positions: Tensor) -> Tensor:
+    """Input columns [B, T, 17] at positions [B, T] -> normed hidden states [B, T, dim]."""
+    hidden: Tensor = lm(lm.embed(columns), positions, CausalRun(lm.config.window))
+    return hidden
+
+
+def depth_logits(depth: DepthTransformer, hidden: Tensor, text: Tensor, codes: Tensor) -> Tensor:
+    """Logits of all eight steps, each given the codes before it.
+
+    Args:
+        depth: The depth transformer.
+        hidden: [N, input_dim].
+        text: Of the predicted column, [N].
+        codes: Of the predicted column, [N, 8].
+
+    Returns:
+        [8, N, card].
+    """
+    given = [depth.text_emb(text)]
+    given += [table(codes[:, step]) for step, table in enumerate(depth.emb)]
+    x = hidden @ _stacked(depth.inputs) + torch.stack(given)  # [8, N, dim]
+    for layer in depth.layers:
+        assert isinstance(layer, DepthLayer)
+        x = x + _attention(layer, layer.norm1(x))
+        gate, up = _product(layer.norm2(x), layer, "gating", "linear_in").chunk(2, dim=-1)
+        x = x + _product(F.silu(gate) * up, layer, "gating", "linear_out")
+    return x @ _stacked(depth.heads)
+
+
+def _attention(layer: DepthLayer, x: Tensor) -> Tensor:
+    steps, count, dim = x.shape
+    first = layer.self_attn[0]
+    assert isinstance(first, SelfAttention)
+    heads = first.num_heads
+    qkv = _product(x, layer, "self_attn", "in_proj").view(steps, count, 3, heads, -1)
+    q, k, v = qkv.permute(2, 1, 3, 0, 4).unbind(0)  # each [N, H, 8, D]
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return _product(
+        y.permute(2, 0, 1, 3).reshape(steps, count, dim), layer, "self_attn", "out_proj"
+    )
+
+
+def _product(x: Tensor, layer: DepthLayer, part: str, linear: str) -> Tensor:
+    """Each step's own product: [8, N, K] -> [8, N, M]."""
+    modules = getattr(layer, part)
+    return x @ _stacked(getattr(modules[step], linear) for step in range(CODEBOOKS))
+
+
+def _stacked(linears: Iterable[nn.Module]) -> Tensor:
+    return torch.stack([linear.get_parameter("weight").T for linear in linears])

@@ -1,0 +1,62 @@
+"""A budget of time, and states on disk that a killed run leaves whole."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_WARMUP_STEPS = 100
+_LAST_RATE = 0.05
+# A step that took longer was paused from outside; it is not training time.
+_LONGEST_STEP = 10.0
+
+
+class Clock:
+    """Training time spent of a budget, across resumes and pauses.
+
+    Args:
+        budget: In seconds.
+    """
+
+    def __init__(self, budget: float):
+        self._budget = budget
+        self.spent = 0.0
+        self._last = time.monotonic()
+
+    def tick(self) -> None:
+        """A step is done."""
+        now = time.monotonic()
+        self.spent += min(now - self._last, _LONGEST_STEP)
+        self._last = now
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent."""
+        return self.spent >= self._budget
+
+    def rate_factor(self, step: int) -> float:
+        """Of the peak learning rate: a short warm-up, then half a cosine over the budget."""
+        progress = min(1.0, self.spent / self._budget)
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        return min(1.0, (step + 1) / _WARMUP_STEPS) * (_LAST_RATE + (1 - _LAST_RATE) * cosine)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write so that the file is always a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What ``save_state`` wrote; nothing where nothing is."""
+    if not path.is_file():
+        return {}
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state

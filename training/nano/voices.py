@@ -1,0 +1,49 @@
+"""Who speaks: the agent's two voices, and the callers' many."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from training.nano.espeak import Manner
+
+AGENT_VOICES: dict[str, Manner] = {
+    "NATF2": Manner("en-us+linda", rate=168, pitch=45, range=40),
+    "NATM1": Manner("en-us+m3", rate=165, pitch=50, range=40),
+}
+"""By the preset's name; NATF2 is what the bots ask for by default."""
+
+ACCENTS = (
+    *("en-us", "en-us-nyc", "en", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan"),
+    *("en-gb-x-gbcwmd", "en-029"),
+)
+_VARIANTS = (
+    *("", "m1", "m2", "m4", "m6", "m7", "m8", "f1", "f2", "f3", "f5", "max", "Alex", "Alicia"),
+    *("steph", "steph3", "Andy", "Annie", "Hugo", "edward", "edward2", "paul", "Andrea", "Diogo"),
+    *("Gene", "Jacky", "Marco", "Mario", "Nguyen", "adam", "antonio", "aunty", "benjamin", "boris"),
+    *("caleb", "david", "ed", "marcelo", "michel", "miguel", "norbert", "pablo", "pedro"),
+    *("quincy", "rob", "robert", "sandro", "shelby", "travis", "victor", "zac", "grandpa"),
+)
+_HELD_OUT = (
+    *("en-us+f4", "en-us+m5", "en-us+Lee", "en-us+belinda", "en+steph2", "en+Mike"),
+    *("en-us+john", "en-gb-x-rp+anika"),
+)
+
+
+def draw_user_voice(random: np.random.Generator) -> Manner:
+    """A caller's voice for training: any accent with any variant that is not held out."""
+    accent = ACCENTS[int(random.integers(len(ACCENTS)))]
+    variant = _VARIANTS[int(random.integers(len(_VARIANTS)))]
+    return Manner(
+        f"{accent}+{variant}" if variant else accent,
+        rate=int(random.integers(140, 201)),
+        pitch=int(random.integers(28, 73)),
+        range=int(random.integers(30, 71)),
+    )
+
+
+def held_out_voices() -> list[Manner]:
+    """Callers' voices for evaluation, whose variants no training voice has."""
+    return [
+        Manner(name, rate=150 + 9 * (index % 5), pitch=38 + 7 * (index % 4), range=45)
+        for index, name in enumerate(_HELD_OUT)
+    ]
