@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import typer
@@ -86,9 +87,9 @@ def bench(
 
     if random_1b and random_7b:
         raise ConfigError("choose one of --random-1b and --random-7b")
-    name = "random-1b" if random_1b else "random-7b" if random_7b else chosen_model(model, device)
+    random = "random-1b" if random_1b else "random-7b" if random_7b else None
     options = BenchOptions(
-        model=name,
+        model=random or model,
         sessions=_numbers(sessions),
         frames=frames,
         prompt_frames=prompt_frames,
@@ -98,6 +99,8 @@ def bench(
         threads=threads,
         peer=peer is not None,
     )
+    if random is None:  # after a mistake in any option would have shown
+        options = replace(options, model=chosen_model(model, device))
     report = run(options, typer.echo)
     typer.echo(json.dumps(report))
 

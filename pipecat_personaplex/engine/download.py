@@ -55,8 +55,8 @@ def resolve(model: str, *, progress: bool, files: Sequence[str] = RELEASE_FILES)
         return Path(model)
     if not _REPO_ID.fullmatch(model):
         raise DownloadError(
-            f"{model!r} is neither nano, nor an existing folder, nor a Hugging Face repo id like "
-            "'nvidia/personaplex-7b-v1'"
+            f"{model!r} is neither an existing folder nor a Hugging Face repo id like "
+            "'nvidia/personaplex-7b-v1', nor nano"
         )
     logger.info("looking for {} in the Hub's cache and on the Hub", model)
     try:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, Route, sync_playwright
 
 from tests.golden_data import CHECKPOINT
 from tests.helpers.bots import BotProcess
@@ -58,30 +58,35 @@ def question(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as running:
+        yield running
+
+
 @contextmanager
-def browsing(microphone: Path) -> Iterator[Browser]:
+def browsing(playwright: Playwright, microphone: Path) -> Iterator[Browser]:
     """A browser in which this is heard."""
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[
-                "--no-sandbox",
-                "--use-fake-device-for-media-stream",
-                "--use-fake-ui-for-media-stream",
-                f"--use-file-for-fake-audio-capture={microphone}",
-                "--autoplay-policy=no-user-gesture-required",
-                "--disable-background-networking",
-                # Else host candidates are mDNS names, which nobody resolves here.
-                "--disable-features=WebRtcHideLocalIpsWithMdns",
-            ],
-        )
-        yield chromium
-        chromium.close()
+    chromium = playwright.chromium.launch(
+        executable_path=CHROMIUM,
+        args=[
+            "--no-sandbox",
+            "--use-fake-device-for-media-stream",
+            "--use-fake-ui-for-media-stream",
+            f"--use-file-for-fake-audio-capture={microphone}",
+            "--autoplay-policy=no-user-gesture-required",
+            "--disable-background-networking",
+            # Else host candidates are mDNS names, which nobody resolves here.
+            "--disable-features=WebRtcHideLocalIpsWithMdns",
+        ],
+    )
+    yield chromium
+    chromium.close()
 
 
 @pytest.fixture(scope="module")
-def browser(microphone: Path) -> Iterator[Browser]:
-    with browsing(microphone) as chromium:
+def browser(playwright: Playwright, microphone: Path) -> Iterator[Browser]:
+    with browsing(playwright, microphone) as chromium:
         yield chromium
 
 
@@ -156,10 +161,10 @@ def test_the_agent_is_heard_without_gaps_and_its_words_are_shown(browser: Browse
     assert gap <= 0.2
 
 
-def test_a_spoken_question_is_answered_in_the_page(question: Path) -> None:
+def test_a_spoken_question_is_answered_in_the_page(playwright: Playwright, question: Path) -> None:
     """The small model that comes along hears the guest, and says what is on the menu."""
     with (
-        browsing(question) as browser,
+        browsing(playwright, question) as browser,
         BotProcess("bots.drive_thru", "--model", "nano") as bot,
         talking(browser, bot) as page,
     ):
