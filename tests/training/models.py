@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipecat_personaplex.architecture import LMConfig, MimiConfig, ModelConfig
-from training.nano import script
+from training.nano import script, wordings
 from training.nano.clips import VOICE_SAMPLE_FRAMES, AgentClip, Caller, Pool, UserClip
 
 CARD = 32
@@ -60,7 +60,7 @@ def invented_pool(seed: int = 0) -> Pool:
         return AgentClip(text, codes(6 * len(words) + 3, 0), [6 * i for i in range(len(words))])
 
     def caller() -> Caller:
-        known = script.SHARED | script.RESTAURANT | script.TEACHER
+        known = wordings.SHARED | wordings.RESTAURANT | wordings.TEACHER
         clips = {
             intent: [UserClip(intent, codes(30, 1), 5, 20, [(12, 1), (20, 2)])] for intent in known
         }

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from pystoi import stoi
 
+from pipecat_personaplex.config import SAMPLE_RATE
 from tests.training.models import CONFIG
 from training.nano.codebooks import fit_codebooks, k_means, restart_dead
 from training.nano.codec import new_codec
-from training.nano.codec_loss import SpectralLoss
+from training.nano.codec_loss import IntelligibilityLoss, SpectralLoss
+from training.nano.espeak import speaker
 from training.nano.parallel_codec import quantize
+from training.nano.voices import AGENT_VOICES
+
+AGENT = AGENT_VOICES["NATF2"]
 
 
 def test_k_means_finds_separate_clusters() -> None:
@@ -69,3 +75,17 @@ def test_spectral_loss_tells_what_is_heard() -> None:
     assert same == 0
     # Phase matters little, pitch a lot; the rest is what the edges hear.
     assert late < 0.3 * wrong
+
+
+def test_intelligibility_is_close_to_stoi() -> None:
+    random = np.random.default_rng(0)
+    clean = speaker().say("The quick river runs under an old stone bridge.", AGENT).pcm
+    loss = IntelligibilityLoss()
+    target = torch.from_numpy(clean)[None]
+    assert loss(target, target) < 0.01
+    noise = random.standard_normal(len(clean)).astype(np.float32) * float(np.std(clean))
+    for share in (0.1, 0.4, 1.0):
+        noisy = clean + share * noise
+        expected = stoi(clean, noisy, SAMPLE_RATE)
+        found = 1 - float(loss(torch.from_numpy(noisy)[None], target))
+        assert abs(found - expected) < 0.1

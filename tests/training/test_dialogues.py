@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from pipecat_personaplex.config import AGENT_CODES, TEXT, TEXT_EPAD, TEXT_PAD, U
 from pipecat_personaplex.engine.prompting import build_prompt, text_prompt_tokens
 from pipecat_personaplex.engine.voices import Voice
 from tests.training.models import CONFIG, Letters, invented_pool
-from training.nano import script
+from training.nano import script, wordings
 from training.nano.clips import AgentClip, share_beginnings
 from training.nano.dialogues import (
     ANSWER_FRAMES,
@@ -91,6 +93,29 @@ def test_interrupted_agent_falls_silent() -> None:
     assert cut > 3
 
 
+def test_a_story_is_met_with_a_backchannel_and_its_question_with_an_answer() -> None:
+    pool = invented_pool()
+    for caller in pool.callers:
+        for clips in caller.clips.values():
+            clips[:] = [dataclasses.replace(clip, told=clip.start + 2) for clip in clips]
+    writer = DialogueWriter(pool, Letters(), CONFIG)
+    track = writer.talk(400, "NATF2", CHARACTER, np.random.default_rng(1))
+    starts = (track.audible & ~torch.roll(track.audible, 1)).nonzero()[:, 0].tolist()
+    listening = pool.agent["NATF2"][script.BACKCHANNEL].codes.long()
+    said = [torch.equal(track.frames[at : at + 4, AGENT_CODES], listening[:4]) for at in starts]
+    assert said[:2] == [True, False], "first the backchannel, then the answer"
+
+
+def test_padding_weighs_most_while_the_agent_decides_whether_to_answer() -> None:
+    example = WRITER.example(500, np.random.default_rng(3))
+    text, weights = example.targets[:, TEXT], example.text_weights
+    onset = int(((text == TEXT_EPAD) & (weights > 0)).nonzero()[0, 0])
+    assert weights[onset] == 1
+    assert (weights[onset - 6 : onset] > 0.3).all(), "a caller's words and the wait after them"
+    learnt = weights[weights > 0]
+    assert learnt.min() < 0.1, "padding in a long silence teaches little"
+
+
 def test_targets_are_the_next_columns() -> None:
     example = WRITER.example(500, np.random.default_rng(3))
     assert torch.equal(example.targets[:-1], example.columns[1:, :9])
@@ -112,8 +137,8 @@ def test_roughen_keeps_prompts_and_targets() -> None:
 
 
 def test_held_out_wordings_are_held_out() -> None:
-    for intent in script.SHARED | script.RESTAURANT | script.TEACHER:
-        known, held = (set(script.wordings(intent, held_out)) for held_out in (False, True))
+    for intent in wordings.SHARED | wordings.RESTAURANT | wordings.TEACHER:
+        known, held = (set(wordings.wordings(intent, held_out)) for held_out in (False, True))
         assert len(held) == 2
         assert len(known) >= 6
         assert not known & held
@@ -132,6 +157,7 @@ def test_no_sentence_tells_its_name_before_the_name() -> None:
     owen, maya = (clips[f"Hello, this is {name}. What can I get you?"] for name in ("Owen", "Maya"))
     name_starts = owen.onsets[3]
     assert torch.equal(owen.codes[:name_starts], maya.codes[:name_starts])
+    assert owen.onsets[:3] == maya.onsets[:3]
     assert not torch.equal(owen.codes[name_starts], maya.codes[name_starts])
     assert torch.equal(
         clips["You are welcome."].codes, POOL.agent["NATF2"]["You are welcome."].codes

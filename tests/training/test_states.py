@@ -15,8 +15,10 @@ from pipecat_personaplex.engine.checkpoint import load_checkpoint
 from tests.golden_data import CHECKPOINT
 from tests.training.models import CONFIG, invented_pool
 from training.nano import lm as lm_training
+from training.nano.adopt import adopt
 from training.nano.clips import Pool
 from training.nano.codec import new_codec
+from training.nano.decoder import DecoderRun, load_decoded, train_decoder
 from training.nano.export import write_models
 from training.nano.parallel_lm import new_lm
 from training.nano.progress import Clock, load_state, save_state
@@ -103,3 +105,46 @@ def test_exported_models_load_unchanged(tmp_path: Path) -> None:
         assert found.keys() == expected.keys(), "none is large enough to be packed"
         for name, parameter in found.items():
             torch.testing.assert_close(parameter, expected[name].detach(), atol=1e-3, rtol=rounding)
+
+
+def test_a_finished_checkpoint_can_be_trained_on(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    lm, mimi = new_lm(CONFIG.lm), new_codec(CONFIG.mimi)
+    for group in (mimi.quantizer.semantic, mimi.quantizer.acoustic):
+        torch.nn.init.normal_(group.centroids)
+    write_models(tmp_path, CONFIG, lm, mimi, TOKENIZER)
+    folder = tmp_path / "run"
+    adopt(tmp_path, folder)
+    for name, prefix, model, rounding in (("codec", "mimi", mimi, 1e-6), ("lm", "lm", lm, 1e-2)):
+        parts = load_state(folder / f"{name}.pt")["parts"]
+        for key, parameter in model.named_parameters():
+            found = parts[f"{prefix}.{key}"]
+            torch.testing.assert_close(found, parameter.detach(), atol=1e-3, rtol=rounding)
+    assert (folder / "tokenizer.model").read_bytes() == TOKENIZER.read_bytes()
+    with pytest.raises(FileExistsError, match=r"codec\.pt is there"):
+        adopt(tmp_path, folder)
+
+
+def test_the_decoder_learns_alone_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    mimi = new_codec()
+    parts = {f"mimi.{name}": value for name, value in mimi.state_dict().items()}
+    save_state(tmp_path / "codec.pt", {"parts": parts})
+    ticks = itertools.count()
+    monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: float(next(ticks)))
+
+    def train(seconds: int) -> dict[str, Any]:
+        run = DecoderRun(minutes=seconds / 60, batch=1, frames=12, sentences=2, check_sentences=1)
+        train_decoder(tmp_path, run, torch.device("cpu"))
+        return load_state(tmp_path / "decoder.pt")
+
+    assert train(2)["step"] == 2
+    assert train(3)["step"] == 3
+    trained = dict(load_decoded(tmp_path, torch.device("cpu")).named_parameters())
+    for name, parameter in mimi.named_parameters():
+        decodes = name.startswith(("upsample", "decoder")) or name.endswith("output_proj")
+        if not decodes:
+            assert torch.equal(trained[name], parameter), f"{name} makes codes"
+    assert any(not torch.equal(trained[n], p) for n, p in mimi.named_parameters())

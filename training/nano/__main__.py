@@ -24,7 +24,7 @@ def _device() -> torch.device:
 
 @app.command()
 def codec(
-    phase: Annotated[str, typer.Argument(help="autoencoder, quantizer or decoder.")],
+    phase: Annotated[str, typer.Argument(help="autoencoder or quantizer.")],
     minutes: Annotated[float, typer.Option(help="Training time.")],
     folder: Folder = Path("runs/nano"),
 ) -> None:
@@ -35,19 +35,54 @@ def codec(
 
 
 @app.command()
+def decoder(
+    minutes: Annotated[float, typer.Option(help="Training time.")],
+    folder: Folder = Path("runs/nano"),
+) -> None:
+    """Train the codec's decoder on the agent's voices; any time after `codec quantizer`."""
+    from training.nano.decoder import DecoderRun, train_decoder
+
+    train_decoder(folder, DecoderRun(minutes), _device())
+
+
+@app.command()
+def adopt(
+    model: Annotated[Path, typer.Option(help="A finished checkpoint.")] = Path(
+        "pipecat_personaplex/nano"
+    ),
+    folder: Folder = Path("runs/nano"),
+) -> None:
+    """Start from a checkpoint instead of from nothing: `decoder` and `lm` go on from it."""
+    from training.nano.adopt import adopt as take_over
+
+    take_over(model, folder)
+
+
+@app.command()
 def clips(
     folder: Folder = Path("runs/nano"),
-    callers: Annotated[int, typer.Option(help="Voices over a background.")] = 56,
+    callers: Annotated[int, typer.Option(help="Voices over a background.")] = 600,
     turns: Annotated[int, typer.Option(help="What each of them says.")] = 29,
+    seed: Annotated[int, typer.Option(help="Of voices, wordings and noises.")] = 0,
 ) -> None:
-    """Speak and encode what dialogues are made of, and train the tokenizer."""
-    from training.nano.clips import make_pool
+    """Speak and encode what dialogues are made of; train the tokenizer unless there is one.
+
+    Run again with more callers to add to what is there.
+    """
+    from training.nano.clips import Pool, add_caller, new_pool
     from training.nano.codec import load_codec
     from training.nano.tokenizer import train_tokenizer
 
     mimi = load_codec(folder / "codec.pt", _device())
-    make_pool(mimi, callers, turns, _device()).save(folder / "pool.pt")
-    train_tokenizer(folder / "tokenizer.model")
+    path, tokenizer = folder / "pool.pt", folder / "tokenizer.model"
+    if not tokenizer.exists():
+        train_tokenizer(tokenizer)
+    pool = Pool.load(path) if path.exists() else new_pool(mimi, _device())
+    while len(pool.callers) < callers:
+        add_caller(pool, mimi, turns, _device(), seed)
+        if len(pool.callers) % 50 == 0 or len(pool.callers) == callers:
+            pool.save(path)
+            typer.echo(f"{len(pool.callers)} of {callers} callers")
 
 
 @app.command()
@@ -70,12 +105,12 @@ def export(
 ) -> None:
     """Write the checkpoint in the release's layout."""
     from training.nano.clips import Pool
-    from training.nano.codec import load_codec
+    from training.nano.decoder import load_decoded
     from training.nano.export import write_models, write_voices
     from training.nano.lm import load_lm, model_config
 
     config = model_config(Pool.load(folder / "pool.pt"))
-    mimi = load_codec(folder / "codec.pt", torch.device("cpu"))
+    mimi = load_decoded(folder, torch.device("cpu"))
     lm = load_lm(folder / "lm.pt", config)
     write_models(output, config, lm, mimi, folder / "tokenizer.model")
     write_voices(output)

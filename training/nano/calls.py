@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipecat_personaplex.config import SAMPLE_RATE
-from training.nano import script
-from training.nano.clips import Background, speak_turn
+from training.nano import script, wordings
+from training.nano.clips import Background, speak_turn, tell_story
 from training.nano.codec_data import place
 from training.nano.espeak import Manner, Pcm, speaker
 from training.nano.noise import rms
@@ -30,6 +30,7 @@ class Spoken:
         end: Of the last word.
         pause: From and to; None where the words come in one go.
         interrupts: Whether the agent's last answer has not ended yet.
+        told: When a story before the question has ended; None without one.
     """
 
     intent: str
@@ -37,6 +38,7 @@ class Spoken:
     end: float
     pause: tuple[float, float] | None = None
     interrupts: bool = False
+    told: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,28 @@ class _Tape:
     parts: list[tuple[float, Pcm]]
     now: float = _BEFORE_SECONDS
 
-    def say(self, intent: str, pause: bool, wait: float, interrupts: bool = False) -> Spoken:
-        texts = script.wordings(intent, held_out=True)
-        text = texts[int(self.random.integers(len(texts)))]
-        turn = speak_turn(text, self.manner, self.random, pause)
+    def say(
+        self,
+        intent: str,
+        wait: float,
+        pause: bool = False,
+        interrupts: bool = False,
+        story: bool = False,
+    ) -> Spoken:
+        text = str(self.random.choice(wordings.wordings(intent, held_out=True)))
+        if story:
+            told = str(self.random.choice(wordings.stories(held_out=True)))
+            turn = tell_story(told, text, self.manner, self.random)
+        else:
+            turn = speak_turn(text, self.manner, self.random, pause)
         # Frames know nothing of where a word begins.
         start = self.now + self.random.uniform(0, 0.08)
         self.parts.append((start, turn.pcm))
         end = start + len(turn.pcm) / SAMPLE_RATE
         self.now = end + wait
         gap = turn.pause and (start + turn.pause[0], start + turn.pause[1])
-        return Spoken(intent, start, end, gap, interrupts)
+        told = None if turn.told is None else start + turn.told
+        return Spoken(intent, start, end, gap, interrupts, told)
 
     def record(self, background: Background) -> Pcm:
         pcm = np.zeros(int(self.now * SAMPLE_RATE), np.float32)
@@ -94,7 +107,18 @@ def interrupting_calls(count: int, seed: int) -> list[TestCall]:
     return [_call([seed, 3], index, interrupt=True) for index in range(count)]
 
 
-def _call(seeds: list[int], index: int, pauses: bool = False, interrupt: bool = False) -> TestCall:
+def story_calls(count: int, seed: int) -> list[TestCall]:
+    """Calls in which each question comes after a story."""
+    return [_call([seed, 4], index, story=True) for index in range(count)]
+
+
+def _call(
+    seeds: list[int],
+    index: int,
+    pauses: bool = False,
+    interrupt: bool = False,
+    story: bool = False,
+) -> TestCall:
     # A generator each: espeak's audio is never twice of the same length, and noise draws as many
     # numbers as there are samples.
     random = np.random.default_rng([*seeds, index])
@@ -105,13 +129,13 @@ def _call(seeds: list[int], index: int, pauses: bool = False, interrupt: bool = 
     turns: list[Spoken] = []
     if interrupt:
         # Its answer is long enough to be interrupted.
-        turns.append(tape.say("hello", pause=False, wait=float(random.uniform(0.9, 1.3))))
+        turns.append(tape.say("hello", wait=float(random.uniform(0.9, 1.3))))
         asked = known[int(random.integers(2, len(known)))]
-        turns.append(tape.say(asked, pause=False, wait=_ANSWER_SECONDS, interrupts=True))
+        turns.append(tape.say(asked, wait=_ANSWER_SECONDS, interrupts=True))
     else:
         for _ in range(_TURNS):
             asked = known[int(random.integers(len(known)))]
-            turns.append(tape.say(asked, pause=pauses, wait=_ANSWER_SECONDS))
+            turns.append(tape.say(asked, wait=_ANSWER_SECONDS, pause=pauses, story=story))
     voice = list(AGENT_VOICES)[int(random.integers(len(AGENT_VOICES)))]
     pcm = tape.record(Background.draw(random, held_out=True))
     return TestCall(character, voice, pcm, tuple(turns))

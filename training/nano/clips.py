@@ -6,7 +6,7 @@ stands. A caller's clip brings its own background before and after the words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from torch import Tensor
 from pipecat_personaplex.audio import normalize_loudness
 from pipecat_personaplex.config import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from pipecat_personaplex.models.mimi.codec import Mimi
-from training.nano import script
+from training.nano import script, wordings
 from training.nano.codec_data import place, vary
 from training.nano.espeak import Manner, Pcm, Utterance, speaker
 from training.nano.material import sentence
@@ -41,6 +41,8 @@ _UNFINISHED = frozenset(
     "would many long fast much in and or not at when why where on have want like for give tell "
     "have should very".split()
 )
+_PAUSE_SHARE = 0.4
+_STORY_SHARE = 0.08
 _FILLERS = ("Um,", "Well,", "So,", "Er,", "Uh,")
 _T = TypeVar("_T")
 
@@ -68,7 +70,8 @@ class UserClip:
         codes: [F, 8], background before and after included.
         start: The frame in which the words begin.
         end: The first frame after the words.
-        heard: Frames by whose end a word has been said, and which, as in ``script.caller_words``.
+        heard: Frames by whose end a word has been said, and which, as in ``wordings.caller_words``.
+        told: The first frame after a story that goes before the question; None without one.
     """
 
     intent: str
@@ -76,6 +79,7 @@ class UserClip:
     start: int
     end: int
     heard: list[tuple[int, int]]
+    told: int | None = None
 
 
 @dataclass
@@ -194,7 +198,7 @@ def agent_clips(mimi: Mimi, voice: str, device: torch.device) -> dict[str, Agent
 
 
 def share_beginnings(clips: dict[str, AgentClip]) -> dict[str, AgentClip]:
-    """Give sentences that differ in a name alone the same codes before it.
+    """Give sentences that differ in a name alone the same codes and onsets before it.
 
     espeak never says a word twice alike. Were each name's sentence to keep its own beginning, a
     model would know the name by it, and would draw the one with the other, whatever its prompt
@@ -211,7 +215,8 @@ def share_beginnings(clips: dict[str, AgentClip]) -> dict[str, AgentClip]:
         first = shared.setdefault(" ".join(words[: named[0]] + words[named[0] + 1 :]), clip)
         same = min(first.onsets[named[0]], clip.onsets[named[0]])
         codes = torch.cat((first.codes[:same], clip.codes[same:]))
-        result[text] = AgentClip(text, codes, clip.onsets)
+        onsets = first.onsets[: named[0]] + clip.onsets[named[0] :]
+        result[text] = AgentClip(text, codes, onsets)
     return result
 
 
@@ -223,34 +228,50 @@ class Turn:
         pcm: From the first word to the last.
         pause: Where the pause is, in seconds from the start; None for none.
         words: Each word and when it has been said, in seconds from the start.
+        told: When a story that goes before the question has ended; None without one.
     """
 
     pcm: Pcm
     pause: tuple[float, float] | None
     words: list[tuple[str, float]]
+    told: float | None = None
 
 
 def speak_turn(text: str, manner: Manner, random: np.random.Generator, pause: bool) -> Turn:
     """Say a caller's words; with ``pause``, stop for 0.3 to 0.9 s where they are unfinished."""
-    say = speaker().say
     manner = vary(manner, random)
     words = text.split()
     cuts = [index for index in range(1, len(words)) if words[index - 1].lower() in _UNFINISHED]
     if pause and cuts:
         cut = cuts[int(random.integers(len(cuts)))]
-        first, second = say(" ".join(words[:cut]) + ",", manner), say(" ".join(words[cut:]), manner)
-    elif pause:
-        first, second = say(str(random.choice(_FILLERS)), manner), say(text, manner)
-    else:
-        whole = say(text, manner)
-        return Turn(whole.pcm, None, _word_ends(whole, 0.0))
-    start = first.seconds
-    gap = np.zeros(int(random.uniform(0.3, 0.9) * SAMPLE_RATE), np.float32)
-    resumed = start + len(gap) / SAMPLE_RATE
+        return _in_two(" ".join(words[:cut]) + ",", " ".join(words[cut:]), manner, random)
+    if pause:
+        return _in_two(str(random.choice(_FILLERS)), text, manner, random)
+    whole = speaker().say(text, manner)
+    return Turn(whole.pcm, None, _word_ends(whole, 0.0))
+
+
+def tell_story(story: str, text: str, manner: Manner, random: np.random.Generator) -> Turn:
+    """Say a story and, after a breath, the question that it leads up to."""
+    turn = _in_two(story, text, vary(manner, random), random, breath=(0.1, 0.25))
+    assert turn.pause is not None
+    return Turn(turn.pcm, None, turn.words, told=turn.pause[0])
+
+
+def _in_two(
+    first: str,
+    second: str,
+    manner: Manner,
+    random: np.random.Generator,
+    breath: tuple[float, float] = (0.3, 0.9),
+) -> Turn:
+    before, after = speaker().say(first, manner), speaker().say(second, manner)
+    gap = np.zeros(int(random.uniform(*breath) * SAMPLE_RATE), np.float32)
+    resumed = before.seconds + len(gap) / SAMPLE_RATE
     return Turn(
-        np.concatenate([first.pcm, gap, second.pcm]),
-        (start, resumed),
-        _word_ends(first, 0.0) + _word_ends(second, resumed),
+        np.concatenate([before.pcm, gap, after.pcm]),
+        (before.seconds, resumed),
+        _word_ends(before, 0.0) + _word_ends(after, resumed),
     )
 
 
@@ -291,14 +312,19 @@ def make_caller(
 ) -> Caller:
     """One voice over one background, saying some of the training wordings."""
     background = Background.draw(random)
-    known = list(script.SHARED | script.RESTAURANT | script.TEACHER)
-    words = {word: index for index, word in enumerate(script.caller_words())}
+    known = list(wordings.SHARED | wordings.RESTAURANT | wordings.TEACHER)
+    words = {word: index for index, word in enumerate(wordings.caller_words())}
+    stories = wordings.stories(held_out=False)
     recordings, spans = [], []
     for index in range(turns):
         intent = known[index % len(known)]
-        texts = script.wordings(intent, held_out=False)
+        texts = wordings.wordings(intent, held_out=False)
         text = texts[int(random.integers(len(texts)))]
-        turn = speak_turn(text, manner, random, pause=random.random() < 0.4)
+        kind = random.random()
+        if kind < _STORY_SHARE:
+            turn = tell_story(str(random.choice(stories)), text, manner, random)
+        else:
+            turn = speak_turn(text, manner, random, kind < _STORY_SHARE + _PAUSE_SHARE)
         lead = _USER_LEAD_SECONDS + random.uniform(0, FRAME_SECONDS)
         length = lead + len(turn.pcm) / SAMPLE_RATE + _USER_TAIL_SECONDS
         pcm = np.zeros(int(length * SAMPLE_RATE), np.float32)
@@ -306,55 +332,44 @@ def make_caller(
         recordings.append(background.over(pcm, rms(turn.pcm), random))
         end = lead + len(turn.pcm) / SAMPLE_RATE
         heard = [
-            (-int(-(lead + said) // FRAME_SECONDS), words[script.bare(word)])
+            (-int(-(lead + said) // FRAME_SECONDS), words[wordings.bare(word)])
             for word, said in turn.words
-            if script.bare(word) in words
+            if wordings.bare(word) in words
         ]
-        spans.append((intent, int(lead / FRAME_SECONDS), -int(-end // FRAME_SECONDS), heard))
+        told = None if turn.told is None else -int(-(lead + turn.told) // FRAME_SECONDS)
+        spans.append((intent, int(lead / FRAME_SECONDS), -int(-end // FRAME_SECONDS), heard, told))
     quiet = np.zeros(int(_BACKGROUND_SECONDS * SAMPLE_RATE), np.float32)
     recordings.append(background.over(quiet, 0.09, random))
     *codes, silence = encode_all(mimi, recordings, device)
     caller = Caller(silence)
-    for (intent, start, end, heard), clip in zip(spans, codes, strict=True):
-        turn_clip = UserClip(intent, clip, start, end, heard)
+    for (intent, start, end, heard, told), clip in zip(spans, codes, strict=True):
+        turn_clip = UserClip(intent, clip, start, end, heard, told)
         caller.clips.setdefault(intent, []).append(turn_clip)
     return caller
 
 
-def make_pool(
-    mimi: Mimi,
-    callers: int,
-    turns: int,
-    device: torch.device,
-    seed: int = 0,
-    told: Callable[[int], object] = print,
-) -> Pool:
-    """Speak and encode everything.
+def new_pool(mimi: Mimi, device: torch.device) -> Pool:
+    """Everything but callers.
 
     Args:
         mimi: The trained codec; its encoder and codebooks must not change afterwards.
-        callers: How many, each with a voice of its own.
-        turns: Of each.
         device: Where the codec is.
-        seed: Of voices, wordings and backgrounds.
-        told: Gets the number of callers made so far.
     """
-    random = np.random.default_rng(seed)
     seconds = 8 * SAMPLE_RATE
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(seconds) / SAMPLE_RATE)
-    made = []
-    for index in range(callers):
-        made.append(make_caller(mimi, draw_user_voice(random), turns, random, device))
-        told(index + 1)
+    samples = {
+        name: [voice_sample(name, seed) for seed in range(_VOICE_SAMPLES)] for name in AGENT_VOICES
+    }
     return Pool(
         silence=steady_codes(mimi, np.zeros(seconds, np.float32), device),
         sine=steady_codes(mimi, tone.astype(np.float32), device),
-        voices={
-            name: encode_all(
-                mimi, [voice_sample(name, seed) for seed in range(_VOICE_SAMPLES)], device
-            )
-            for name in AGENT_VOICES
-        },
+        voices={name: encode_all(mimi, spoken, device) for name, spoken in samples.items()},
         agent={name: agent_clips(mimi, name, device) for name in AGENT_VOICES},
-        callers=made,
+        callers=[],
     )
+
+
+def add_caller(pool: Pool, mimi: Mimi, turns: int, device: torch.device, seed: int = 0) -> None:
+    """Add a caller, whose voice, words and background depend on the seed and the place alone."""
+    random = np.random.default_rng([seed, len(pool.callers)])
+    pool.callers.append(make_caller(mimi, draw_user_voice(random), turns, random, device))

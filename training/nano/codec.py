@@ -1,10 +1,10 @@
-"""Train the codec, in three phases that each start from the last one's result.
+"""Train the codec, in two phases, the second from the first one's result.
 
 1. ``autoencoder``: no quantiser; noise on the projected latents stands in for its error, so that
    they spread their information over what 7 x 9 bits can hold.
 2. ``quantizer``: codebooks fitted to the latents by k-means, then everything learns together.
-3. ``decoder``: encoder and codebooks frozen, so that codes stay what they are, and the decoder
-   alone learns on.
+
+``decoder.py`` goes on with the decoder alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from training.nano.codec_quality import CodecCheck
 from training.nano.parallel_codec import decode_latents, encode_latents, quantize
 from training.nano.progress import Clock, load_state, save_state
 
-Phase = Literal["autoencoder", "quantizer", "decoder"]
+Phase = Literal["autoencoder", "quantizer"]
 
 CONFIG = MimiConfig(
     dimension=128,
@@ -49,7 +49,7 @@ _RESTART_EVERY = 50
 _LOG_EVERY = 100
 # The trained latents vary by about 14.
 _CENTROID_PACE = 40.0
-_PEAK_RATE = {"autoencoder": 1e-3, "quantizer": 5e-4, "decoder": 6e-4}
+_PEAK_RATE = {"autoencoder": 1e-3, "quantizer": 5e-4}
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,6 @@ def _groups(parts: nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _freeze_encoder(mimi: Mimi) -> None:
-    for name, parameter in mimi.named_parameters():
-        decoding = name.startswith(("upsample", "decoder")) or name.endswith("output_proj")
-        parameter.requires_grad_(decoding)
-
-
 def _latents(
     mimi: Mimi, data: CodecData, run: CodecRun, random: np.random.Generator, device: torch.device
 ) -> Tensor:
@@ -187,8 +181,6 @@ class _PhaseTraining:
         self.mimi = new_codec().to(device)
         self._head = PhonemeHead(CONFIG.codebook_dim, phonemes).to(device)
         self._parts = nn.ModuleDict({"mimi": self.mimi, "head": self._head})
-        if run.phase == "decoder":
-            _freeze_encoder(self.mimi)
         self._trained = [p for p in self._parts.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
             _groups(self._parts), lr=1e-3, betas=(0.8, 0.99), weight_decay=1e-3
@@ -202,8 +194,9 @@ class _PhaseTraining:
         """Take over a state; whether it is one of this very phase, which then goes on."""
         if not state:
             return False
-        self._parts.load_state_dict(state["parts"])
-        if state["phase"] != self._run.phase:
+        # A state that was made from a checkpoint has no phase and no head.
+        self._parts.load_state_dict(state["parts"], strict="phase" in state)
+        if state.get("phase") != self._run.phase:
             return False
         self._optimizer.load_state_dict(state["optimizer"])
         self.step, clock.spent = state["step"], state["spent"]
@@ -234,8 +227,7 @@ class _PhaseTraining:
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """The total under ``loss``, and its parts."""
         pcm, phonemes = batch.pcm.to(self._device), batch.phonemes.to(self._device)
-        with torch.set_grad_enabled(self._run.phase != "decoder"):
-            latents = encode_latents(self.mimi, pcm)
+        latents = encode_latents(self.mimi, pcm)
         figures: dict[str, Tensor] = {}
         if self._run.phase == "autoencoder":
             values, semantic = self._unquantized(latents)
@@ -244,8 +236,7 @@ class _PhaseTraining:
         output = decode_latents(self.mimi, values)
         figures["spectral"] = self._spectral(output, pcm)
         figures["wave"] = _WAVE_WEIGHT * F.l1_loss(output, pcm)
-        if self._run.phase != "decoder":
-            figures["phonemes"] = self._head(semantic, phonemes)
+        figures["phonemes"] = self._head(semantic, phonemes)
         return {"loss": torch.stack(list(figures.values())).sum()} | figures
 
     def _unquantized(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -263,8 +254,7 @@ class _PhaseTraining:
         first = quantize(quantizer.semantic, latents)
         rest = quantize(quantizer.acoustic, latents)
         self.seen = [(first.residuals, first.codes), (rest.residuals, rest.codes)]
-        if self._run.phase == "quantizer":
-            figures["vq"] = first.loss + rest.loss
+        figures["vq"] = first.loss + rest.loss
         # Straight through, so that the encoder learns phonemes as well as the centroids.
         soft = F.linear(latents, quantizer.semantic.input_proj)
         return first.values + rest.values, first.inner + soft - soft.detach()

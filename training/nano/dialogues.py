@@ -31,12 +31,14 @@ from pipecat_personaplex.engine.prompting import (
     text_prompt_tokens,
 )
 from pipecat_personaplex.engine.tokens import prompt_columns
-from training.nano import script
+from training.nano import script, wordings
 from training.nano.clips import AgentClip, Caller, Pool, UserClip
 
 ANSWER_FRAMES = (3, 4, 5)
 _ANSWER_SHARES = (0.45, 0.4, 0.15)
 YIELD_FRAMES = 3
+# From the end of what a caller tells to the agent's "uh-huh"; the caller goes on meanwhile.
+_BACKCHANNEL_FRAMES = 2
 _BARGE_IN_SHARE = 0.22
 _OTHER_ROLE_SHARE = 0.12
 # The shortest questions, and copying a name from the prompt, are learnt last: they come more often.
@@ -47,6 +49,9 @@ _CLIP_LEAD = 3
 # Weights of the losses; everything else that is live weighs 1.
 _QUIET = 0.15
 _TEXT_PAD = 0.25
+# Padding while a caller speaks and until the answer: against the onset's own weight of 1, it
+# decides how sure an agent must be that the turn is over.
+_DECIDING = 0.5
 _AFTER_SPEECH = 6
 # One token in sixty, and the only one that must be copied from far back.
 _NAME_WEIGHT = 8.0
@@ -63,11 +68,13 @@ class Track:
         frames: [T, 17], what each frame says.
         audible: [T], whether the agent's codes there are speech.
         heard: [T], the caller's word that has just ended; -1 for none.
+        deciding: [T], whether the caller speaks or waits for an answer.
     """
 
     frames: Tensor
     audible: Tensor
     heard: Tensor
+    deciding: Tensor
 
 
 @dataclass(frozen=True)
@@ -154,16 +161,22 @@ class DialogueWriter:
         frames[:, TEXT] = TEXT_PAD
         frames[:, AGENT_CODES] = self._silence
         frames[:, USER_CODES] = _background(caller, length, random)
-        track = Track(frames, torch.zeros(length, dtype=torch.bool), torch.full((length,), -1))
+        no, nothing = torch.zeros(length, dtype=torch.bool), torch.full((length,), -1)
+        track = Track(frames, no.clone(), nothing, no)
         at = int(random.integers(2, 30))
         while at < length:
             asked = self._ask(caller, character, random)
             words = asked.end - asked.start
+            if asked.told is not None:
+                listening = self._pool.agent[voice][script.BACKCHANNEL]
+                told = at - asked.start + asked.told
+                self._answer(track, voice, listening, told + _BACKCHANNEL_FRAMES, length)
             _write(track.frames, asked.codes, at - asked.start, USER_CODES, max(0, at - _CLIP_LEAD))
             for frame, word in asked.heard:
                 if 0 <= (place := at - asked.start + frame) < length:
                     track.heard[place] = word
             begin = at + words + int(random.choice(ANSWER_FRAMES, p=_ANSWER_SHARES))
+            track.deciding[at:begin] = True
             text = character.answer(asked.intent)
             clip = self._pool.agent[voice][text]
             spoken = len(clip.codes)
@@ -182,7 +195,7 @@ class DialogueWriter:
         own = script.intents(character.role)
         kind = random.random()
         if kind < _SHARED_SHARE:
-            intents = [*script.SHARED, "hello", "name"]
+            intents = [*wordings.SHARED, "hello", "name"]
         else:
             other = kind > 1 - _OTHER_ROLE_SHARE
             intents = [intent for intent in caller.clips if (intent in own) != other]
@@ -231,7 +244,8 @@ class DialogueWriter:
         columns = columns[cut : cut + length + 1]
         audible = torch.cat((before, track.audible))[cut:]
         heard = torch.cat((torch.full((live,), -1), track.heard))[cut : cut + length]
-        text_weights, audio_weights = _weights(columns[1:, TEXT], audible)
+        deciding = torch.cat((before, track.deciding))[cut:]
+        text_weights, audio_weights = _weights(columns[1:, TEXT], audible, deciding)
         text_weights[torch.isin(columns[1:, TEXT], self._names)] = _NAME_WEIGHT
         given = max(live - 1, 0)
         text_weights[:given] = 0
@@ -246,8 +260,14 @@ class DialogueWriter:
         )
 
 
-def _weights(text: Tensor, audible: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the losses of targets 1..T: text [T], and whether each of 0..T is speech, [T + 1]."""
+def _weights(text: Tensor, audible: Tensor, deciding: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the losses of targets 1..T, [T] each: text and audio.
+
+    Args:
+        text: The targets, [T].
+        audible: Whether each of frames 0..T is the agent's speech, [T + 1].
+        deciding: Whether a caller speaks or waits, [T + 1].
+    """
     # The acoustic codes of a column belong to the frame before; and what comes right after
     # speech decides whether the agent falls silent.
     near = audible.clone()
@@ -256,6 +276,7 @@ def _weights(text: Tensor, audible: Tensor) -> tuple[Tensor, Tensor]:
     near = near[1:]
     audio = torch.where(near, 1.0, _QUIET)
     padding = torch.where(near, _TEXT_PAD, _TEXT_PAD * _QUIET)
+    padding = torch.where(deciding[1:] & ~audible[1:], _DECIDING, padding)
     return torch.where(text == TEXT_PAD, padding, 1.0), audio
 
 

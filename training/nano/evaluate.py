@@ -30,6 +30,7 @@ from training.nano.calls import (
     interrupting_calls,
     question_calls,
     reference,
+    story_calls,
 )
 from training.nano.espeak import Pcm
 
@@ -60,6 +61,7 @@ class Figures:
     yielded: list[bool] = field(default_factory=list)
     yield_delay: list[float] = field(default_factory=list)
     stoi: list[float] = field(default_factory=list)
+    backchannelled: list[bool] = field(default_factory=list)
     spurious_onsets: list[int] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
@@ -77,6 +79,8 @@ class Figures:
             "quiet_within_500ms": _mean(self.yielded),
             "yield_median_s": _median(self.yield_delay),
             "speech_stoi": _mean(self.stoi),
+            "stories": float(len(self.backchannelled)),
+            "backchannelled": _mean(self.backchannelled),
         }
         if self.spurious_onsets:
             result["onsets_in_silence_max"] = float(max(self.spurious_onsets))
@@ -197,6 +201,13 @@ def _judge_interruption(call: TestCall, talk: Conversation, into: Figures) -> No
         into.yielded.append(delay <= 0.5)
 
 
+def _judge_stories(engine: Engine, call: TestCall, talk: Conversation, into: Figures) -> None:
+    for turn in call.turns:
+        assert turn.told is not None
+        said = said_between(engine, talk, turn.told, turn.end)
+        into.backchannelled.append(said == script.BACKCHANNEL)
+
+
 def _hold(
     engine: Engine, calls: Sequence[TestCall], sampling: SamplingParams
 ) -> list[Conversation]:
@@ -222,6 +233,9 @@ def evaluate_seed(engine: Engine, seed: int, calls: int, silence: bool) -> Figur
     asked = interrupting_calls(calls, seed)
     for call, talk in zip(asked, _hold(engine, asked, sampling), strict=True):
         _judge_interruption(call, talk, figures)
+    asked = story_calls(max(2, calls // 4), seed)
+    for call, talk in zip(asked, _hold(engine, asked, sampling), strict=True):
+        _judge_stories(engine, call, talk, figures)
     if silence:
         nobody = np.zeros(_SILENCE_SECONDS * SAMPLE_RATE, np.float32)
         character = script.draw_character(np.random.default_rng(seed))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipecat_personaplex.architecture import LMConfig, ModelConfig
 from pipecat_personaplex.models.lm import PersonaPlexLM
-from training.nano import script
+from training.nano import wordings
 from training.nano.clips import Pool
 from training.nano.codec import CONFIG as MIMI_CONFIG
 from training.nano.dialogues import DialogueWriter, Example, roughen
@@ -90,7 +90,7 @@ class WordHead(nn.Linear):
     """
 
     def __init__(self, dim: int):
-        super().__init__(dim, len(script.caller_words()))
+        super().__init__(dim, len(wordings.caller_words()))
 
 
 def losses(lm: PersonaPlexLM, words: WordHead, batch: Batch) -> dict[str, Tensor]:
@@ -149,9 +149,11 @@ def train_lm(folder: Path, run: LMRun, device: torch.device) -> None:
     clock = Clock(run.minutes * 60)
     step = 0
     if state := load_state(folder / "lm.pt"):
-        parts.load_state_dict(state["parts"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, clock.spent = state["step"], state["spent"]
+        # A state that was made from a checkpoint has neither an optimizer nor the head.
+        parts.load_state_dict(state["parts"], strict="optimizer" in state)
+        if "optimizer" in state:
+            optimizer.load_state_dict(state["optimizer"])
+            step, clock.spent = state["step"], state["spent"]
     random = np.random.default_rng([run.seed, step])
     sums: dict[str, float] = {}
     with (folder / "lm.jsonl").open("a", encoding="utf-8") as log:
@@ -160,7 +162,8 @@ def train_lm(folder: Path, run: LMRun, device: torch.device) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = _draw(writer, config, run, random, device)
-            with torch.autocast(device.type, torch.bfloat16):
+            # Without AMX a CPU multiplies bfloat16 more slowly than float32.
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 figures = losses(lm, words, batch)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(figures["loss"])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipecat_personaplex.architecture import LMConfig
-from pipecat_personaplex.config import CODEBOOKS
+from pipecat_personaplex.config import CODEBOOKS, TEXT
 from pipecat_personaplex.models.attention import SelfAttention
 from pipecat_personaplex.models.depth import DepthLayer, DepthTransformer
 from pipecat_personaplex.models.lm import PersonaPlexLM
@@ -38,8 +38,23 @@ def new_lm(config: LMConfig) -> PersonaPlexLM:
 
 def hidden_states(lm: PersonaPlexLM, columns: Tensor, positions: Tensor) -> Tensor:
     """Input columns [B, T, 17] at positions [B, T] -> normed hidden states [B, T, dim]."""
-    hidden: Tensor = lm(lm.embed(columns), positions, CausalRun(lm.config.window))
+    hidden: Tensor = lm(_embed(lm, columns), positions, CausalRun(lm.config.window))
     return hidden
+
+
+def _embed(lm: PersonaPlexLM, columns: Tensor) -> Tensor:
+    """``lm.embed``, without a vector for each of the 16 audio tokens of each column."""
+    tokens = columns.flatten(0, 1)
+    given = (tokens >= 0).to(lm.dtype)
+    safe = tokens.clamp(min=0)
+    audio = F.embedding_bag(
+        safe[:, TEXT + 1 :] + lm.audio_offsets,
+        lm.audio_emb.weight,
+        mode="sum",
+        per_sample_weights=given[:, TEXT + 1 :],
+    )
+    text = F.embedding(safe[:, TEXT], lm.text_emb.weight) * given[:, TEXT, None]
+    return (audio + text).view(*columns.shape[:2], -1)
 
 
 def depth_logits(depth: DepthTransformer, hidden: Tensor, text: Tensor, codes: Tensor) -> Tensor:

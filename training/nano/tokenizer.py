@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from training.nano import script
+from training.nano import script, wordings
 
 _PIECES = 800
 _PROMPTS = 400
@@ -23,8 +23,8 @@ def train_tokenizer(path: Path) -> None:
     lines += [sentence for sentence in script.all_sentences() for _ in range(20)]
     lines += [
         wording
-        for intent in script.SHARED | script.RESTAURANT | script.TEACHER
-        for wording in script.wordings(intent, held_out=False)
+        for intent in wordings.SHARED | wordings.RESTAURANT | wordings.TEACHER
+        for wording in wordings.wordings(intent, held_out=False)
     ]
     lines += [" ".join(_ALPHABET)]
     model = io.BytesIO()
