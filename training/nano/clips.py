@@ -318,8 +318,7 @@ def make_caller(
     recordings, spans = [], []
     for index in range(turns):
         intent = known[index % len(known)]
-        texts = wordings.wordings(intent, held_out=False)
-        text = texts[int(random.integers(len(texts)))]
+        text = wordings.draw_wording(intent, random)
         kind = random.random()
         if kind < _STORY_SHARE:
             turn = tell_story(str(random.choice(stories)), text, manner, random)

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+
 _HELD_OUT = 2
+# What callers put before and after any wording.
+_OPENINGS = (
+    *("So,", "And", "Okay,", "Well,", "Hi,", "Hello,", "Sorry,", "Please,", "Now,", "Good,"),
+    *("Excuse me,", "One more thing,", "Can you help me?", "I have a question.", "Alright,"),
+)
+_ENDINGS = ("please", "then", "now", "today", "tonight", "again", "for me", "thank you", "sir")
+_OPENING_SHARE, _ENDING_SHARE = 0.35, 0.2
 
 SHARED: dict[str, str] = {
     "hello": (
@@ -263,6 +272,26 @@ def wordings(intent: str, held_out: bool) -> list[str]:
     return _part((SHARED | RESTAURANT | TEACHER)[intent], held_out)
 
 
+def draw_wording(intent: str, random: np.random.Generator) -> str:
+    """One of an intent's training wordings, as it stands or with words around it.
+
+    None of those held out, however it came about.
+    """
+    while True:
+        text = str(random.choice(wordings(intent, held_out=False)))
+        if random.random() < _OPENING_SHARE:
+            small = text if text.startswith(("I ", "I'")) else text[0].lower() + text[1:]
+            text = f"{random.choice(_OPENINGS)} {small}"
+        if random.random() < _ENDING_SHARE:
+            text = f"{text[:-1]}, {random.choice(_ENDINGS)}{text[-1]}"
+        if _plain(text) not in map(_plain, wordings(intent, held_out=True)):
+            return text
+
+
+def _plain(text: str) -> list[str]:
+    return [bare(word) for word in text.split()]
+
+
 def stories(held_out: bool) -> list[str]:
     """Statements that lead up to a question: who listens says "uh-huh"."""
     return _part(_STORIES, held_out)
@@ -283,5 +312,5 @@ def caller_words() -> list[str]:
     """Every word of what callers say in training."""
     known = SHARED | RESTAURANT | TEACHER
     texts = [text for intent in known for text in wordings(intent, held_out=False)]
-    texts += stories(held_out=False)
-    return sorted({bare(word) for text in texts for word in text.split()})
+    texts += [*stories(held_out=False), *_OPENINGS, *_ENDINGS]
+    return sorted({word for text in texts for word in _plain(text)})
