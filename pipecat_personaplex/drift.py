@@ -26,6 +26,7 @@ from pipecat_personaplex.config import (
     CODEBOOKS,
     FRAME_SAMPLES,
     EngineConfig,
+    Quantization,
     SamplingParams,
 )
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache
@@ -62,7 +63,7 @@ class DriftOptions:
     user: Path | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantization: Literal["int8"] | None = None
+    quantization: Quantization | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pipecat_personaplex.architecture import LMConfig, ModelConfig
+from pipecat_personaplex.config import Quantization
 from pipecat_personaplex.engine.checkpoint import load_checkpoint, random_model
 from pipecat_personaplex.engine.download import resolve
 from pipecat_personaplex.engine.placement import choose_target
@@ -35,7 +36,7 @@ class Subject(NamedTuple):
     mimi: Mimi
 
 
-def load_subject(model: str, device: str, dtype: str, quantization: str | None) -> Subject:
+def load_subject(model: str, device: str, dtype: str, quantization: Quantization | None) -> Subject:
     """Load what is measured.
 
     Args:

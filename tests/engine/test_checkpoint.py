@@ -19,7 +19,7 @@ from pipecat_personaplex.architecture import LMConfig, MimiConfig, ModelConfig
 from pipecat_personaplex.engine.checkpoint import Checkpoint, load_checkpoint, random_model
 from pipecat_personaplex.engine.layout import lm_layout, mimi_layout, unknown_tensor
 from pipecat_personaplex.errors import CheckpointError, ConfigError
-from pipecat_personaplex.models.layers import Int8Linear
+from pipecat_personaplex.models.linear import Int8Linear
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
 from tests.golden_data import CHECKPOINT, GOLDEN

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipecat_personaplex.models.layers import (
-    GatedMLP,
+from pipecat_personaplex.kernels.formats import quantize
+from pipecat_personaplex.models.layers import GatedMLP, RMSNorm
+from pipecat_personaplex.models.linear import (
     Int8Linear,
     Linear,
     PackedLinear,
-    RMSNorm,
     optimize_linear,
 )
 
@@ -48,7 +48,7 @@ def test_int8_rows_of_zeros_stay_zero_and_extremes_are_kept() -> None:
     layer.weight.data[3] = 0
     layer.weight.data[65] = 0
     layer.weight.data[65, 1] = -8.0
-    small = Int8Linear(layer.weight)
+    small = Int8Linear(quantize(layer.weight, "int8"))
     y = small(torch.eye(64))
     assert y[:, 3].eq(0).all()
     assert abs(float(y[1, 65]) + 8.0) < 0.05
