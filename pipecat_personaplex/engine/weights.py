@@ -184,7 +184,7 @@ class RandomSource:
         seed: Of the noise.
     """
 
-    quantization = None
+    quantization: Quantization | None = None
 
     def __init__(self, seed: int):
         generator = torch.Generator().manual_seed(seed)
@@ -308,7 +308,7 @@ def _low_bit(
     shape: torch.Size, format: Quantization, entry: Entry, source: Source, device: torch.device
 ) -> LowBit:
     """A weight in its format, from floats or from a file that holds it so."""
-    low = empty(format, *shape, device)
+    low = empty(format, shape[0], shape[1], device)
     if source.quantization is None:
         fill(low, 0, source.read(entry.name, entry.shape, entry.rows))
     else:

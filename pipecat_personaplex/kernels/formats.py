@@ -83,7 +83,7 @@ def empty(format: Quantization, rows: int, columns: int, device: torch.device) -
 
 def quantize(weight: Tensor, format: Quantization) -> LowBit:
     """Turn a floating point weight [N, K] into a low-bit one on the same device."""
-    low = empty(format, *weight.shape, weight.device)
+    low = empty(format, weight.shape[0], weight.shape[1], weight.device)
     fill(low, 0, weight)
     return low
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 
-@triton.jit(do_not_specialize=["step"])
+@triton.jit(do_not_specialize=["step"])  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
     q,
     k,

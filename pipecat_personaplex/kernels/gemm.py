@@ -21,7 +21,8 @@ from torch import Tensor
 from pipecat_personaplex.config import Quantization
 from pipecat_personaplex.kernels.formats import GROUP, PAIR, LowBit, dequantize, quantize
 
-# The interpreter cannot multiply bfloat16; there tiles are widened, which changes no product.
+# The interpreter cannot multiply bfloat16, and cuts floats off where it should round them to it:
+# there tiles are widened, which changes no product.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _PLAIN, _ROW_SCALED, _INT4 = 0, 1, 2
@@ -67,7 +68,7 @@ def _plan(rows: int, outputs: int, kind: int, itemsize: int, tiles: int) -> _Pla
     return _Plan(block_rows, block, inner, stages, min(4, block // 8))
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _dot(x, w, total, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
     """``total`` + x [M, K] · w [N, K]ᵀ."""
     if WIDE:
@@ -76,7 +77,7 @@ def _dot(x, w, total, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
     return tl.dot(x, tl.trans(w), total)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _narrow(w, DTYPE: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Numbers of 8 bits or less in the products' type, which holds them exactly."""
     if WIDE:
@@ -84,14 +85,22 @@ def _narrow(w, DTYPE: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-unty
     return w.to(DTYPE)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _input(  # type: ignore[no-untyped-def]
-    x, alpha, squares, k, rows_there, inner, NORM: tl.constexpr, EVEN: tl.constexpr
+    x,
+    alpha,
+    squares,
+    k,
+    rows_there,
+    INNER: tl.constexpr,
+    NORM: tl.constexpr,
+    EVEN: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """A tile of x, times alpha, and the running sums of its squares."""
     mask = rows_there[:, None]
     if not EVEN:
-        mask = mask & (k < inner)[None, :]
+        mask = mask & (k < INNER)[None, :]
     tile = tl.load(x + k[None, :], mask=mask, other=0.0)
     if NORM:
         wide = tile.to(tl.float32)
@@ -99,20 +108,21 @@ def _input(  # type: ignore[no-untyped-def]
         if EVEN:
             factor = tl.load(alpha + k)
         else:
-            factor = tl.load(alpha + k, mask=k < inner, other=0.0)
-        tile = (wide * factor.to(tl.float32)[None, :]).to(tile.dtype)
+            factor = tl.load(alpha + k, mask=k < INNER, other=0.0)
+        wide *= factor.to(tl.float32)[None, :]
+        tile = wide if WIDE else wide.to(tile.dtype)
     return tile, squares
 
 
-@triton.jit
-def _weights(w, k, outputs_there, inner, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit  # type: ignore[untyped-decorator]
+def _weights(w, k, outputs_there, INNER: tl.constexpr, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
     mask = outputs_there[:, None]
     if not EVEN:
-        mask = mask & (k < inner)[None, :]
+        mask = mask & (k < INNER)[None, :]
     return tl.load(w + k[None, :], mask=mask, other=0.0)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _int4_pair(  # type: ignore[no-untyped-def]
     low_x, high_x, w, scale, outputs_there, byte, scale_stride, total, WIDE: tl.constexpr
 ):
@@ -127,7 +137,7 @@ def _int4_pair(  # type: ignore[no-untyped-def]
     return total + _dot(high_x, high, zero, WIDE) * second[None, :]
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _gemm(  # type: ignore[no-untyped-def]
     x,
     weight,
@@ -137,11 +147,11 @@ def _gemm(  # type: ignore[no-untyped-def]
     y,
     rows,
     outputs,
-    inner,
     x_stride,
     weight_stride,
     scale_stride,
     eps,
+    INNER: tl.constexpr,
     KIND: tl.constexpr,
     NORM: tl.constexpr,
     GATE: tl.constexpr,
@@ -165,13 +175,13 @@ def _gemm(  # type: ignore[no-untyped-def]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     squares = tl.zeros((BLOCK_M,), tl.float32)
-    for start in range(0, inner, BLOCK_K):
+    for start in range(0, INNER, BLOCK_K):
         if KIND == 2:
             half = tl.arange(0, BLOCK_K // 2)
             k = start + half
-            low, squares = _input(x_rows, alpha, squares, k, rows_there, inner, NORM, EVEN)
+            low, squares = _input(x_rows, alpha, squares, k, rows_there, INNER, NORM, EVEN, WIDE)
             k += BLOCK_K // 2
-            high, squares = _input(x_rows, alpha, squares, k, rows_there, inner, NORM, EVEN)
+            high, squares = _input(x_rows, alpha, squares, k, rows_there, INNER, NORM, EVEN, WIDE)
             byte = start // 2 + half
             scales = scale + start // (BLOCK_K // 2) * scale_stride
             total = _int4_pair(
@@ -183,11 +193,11 @@ def _gemm(  # type: ignore[no-untyped-def]
                 )
         else:
             k = start + tl.arange(0, BLOCK_K)
-            tile, squares = _input(x_rows, alpha, squares, k, rows_there, inner, NORM, EVEN)
-            w = _weights(w_rows, k, outputs_there, inner, EVEN)
+            tile, squares = _input(x_rows, alpha, squares, k, rows_there, INNER, NORM, EVEN, WIDE)
+            w = _weights(w_rows, k, outputs_there, INNER, EVEN)
             total = _dot(tile, _narrow(w, tile.dtype, WIDE), total, WIDE)
             if GATE:
-                w = _weights(w_gated, k, outputs_there, inner, EVEN)
+                w = _weights(w_gated, k, outputs_there, INNER, EVEN)
                 up = _dot(tile, _narrow(w, tile.dtype, WIDE), up, WIDE)
 
     if KIND == 1:
@@ -195,11 +205,12 @@ def _gemm(  # type: ignore[no-untyped-def]
         if GATE:
             up *= tl.load(scale + gated, mask=outputs_there, other=0.0).to(tl.float32)[None, :]
     if NORM:
-        rstd = 1.0 / tl.sqrt(squares / inner + eps)
+        rstd = 1.0 / tl.sqrt(squares / INNER + eps)
         total *= rstd[:, None]
         up *= rstd[:, None]
     if GATE:
-        total = total / (1.0 + tl.exp(-total)) * up
+        small = tl.exp(-tl.abs(total))
+        total *= tl.where(total > 0, 1.0, small) / (1.0 + small) * up
     place = m.to(tl.int64)[:, None] * outputs + n[None, :]
     there = rows_there[:, None] & outputs_there[None, :]
     if RESIDUAL:
@@ -254,11 +265,11 @@ def gemm(
         y,
         rows,
         outputs,
-        inner,
         flat.stride(0),
         weight.stride(0),
         weight.shape[0],
         eps,
+        INNER=inner,
         KIND=kind,
         NORM=alpha is not None,
         GATE=gate,

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton")
 
-from pipecat_personaplex.kernels import frame_attention as module  # noqa: E402
-from pipecat_personaplex.kernels.frame_attention import frame_attention  # noqa: E402
+from pipecat_personaplex.kernels import frame_attention as module
+from pipecat_personaplex.kernels.frame_attention import frame_attention
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

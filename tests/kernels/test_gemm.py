@@ -14,8 +14,8 @@ from pipecat_personaplex.kernels.formats import LowBit, dequantize, quantize
 
 pytest.importorskip("triton")
 
-from pipecat_personaplex.kernels import gemm as gemm_module  # noqa: E402
-from pipecat_personaplex.kernels.gemm import gemm, kernel_scale  # noqa: E402
+from pipecat_personaplex.kernels import gemm as gemm_module
+from pipecat_personaplex.kernels.gemm import gemm, kernel_scale
 
 FORMATS: tuple[Quantization | None, ...] = (None, *QUANTIZATIONS)
 ROWS = (1, 2, 3, 8, 16, 33)
@@ -60,9 +60,9 @@ def reference(
 
 def assert_close(y: Tensor, expected: Tensor) -> None:
     assert y.shape == expected.shape
-    # bfloat16 keeps eight bits: of the inputs after the norm, and of the result.
+    # The interpreter cuts results off to bfloat16's eight bits; besides that they are exact.
     error = (y.float() - expected).norm() / expected.norm()
-    assert error < 6e-3, float(error)
+    assert error < 2**-7, float(error)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -131,7 +131,7 @@ def test_the_check_finds_a_kernel_that_is_wrong(monkeypatch: pytest.MonkeyPatch)
     for format in FORMATS:
         gemm_module.check(cpu, format)
     monkeypatch.setattr(gemm_module, "kernel_scale", lambda low: 1.1 * low.scale.t().contiguous())
-    with pytest.raises(RuntimeError, match="the product is off by 1"):
+    with pytest.raises(RuntimeError, match="the product is off by 20"):
         gemm_module.check(cpu, "int4")
 
 
