@@ -149,8 +149,18 @@ class Lesson:
 
 
 def teach(options: DriftOptions) -> Lesson:
-    """Hold the conversation in float32, drawing tokens as a call does."""
+    """Hold the conversation in float32, drawing tokens as a call does.
+
+    Raises:
+        ConfigError: The model's weights are low-bit themselves.
+    """
     subject = load_subject(options.model, options.device, "float32", None)
+    if subject.quantization is not None:
+        raise ConfigError(
+            f"{options.model} holds {subject.quantization} weights, and drift compares with "
+            "float32; give it the release they were made from, with "
+            f"--quantization {subject.quantization}"
+        )
     device = subject.lm.text_emb.weight.device
     user_codes = encode_stream(subject.mimi, _user_audio(options).to(device))
     sampler = SamplerState(1, subject.config.lm, device)
