@@ -78,23 +78,25 @@ def frame_attention(
     y = q.new_empty(batch, heads, 1, dim)
     if batch == 0:
         return y
-    _attend[(batch * heads,)](
-        q,
-        k,
-        v,
-        keys,
-        values,
-        y,
-        step,
-        heads,
-        q.stride(0),
-        q.stride(1),
-        dim**-0.5,
-        STEPS=steps,
-        DIM=dim,
-        PADDED=triton.next_power_of_2(dim),
-        num_warps=1,
-    )
+    # Triton launches on the current device, whatever its arguments are on.
+    with torch.cuda.device_of(q):
+        _attend[(batch * heads,)](
+            q,
+            k,
+            v,
+            keys,
+            values,
+            y,
+            step,
+            heads,
+            q.stride(0),
+            q.stride(1),
+            dim**-0.5,
+            STEPS=steps,
+            DIM=dim,
+            PADDED=triton.next_power_of_2(dim),
+            num_warps=1,
+        )
     return y
 
 

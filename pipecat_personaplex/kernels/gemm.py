@@ -256,32 +256,34 @@ def gemm(
     kind = _KINDS[format]
     plan = _plan(rows, outputs, kind, weight.element_size(), 2 if gate else 1)
     grid = (-(-rows // plan.rows), -(-outputs // plan.outputs))
-    _gemm[grid](
-        flat,
-        weight,
-        weight if scale is None else scale,
-        weight if alpha is None else alpha,
-        y if residual is None else residual.contiguous(),
-        y,
-        rows,
-        outputs,
-        flat.stride(0),
-        weight.stride(0),
-        weight.shape[0],
-        eps,
-        INNER=inner,
-        KIND=kind,
-        NORM=alpha is not None,
-        GATE=gate,
-        RESIDUAL=residual is not None,
-        EVEN=inner % plan.inner == 0,
-        WIDE=_INTERPRETED or x.dtype == torch.float32,
-        BLOCK_M=plan.rows,
-        BLOCK_N=plan.outputs,
-        BLOCK_K=plan.inner,
-        num_warps=plan.warps,
-        num_stages=plan.stages,
-    )
+    # Triton launches on the current device, whatever its arguments are on.
+    with torch.cuda.device_of(x):
+        _gemm[grid](
+            flat,
+            weight,
+            weight if scale is None else scale,
+            weight if alpha is None else alpha,
+            y if residual is None else residual.contiguous(),
+            y,
+            rows,
+            outputs,
+            flat.stride(0),
+            weight.stride(0),
+            weight.shape[0],
+            eps,
+            INNER=inner,
+            KIND=kind,
+            NORM=alpha is not None,
+            GATE=gate,
+            RESIDUAL=residual is not None,
+            EVEN=inner % plan.inner == 0,
+            WIDE=_INTERPRETED or x.dtype == torch.float32,
+            BLOCK_M=plan.rows,
+            BLOCK_N=plan.outputs,
+            BLOCK_K=plan.inner,
+            num_warps=plan.warps,
+            num_stages=plan.stages,
+        )
     return y
 
 
