@@ -4,8 +4,9 @@ A step of the model is bound by reading its weights once, so each program stream
 along K and pays for nothing else: the RMS norm before a product (its factor is applied to the sums,
 ``y = rstd · ((x · alpha) Wᵀ)``), the gate and the residual after it happen in the same launch.
 
-How the sum over K is ordered depends on W alone, and a row of x never meets another: beside
-whatever neighbours, a row's result is the same.
+A row of x never meets another, and in a step K is summed by the same instructions in the same
+order whatever the batch: what a session says does not depend on its neighbours. (Past 16 rows the
+norm may group its sum of squares otherwise, a float32 rounding.)
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _PLAIN, _ROW_SCALED, _INT4 = 0, 1, 2
 _KINDS = {None: _PLAIN, "int8": _ROW_SCALED, "fp8": _ROW_SCALED, "int4": _INT4}
 
-# tl.dot needs sixteen rows; where there are fewer, the others are masked off.
-_BLOCK_ROWS = (16, 32, 64)
+# tl.dot needs sixteen rows; where there are fewer, the others are masked off. From 64 rows on,
+# Hopper and Blackwell have other instructions, which may round otherwise: those are for prompts.
+_STEP_ROWS = (16, 32)
+_PROMPT_ROWS = (*_STEP_ROWS, 64)
 # Programs that fill a large GPU: with few rows, reading W wants several a multiprocessor; with
 # many, each program reads all of x once more.
 _PROGRAMS_FEW_ROWS, _PROGRAMS_MANY_ROWS = 256, 128
@@ -50,10 +53,13 @@ class _Plan(NamedTuple):
     warps: int
 
 
-def _plan(rows: int, outputs: int, kind: int, itemsize: int, tiles: int) -> _Plan:
+def _plan(
+    rows: int, outputs: int, kind: int, itemsize: int, tiles: int, prompt: bool = False
+) -> _Plan:
     """Block sizes by plain arithmetic, so that start-up and graph capture hold no surprises."""
-    block_rows = next((size for size in _BLOCK_ROWS if rows <= size), _BLOCK_ROWS[-1])
-    few = block_rows == _BLOCK_ROWS[0]
+    sizes = _PROMPT_ROWS if prompt else _STEP_ROWS
+    block_rows = next((size for size in sizes if rows <= size), sizes[-1])
+    few = block_rows == sizes[0]
     wanted = _PROGRAMS_FEW_ROWS if few else _PROGRAMS_MANY_ROWS
     programs = {size: -(-rows // block_rows) * -(-outputs // size) for size in _BLOCK_OUTPUTS}
     block = next((size for size in _BLOCK_OUTPUTS if programs[size] >= wanted), _BLOCK_OUTPUTS[-1])
@@ -232,7 +238,8 @@ def gemm(
     """Multiply, and do what comes before and after, in one launch.
 
     Args:
-        x: [..., K], bfloat16; float32 only with a weight of that type.
+        x: [..., K], bfloat16; float32 only with a weight of that type. [B, T, K] with T > 1 is a
+            prompt's.
         weight: [N, K] of ``x``'s type, or as ``formats`` has it.
         scale: As ``formats`` has it, but of int4 transposed: [P / 128, N], contiguous.
         format: Of the weight; None for ``x``'s type.
@@ -254,7 +261,8 @@ def gemm(
     if y.numel() == 0:
         return y
     kind = _KINDS[format]
-    plan = _plan(rows, outputs, kind, weight.element_size(), 2 if gate else 1)
+    prompt = x.dim() > 2 and x.shape[-2] > 1
+    plan = _plan(rows, outputs, kind, weight.element_size(), 2 if gate else 1, prompt)
     grid = (-(-rows // plan.rows), -(-outputs // plan.outputs))
     # Triton launches on the current device, whatever its arguments are on.
     with torch.cuda.device_of(x):

@@ -114,15 +114,21 @@ def test_rows_of_a_wider_tensor_are_read_where_they_stand() -> None:
     assert_close(weight.multiply(x), reference(x, weight.wide))
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_prompt_takes_larger_blocks(format: Quantization | None) -> None:
+    x, weight = torch.randn(1, 70, 256).bfloat16(), Weight(32, 256, format)
+    assert_close(weight.multiply(x), reference(x, weight.wide))
+
+
 def test_no_rows_are_no_work() -> None:
     assert Weight(16, 64, None).multiply(torch.empty(0, 64).bfloat16()).shape == (0, 16)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_row_is_the_same_beside_any_neighbours(format: Quantization | None) -> None:
-    x, weight = torch.randn(16, 256).bfloat16(), Weight(32, 256, format)
+    x, weight = torch.randn(40, 512).bfloat16(), Weight(32, 512, format)
     together = weight.multiply(x)
-    for rows in (1, 3, 8):
+    for rows in (1, 3, 8, 16, 17, 32, 33):
         assert torch.equal(weight.multiply(x[:rows]), together[:rows])
 
 
@@ -145,8 +151,9 @@ def test_blocks_of_the_7b_fit_the_smallest_gpu_and_fill_the_largest(
 ) -> None:
     kind = gemm_module._KINDS[format]
     itemsize = 2 if format is None else 1
-    for tiles in (1, 2):
-        plan = gemm_module._plan(rows, outputs // tiles, kind, itemsize, tiles)
+    for tiles, prompt in itertools.product((1, 2), (False, True)):
+        plan = gemm_module._plan(rows, outputs // tiles, kind, itemsize, tiles, prompt)
+        assert plan.rows <= (64 if prompt else 32)
         row_bytes = 128 if format == "int4" else plan.inner * itemsize
         stage = tiles * plan.outputs * row_bytes + plan.rows * plan.inner * 2
         assert 2 <= plan.stages <= 5
