@@ -13,7 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from pipecat_personaplex.config import CODEBOOKS, DELAYS, FRAME_SAMPLES, TEXT_PAD
+from pipecat_personaplex.config import (
+    CODEBOOKS,
+    DELAYS,
+    FRAME_SAMPLES,
+    QUANTIZATIONS,
+    TEXT_PAD,
+    Quantization,
+)
 from pipecat_personaplex.errors import ConfigError
 
 
@@ -277,12 +284,16 @@ class MimiConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A checkpoint's architecture and the codes that its prompts are filled with."""
+    """A checkpoint's architecture and the codes that its prompts are filled with.
+
+    ``quantization`` says how the file keeps the transformers' weights; None is floating point.
+    """
 
     lm: LMConfig = field(default_factory=LMConfig)
     mimi: MimiConfig = field(default_factory=MimiConfig)
     silence_codes: tuple[int, ...] = (948, 243, 1178, 546, 1736, 1030, 1978, 2008)
     sine_codes: tuple[int, ...] = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
+    quantization: Quantization | None = None
 
     # What the Hub's config.json says beside the architecture.
     _IGNORED: ClassVar[Any] = (
@@ -314,14 +325,21 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """Read a parsed ``config.json``; an empty one is the released 7B."""
-        known = {"lm", "mimi", "silence_codes", "sine_codes", *cls._IGNORED}
+        known = {"lm", "mimi", "silence_codes", "sine_codes", "quantization", *cls._IGNORED}
         _reject_unknown("top-level", values, known)
         for name in ("lm", "mimi"):
             if not isinstance(values.get(name, {}), Mapping):
                 raise ConfigError(f"config.json: {name} must be an object")
+        quantization = values.get("quantization")
+        if quantization not in (None, *QUANTIZATIONS):
+            raise ConfigError(
+                f"config.json: quantization is {quantization!r}; known are: "
+                + ", ".join(QUANTIZATIONS)
+            )
         return cls(
             lm=LMConfig.from_dict(values.get("lm", {})),
             mimi=MimiConfig.from_dict(values.get("mimi", {})),
+            quantization=quantization,
             **_typed(
                 cls,
                 "top-level",

@@ -17,7 +17,13 @@ import numpy as np
 import torch
 from loguru import logger
 
-from pipecat_personaplex.config import FRAME_SAMPLES, FRAME_SECONDS, EngineConfig, SamplingParams
+from pipecat_personaplex.config import (
+    FRAME_SAMPLES,
+    FRAME_SECONDS,
+    EngineConfig,
+    Quantization,
+    SamplingParams,
+)
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache
 from pipecat_personaplex.engine.model_runner import ModelRunner
 from pipecat_personaplex.engine.placement import choose_target
@@ -53,7 +59,7 @@ class BenchOptions:
     prompt_frames: int = 300
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantization: Literal["int8"] | None = None
+    quantization: Quantization | None = None
     threads: int = 0
     peer: bool = False
 

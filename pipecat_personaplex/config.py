@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pipecat_personaplex.errors import ConfigError
 
@@ -30,6 +30,10 @@ ZERO_TOKEN = -1
 _MAX_TOP_K = 1_000_000
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
+Quantization = Literal["int8", "fp8", "int4"]
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+"""How the transformers' weights can be kept instead of in floating point."""
+
 RELEASED_WINDOW = 2_999
 """Frames the released model attends to; a longer prompt is refused."""
 
@@ -42,7 +46,9 @@ class EngineConfig:
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         dtype: Of the language model: ``"auto"`` (bfloat16 on CUDA, float32 on CPU),
             ``"float32"`` or ``"bfloat16"``. The codec is always float32.
-        quantization: ``"int8"`` keeps the transformers' weights at 8 bits (CPU).
+        quantization: Keeps the transformers' weights at 8 bits, ``"int8"`` or ``"fp8"``, or at
+            4, ``"int4"`` (the depth transformer's at 8). A saved folder of such weights needs
+            none.
         max_sessions: Slots, that is callers at once.
         max_queued_frames: Input a session may have waiting, in frames of 80 ms; past it the
             oldest frame is dropped and counted.
@@ -56,7 +62,7 @@ class EngineConfig:
 
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantization: Literal["int8"] | None = None
+    quantization: Quantization | None = None
     max_sessions: int = 8
     max_queued_frames: int = 25
     prefix_cache_bytes: int = 2 << 30
@@ -66,8 +72,11 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"dtype must be auto, float32 or bfloat16, not {self.dtype!r}")
-        if self.quantization not in (None, "int8"):
-            raise ConfigError(f"quantization must be int8 or none, not {self.quantization!r}")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            raise ConfigError(
+                f"quantization must be {', '.join(QUANTIZATIONS)} or none, "
+                f"not {self.quantization!r}"
+            )
         if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}")
         for name, least in (

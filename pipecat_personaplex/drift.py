@@ -26,6 +26,7 @@ from pipecat_personaplex.config import (
     CODEBOOKS,
     FRAME_SAMPLES,
     EngineConfig,
+    Quantization,
     SamplingParams,
 )
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache
@@ -62,7 +63,7 @@ class DriftOptions:
     user: Path | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantization: Literal["int8"] | None = None
+    quantization: Quantization | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -148,8 +149,18 @@ class Lesson:
 
 
 def teach(options: DriftOptions) -> Lesson:
-    """Hold the conversation in float32, drawing tokens as a call does."""
+    """Hold the conversation in float32, drawing tokens as a call does.
+
+    Raises:
+        ConfigError: The model's weights are low-bit themselves.
+    """
     subject = load_subject(options.model, options.device, "float32", None)
+    if subject.quantization is not None:
+        raise ConfigError(
+            f"{options.model} holds {subject.quantization} weights, and drift compares with "
+            "float32; give it the release they were made from, with "
+            f"--quantization {subject.quantization}"
+        )
     device = subject.lm.text_emb.weight.device
     user_codes = encode_stream(subject.mimi, _user_audio(options).to(device))
     sampler = SamplerState(1, subject.config.lm, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pipecat_personaplex.architecture import LMConfig, ModelConfig
+from pipecat_personaplex.config import Quantization
 from pipecat_personaplex.engine.checkpoint import load_checkpoint, random_model
 from pipecat_personaplex.engine.download import resolve
 from pipecat_personaplex.engine.placement import choose_target
@@ -28,14 +29,19 @@ RANDOM_MODELS = {
 
 
 class Subject(NamedTuple):
-    """A model on its device."""
+    """A model on its device.
+
+    Attributes:
+        quantization: How the transformers' weights are kept; None is floating point.
+    """
 
     config: ModelConfig
     lm: PersonaPlexLM
     mimi: Mimi
+    quantization: Quantization | None
 
 
-def load_subject(model: str, device: str, dtype: str, quantization: str | None) -> Subject:
+def load_subject(model: str, device: str, dtype: str, quantization: Quantization | None) -> Subject:
     """Load what is measured.
 
     Args:
@@ -47,6 +53,6 @@ def load_subject(model: str, device: str, dtype: str, quantization: str | None) 
     target = choose_target(device, dtype, quantization)
     if model in RANDOM_MODELS:
         config = RANDOM_MODELS[model]
-        return Subject(config, *random_model(config, **target._asdict()))
+        return Subject(config, *random_model(config, **target._asdict()), quantization)
     checkpoint = load_checkpoint(resolve(model, progress=True), **target._asdict())
-    return Subject(checkpoint.config, checkpoint.lm, checkpoint.mimi)
+    return Subject(checkpoint.config, checkpoint.lm, checkpoint.mimi, checkpoint.quantization)

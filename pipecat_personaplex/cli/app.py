@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from pipecat_personaplex import __version__
-from pipecat_personaplex.cli import bench, drift, offline, serve
+from pipecat_personaplex.cli import bench, drift, offline, quantize, serve
 from pipecat_personaplex.cli.keys import keys
 from pipecat_personaplex.cli.voices import voices
 from pipecat_personaplex.errors import PersonaPlexError, UserError
@@ -41,6 +41,7 @@ app.command(epilog=offline.EXAMPLES)(offline.offline)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(epilog=drift.EXAMPLES)(drift.drift)
 app.command(epilog=serve.EXAMPLES)(serve.serve)
+app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
 app.add_typer(voices, name="voices")
 app.add_typer(keys, name="keys")
 

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipecat_personaplex import config
+
 BEST = "auto"
 """The model that ``--model`` stands for where it is not given."""
 
@@ -38,9 +40,10 @@ Dtype = Annotated[
     ),
 ]
 Quantization = Annotated[
-    Literal["int8"] | None,
+    config.Quantization | None,
     typer.Option(
-        help="Keep the transformers' weights at 8 bits: less memory, faster; CPU only.",
+        help="Keep the transformers' weights at 8 or 4 bits: less memory, faster. fp8 wants a "
+        "GPU of compute capability 8.9 or later.",
         rich_help_panel="Model",
     ),
 ]

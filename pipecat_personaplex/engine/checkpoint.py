@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 
 from pipecat_personaplex.architecture import LMConfig, ModelConfig
-from pipecat_personaplex.config import CODEBOOKS
+from pipecat_personaplex.config import CODEBOOKS, Quantization
 from pipecat_personaplex.engine.layout import (
     CONFIG_FILE,
     DEPTH_STACK,
@@ -27,6 +27,7 @@ from pipecat_personaplex.engine.layout import (
     lm_layout,
     mimi_layout,
 )
+from pipecat_personaplex.engine.placement import require_runnable
 from pipecat_personaplex.engine.weights import FileSource, RandomSource, Source, Target, assemble
 from pipecat_personaplex.errors import CheckpointError, ConfigError
 from pipecat_personaplex.models.lm import PersonaPlexLM
@@ -45,12 +46,14 @@ class Checkpoint:
         lm: The language model.
         mimi: The codec, float32.
         tokenizer: A ``sentencepiece.SentencePieceProcessor``.
+        quantization: How the transformers' weights are kept; None is floating point.
     """
 
     config: ModelConfig
     lm: PersonaPlexLM
     mimi: Mimi
     tokenizer: Any
+    quantization: Quantization | None
 
 
 def load_checkpoint(
@@ -58,7 +61,7 @@ def load_checkpoint(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    quantization: str | None = None,
+    quantization: Quantization | None = None,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """Load the language model, the codec and the tokenizer.
@@ -69,7 +72,7 @@ def load_checkpoint(
         folder: Holds the release's files; ``config.json`` may be absent (then it is the 7B).
         device: Where the models go.
         dtype: Of the language model.
-        quantization: ``"int8"`` or None; on a CPU only.
+        quantization: As in ``EngineConfig``.
         progress: Told after each tensor.
 
     Returns:
@@ -77,16 +80,25 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: A file is missing, cut off, or does not match ``config.json``.
-        ConfigError: ``config.json`` cannot be used.
+        ConfigError: ``config.json`` cannot be used, or its quantization is another than asked for.
     """
     require_files(folder)
     config = read_config(folder / CONFIG_FILE)
+    if config.quantization is not None:
+        if quantization not in (None, config.quantization):
+            raise ConfigError(
+                f"{folder} holds {config.quantization} weights, which cannot become "
+                f"{quantization}; leave the quantization out, or load the release it was made from"
+            )
+        quantization = config.quantization
+        require_runnable(quantization, device)
     tokenizer = _read_tokenizer(folder / TOKENIZER_FILE, config.lm)
-    lm_file, mimi_file = FileSource(folder / MODEL_FILE), FileSource(folder / MIMI_FILE)
-    config = replace(config, lm=replace(config.lm, dep_q=_depth_steps(lm_file, config.lm)))
+    lm_file = FileSource(folder / MODEL_FILE, config.quantization)
+    mimi_file = FileSource(folder / MIMI_FILE)
+    config = replace(config, lm=replace(config.lm, dep_q=depth_steps(lm_file, config.lm)))
     lm, mimi = _build(config, lm_file, mimi_file, device, dtype, quantization, progress)
     logger.info("loaded {} on {} as {}", folder, device, quantization or dtype)
-    return Checkpoint(config, lm, mimi, tokenizer)
+    return Checkpoint(config, lm, mimi, tokenizer, quantization)
 
 
 def random_model(
@@ -94,7 +106,7 @@ def random_model(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    quantization: str | None = None,
+    quantization: Quantization | None = None,
     seed: int = 0,
 ) -> tuple[PersonaPlexLM, Mimi]:
     """Models with random weights, put together as ``load_checkpoint`` does, for benchmarks.
@@ -103,7 +115,7 @@ def random_model(
         config: The architecture.
         device: Where the models go.
         dtype: Of the language model.
-        quantization: ``"int8"`` or None; on a CPU only.
+        quantization: As in ``EngineConfig``.
         seed: Of the weights.
     """
     source = RandomSource(seed)
@@ -116,7 +128,7 @@ def _build(
     mimi_source: Source,
     device: torch.device,
     dtype: torch.dtype,
-    quantization: str | None,
+    quantization: Quantization | None,
     progress: Progress | None,
 ) -> tuple[PersonaPlexLM, Mimi]:
     # Built without memory: each parameter takes its place only when it arrives.
@@ -136,6 +148,7 @@ def _build(
     mimi_source.require_all_known(entries := mimi_layout(mimi))
     assemble(mimi, entries, mimi_source, Target(device, torch.float32, None), placed)
     lm.reset_constants(device)
+    lm.depth.use_kernels()
     mimi.reset_constants(device)
     return lm, mimi
 
@@ -188,7 +201,7 @@ def _read_tokenizer(path: Path, config: LMConfig) -> Any:
     return tokenizer
 
 
-def _depth_steps(file: FileSource, config: LMConfig) -> int:
+def depth_steps(file: FileSource, config: LMConfig) -> int:
     """Depth sets that the file holds, whatever ``config.json`` says of them."""
     shape = file.shape(DEPTH_STACK)
     for steps in (CODEBOOKS, 2 * CODEBOOKS):
@@ -202,11 +215,11 @@ def _depth_steps(file: FileSource, config: LMConfig) -> int:
 
 
 @contextmanager
-def loading_bar(shown: bool) -> Iterator[Progress | None]:
-    """A bar on the terminal that counts weights while a checkpoint loads."""
+def loading_bar(shown: bool, title: str = "loading the model") -> Iterator[Progress | None]:
+    """A bar on the terminal for what takes its time with a checkpoint's weights."""
     if not shown:
         yield None
         return
     with Bars(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("loading the model")
+        task = bar.add_task(title)
         yield lambda done, total: bar.update(task, completed=done, total=total)

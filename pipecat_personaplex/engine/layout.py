@@ -232,12 +232,21 @@ def _codebooks(shapes: _Shapes, ours: str, theirs: str) -> Iterator[Entry]:
         )
 
 
-def unknown_tensor(layout: Sequence[Entry], names: Iterable[str]) -> str | None:
+def scale_name(name: str) -> str:
+    """Of the scales that belong to a low-bit tensor."""
+    return f"{name}.scale"
+
+
+def unknown_tensor(
+    layout: Sequence[Entry], names: Iterable[str], low_bit: bool = False
+) -> str | None:
     """The first tensor of a file that would go unread though it is no spare one.
 
     A layer more than configured, or a bias where the model has none, would otherwise be dropped
     in silence.
     """
     read = {entry.name for entry in layout} | {entry.usage for entry in layout}
+    if low_bit:
+        read |= {scale_name(entry.name) for entry in layout}
     unread = sorted(name for name in names if name not in read and not _SPARE.fullmatch(name))
     return unread[0] if unread else None

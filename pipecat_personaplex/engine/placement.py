@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import torch
 
+from pipecat_personaplex.config import Quantization
 from pipecat_personaplex.engine.weights import Target
 from pipecat_personaplex.errors import ConfigError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def choose_target(device: str, dtype: str, quantization: str | None) -> Target:
+_FP8_CAPABILITY = (8, 9)
+
+
+def choose_target(device: str, dtype: str, quantization: Quantization | None) -> Target:
     """Resolve ``"auto"``: CUDA where there is one, bfloat16 on CUDA, float32 on a CPU.
 
     Raises:
@@ -24,8 +28,24 @@ def choose_target(device: str, dtype: str, quantization: str | None) -> Target:
         raise ConfigError(
             f"device {device} is not there: torch sees {count or 'no'} CUDA devices; use cpu"
         )
-    if quantization is not None and chosen.type != "cpu":
-        raise ConfigError(f"quantization {quantization} runs on a CPU; leave it out for {device}")
+    require_runnable(quantization, chosen)
     if dtype == "auto":
         dtype = "bfloat16" if chosen.type == "cuda" else "float32"
     return Target(chosen, _DTYPES[dtype], quantization)
+
+
+def require_runnable(quantization: Quantization | None, device: torch.device) -> None:
+    """Refuse weights that the device cannot multiply.
+
+    Raises:
+        ConfigError: They are fp8 and the GPU does not know such numbers.
+    """
+    if quantization != "fp8" or device.type != "cuda":
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _FP8_CAPABILITY:
+        has, wanted = (".".join(map(str, numbers)) for numbers in (capability, _FP8_CAPABILITY))
+        raise ConfigError(
+            f"quantization fp8 needs a GPU of compute capability {wanted} and {device} has {has}; "
+            "take int8, which is as small"
+        )

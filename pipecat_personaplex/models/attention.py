@@ -8,7 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from pipecat_personaplex.models.layers import Linear
+from pipecat_personaplex.models.layers import RMSNorm, project
+from pipecat_personaplex.models.linear import Linear
 
 _TURN = 2 * math.pi
 _FLOAT32_POSITIONS = 1 << 16
@@ -75,16 +76,24 @@ class SelfAttention(nn.Module):
         layer: int,
         turn: Rotation | None,
         last_only: bool = False,
+        *,
+        norm: RMSNorm | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
         """[B, T, dim] -> [B, T, dim], or with ``last_only`` just the last: [B, 1, dim].
 
-        ``layer`` names this layer's place in ``kv``.
+        ``layer`` names this layer's place in ``kv``. ``norm`` comes before, and the result is
+        added to ``residual``.
         """
         batch, steps, dim = x.shape
-        heads = self.in_proj(x).view(batch, steps, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        heads = (
+            project(self.in_proj, x, norm=norm)
+            .view(batch, steps, 3, self.num_heads, -1)
+            .permute(2, 0, 3, 1, 4)
+        )
         q, k = (heads[:2] if turn is None else rotate(heads[:2], turn)).unbind(0)
         if last_only:
             q = q[:, :, -1:]
         y = kv.attend(layer, q, k, heads[2])
-        out: Tensor = self.out_proj(y.transpose(1, 2).reshape(batch, -1, dim))
-        return out
+        joined = y.transpose(1, 2).reshape(batch, -1, dim)
+        return project(self.out_proj, joined, residual=residual)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +10,23 @@ from torch import Tensor, nn
 
 from pipecat_personaplex.config import CODEBOOKS
 from pipecat_personaplex.models.attention import SelfAttention
-from pipecat_personaplex.models.layers import GatedMLP, Linear, RMSNorm
+from pipecat_personaplex.models.kernel_choice import frame_attention_works
+from pipecat_personaplex.models.layers import GatedMLP, RMSNorm, project
+from pipecat_personaplex.models.linear import KernelWeight, Linear, stack_linears
 
 Choose = Callable[[int, Tensor], Tensor]
 """(codebook, logits [B, card]) -> codes [B]."""
 
 
 class FrameCache:
-    """Keys and values of the steps of one frame; a frame never sees another's."""
+    """Keys and values of the steps of one frame; a frame never sees another's.
 
-    def __init__(self) -> None:
+    Args:
+        kernel: Whether ``kernels.frame_attention`` attends.
+    """
+
+    def __init__(self, kernel: bool) -> None:
+        self._kernel = kernel
         self._past: list[tuple[Tensor, Tensor]] = []
         self._step = 0
 
@@ -33,6 +40,10 @@ class FrameCache:
             shape = (*k.shape[:2], CODEBOOKS, k.shape[-1])
             self._past.append((k.new_empty(shape), v.new_empty(shape)))
         keys, values = self._past[layer]
+        if self._kernel:
+            from pipecat_personaplex.kernels.frame_attention import frame_attention
+
+            return frame_attention(q, k, v, keys, values, self._step)
         keys[:, :, self._step : self._step + 1] = k
         values[:, :, self._step : self._step + 1] = v
         filled = self._step + 1
@@ -51,8 +62,8 @@ class DepthLayer(nn.Module):
 
     def forward(self, x: Tensor, step: int, layer: int, cache: FrameCache) -> Tensor:
         """[B, 1, dim] -> [B, 1, dim]."""
-        x = x + self.self_attn[step](self.norm1(x), cache, layer, None)
-        y: Tensor = x + self.gating[step](self.norm2(x))
+        x = self.self_attn[step](x, cache, layer, None, norm=self.norm1, residual=x)
+        y: Tensor = self.gating[step](x, norm=self.norm2, residual=x)
         return y
 
 
@@ -80,6 +91,18 @@ class DepthTransformer(nn.Module):
         self.emb = nn.ModuleList(nn.Embedding(card + 1, dim) for _ in range(CODEBOOKS - 1))
         self.layers = nn.ModuleList(DepthLayer(dim, num_heads, hidden) for _ in range(num_layers))
         self.heads = nn.ModuleList(Linear(dim, card, quantizable=False) for _ in range(CODEBOOKS))
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.four_bits = False
+        self._attention_kernel = False
+        self._stacked_inputs: KernelWeight | None = None
+
+    def use_kernels(self) -> None:
+        """Take as few launches as the device allows; once the weights are where they stay."""
+        self._stacked_inputs = stack_linears(self.inputs)
+        self._attention_kernel = frame_attention_works(
+            self.text_emb.weight.device, self.text_emb.weight.dtype
+        )
 
     def forward(
         self, hidden: Tensor, text: Tensor, choose: Choose, steps: int = CODEBOOKS
@@ -95,17 +118,24 @@ class DepthTransformer(nn.Module):
         Returns:
             The agent's codes, [B, steps] int64.
         """
-        cache = FrameCache()
+        cache = FrameCache(self._attention_kernel)
         hidden = hidden[:, None]
+        given = self._inputs(hidden, steps)
         previous = self.text_emb(text)
         codes = []
         for step in range(steps):
             cache.begin(step)
-            x = self.inputs[step](hidden) + previous[:, None]
+            x = given[step] + previous[:, None]
             for index, layer in enumerate(self.layers):
                 x = layer(x, step, index, cache)
-            code = choose(step, self.heads[step](x)[:, 0].float())
+            code = choose(step, project(self.heads[step], x)[:, 0].float())
             codes.append(code)
             if step + 1 < steps:
                 previous = self.emb[step](code)
         return torch.stack(codes, dim=1)
+
+    def _inputs(self, hidden: Tensor, steps: int) -> Sequence[Tensor]:
+        """What each step gets of the hidden state: [B, 1, input_dim] -> [B, 1, dim] each."""
+        if self._stacked_inputs is None or steps < CODEBOOKS:
+            return [project(linear, hidden) for linear in self.inputs[:steps]]
+        return self._stacked_inputs.multiply(hidden).chunk(CODEBOOKS, dim=-1)

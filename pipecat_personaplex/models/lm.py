@@ -10,7 +10,8 @@ from pipecat_personaplex.architecture import LMConfig
 from pipecat_personaplex.config import CODEBOOKS, TEXT
 from pipecat_personaplex.models.attention import KVStore, rotary_frequencies, rotation
 from pipecat_personaplex.models.depth import DepthTransformer
-from pipecat_personaplex.models.layers import Linear, RMSNorm
+from pipecat_personaplex.models.layers import RMSNorm, project
+from pipecat_personaplex.models.linear import Linear
 from pipecat_personaplex.models.temporal import TemporalTransformer
 
 
@@ -94,5 +95,4 @@ class PersonaPlexLM(nn.Module):
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """[B, dim] -> float32 [B, text_card]."""
-        logits: Tensor = self.text_linear(hidden)
-        return logits.float()
+        return project(self.text_linear, hidden).float()

@@ -22,9 +22,9 @@ class TemporalLayer(nn.Module):
         self, x: Tensor, kv: KVStore, layer: int, turn: Rotation, last_only: bool
     ) -> Tensor:
         """[B, T, dim] -> [B, T, dim], or with ``last_only`` [B, 1, dim]."""
-        attended = self.self_attn(self.norm1(x), kv, layer, turn, last_only)
-        x = (x[:, -1:] if last_only else x) + attended
-        y: Tensor = x + self.gating(self.norm2(x))
+        residual = x[:, -1:] if last_only else x
+        x = self.self_attn(x, kv, layer, turn, last_only, norm=self.norm1, residual=residual)
+        y: Tensor = self.gating(x, norm=self.norm2, residual=x)
         return y
 
 

@@ -83,9 +83,9 @@ def callers(engine: Engine) -> list[Caller]:
     ]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16", "packed", "int8"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "packed", "int8", "int4"])
 def each_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """In every precision; packed and 8-bit weights need layers of some width."""
+    """In every precision; packed and low-bit weights need layers of some width."""
     config = EngineConfig(device="cpu", max_sessions=3)
     if request.param in ("float32", "bfloat16"):
         return Engine.load(CHECKPOINT, replace(config, dtype=request.param))
@@ -93,7 +93,7 @@ def each_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         write_checkpoint(tmp_path_factory.mktemp("wide") / "checkpoint", WIDE),
         device=CPU,
         dtype=torch.float32,
-        quantization="int8" if request.param == "int8" else None,
+        quantization=None if request.param == "packed" else request.param,
     )
     engine = Engine(checkpoint, VoiceLibrary(checkpoint.config), config)
     engine.add_voice("sample", VOICE_SAMPLE)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipecat_personaplex.models.layers import (
-    GatedMLP,
+from pipecat_personaplex.config import QUANTIZATIONS, Quantization
+from pipecat_personaplex.kernels.formats import dequantize, quantize
+from pipecat_personaplex.models.layers import GatedMLP, RMSNorm
+from pipecat_personaplex.models.linear import (
+    BlockLinear,
+    Int4Linear,
     Int8Linear,
     Linear,
     PackedLinear,
-    RMSNorm,
     optimize_linear,
 )
 
@@ -43,12 +46,45 @@ def test_an_int8_weight_is_close_on_both_sides_of_the_kernels_bound(rows: int) -
     assert small(x).dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("format", "form", "most"), [("int4", Int4Linear, 0.14), ("fp8", BlockLinear, 0.035)]
+)
+@pytest.mark.parametrize(("outputs", "inner"), [(512, 384), (80, 272)])
+@pytest.mark.parametrize("rows", [1, 2, 8, 33, 300])
+def test_other_low_bit_weights_are_close(
+    rows: int, outputs: int, inner: int, format: Quantization, form: type, most: float
+) -> None:
+    layer = linear(outputs, inner)
+    small = optimize_linear(layer, format)
+    assert type(small) is form
+    x = torch.randn(rows, 1, inner)
+    expected = layer(x)
+    y = small(x)
+    assert (y.shape, y.dtype) == (expected.shape, torch.float32)
+    assert (y - expected).norm() / expected.norm() < most
+    # What remains is the weights' rounding, not the product's.
+    rounded = x @ dequantize(quantize(layer.weight, format)).T
+    assert (y - rounded).norm() / rounded.norm() < 0.01
+
+
+def test_a_height_the_int4_kernel_cannot_take_is_expanded() -> None:
+    small = optimize_linear(linear(120, 256), "int4")
+    assert isinstance(small, BlockLinear)
+
+
+def test_int8_takes_int4s_place_where_four_bits_are_too_few() -> None:
+    layer = linear(64, 64)
+    layer.four_bits = False
+    assert isinstance(optimize_linear(layer, "int4"), Int8Linear)
+    assert isinstance(optimize_linear(layer, "fp8"), BlockLinear)
+
+
 def test_int8_rows_of_zeros_stay_zero_and_extremes_are_kept() -> None:
     layer = linear(70, 64)
     layer.weight.data[3] = 0
     layer.weight.data[65] = 0
     layer.weight.data[65, 1] = -8.0
-    small = Int8Linear(layer.weight)
+    small = Int8Linear(quantize(layer.weight, "int8"))
     y = small(torch.eye(64))
     assert y[:, 3].eq(0).all()
     assert abs(float(y[1, 65]) + 8.0) < 0.05
@@ -75,7 +111,7 @@ def test_heads_are_never_quantised_and_small_layers_stay_plain() -> None:
     assert isinstance(optimize_linear(small, "int8"), Int8Linear)
 
 
-@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("quantization", [None, *QUANTIZATIONS])
 @pytest.mark.parametrize(("rows", "columns"), [(512, 384), (2048, 4096)])
 def test_a_row_is_the_same_to_the_bit_beside_any_neighbours(
     rows: int, columns: int, quantization: str | None

@@ -16,7 +16,8 @@ from pipecat_personaplex.models.attention import (
     rotary_frequencies,
     rotation,
 )
-from pipecat_personaplex.models.layers import Linear, Rows
+from pipecat_personaplex.models.layers import Rows
+from pipecat_personaplex.models.linear import Linear
 from pipecat_personaplex.models.mimi.conv import Downsample, Upsample
 from pipecat_personaplex.models.mimi.quantizer import SplitQuantizer
 from pipecat_personaplex.models.mimi.seanet import Decoder, Encoder, States, StateShape

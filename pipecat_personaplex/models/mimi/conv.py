@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipecat_personaplex.models.layers import Linear, Rows
+from pipecat_personaplex.models.layers import Rows
+from pipecat_personaplex.models.linear import Linear
 
 
 def _new_bias(channels: int) -> nn.Parameter:

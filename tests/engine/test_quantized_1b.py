@@ -1,0 +1,121 @@
+"""Low-bit weights at a size where they matter: a random model of about a billion weights."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from statistics import median
+
+import pytest
+
+from pipecat_personaplex import drift
+from pipecat_personaplex.config import Quantization
+from pipecat_personaplex.drift import DriftOptions, Lesson, Thinker, examine, teach
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+OPTIONS = DriftOptions("random-1b", frames=20, device="cpu", dtype="float32")
+
+
+class Timed(Thinker):
+    """Notes how long each step took."""
+
+    seconds: list[float]
+
+    def step(self, *arguments: object) -> object:  # type: ignore[override]
+        start = time.perf_counter()
+        result = super().step(*arguments)
+        Timed.seconds.append(time.perf_counter() - start)
+        return result
+
+
+@pytest.fixture(autouse=True)
+def timed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(drift, "Thinker", Timed)
+    Timed.seconds = []
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def lesson() -> tuple[Lesson, float]:
+    """The conversation in float32, and the seconds of one of its steps."""
+    Timed.seconds = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drift, "Thinker", Timed)
+        taught = teach(OPTIONS)
+    gc.collect()
+    return taught, median(Timed.seconds)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "error", "agreement"), [("int8", 0.15, 0.5), ("int4", 1.0, 0.05)]
+)
+def test_drift_and_speed(
+    lesson: tuple[Lesson, float], quantization: Quantization, error: float, agreement: float
+) -> None:
+    # Random layers add up what each gets wrong, and say nothing of a trained model; but logits that
+    # have nothing to do with each other are 1.4 apart.
+    taught, plain = lesson
+    figures = examine(taught, replace(OPTIONS, quantization=quantization))
+    low_bit = median(Timed.seconds)
+    print(
+        f"\n{quantization}: error {figures[..., 0].mean():.2%}, same top-1 "
+        f"{figures[..., 1].mean():.1%}; a step takes {low_bit * 1e3:.0f} ms, {plain * 1e3:.0f} in "
+        f"float32: {plain / low_bit:.2f} times faster"
+    )
+    assert 0 < figures[..., 0].mean() < error
+    assert figures[..., 1].mean() > agreement
+    # Not slower is asked for, with room for a busy machine; the line above says how it is.
+    assert low_bit < 1.2 * plain
+
+
+MEASURE = """
+import sys, threading, torch
+from pipecat_personaplex.engine.checkpoint import random_model
+from pipecat_personaplex.subject import RANDOM_MODELS
+
+def anonymous():
+    for line in open("/proc/self/status"):
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) << 10
+
+def sample():
+    global peak
+    while not done.wait(0.002):
+        peak = max(peak, anonymous())
+
+before = peak = anonymous()
+done = threading.Event()
+sampler = threading.Thread(target=sample)
+sampler.start()
+models = random_model(RANDOM_MODELS["random-1b"], device=torch.device("cpu"),
+                      dtype=torch.bfloat16, quantization=sys.argv[1])
+done.set()
+sampler.join()
+print(peak - before, sum(
+    tensor.numel() * tensor.element_size()
+    for model in models
+    for tensor in (*model.parameters(), *model.buffers())
+))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_loading_takes_little_more_than_the_result(quantization: Quantization) -> None:
+    # Like a file's tensors, those of random weights come one at a time.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", MEASURE, quantization]
+    out = subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    peak, result = map(int, out.split())
+    print(f"\n{quantization}: {result / 1e9:.2f} GB, peak {peak / 1e9:.2f} GB")
+    assert result > 0.7e9
+    assert peak < 1.2 * result

@@ -1,0 +1,43 @@
+"""The products' kernels compile for GPUs that are not there, and as fast code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+# What a block may have of the smallest multiprocessors' shared memory (8.6 and 8.9), and of the
+# others'.
+SHARED_SMALL, SHARED_LARGE = 99 << 10, 163 << 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is for Linux")
+def test_kernels_compile_from_ampere_to_blackwell(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compile_gemm"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    reports = [json.loads(line) for line in run.stdout.splitlines()]
+    assert {report["capability"] for report in reports} == {80, 89, 90, 100}
+    for report in reports:
+        # Weights come 16 bytes a thread, while the blocks before them are computed.
+        assert "0x10" in report["copies"], report
+        assert not report["spills"], report
+        small = report["capability"] in (80, 89)  # 8.6 runs what is compiled for 8.0
+        assert report["shared_bytes"] <= (SHARED_SMALL if small else SHARED_LARGE), report
+        # Whatever the batch, a step multiplies with the same instructions.
+        assert report["rows"] == 256 or report["products"] == ["mma.sync"], report
+        assert report["products"], report
