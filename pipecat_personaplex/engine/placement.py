@@ -6,8 +6,10 @@ import torch
 
 from pipecat_personaplex.engine.weights import Target
 from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.kernels.kv_format import FP8
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_FP8_CAPABILITY = (8, 9)
 
 
 def choose_target(device: str, dtype: str, quantization: str | None) -> Target:
@@ -29,3 +31,24 @@ def choose_target(device: str, dtype: str, quantization: str | None) -> Target:
     if dtype == "auto":
         dtype = "bfloat16" if chosen.type == "cuda" else "float32"
     return Target(chosen, _DTYPES[dtype], quantization)
+
+
+def choose_kv_dtype(kv_dtype: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Resolve ``"auto"``: the model's own dtype.
+
+    Raises:
+        ConfigError: The device does not know such numbers.
+    """
+    if kv_dtype == "auto":
+        return dtype
+    if kv_dtype != "fp8":
+        return _DTYPES[kv_dtype]
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < _FP8_CAPABILITY:
+            raise ConfigError(
+                f"kv_dtype fp8 needs a GPU of compute capability 8.9 or more (Ada, Hopper); "
+                f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}: use "
+                "bfloat16, with a smaller context where memory is short"
+            )
+    return FP8

@@ -60,7 +60,7 @@ def _quantize(x):  # type: ignore[no-untyped-def]
     return (code | sign).to(tl.uint8), scale
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["steps"])  # type: ignore[untyped-decorator]
 def _append(  # type: ignore[no-untyped-def]
     k,
     v,
@@ -109,7 +109,7 @@ def _append(  # type: ignore[no-untyped-def]
         tl.store(value_at, new_value.to(values.dtype.element_ty), mask=is_feature)
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["steps"])  # type: ignore[untyped-decorator]
 def _attend_part(  # type: ignore[no-untyped-def]
     q,
     keys,
@@ -192,7 +192,7 @@ def _attend_part(  # type: ignore[no-untyped-def]
         tl.store(sums + part * HEAD_DIM + d, mixed, mask=is_feature)
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["steps"])  # type: ignore[untyped-decorator]
 def _merge(  # type: ignore[no-untyped-def]
     out,
     positions,
