@@ -304,6 +304,8 @@ def append(
         positions: The first new position of each, int64 [B].
     """
     rows, heads, steps, head_dim = k.shape
+    assert slots.shape == positions.shape == (rows,), "one ring and one position a row"
+    assert k.stride(3) == v.stride(3) == 1, "features lie side by side"
     _append[(heads, rows * steps)](
         k,
         v,
@@ -349,6 +351,8 @@ def attend(
         [B, H, T, D] in ``q``'s dtype, its heads side by side in memory.
     """
     rows, heads, steps, head_dim = q.shape
+    assert slots.shape == positions.shape == (rows,), "one ring and one position a row"
+    assert q.stride(3) == 1, "features lie side by side"
     queries, block_dim = rows * steps, triton.next_power_of_2(head_dim)
     out = torch.empty(rows, steps, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
     _attend_part[(plan.splits, heads, queries)](

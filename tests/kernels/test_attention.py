@@ -85,7 +85,7 @@ def test_lengths_of_every_kind_in_a_full_window(kv_dtype: torch.dtype, head_dim:
     slots = [5, 0, 8, 2, 7, 1]
     for slot, age in zip(slots, ages, strict=True):
         rings.fill(slot, age)
-    q, k, v = frame(8, 1, 1, head_dim, BF16 if kv_dtype == FP8 else kv_dtype)
+    q, k, v = frame(len(slots), 1, 1, head_dim, BF16 if kv_dtype == FP8 else kv_dtype)
     got = rings.step(q, k, v, slots, ages)
     for row, (slot, age) in enumerate(zip(slots, ages, strict=True)):
         close(got[row], rings.expected(q[row], slot, age))
