@@ -205,29 +205,30 @@ class _FilledRings:
             self._rings.append(_Ring(slot, place, filled, mask))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        dtype = _attention_dtype(q, self._keys.data.dtype)
-        queries = q.to(dtype)
+        stores = self._keys[layer], self._values[layer]
+        dtype = _attention_dtype(q, stores[0].data.dtype)
+        queries = q if q.dtype == dtype else q.to(dtype)
         outs = []
         for row, ring in enumerate(self._rings):
-            keys, values = self._keys[layer, ring.slot], self._values[layer, ring.slot]
-            end = ring.place + self._steps
-            for store, new in ((keys, k[row]), (values, v[row])):
+            slot, end = ring.slot, ring.place + self._steps
+            for store, new in zip(stores, (k[row], v[row]), strict=True):
                 if end <= self._window:
-                    store.put((slice(None), slice(ring.place, end)), new)
+                    store.put((slot, slice(None), slice(ring.place, end)), new)
                 else:
                     head = self._window - ring.place
-                    store.put((slice(None), slice(ring.place, None)), new[:, :head])
-                    store.put((slice(None), slice(end - self._window)), new[:, head:])
-            filled = (None, slice(None), slice(ring.filled))
+                    store.put((slot, slice(None), slice(ring.place, None)), new[:, :head])
+                    store.put((slot, slice(None), slice(end - self._window)), new[:, head:])
+            filled = (slice(slot, slot + 1), slice(None), slice(ring.filled))
             outs.append(
                 F.scaled_dot_product_attention(
                     queries[row : row + 1],
-                    keys[filled].read(dtype),
-                    values[filled].read(dtype),
+                    stores[0].read(dtype, filled),
+                    stores[1].read(dtype, filled),
                     attn_mask=ring.mask,
                 )
             )
-        return (outs[0] if len(outs) == 1 else torch.cat(outs)).to(q.dtype)
+        out = outs[0] if len(outs) == 1 else torch.cat(outs)
+        return out if out.dtype == q.dtype else out.to(q.dtype)
 
 
 class _MaskedRings:
@@ -258,8 +259,8 @@ class _MaskedRings:
         dtype = _attention_dtype(q, keys.data.dtype)
         out = F.scaled_dot_product_attention(
             q.to(dtype),
-            keys[self._rows].read(dtype),
-            values[self._rows].read(dtype),
+            keys.read(dtype, self._rows),
+            values.read(dtype, self._rows),
             attn_mask=self._mask,
         )
         return out.to(q.dtype)
@@ -268,7 +269,7 @@ class _MaskedRings:
 class _KernelRings:
     """Attention for all slots at once, each over the filled part of its ring, in Triton.
 
-    As captured as ``_MaskedRings`` can be, and with nothing read that is not attended to.
+    A step can be captured as with ``_MaskedRings``, and reads nothing that it does not attend to.
     """
 
     def __init__(self, cache: RingCache, batch: Batch, positions: Tensor, steps: int):

@@ -306,25 +306,26 @@ def append(
     rows, heads, steps, head_dim = k.shape
     assert slots.shape == positions.shape == (rows,), "one ring and one position a row"
     assert k.stride(3) == v.stride(3) == 1, "features lie side by side"
-    _append[(heads, rows * steps)](
-        k,
-        v,
-        keys.bits,
-        values.bits,
-        keys.scales,
-        values.scales,
-        slots,
-        positions,
-        steps,
-        *k.stride()[:3],
-        *v.stride()[:3],
-        HEADS=heads,
-        WINDOW=plan.window,
-        HEAD_DIM=head_dim,
-        BLOCK_DIM=triton.next_power_of_2(head_dim),
-        QUANTIZED=keys.scales is not None,
-        num_warps=APPEND_WARPS,
-    )
+    with torch.cuda.device_of(k):  # where a launch goes
+        _append[(heads, rows * steps)](
+            k,
+            v,
+            keys.bits,
+            values.bits,
+            keys.scales,
+            values.scales,
+            slots,
+            positions,
+            steps,
+            *k.stride()[:3],
+            *v.stride()[:3],
+            HEADS=heads,
+            WINDOW=plan.window,
+            HEAD_DIM=head_dim,
+            BLOCK_DIM=triton.next_power_of_2(head_dim),
+            QUANTIZED=keys.scales is not None,
+            num_warps=APPEND_WARPS,
+        )
 
 
 def attend(
@@ -355,40 +356,41 @@ def attend(
     assert q.stride(3) == 1, "features lie side by side"
     queries, block_dim = rows * steps, triton.next_power_of_2(head_dim)
     out = torch.empty(rows, steps, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
-    _attend_part[(plan.splits, heads, queries)](
-        q,
-        keys.data,
-        values.data,
-        keys.scales,
-        values.scales,
-        slots,
-        positions,
-        *workspace,
-        math.log2(math.e) / math.sqrt(head_dim),
-        steps,
-        *q.stride()[:3],
-        HEADS=heads,
-        WINDOW=plan.window,
-        HEAD_DIM=head_dim,
-        BLOCK_DIM=block_dim,
-        BLOCK=plan.block,
-        SPLITS=plan.splits,
-        QUANTIZED=keys.scales is not None,
-        num_warps=PART_WARPS,
-    )
-    _merge[(heads, queries)](
-        out,
-        positions,
-        *workspace,
-        steps,
-        *out.stride()[:3],
-        HEADS=heads,
-        WINDOW=plan.window,
-        HEAD_DIM=head_dim,
-        BLOCK_DIM=block_dim,
-        BLOCK=plan.block,
-        SPLITS=plan.splits,
-        BLOCK_SPLITS=triton.next_power_of_2(plan.splits),
-        num_warps=MERGE_WARPS,
-    )
+    with torch.cuda.device_of(q):  # where a launch goes
+        _attend_part[(plan.splits, heads, queries)](
+            q,
+            keys.data,
+            values.data,
+            keys.scales,
+            values.scales,
+            slots,
+            positions,
+            *workspace,
+            math.log2(math.e) / math.sqrt(head_dim),
+            steps,
+            *q.stride()[:3],
+            HEADS=heads,
+            WINDOW=plan.window,
+            HEAD_DIM=head_dim,
+            BLOCK_DIM=block_dim,
+            BLOCK=plan.block,
+            SPLITS=plan.splits,
+            QUANTIZED=keys.scales is not None,
+            num_warps=PART_WARPS,
+        )
+        _merge[(heads, queries)](
+            out,
+            positions,
+            *workspace,
+            steps,
+            *out.stride()[:3],
+            HEADS=heads,
+            WINDOW=plan.window,
+            HEAD_DIM=head_dim,
+            BLOCK_DIM=block_dim,
+            BLOCK=plan.block,
+            SPLITS=plan.splits,
+            BLOCK_SPLITS=triton.next_power_of_2(plan.splits),
+            num_warps=MERGE_WARPS,
+        )
     return out

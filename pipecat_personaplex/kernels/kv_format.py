@@ -25,7 +25,7 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scales[..., None]).clamp(-FP8_MAX, FP8_MAX).to(FP8), scales
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class KVTensor:
     """Keys or values as they are kept.
 
@@ -60,22 +60,25 @@ class KVTensor:
 
     def __getitem__(self, index: Any) -> KVTensor:
         """Index any dimension but the last."""
-        scales = None if self.scales is None else self.scales[index]
-        return KVTensor(self.bits[index].view(self.data.dtype), scales)
+        if self.scales is None:
+            return KVTensor(self.data[index], None)
+        return KVTensor(self.bits[index].view(FP8), self.scales[index])
 
     def put(self, index: Any, x: Tensor) -> None:
         """Lay floating-point numbers into what ``index`` names; it may not index the last one."""
         if self.scales is None:
-            self.data[index] = x.to(self.data.dtype)
+            self.data[index] = x if x.dtype == self.data.dtype else x.to(self.data.dtype)
         else:
             data, self.scales[index] = quantize(x)
             self.bits[index] = data.view(torch.uint8)
 
-    def read(self, dtype: torch.dtype) -> Tensor:
-        """As floating-point numbers, [..., D]; without a copy if that is how they are kept."""
+    def read(self, dtype: torch.dtype, index: Any = ...) -> Tensor:
+        """What ``index`` names as floating-point numbers; a view if that is how they are kept."""
         if self.scales is None:
-            return self.data.to(dtype)
-        return (self.data.float() * self.scales[..., None]).to(dtype)
+            part = self.data[index]
+            return part if part.dtype == dtype else part.to(dtype)
+        part = self.bits[index].view(FP8)
+        return (part.float() * self.scales[index][..., None]).to(dtype)
 
     def zero_(self) -> None:
         """Fill with zeros."""
