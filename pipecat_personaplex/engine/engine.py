@@ -248,6 +248,12 @@ class Engine:
         voice = self._voices.get(persona.voice)
         tokens = text_prompt_tokens(persona.text_prompt, self.checkpoint.tokenizer)
         prompt = build_prompt(voice, tokens, self.checkpoint.config)
+        if 0 < self.config.context <= prompt.frames:
+            logger.warning(
+                "a prompt of {} frames is longer than context {}: its start is forgotten",
+                prompt.frames,
+                self.config.context,
+            )
         session = Session(
             persona,
             sampling or SamplingParams(),

@@ -115,7 +115,7 @@ def build_prompt(voice: Voice, text_tokens: list[int], config: ModelConfig) -> P
     if len(text) > limit:
         raise PromptTooLong(len(text), limit)
     if len(text) > config.lm.window:
-        logger.warning(
+        logger.debug(
             "the prompt takes {} frames and the model attends to {} here: its start is lost",
             len(text),
             config.lm.window,

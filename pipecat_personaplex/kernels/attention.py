@@ -306,7 +306,7 @@ def append(
     rows, heads, steps, head_dim = k.shape
     assert slots.shape == positions.shape == (rows,), "one ring and one position a row"
     assert k.stride(3) == v.stride(3) == 1, "features lie side by side"
-    with torch.cuda.device_of(k):  # where a launch goes
+    with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
         _append[(heads, rows * steps)](
             k,
             v,
@@ -356,7 +356,7 @@ def attend(
     assert q.stride(3) == 1, "features lie side by side"
     queries, block_dim = rows * steps, triton.next_power_of_2(head_dim)
     out = torch.empty(rows, steps, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
-    with torch.cuda.device_of(q):  # where a launch goes
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         _attend_part[(plan.splits, heads, queries)](
             q,
             keys.data,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from loguru import logger
 
 from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.cli import main
@@ -88,9 +89,17 @@ def test_a_smaller_context_is_that_of_a_checkpoint_made_for_it(tmp_path: Path) -
         engine = Engine.load(folder, replace(CONFIG, context=context))
         engine.add_voice("sample", VOICE_SAMPLE)
         with engine:
-            return tokens(talk(engine, Persona("sample", FRIEND.text_prompt)))
+            return tokens(talk(engine, Persona("sample", RESTAURANT.text_prompt)))
 
-    whole, small, made_small = said(120, 0), said(120, 64), said(64, 0)
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}", level="WARNING")
+    try:
+        whole, small, made_small = said(120, 0), said(120, 64), said(64, 0)
+    finally:
+        logger.remove(sink)
+    # The checkpoint that is too small for a prompt is nobody's choice.
+    (line,) = lines
+    assert "longer than context 64" in line
     assert small == made_small
     assert small != whole
     assert said(120, 120) == whole

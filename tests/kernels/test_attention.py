@@ -73,8 +73,9 @@ def close(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got.float(), expected, atol=limit, rtol=limit)
 
 
-@pytest.mark.parametrize("kv_dtype", KV_DTYPES, ids=str)
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(
+    ("kv_dtype", "head_dim"), [(F32, 64), (BF16, 64), (BF16, 128), (FP8, 64), (FP8, 128)], ids=str
+)
 def test_lengths_of_every_kind_in_a_full_window(kv_dtype: torch.dtype, head_dim: int) -> None:
     torch.manual_seed(0)
     window = 2_999
