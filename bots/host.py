@@ -37,6 +37,7 @@ from bots.transports import (
     shorten_microphone_buffer,
     transport_of,
 )
+from pipecat_personaplex.config import EngineConfig
 from pipecat_personaplex.engine.interface import EngineLike
 from pipecat_personaplex.errors import EngineFull, PersonaPlexError, UserError, VoiceNotFound
 from pipecat_personaplex.protocol.chat import CHAT_PATH
@@ -261,7 +262,13 @@ def _any_voice(args: argparse.Namespace) -> bool:
 def _engine_for(args: argparse.Namespace) -> AbstractContextManager[EngineLike]:
     if args.engine:
         return connect_engine(args.engine, os.environ.get("PERSONAPLEX_API_KEY"))
-    return load_engine(args.model, args.device, args.max_sessions)
+    config = EngineConfig(
+        device=args.device,
+        kv_dtype=args.kv_dtype,
+        context=args.context,
+        max_sessions=args.max_sessions,
+    )
+    return load_engine(args.model, config)
 
 
 async def _hang_up(runner_args: RunnerArguments) -> None:

@@ -24,7 +24,7 @@ def connect_engine(urls: Sequence[str], api_key: str | None) -> RemoteEngine:
     return engine
 
 
-def load_engine(model: str | None, device: str, max_sessions: int) -> Engine:
+def load_engine(model: str | None, config: EngineConfig) -> Engine:
     """Load the model that was asked for, or the best one for this machine.
 
     Raises:
@@ -34,7 +34,6 @@ def load_engine(model: str | None, device: str, max_sessions: int) -> Engine:
     from pipecat_personaplex.engine.engine import Engine
 
     if model is None:
-        model, note = choose_model(device)
+        model, note = choose_model(config.device)
         print(note, file=sys.stderr)
-    config = EngineConfig(device=device, max_sessions=max_sessions)
     return Engine.load(model, config, progress=sys.stderr.isatty())

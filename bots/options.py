@@ -13,10 +13,12 @@ from pipecat_personaplex.errors import ConfigError
 
 # What has to be installed and set before a transport can serve anybody.
 _TWILIO_KEYS = "TWILIO_ACCOUNT_SID with TWILIO_AUTH_TOKEN, or with TWILIO_API_KEY and _API_SECRET"
+# What a model in this process is loaded with, and the values where nobody says.
+_OF_A_MODEL = {"model": None, "device": "auto", "kv_dtype": "auto", "context": "0"}
 _EPILOG = """\
 environment (an option wins over it; a .env file is read too):
   PERSONAPLEX_MODEL, PERSONAPLEX_DEVICE, PERSONAPLEX_ENGINE, PERSONAPLEX_VOICE,
-  PERSONAPLEX_PROMPT, PERSONAPLEX_GREETING,
+  PERSONAPLEX_PROMPT, PERSONAPLEX_GREETING, PERSONAPLEX_KV_DTYPE, PERSONAPLEX_CONTEXT,
   PERSONAPLEX_MAX_SESSIONS                          as the options above
   PERSONAPLEX_API_KEY                               for --engine, where its servers want one
   HF_TOKEN                                          to download the gated 7B weights
@@ -57,6 +59,19 @@ class BotParser(argparse.ArgumentParser):
             "--device",
             metavar="auto|cpu|cuda|cuda:N",
             help="where the model runs (default: auto)",
+        )
+        self.add_argument(
+            "--kv-dtype",
+            metavar="auto|bfloat16|float32|fp8",
+            help="in which the model keeps what was said: fp8 makes room for nearly twice the "
+            "callers (default: auto, the model's own)",
+        )
+        self.add_argument(
+            "--context",
+            type=_frames,
+            metavar="FRAMES",
+            help="how far back the model remembers, in frames of 80 ms: fewer make room for more "
+            "callers (default: 0, as far as it was made for)",
         )
         self.add_argument(
             "--engine",
@@ -145,21 +160,34 @@ def choose_engine(parsed: argparse.Namespace, environment: Mapping[str, str]) ->
     urls = [url for some in parsed.engine or () for url in some]
     if parsed.engine and not urls:  # as from a variable that is not set
         raise ConfigError("--engine wants an address, as ws://127.0.0.1:8998")
-    model, device = parsed.model, parsed.device
-    if not urls and not model and not device:
+    options = {name: getattr(parsed, name) for name in _OF_A_MODEL}
+    if not urls and not any(options.values()):
         urls = _urls(environment.get("PERSONAPLEX_ENGINE", ""))
     if not urls:
-        model = model or environment.get("PERSONAPLEX_MODEL")
-        device = device or environment.get("PERSONAPLEX_DEVICE", "auto")
-    elif model or device:
+        for name, default in _OF_A_MODEL.items():
+            chosen = options[name] or environment.get(f"PERSONAPLEX_{name.upper()}", default)
+            setattr(parsed, name, chosen)
+        if not isinstance(parsed.context, int):
+            if not parsed.context.isdecimal():
+                raise ConfigError(f"PERSONAPLEX_CONTEXT must be frames, not {parsed.context!r}")
+            parsed.context = int(parsed.context)
+    elif any(options.values()):
+        given = next(name for name, value in options.items() if value)
         raise ConfigError(
-            "--engine leaves --model and --device to the servers; give them to `personaplex serve`"
+            f"--engine leaves --{given.replace('_', '-')} to the servers; give it to "
+            "`personaplex serve`"
         )
-    parsed.engine, parsed.model, parsed.device = urls, model, device
+    parsed.engine = urls
 
 
 def _urls(text: str) -> list[str]:
     return [url.strip() for url in text.split(",") if url.strip()]
+
+
+def _frames(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of frames")
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -322,6 +322,21 @@ class ModelConfig:
                 f"model {self.lm.card}; they must agree"
             )
 
+    def with_context(self, context: int) -> ModelConfig:
+        """The same model that attends to fewer frames; with 0 as it is.
+
+        Raises:
+            ConfigError: To more than it was made for.
+        """
+        if context > self.lm.context:
+            raise ConfigError(
+                f"context {context} is more than the {self.lm.context} frames that this "
+                "checkpoint was made for; use fewer, or 0 for all of them"
+            )
+        return dataclasses.replace(
+            self, lm=dataclasses.replace(self.lm, context=context or self.lm.context)
+        )
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """Read a parsed ``config.json``; an empty one is the released 7B."""

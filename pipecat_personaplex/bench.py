@@ -26,7 +26,7 @@ from pipecat_personaplex.config import (
 )
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache
 from pipecat_personaplex.engine.model_runner import ModelRunner
-from pipecat_personaplex.engine.placement import choose_target
+from pipecat_personaplex.engine.placement import choose_kv_dtype, choose_target
 from pipecat_personaplex.engine.prompting import Prefill, Prefix, PrefixCache, Prompt
 from pipecat_personaplex.engine.tokens import prompt_columns
 from pipecat_personaplex.errors import ConfigError
@@ -49,6 +49,8 @@ class BenchOptions:
         device: As in ``EngineConfig``.
         dtype: As in ``EngineConfig``.
         quantization: As in ``EngineConfig``.
+        kv_dtype: As in ``EngineConfig``.
+        context: As in ``EngineConfig``.
         threads: CPU threads; 0 leaves torch's choice.
         peer: Also time PyPI ``moshi`` on the same architecture, and our int8, in the same run.
     """
@@ -60,12 +62,20 @@ class BenchOptions:
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Quantization | None = None
+    kv_dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
+    context: int = 0
     threads: int = 0
     peer: bool = False
 
     def __post_init__(self) -> None:
         # The engine's own checks of what is passed on to it.
-        EngineConfig(device=self.device, dtype=self.dtype, quantization=self.quantization)
+        EngineConfig(
+            device=self.device,
+            dtype=self.dtype,
+            quantization=self.quantization,
+            kv_dtype=self.kv_dtype,
+            context=self.context,
+        )
         if not self.sessions or min(self.sessions) < 1:
             raise ConfigError(f"sessions must be numbers of at least 1, not {self.sessions}")
         if self.frames < 1:
@@ -88,9 +98,10 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> dict[str, Any]:
         torch.set_num_threads(options.threads)
     device = choose_target(options.device, options.dtype, options.quantization).device
     before = _used_bytes(device)
-    config, lm, mimi = subject = load_subject(
-        options.model, options.device, options.dtype, options.quantization
-    )
+    subject = load_subject(options.model, options.device, options.dtype, options.quantization)
+    subject = subject._replace(config=subject.config.with_context(options.context))
+    config, lm, mimi = subject
+    kv_dtype = choose_kv_dtype(options.kv_dtype, lm.dtype, device)
     loaded = _used_bytes(device) - before
     report: dict[str, Any] = {
         "model": options.model,
@@ -99,6 +110,8 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> dict[str, Any]:
         "torch": torch.__version__,
         "dtype": str(lm.dtype).removeprefix("torch."),
         "quantization": options.quantization,
+        "kv_dtype": str(kv_dtype).removeprefix("torch."),
+        "context": config.lm.context,
         "frames": options.frames,
     }
     say(
@@ -112,7 +125,7 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> dict[str, Any]:
     report["sessions"] = {}
     slot_bytes = 0
     for count in options.sessions:
-        runner = ModelRunner(config, lm, mimi, count, device)
+        runner = ModelRunner(config, lm, mimi, count, device, kv_dtype)
         slot_bytes = runner.slot_bytes
         times = step_times(runner, count, options.frames, prefix)
         report["sessions"][str(count)] = figures = _figures(times)
@@ -197,10 +210,11 @@ def _measure_prefill(
         0, min(config.lm.card, config.lm.text_card), (frames, 17), generator=generator
     )
     prompt = Prompt(("bench", ()), prompt_columns(tokens, config), None)
-    runner = ModelRunner(config, lm, mimi, 1, device)
+    kv_dtype = choose_kv_dtype(options.kv_dtype, lm.dtype, device)
+    runner = ModelRunner(config, lm, mimi, 1, device, kv_dtype)
 
     def compute() -> Prefix:
-        prefill, prefix = Prefill(lm, prompt, device), None
+        prefill, prefix = Prefill(lm, prompt, device, config.lm.window), None
         while prefix is None:
             prefix = prefill.advance(EngineConfig.prefill_chunk)
         return prefix
@@ -271,7 +285,8 @@ def _measure_peer(
     batch = Batch.of([0], device)
 
     def add(name: str, lm: PersonaPlexLM, mimi: Mimi) -> None:
-        runner = ModelRunner(config, lm, mimi, 1, device)
+        kv_dtype = choose_kv_dtype(options.kv_dtype, lm.dtype, device)
+        runner = ModelRunner(config, lm, mimi, 1, device, kv_dtype)
         start(runner, 1, prefix)
         contenders[name] = lambda: runner.step(batch, pcm)
 

@@ -28,6 +28,7 @@ ZERO_TOKEN = -1
 """A token that embeds to exactly zero."""
 
 _MAX_TOP_K = 1_000_000
+_MIN_CONTEXT = 64
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 Quantization = Literal["int8", "fp8", "int4"]
@@ -49,6 +50,13 @@ class EngineConfig:
         quantization: Keeps the transformers' weights at 8 bits, ``"int8"`` or ``"fp8"``, or at
             4, ``"int4"`` (the depth transformer's at 8). A saved folder of such weights needs
             none.
+        kv_dtype: In which the language model's keys and values are kept: ``"auto"`` (its dtype),
+            ``"float32"``, ``"bfloat16"`` or ``"fp8"`` (e4m3 with a scale for each token and head):
+            a little over half of bfloat16's memory, so nearly twice the callers; on CUDA from
+            compute capability 8.9 on.
+        context: Frames of 80 ms that a caller's memory is made for, as in ``config.json``; 0
+            takes the checkpoint's, and fewer make room for more callers. What is longer ago, the
+            persona included, is forgotten.
         max_sessions: Slots, that is callers at once.
         max_queued_frames: Input a session may have waiting, in frames of 80 ms; past it the
             oldest frame is dropped and counted.
@@ -63,6 +71,8 @@ class EngineConfig:
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Quantization | None = None
+    kv_dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
+    context: int = 0
     max_sessions: int = 8
     max_queued_frames: int = 25
     prefix_cache_bytes: int = 2 << 30
@@ -77,8 +87,17 @@ class EngineConfig:
                 f"quantization must be {', '.join(QUANTIZATIONS)} or none, "
                 f"not {self.quantization!r}"
             )
+        if self.kv_dtype not in ("auto", "float32", "bfloat16", "fp8"):
+            raise ConfigError(
+                f"kv_dtype must be auto, float32, bfloat16 or fp8, not {self.kv_dtype!r}"
+            )
         if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}")
+        if type(self.context) is not int or (self.context != 0 and self.context < _MIN_CONTEXT):
+            raise ConfigError(
+                f"context must be 0 (the checkpoint's) or at least {_MIN_CONTEXT} frames, not "
+                f"{self.context!r}"
+            )
         for name, least in (
             ("max_sessions", 1),
             ("max_queued_frames", 1),

@@ -1,4 +1,4 @@
-"""How far low-bit weights take a model from itself: teacher-forced, frame by frame.
+"""How far low-bit weights, keys and values take a model from itself: teacher-forced.
 
 The model in float32 holds a conversation. The same model as it is to be served then gets the same
 tokens at every position, whatever it would have chosen itself, and what it thinks of each next
@@ -31,6 +31,7 @@ from pipecat_personaplex.config import (
 )
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache
 from pipecat_personaplex.engine.model_runner import encode_stream
+from pipecat_personaplex.engine.placement import choose_kv_dtype
 from pipecat_personaplex.engine.sampling import SamplerState
 from pipecat_personaplex.engine.tokens import TokenGrid, initial_column
 from pipecat_personaplex.errors import ConfigError
@@ -55,6 +56,8 @@ class DriftOptions:
         device: As in ``EngineConfig``.
         dtype: As in ``EngineConfig``; of what is compared with float32.
         quantization: As in ``EngineConfig``.
+        kv_dtype: As in ``EngineConfig``; of what is compared with float32.
+        context: As in ``EngineConfig``; of what is compared with the whole context.
         seed: Of the conversation.
     """
 
@@ -64,10 +67,18 @@ class DriftOptions:
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Quantization | None = None
+    kv_dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
+    context: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        EngineConfig(device=self.device, dtype=self.dtype, quantization=self.quantization)
+        EngineConfig(
+            device=self.device,
+            dtype=self.dtype,
+            quantization=self.quantization,
+            kv_dtype=self.kv_dtype,
+            context=self.context,
+        )
         SamplingParams(seed=self.seed)
         if self.frames < 2 * _ENDS:
             raise ConfigError(f"frames must be at least {2 * _ENDS}, not {self.frames}")
@@ -91,13 +102,16 @@ class Thinker:
     Args:
         config: The model's.
         lm: On its device.
+        kv_dtype: In which keys and values are kept; the model's own if not given.
     """
 
-    def __init__(self, config: ModelConfig, lm: PersonaPlexLM):
+    def __init__(self, config: ModelConfig, lm: PersonaPlexLM, kv_dtype: torch.dtype | None = None):
         self._lm = lm
         self._device = lm.text_emb.weight.device
         self._batch = Batch.of([0], self._device)
-        self._ring = RingCache.for_lm(lm, 1, self._device)
+        self._ring = RingCache.for_lm(
+            lm, 1, self._device, window=config.lm.window, kv_dtype=kv_dtype
+        )
         self._grid = TokenGrid(1, config, self._device)
         self._grid.start(0, initial_column(config).to(self._device))
         self._position = 0
@@ -185,7 +199,11 @@ def examine(lesson: Lesson, options: DriftOptions) -> Figures:
     """
     subject = load_subject(options.model, options.device, options.dtype, options.quantization)
     device = subject.lm.text_emb.weight.device
-    thinker = Thinker(subject.config, subject.lm)
+    thinker = Thinker(
+        subject.config.with_context(options.context),
+        subject.lm,
+        choose_kv_dtype(options.kv_dtype, subject.lm.dtype, device),
+    )
     figures = np.empty((len(lesson.opinions), len(STREAM_NAMES), 3))
     for index, expected in enumerate(lesson.opinions):
         text, codes = lesson.text[index : index + 1], lesson.codes[index].to(device)
@@ -229,7 +247,11 @@ def run(options: DriftOptions, say: Callable[[str], None]) -> dict[str, Any]:
     # Two 7B models at once would not fit where one does.
     gc.collect()
     figures = examine(lesson, options)
-    served = options.quantization or options.dtype
+    served: str = options.quantization or options.dtype
+    if options.kv_dtype != "auto":
+        served += f", keys and values in {options.kv_dtype}"
+    if options.context:
+        served += f", context {options.context}"
     say(f"{options.model}: {served} against float32, {options.frames} frames, teacher-forced")
     say(f"{'stream':8}   logit error   same top-1   divergence   error: first -> last tenth")
     tenth = options.frames // _ENDS
@@ -256,6 +278,8 @@ def run(options: DriftOptions, say: Callable[[str], None]) -> dict[str, Any]:
         "model": options.model,
         "dtype": options.dtype,
         "quantization": options.quantization,
+        "kv_dtype": options.kv_dtype,
+        "context": options.context,
         "frames": options.frames,
         "seed": options.seed,
         "streams": streams,

@@ -6,6 +6,9 @@ import pytest
 
 from pipecat_personaplex import Engine, EngineConfig
 from tests.golden_data import CHECKPOINT
+from tests.helpers.triton_interpreter import use_interpreter
+
+use_interpreter()  # before any test imports Triton
 
 
 @pytest.fixture(scope="session")

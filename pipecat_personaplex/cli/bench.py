@@ -10,8 +10,10 @@ import typer
 
 from pipecat_personaplex.cli.options import (
     BEST,
+    Context,
     Device,
     Dtype,
+    KVDtype,
     Model,
     Quantization,
     Threads,
@@ -49,6 +51,8 @@ def bench(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantization: Quantization = None,
+    kv_dtype: KVDtype = "auto",
+    context: Context = 0,
     threads: Threads = 0,
     sessions: Annotated[
         str,
@@ -96,6 +100,8 @@ def bench(
         device=device,
         dtype=dtype,
         quantization=quantization,
+        kv_dtype=kv_dtype,
+        context=context,
         threads=threads,
         peer=peer is not None,
     )

@@ -1,4 +1,4 @@
-"""``personaplex drift``: what low-bit weights cost in quality."""
+"""``personaplex drift``: what low-bit weights, keys and values cost in quality."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import typer
 
 from pipecat_personaplex.cli.options import (
     BEST,
+    Context,
     Device,
     Dtype,
+    KVDtype,
     Model,
     Quantization,
     Threads,
@@ -21,6 +23,8 @@ from pipecat_personaplex.cli.options import (
 EXAMPLES = """[bold]Examples[/bold]
 
 personaplex drift --model ./personaplex-7b-v1 --quantization int8
+
+personaplex drift --model ./personaplex-7b-v1 --kv-dtype fp8
 
 personaplex drift --dtype bfloat16 --input caller.wav --frames 3000
 
@@ -32,6 +36,8 @@ def drift(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantization: Quantization = None,
+    kv_dtype: KVDtype = "auto",
+    context: Context = 0,
     threads: Threads = 0,
     user: Annotated[
         Path | None,
@@ -74,6 +80,8 @@ def drift(
         device=device,
         dtype=dtype,
         quantization=quantization,
+        kv_dtype=kv_dtype,
+        context=context,
         seed=seed,
     )
     report = run(options, typer.echo)

@@ -14,8 +14,10 @@ import typer
 from pipecat_personaplex.cli.files import check_outputs, whole_files
 from pipecat_personaplex.cli.options import (
     BEST,
+    Context,
     Device,
     Dtype,
+    KVDtype,
     Model,
     Quantization,
     Threads,
@@ -105,6 +107,8 @@ def offline(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantization: Quantization = None,
+    kv_dtype: KVDtype = "auto",
+    context: Context = 0,
     threads: Threads = 0,
     seed: Annotated[
         int,
@@ -162,6 +166,8 @@ def offline(
         device=device,
         dtype=dtype,
         quantization=quantization,
+        kv_dtype=kv_dtype,
+        context=context,
         max_sessions=1,
         prefix_cache_bytes=0,
         cpu_threads=threads,

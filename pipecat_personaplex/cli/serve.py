@@ -14,8 +14,10 @@ import typer
 
 from pipecat_personaplex.cli.options import (
     BEST,
+    Context,
     Device,
     Dtype,
+    KVDtype,
     Model,
     Quantization,
     Threads,
@@ -61,6 +63,8 @@ def serve(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantization: Quantization = None,
+    kv_dtype: KVDtype = "auto",
+    context: Context = 0,
     threads: Threads = 0,
     host: Annotated[
         str,
@@ -167,6 +171,8 @@ def serve(
         device=device,
         dtype=dtype,
         quantization=quantization,
+        kv_dtype=kv_dtype,
+        context=context,
         max_sessions=max_sessions,
         cpu_threads=threads,
     )

@@ -6,7 +6,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,7 +28,7 @@ from pipecat_personaplex.engine.download import resolve
 from pipecat_personaplex.engine.layout import CONFIG_FILE, MODEL_FILES, VOICES_FILE
 from pipecat_personaplex.engine.loop import StepLoop
 from pipecat_personaplex.engine.model_runner import encode_stream
-from pipecat_personaplex.engine.placement import choose_target
+from pipecat_personaplex.engine.placement import choose_kv_dtype, choose_target
 from pipecat_personaplex.engine.prompting import build_prompt, speech_tokens, text_prompt_tokens
 from pipecat_personaplex.engine.scheduler import Opening
 from pipecat_personaplex.engine.session import Pcm, Session, SessionFrame, checked_pcm
@@ -71,10 +71,14 @@ class Engine:
         checkpoint: A loaded checkpoint.
         voices: The voices that personas may name.
         config: How to run.
+
+    Raises:
+        ConfigError: The checkpoint or its device cannot be used with these options.
     """
 
     def __init__(self, checkpoint: Checkpoint, voices: VoiceLibrary, config: EngineConfig):
         self.config = config
+        checkpoint = replace(checkpoint, config=checkpoint.config.with_context(config.context))
         self.checkpoint = checkpoint
         self.device = checkpoint.mimi.frequencies.device
         self._voices = voices
@@ -106,14 +110,17 @@ class Engine:
 
         Raises:
             CheckpointError: The files are missing, cut off or of the wrong shape.
-            ConfigError: The checkpoint's ``config.json`` or the device cannot be used.
+            ConfigError: The checkpoint's ``config.json`` or the device cannot be used, or not
+                with these options.
         """
         config = config or EngineConfig()
         target = choose_target(config.device, config.dtype, config.quantization)
+        choose_kv_dtype(config.kv_dtype, target.dtype, target.device)
         folder = resolve(str(model), progress=progress)
         require_files(folder, (*MODEL_FILES, VOICES_FILE))
         # Small files first: what is wrong with them shows before gigabytes are read.
-        voices = VoiceLibrary.from_archive(folder / VOICES_FILE, read_config(folder / CONFIG_FILE))
+        architecture = read_config(folder / CONFIG_FILE).with_context(config.context)
+        voices = VoiceLibrary.from_archive(folder / VOICES_FILE, architecture)
         with loading_bar(progress) as advanced:
             checkpoint = load_checkpoint(folder, **target._asdict(), progress=advanced)
         return cls(checkpoint, voices, config)
@@ -241,6 +248,12 @@ class Engine:
         voice = self._voices.get(persona.voice)
         tokens = text_prompt_tokens(persona.text_prompt, self.checkpoint.tokenizer)
         prompt = build_prompt(voice, tokens, self.checkpoint.config)
+        if 0 < self.config.context <= prompt.frames:
+            logger.warning(
+                "a prompt of {} frames is longer than context {}: its start is forgotten",
+                prompt.frames,
+                self.config.context,
+            )
         session = Session(
             persona,
             sampling or SamplingParams(),

@@ -14,8 +14,11 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from loguru import logger
 from torch import Tensor
 
+from pipecat_personaplex.kernels.kv_format import FP8, KVTensor
+from pipecat_personaplex.kernels.triton_support import have_triton
 from pipecat_personaplex.models.attention import KVStore
 from pipecat_personaplex.models.layers import Rows
 from pipecat_personaplex.models.lm import PersonaPlexLM
@@ -57,8 +60,9 @@ class RingCache:
         heads: Attention heads.
         window: Positions a ring holds.
         head_dim: Features a head.
-        dtype: Of keys and values.
+        dtype: Of the keys and values that come in.
         device: Where they live.
+        kv_dtype: In which they are kept: float32, bfloat16 or e4m3; ``dtype`` if not given.
     """
 
     def __init__(
@@ -71,59 +75,95 @@ class RingCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        kv_dtype: torch.dtype | None = None,
     ):
         self.window = window
+        kept = kv_dtype or dtype
+        on_cpu = device.type == "cpu"
+        self._by_length = on_cpu or _kernels_run(device, heads, window, head_dim, dtype, kept)
         # On a CPU every place is written before it is read, so nothing is cleared, and memory
         # that the system hands out lazily is only taken as calls grow long. Under a mask, places
         # not yet written are read and weigh nothing; but nothing times NaN is NaN.
-        make = torch.empty if device.type == "cpu" else torch.zeros
         shape = (layers, slots, heads, window, head_dim)
-        self.keys = make(shape, dtype=dtype, device=device)
-        self.values = make(shape, dtype=dtype, device=device)
+        self.kept_keys = KVTensor.new(shape, kept, device, zeros=not self._by_length)
+        self.kept_values = KVTensor.new(shape, kept, device, zeros=not self._by_length)
 
     @classmethod
-    def for_lm(cls, lm: PersonaPlexLM, slots: int, device: torch.device) -> RingCache:
-        """The temporal transformer's rings."""
+    def for_lm(
+        cls,
+        lm: PersonaPlexLM,
+        slots: int,
+        device: torch.device,
+        *,
+        window: int | None = None,
+        kv_dtype: torch.dtype | None = None,
+    ) -> RingCache:
+        """The temporal transformer's rings; ``window`` is the model's own if not given."""
         config = lm.config
         return cls(
             layers=config.num_layers,
             slots=slots,
             heads=config.num_heads,
-            window=config.window,
+            window=window or config.window,
             head_dim=config.dim // config.num_heads,
             dtype=lm.dtype,
             device=device,
+            kv_dtype=kv_dtype,
         )
+
+    @property
+    def keys(self) -> Tensor:
+        """As they are kept: [layers, slots, heads, window, head_dim]."""
+        return self.kept_keys.data
+
+    @property
+    def values(self) -> Tensor:
+        """As they are kept: [layers, slots, heads, window, head_dim]."""
+        return self.kept_values.data
 
     @property
     def nbytes(self) -> int:
         """Memory of all rings when full."""
-        return self.keys.nbytes + self.values.nbytes
+        return self.kept_keys.nbytes + self.kept_values.nbytes
 
     def at(self, batch: Batch, starts: list[int], positions: Tensor, steps: int = 1) -> KVStore:
         """Open a step: append ``steps`` positions to each ring of ``batch``, attend within each.
 
         Args:
             batch: Whose rings.
-            starts: Each ring's first new position, known to the host.
+            starts: Each ring's first new position, known to the host; used on a CPU alone.
             positions: The same on the device, [B] int64.
             steps: New positions a ring.
         """
         if self.keys.device.type == "cpu":
             return _FilledRings(self, batch, starts, steps)
+        if self._by_length:
+            return _KernelRings(self, batch, positions, steps)
         return _MaskedRings(self, batch, positions, steps)
 
     def clear(self, slot: int) -> None:
         """Forget what the slot's last owner left, where a mask alone would not."""
-        if self.keys.device.type != "cpu":
-            self.keys[:, slot].zero_()
-            self.values[:, slot].zero_()
+        if not self._by_length:
+            self.kept_keys[:, slot].zero_()
+            self.kept_values[:, slot].zero_()
 
     def write(self, slot: int, first: int, keys: Tensor, values: Tensor) -> None:
         """Lay positions ``first``... into a slot's rings: each [layers, heads, n, head_dim]."""
         places = torch.arange(first, first + keys.shape[2], device=keys.device) % self.window
-        self.keys[:, slot].index_copy_(2, places, keys)
-        self.values[:, slot].index_copy_(2, places, values)
+        self.kept_keys[:, slot].put((slice(None), slice(None), places), keys)
+        self.kept_values[:, slot].put((slice(None), slice(None), places), values)
+
+
+def _attention_dtype(q: Tensor, kept: torch.dtype) -> torch.dtype:
+    """In which a query meets what is kept: the more precise of both."""
+    return q.dtype if kept == FP8 else torch.promote_types(q.dtype, kept)
+
+
+def _slots(rows: Rows, device: torch.device) -> Tensor:
+    """The slots of a batch, int64 [B]."""
+    if isinstance(rows, slice):
+        return torch.arange(rows.start, rows.stop, device=device)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -154,7 +194,7 @@ class _FilledRings:
     """
 
     def __init__(self, cache: RingCache, batch: Batch, starts: list[int], steps: int):
-        self._keys, self._values = cache.keys, cache.values
+        self._keys, self._values = cache.kept_keys, cache.kept_values
         self._window = window = cache.window
         self._steps = steps
         self._rings = []
@@ -165,28 +205,30 @@ class _FilledRings:
             self._rings.append(_Ring(slot, place, filled, mask))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self._keys[layer], self._values[layer]
+        stores = self._keys[layer], self._values[layer]
+        dtype = _attention_dtype(q, stores[0].data.dtype)
+        queries = q if q.dtype == dtype else q.to(dtype)
         outs = []
         for row, ring in enumerate(self._rings):
-            ring_keys, ring_values = keys[ring.slot], values[ring.slot]
-            end = ring.place + self._steps
-            if end <= self._window:
-                ring_keys[:, ring.place : end] = k[row]
-                ring_values[:, ring.place : end] = v[row]
-            else:
-                head = self._window - ring.place
-                for store, new in ((ring_keys, k[row]), (ring_values, v[row])):
-                    store[:, ring.place :] = new[:, :head]
-                    store[:, : end - self._window] = new[:, head:]
+            slot, end = ring.slot, ring.place + self._steps
+            for store, new in zip(stores, (k[row], v[row]), strict=True):
+                if end <= self._window:
+                    store.put((slot, slice(None), slice(ring.place, end)), new)
+                else:
+                    head = self._window - ring.place
+                    store.put((slot, slice(None), slice(ring.place, None)), new[:, :head])
+                    store.put((slot, slice(None), slice(end - self._window)), new[:, head:])
+            filled = (slice(slot, slot + 1), slice(None), slice(ring.filled))
             outs.append(
                 F.scaled_dot_product_attention(
-                    q[row : row + 1],
-                    ring_keys[None, :, : ring.filled],
-                    ring_values[None, :, : ring.filled],
+                    queries[row : row + 1],
+                    stores[0].read(dtype, filled),
+                    stores[1].read(dtype, filled),
                     attn_mask=ring.mask,
                 )
             )
-        return outs[0] if len(outs) == 1 else torch.cat(outs)
+        out = outs[0] if len(outs) == 1 else torch.cat(outs)
+        return out if out.dtype == q.dtype else out.to(q.dtype)
 
 
 class _MaskedRings:
@@ -200,11 +242,7 @@ class _MaskedRings:
         device = positions.device
         new = positions[:, None] + torch.arange(steps, device=device)  # [B, T]
         self._places = new % cache.window
-        if isinstance(batch.rows, slice):
-            slots = torch.arange(batch.rows.start, batch.rows.stop, device=device)
-        else:
-            slots = batch.rows
-        self._slots = slots[:, None].expand_as(new)
+        self._slots = _slots(batch.rows, device)[:, None].expand_as(new)
         places = torch.arange(cache.window, device=device)
         last = new[:, -1:]
         # The newest position each place can hold once this step is written; before the ring
@@ -214,12 +252,82 @@ class _MaskedRings:
         self._mask = visible[:, None]  # [B, 1, T, window]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys[self._slots, :, self._places] = k.transpose(1, 2)
-        values[self._slots, :, self._places] = v.transpose(1, 2)
-        return F.scaled_dot_product_attention(
-            q, keys[self._rows], values[self._rows], attn_mask=self._mask
+        keys, values = self._cache.kept_keys[layer], self._cache.kept_values[layer]
+        places = (self._slots, slice(None), self._places)
+        keys.put(places, k.transpose(1, 2))
+        values.put(places, v.transpose(1, 2))
+        dtype = _attention_dtype(q, keys.data.dtype)
+        out = F.scaled_dot_product_attention(
+            q.to(dtype),
+            keys.read(dtype, self._rows),
+            values.read(dtype, self._rows),
+            attn_mask=self._mask,
         )
+        return out.to(q.dtype)
+
+
+class _KernelRings:
+    """Attention for all slots at once, each over the filled part of its ring, in Triton.
+
+    A step can be captured as with ``_MaskedRings``, and reads nothing that it does not attend to.
+    """
+
+    def __init__(self, cache: RingCache, batch: Batch, positions: Tensor, steps: int):
+        from pipecat_personaplex.kernels import attention
+
+        self._kernels = attention
+        self._cache, self._positions = cache, positions
+        self._slots = _slots(batch.rows, positions.device)
+        _, _, heads, window, head_dim = cache.keys.shape
+        self._plan = attention.Plan.of(heads, window, head_dim, cache.keys.dtype)
+        queries = positions.shape[0] * steps
+        self._workspace = attention.Workspace.of(self._plan, queries, positions.device)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = self._cache.kept_keys[layer], self._cache.kept_values[layer]
+        where = (keys, values, self._slots, self._positions)
+        self._kernels.append(self._plan, k, v, *where)
+        return self._kernels.attend(self._plan, q, *where, self._workspace)
+
+
+@lru_cache
+def _kernels_run(
+    device: torch.device,
+    heads: int,
+    window: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+) -> bool:
+    """Whether the kernels compile here and compute what they should; compiles them."""
+    if not have_triton():
+        _warn_without_triton()
+        return False
+    from pipecat_personaplex.kernels.attention_check import check
+
+    try:
+        check(heads, window, head_dim, dtype, kv_dtype, device)
+    except Exception as error:  # whatever a compiler or a driver may raise
+        logger.warning(
+            "no attention kernel on {} for {} heads of {} in {}: {}: {}; PyTorch's attention "
+            "over whole windows takes its place",
+            device,
+            heads,
+            head_dim,
+            kv_dtype,
+            type(error).__name__,
+            error,
+        )
+        return False
+    return True
+
+
+@lru_cache(maxsize=1)
+def _warn_without_triton() -> None:
+    logger.warning(
+        "Triton is not installed: PyTorch's attention over whole windows takes the place of the "
+        "attention kernel; pip install triton"
+    )
 
 
 class RunCache:

@@ -21,6 +21,7 @@ from pipecat_personaplex.config import (
 from pipecat_personaplex.engine.checkpoint import Checkpoint
 from pipecat_personaplex.engine.kv_cache import Batch
 from pipecat_personaplex.engine.model_runner import ModelRunner, StepOutput
+from pipecat_personaplex.engine.placement import choose_kv_dtype
 from pipecat_personaplex.engine.prompting import Prefill, Prefix, PrefixCache
 from pipecat_personaplex.engine.scheduler import Opening, Scheduler
 from pipecat_personaplex.engine.session import (
@@ -53,8 +54,14 @@ class StepLoop:
         self._ended = ended
         self._device = checkpoint.mimi.frequencies.device
         self._runner = ModelRunner(
-            checkpoint.config, checkpoint.lm, checkpoint.mimi, config.max_sessions, self._device
+            checkpoint.config,
+            checkpoint.lm,
+            checkpoint.mimi,
+            config.max_sessions,
+            self._device,
+            choose_kv_dtype(config.kv_dtype, checkpoint.lm.dtype, self._device),
         )
+        self._window = checkpoint.config.lm.window
         self._pieces = _text_pieces(checkpoint)
         # The batch's audio is laid here, row by row, and handed on without another copy.
         self._staging = np.zeros((config.max_sessions, FRAME_SAMPLES), dtype=np.float32)
@@ -152,7 +159,7 @@ class StepLoop:
             kept = self.prefixes.get(opening.prompt.key)
             if kept is not None:
                 return kept
-            opening.prefill = Prefill(self._runner.lm, opening.prompt, self._device)
+            opening.prefill = Prefill(self._runner.lm, opening.prompt, self._device, self._window)
         # Runs of one length, whoever else is in a call: how a prompt is cut rounds its state.
         prefix = opening.prefill.advance(self._config.prefill_chunk)
         if prefix is not None:

@@ -115,16 +115,23 @@ class ModelRunner:
         mimi: The codec, on the same device.
         slots: Sessions at once.
         device: Where everything lives.
+        kv_dtype: In which the language model's keys and values are kept; its own if not given.
     """
 
     def __init__(
-        self, config: ModelConfig, lm: PersonaPlexLM, mimi: Mimi, slots: int, device: torch.device
+        self,
+        config: ModelConfig,
+        lm: PersonaPlexLM,
+        mimi: Mimi,
+        slots: int,
+        device: torch.device,
+        kv_dtype: torch.dtype | None = None,
     ):
         self.config = config
         self.lm = lm
         self.mimi = mimi
         self.device = device
-        self._kv = RingCache.for_lm(lm, slots, device)
+        self._kv = RingCache.for_lm(lm, slots, device, window=config.lm.window, kv_dtype=kv_dtype)
         self._codec = CodecSlots(mimi, slots, device)
         self._grid = TokenGrid(slots, config, device)
         self._sampler = SamplerState(slots, config.lm, device)

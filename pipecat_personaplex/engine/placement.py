@@ -7,10 +7,9 @@ import torch
 from pipecat_personaplex.config import Quantization
 from pipecat_personaplex.engine.weights import Target
 from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.kernels.kv_format import FP8
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
 _FP8_CAPABILITY = (8, 9)
 
 
@@ -40,12 +39,31 @@ def require_runnable(quantization: Quantization | None, device: torch.device) ->
     Raises:
         ConfigError: They are fp8 and the GPU does not know such numbers.
     """
-    if quantization != "fp8" or device.type != "cuda":
+    if quantization == "fp8":
+        _require_fp8(device, "quantization fp8", "take int8, which is as small")
+
+
+def choose_kv_dtype(kv_dtype: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Resolve ``"auto"``: the model's own dtype.
+
+    Raises:
+        ConfigError: The device does not know such numbers.
+    """
+    if kv_dtype == "auto":
+        return dtype
+    if kv_dtype != "fp8":
+        return _DTYPES[kv_dtype]
+    _require_fp8(device, "kv_dtype fp8", "take bfloat16, with a smaller context where it is short")
+    return FP8
+
+
+def _require_fp8(device: torch.device, what: str, instead: str) -> None:
+    if device.type != "cuda":
         return
     capability = torch.cuda.get_device_capability(device)
     if capability < _FP8_CAPABILITY:
         has, wanted = (".".join(map(str, numbers)) for numbers in (capability, _FP8_CAPABILITY))
         raise ConfigError(
-            f"quantization fp8 needs a GPU of compute capability {wanted} and {device} has {has}; "
-            "take int8, which is as small"
+            f"{what} needs a GPU of compute capability {wanted} or more and {device} has {has}; "
+            f"{instead}"
         )

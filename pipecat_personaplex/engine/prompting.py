@@ -116,7 +116,7 @@ def build_prompt(voice: Voice, text_tokens: list[int], config: ModelConfig) -> P
         raise PromptTooLong(len(text), limit)
     if len(text) > config.lm.window:
         logger.debug(
-            "the prompt takes {} frames and this checkpoint attends to {}: its start is lost",
+            "the prompt takes {} frames and the model attends to {} here: its start is lost",
             len(text),
             config.lm.window,
         )
@@ -167,9 +167,22 @@ class Prefix:
 
 
 class Prefill:
-    """One prompt on its way through the temporal transformer."""
+    """One prompt on its way through the temporal transformer.
 
-    def __init__(self, lm: PersonaPlexLM, prompt: Prompt, device: torch.device):
+    Args:
+        lm: The language model.
+        prompt: The prompt.
+        device: Where the model is.
+        window: Positions that one may attend to; the model's own if not given.
+    """
+
+    def __init__(
+        self,
+        lm: PersonaPlexLM,
+        prompt: Prompt,
+        device: torch.device,
+        window: int | None = None,
+    ):
         config = lm.config
         self.prompt = prompt
         self._lm = lm
@@ -181,7 +194,7 @@ class Prefill:
             layers=config.num_layers,
             heads=config.num_heads,
             length=prompt.frames,
-            window=config.window,
+            window=window or config.window,
             head_dim=config.dim // config.num_heads,
             dtype=lm.dtype,
             device=device,

@@ -46,7 +46,8 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 @pytest.fixture(autouse=True)
 def no_foreign_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MODEL", "DEVICE", "ENGINE", "VOICE", "PROMPT", "GREETING", "MAX_SESSIONS"):
+    names = ("MODEL", "DEVICE", "ENGINE", "VOICE", "PROMPT", "GREETING", "MAX_SESSIONS")
+    for name in (*names, "KV_DTYPE", "CONTEXT"):
         monkeypatch.delenv(f"PERSONAPLEX_{name}", raising=False)
 
 
@@ -56,6 +57,7 @@ class TestOptions:
         assert (args.model, args.voice, args.greeting) == (None, None, None)
         assert (args.prompt, args.max_sessions, args.device) == ("You are a bot.", 8, "auto")
         assert args.transport == "webrtc" and args.engine == []
+        assert (args.kv_dtype, args.context) == ("auto", 0)
 
     @pytest.mark.parametrize(
         ("arguments", "variables", "engine", "model"),
@@ -71,6 +73,8 @@ class TestOptions:
             ([], {"ENGINE": "ws://a", "MODEL": "m"}, "a", None),
             (["--model", "n"], {"ENGINE": "ws://a", "MODEL": "m"}, "", "n"),
             (["--device", "cpu"], {"ENGINE": "ws://a", "MODEL": "m"}, "", "m"),
+            (["--kv-dtype", "fp8"], {"ENGINE": "ws://a", "MODEL": "m"}, "", "m"),
+            (["--engine", "ws://a"], {"KV_DTYPE": "fp8", "CONTEXT": "500"}, "a", None),
         ],
     )
     def test_the_model_runs_here_or_elsewhere(
@@ -87,10 +91,23 @@ class TestOptions:
         assert args.engine == [f"ws://{name}" for name in engine]
         assert args.model == model
 
-    @pytest.mark.parametrize("option", [("--model", "m"), ("--device", "cpu")])
+    @pytest.mark.parametrize(
+        "option",
+        [("--model", "m"), ("--device", "cpu"), ("--kv-dtype", "fp8"), ("--context", "500")],
+    )
     def test_the_model_does_not_run_both_here_and_elsewhere(self, option: tuple[str, str]) -> None:
-        with pytest.raises(ConfigError, match="personaplex serve"):
+        with pytest.raises(ConfigError, match=f"{option[0]} .*personaplex serve"):
             parse("--engine", "ws://a", *option)
+
+    def test_how_much_a_model_remembers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PERSONAPLEX_KV_DTYPE", "fp8")
+        monkeypatch.setenv("PERSONAPLEX_CONTEXT", "500")
+        assert (parse().kv_dtype, parse().context) == ("fp8", 500)
+        args = parse("--kv-dtype", "bfloat16", "--context", "700")
+        assert (args.kv_dtype, args.context) == ("bfloat16", 700)
+        monkeypatch.setenv("PERSONAPLEX_CONTEXT", "long")
+        with pytest.raises(ConfigError, match=r"PERSONAPLEX_CONTEXT .*'long'"):
+            parse()
 
     def test_an_option_wins_over_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PERSONAPLEX_VOICE", "NATM1")

@@ -1,4 +1,4 @@
-"""Both ring attentions against attention spelled out position by position."""
+"""The ring attentions against attention spelled out position by position."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from loguru import logger
 from torch import Tensor
 
 from pipecat_personaplex.engine.kv_cache import (
@@ -13,8 +14,12 @@ from pipecat_personaplex.engine.kv_cache import (
     RingCache,
     RunCache,
     _FilledRings,
+    _KernelRings,
+    _kernels_run,
     _MaskedRings,
 )
+from pipecat_personaplex.kernels import attention_check
+from pipecat_personaplex.kernels.kv_format import FP8, KVTensor
 
 CPU = torch.device("cpu")
 HEADS, DIM, WINDOW, SLOTS = 2, 8, 7, 5
@@ -27,7 +32,7 @@ def plain_attention(q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tens
     return torch.einsum("ht,htd->hd", weights, v)
 
 
-def new_ring() -> RingCache:
+def new_ring(kv_dtype: torch.dtype) -> RingCache:
     ring = RingCache(
         layers=2,
         slots=SLOTS,
@@ -36,32 +41,51 @@ def new_ring() -> RingCache:
         head_dim=DIM,
         dtype=torch.float32,
         device=CPU,
+        kv_dtype=kv_dtype,
     )
-    ring.keys.fill_(torch.nan)  # whatever is read before it was written shows
-    ring.values.zero_()
+    # Whatever is read before it was written shows.
+    for store in (ring.kept_keys, ring.kept_values):
+        if store.scales is None:
+            store.data.fill_(torch.nan)
+        else:
+            store.bits.zero_()
+            store.scales.fill_(torch.nan)
     return ring
 
 
-@pytest.mark.parametrize("kind", [_FilledRings, _MaskedRings])
+def as_kept(x: Tensor, kv_dtype: torch.dtype) -> Tensor:
+    """What of ``x`` is left once it has been in a ring."""
+    store = KVTensor.new(tuple(x.shape), kv_dtype, CPU, zeros=False)
+    store.put(..., x)
+    return store.read(torch.float32)
+
+
+@pytest.mark.parametrize("kind", [_FilledRings, _MaskedRings, _KernelRings])
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16, FP8])
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("slots", [[0], [1, 2, 3], [0, 2, 4]])
 def test_ring_attention_sees_the_window_and_nothing_else(
-    kind: type, steps: int, slots: list[int]
+    kind: type, kv_dtype: torch.dtype, steps: int, slots: list[int]
 ) -> None:
     torch.manual_seed(0)
-    ring = new_ring()
-    if kind is _MaskedRings:
-        ring.keys.zero_()  # masked places are read, and weigh nothing
+    ring = new_ring(kv_dtype)
+    if kind is _MaskedRings:  # masked places are read, and weigh nothing
+        ring.kept_keys.zero_()
+        ring.kept_values.zero_()
+    # The interpreter cuts what a GPU rounds to bfloat16.
+    close = {"atol": 2e-2, "rtol": 2e-2} if kv_dtype == torch.bfloat16 else {}
     batch = Batch.of(slots, CPU)
     # Rows start at different positions: their rings wrap at different times.
-    ages = {slot: 3 * row for row, slot in enumerate(slots)}
+    ages = {slot: 3 * row + 2 for row, slot in enumerate(slots)}
     history: dict[int, list[tuple[Tensor, Tensor]]] = {slot: [] for slot in slots}
     for slot, age in ages.items():
         for position in range(age):
             k, v = torch.randn(2, HEADS, DIM), torch.randn(2, HEADS, DIM)
             ring.write(slot, position, k[:, :, None], v[:, :, None])
-            history[slot].append((k, v))
-    for _ in range(3 * WINDOW // steps):
+            history[slot].append((as_kept(k, kv_dtype), as_kept(v, kv_dtype)))
+    # The interpreter takes its time; the oldest ring goes round in it all the same.
+    frames = 4 if kind is _KernelRings else 3 * WINDOW // steps
+    for _ in range(frames):
         starts = [len(history[slot]) for slot in slots]
         shape = (2, len(slots), HEADS, steps, DIM)
         q, k, v = torch.randn(shape), torch.randn(shape), torch.randn(shape)
@@ -73,7 +97,8 @@ def test_ring_attention_sees_the_window_and_nothing_else(
         got = [view.attend(layer, q[layer], k[layer], v[layer]) for layer in range(2)]
         for row, slot in enumerate(slots):
             for step in range(steps):
-                history[slot].append((k[:, row, :, step], v[:, row, :, step]))
+                new = k[:, row, :, step], v[:, row, :, step]
+                history[slot].append((as_kept(new[0], kv_dtype), as_kept(new[1], kv_dtype)))
             end = len(history[slot])
             for step in range(steps):
                 position = end - steps + step
@@ -85,7 +110,68 @@ def test_ring_attention_sees_the_window_and_nothing_else(
                         [entry[0][layer] for entry in seen],
                         [entry[1][layer] for entry in seen],
                     )
-                    torch.testing.assert_close(got[layer][row, :, step], expected)
+                    torch.testing.assert_close(got[layer][row, :, step], expected, **close)
+
+
+def test_a_ring_takes_queries_of_a_lower_precision() -> None:
+    torch.manual_seed(2)
+    outs = []
+    for kind in (_FilledRings, _MaskedRings, _KernelRings):
+        torch.manual_seed(2)
+        ring, positions = new_ring(torch.float32), torch.tensor([0])
+        ring.kept_keys.zero_()
+        ring.kept_values.zero_()
+        q, k, v = torch.randn(3, 1, HEADS, 1, DIM, dtype=torch.bfloat16)
+        batch = Batch.of([3], CPU)
+        rings = (
+            kind(ring, batch, [0], 1) if kind is _FilledRings else kind(ring, batch, positions, 1)
+        )
+        outs.append(rings.attend(1, q, k, v))
+        torch.testing.assert_close(ring.keys[1, 3, :, 0], k[0, :, 0].float())
+    for out in outs:
+        assert out.dtype == torch.bfloat16
+        torch.testing.assert_close(out, v)
+
+
+def test_a_prefix_is_kept_as_steps_are() -> None:
+    torch.manual_seed(3)
+    keys, values = torch.randn(2, 2, HEADS, WINDOW + 4, DIM)
+    stepped, laid = new_ring(FP8), new_ring(FP8)
+    for position in range(WINDOW + 4):
+        place = slice(position, position + 1)
+        rings = _FilledRings(stepped, Batch.of([2], CPU), [position], 1)
+        for layer in range(2):
+            k, v = keys[layer][None, :, place], values[layer][None, :, place]
+            rings.attend(layer, k, k, v)
+    laid.write(2, 4, keys[:, :, 4:], values[:, :, 4:])
+    for one, other in (
+        (stepped.kept_keys, laid.kept_keys),
+        (stepped.kept_values, laid.kept_values),
+    ):
+        assert torch.equal(one[:, 2].bits, other[:, 2].bits)
+        assert one.scales is not None and other.scales is not None
+        assert torch.equal(one.scales[:, 2], other.scales[:, 2])
+
+
+def test_what_8_bits_take() -> None:
+    floats, bytes_ = new_ring(torch.bfloat16), new_ring(FP8)
+    assert bytes_.nbytes == floats.nbytes * (DIM + 4) / (2 * DIM)
+
+
+def test_kernels_that_fail_their_check_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = (CPU, HEADS, WINDOW, DIM, torch.float32, torch.float32)
+    assert _kernels_run.__wrapped__(*ring)
+    monkeypatch.setattr(attention_check, "attend", lambda plan, q, *_: torch.zeros_like(q))
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}")
+    try:
+        assert not _kernels_run(*ring)
+        assert not _kernels_run(*ring)
+    finally:
+        logger.remove(sink)
+        _kernels_run.cache_clear()
+    (line,) = lines
+    assert "no attention kernel on cpu" in line and "numbers differ" in line
 
 
 @pytest.mark.parametrize("chunks", [[20], [1] * 20, [6, 6, 8], [13, 7]])

@@ -1,0 +1,152 @@
+"""``kv_dtype`` and ``context``: what they change in a conversation, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from loguru import logger
+
+from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams
+from pipecat_personaplex.cli import main
+from pipecat_personaplex.config import FRAME_SAMPLES
+from pipecat_personaplex.drift import DriftOptions, examine, teach
+from pipecat_personaplex.engine.engine import Conversation
+from pipecat_personaplex.engine.placement import choose_kv_dtype
+from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.kernels.kv_format import FP8
+from tests.golden_data import CHECKPOINT, FRIEND, RESTAURANT, VOICE_SAMPLE, conversation
+from tests.helpers.checkpoints import WIDE, write_checkpoint
+
+FRAMES = 50
+CONFIG = EngineConfig(device="cpu", dtype="float32", max_sessions=1)
+
+
+def tokens(said: Conversation) -> list[list[int]]:
+    return [[f.text_token, *f.agent_codes, *f.user_codes] for f in said.frames]
+
+
+def talk(engine: Engine, persona: Persona = FRIEND, seed: int = 5) -> Conversation:
+    pcm = conversation("friend").user_pcm[: FRAMES * FRAME_SAMPLES]
+    return engine.converse(persona, pcm, SamplingParams(seed=seed))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kv_dtype"),
+    [
+        ("float32", "fp8"),
+        ("bfloat16", "fp8"),
+        ("float32", "bfloat16"),
+        ("bfloat16", "float32"),
+    ],
+)
+def test_a_call_in_every_precision_leaves_no_trace_in_its_slot(dtype: str, kv_dtype: str) -> None:
+    config = replace(CONFIG, dtype=dtype, kv_dtype=kv_dtype)
+    with Engine.load(CHECKPOINT, config) as engine:
+        first = talk(engine)
+        other = talk(engine, RESTAURANT, seed=6)
+        again = talk(engine)
+    assert len(first.frames) == FRAMES
+    assert np.isfinite(first.pcm).all()
+    assert tokens(first) != tokens(other)
+    assert tokens(first) == tokens(again)
+    np.testing.assert_array_equal(first.pcm, again.pcm)
+
+
+def test_8_bits_drift_more_than_16_and_stay_close() -> None:
+    options = DriftOptions(str(CHECKPOINT), frames=150, device="cpu", dtype="float32")
+    lesson = teach(options)
+    errors = {}
+    for kv_dtype in ("float32", "bfloat16", "fp8"):
+        figures = examine(lesson, replace(options, kv_dtype=kv_dtype))
+        errors[kv_dtype] = figures[..., 0]
+    assert errors["float32"].max() == 0
+    assert 0 < errors["bfloat16"].mean() < errors["fp8"].mean() < 0.05
+    # Three times round the ring: what is left over in it does not add up.
+    assert errors["fp8"][-50:].mean() < 2 * errors["fp8"][:50].mean()
+
+
+def test_memory_of_a_slot() -> None:
+    sizes = {
+        kv_dtype: Engine.load(
+            CHECKPOINT, replace(CONFIG, kv_dtype=kv_dtype)
+        )._loop._runner._kv.nbytes
+        for kv_dtype in ("float32", "bfloat16", "fp8")
+    }
+    features = 64 // 4
+    assert sizes["float32"] == 2 * sizes["bfloat16"]
+    assert sizes["fp8"] * 2 * features == sizes["bfloat16"] * (features + 4)
+
+
+def test_a_smaller_context_is_that_of_a_checkpoint_made_for_it(tmp_path: Path) -> None:
+    def said(made_for: int, context: int) -> list[list[int]]:
+        folder = tmp_path / f"{made_for}"
+        if not folder.exists():
+            write_checkpoint(folder, replace(WIDE, lm=replace(WIDE.lm, context=made_for)))
+        engine = Engine.load(folder, replace(CONFIG, context=context))
+        engine.add_voice("sample", VOICE_SAMPLE)
+        with engine:
+            return tokens(talk(engine, Persona("sample", RESTAURANT.text_prompt)))
+
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}", level="WARNING")
+    try:
+        whole, small, made_small = said(120, 0), said(120, 64), said(64, 0)
+    finally:
+        logger.remove(sink)
+    # The checkpoint that is too small for a prompt is nobody's choice.
+    (line,) = lines
+    assert "longer than context 64" in line
+    assert small == made_small
+    assert small != whole
+    assert said(120, 120) == whole
+
+
+def test_a_context_beyond_the_checkpoint_is_refused_before_it_is_loaded() -> None:
+    with pytest.raises(ConfigError, match="context 64 is more than the 48 frames"):
+        Engine.load(CHECKPOINT, replace(CONFIG, context=64))
+
+
+@pytest.mark.parametrize("context", [-1, 1, 63, 64.0, True])
+def test_a_context_too_small_for_a_call_is_refused(context: int) -> None:
+    with pytest.raises(ConfigError, match=r"context must be 0 .* or at least 64"):
+        EngineConfig(context=context)
+
+
+@pytest.mark.parametrize("command", ["drift", "bench", "offline", "serve"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--kv-dtype", "fp4"], "fp4"), (["--context", "10"], "at least 64 frames, not 10")],
+)
+def test_mistakes_are_one_line(
+    capsys: pytest.CaptureFixture[str], command: str, arguments: list[str], message: str
+) -> None:
+    offline = ["--voice", "NATF2", "--input", "a.wav", "--output", "b.wav"]
+    given = offline if command == "offline" else []
+    assert main([command, *given, "--model", str(CHECKPOINT), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_a_card_that_does_not_know_8_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    capability = (8, 6)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Some Card")
+    device = torch.device("cuda")
+    with pytest.raises(ConfigError, match=r"Some Card has 8\.6: use bfloat16"):
+        choose_kv_dtype("fp8", torch.bfloat16, device)
+    assert choose_kv_dtype("bfloat16", torch.bfloat16, device) == torch.bfloat16
+    capability = (8, 9)
+    assert choose_kv_dtype("fp8", torch.bfloat16, device) == FP8
+
+
+def test_drift_reports_what_it_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", str(CHECKPOINT), "--device", "cpu", "--frames", "20"]
+    assert main(["drift", *arguments, "--kv-dtype", "fp8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "auto, keys and values in fp8 against float32" in lines[0]
+    assert '"kv_dtype": "fp8", "context": 0' in lines[-1]
