@@ -52,6 +52,8 @@ class EngineConfig:
             calls less, longer ones are done sooner.
         cpu_threads: Threads of the model on a CPU; 0 takes one for a small model, which more
             only slow down, and torch's choice for others.
+        cuda_graphs: On CUDA, launch each step as one graph, captured at the start; where that
+            fails, steps run without and a warning says why.
     """
 
     device: str = "auto"
@@ -62,6 +64,7 @@ class EngineConfig:
     prefix_cache_bytes: int = 2 << 30
     prefill_chunk: int = 256
     cpu_threads: int = 0
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "float32", "bfloat16"):
@@ -70,6 +73,8 @@ class EngineConfig:
             raise ConfigError(f"quantization must be int8 or none, not {self.quantization!r}")
         if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}")
+        if type(self.cuda_graphs) is not bool:
+            raise ConfigError(f"cuda_graphs must be true or false, not {self.cuda_graphs!r}")
         for name, least in (
             ("max_sessions", 1),
             ("max_queued_frames", 1),

@@ -26,7 +26,7 @@ class Batch:
     """The slots of one step, in ascending order.
 
     Attributes:
-        slots: Their indices.
+        slots: Their indices; none where the device alone knows them.
         rows: The same as a slice where they are neighbours (views, no copies), else a tensor.
     """
 
@@ -59,6 +59,7 @@ class RingCache:
         head_dim: Features a head.
         dtype: Of keys and values.
         device: Where they live.
+        masked: On a CPU, attend as a step that is captured does: over whole rings.
     """
 
     def __init__(
@@ -71,18 +72,22 @@ class RingCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        masked: bool = False,
     ):
         self.window = window
+        self._by_length = device.type == "cpu" and not masked
         # On a CPU every place is written before it is read, so nothing is cleared, and memory
         # that the system hands out lazily is only taken as calls grow long. Under a mask, places
         # not yet written are read and weigh nothing; but nothing times NaN is NaN.
-        make = torch.empty if device.type == "cpu" else torch.zeros
+        make = torch.empty if self._by_length else torch.zeros
         shape = (layers, slots, heads, window, head_dim)
         self.keys = make(shape, dtype=dtype, device=device)
         self.values = make(shape, dtype=dtype, device=device)
 
     @classmethod
-    def for_lm(cls, lm: PersonaPlexLM, slots: int, device: torch.device) -> RingCache:
+    def for_lm(
+        cls, lm: PersonaPlexLM, slots: int, device: torch.device, *, masked: bool = False
+    ) -> RingCache:
         """The temporal transformer's rings."""
         config = lm.config
         return cls(
@@ -93,6 +98,7 @@ class RingCache:
             head_dim=config.dim // config.num_heads,
             dtype=lm.dtype,
             device=device,
+            masked=masked,
         )
 
     @property
@@ -100,22 +106,25 @@ class RingCache:
         """Memory of all rings when full."""
         return self.keys.nbytes + self.values.nbytes
 
-    def at(self, batch: Batch, starts: list[int], positions: Tensor, steps: int = 1) -> KVStore:
+    def at(
+        self, batch: Batch, starts: list[int] | None, positions: Tensor, steps: int = 1
+    ) -> KVStore:
         """Open a step: append ``steps`` positions to each ring of ``batch``, attend within each.
 
         Args:
             batch: Whose rings.
-            starts: Each ring's first new position, known to the host.
+            starts: Each ring's first new position, where the host knows it.
             positions: The same on the device, [B] int64.
             steps: New positions a ring.
         """
-        if self.keys.device.type == "cpu":
+        if self._by_length:
+            assert starts is not None
             return _FilledRings(self, batch, starts, steps)
         return _MaskedRings(self, batch, positions, steps)
 
     def clear(self, slot: int) -> None:
         """Forget what the slot's last owner left, where a mask alone would not."""
-        if self.keys.device.type != "cpu":
+        if not self._by_length:
             self.keys[:, slot].zero_()
             self.values[:, slot].zero_()
 

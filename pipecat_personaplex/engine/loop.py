@@ -20,7 +20,7 @@ from pipecat_personaplex.config import (
 )
 from pipecat_personaplex.engine.checkpoint import Checkpoint
 from pipecat_personaplex.engine.kv_cache import Batch
-from pipecat_personaplex.engine.model_runner import ModelRunner, StepOutput
+from pipecat_personaplex.engine.model_runner import ModelRunner
 from pipecat_personaplex.engine.prompting import Prefill, Prefix, PrefixCache
 from pipecat_personaplex.engine.scheduler import Opening, Scheduler
 from pipecat_personaplex.engine.session import (
@@ -31,6 +31,7 @@ from pipecat_personaplex.engine.session import (
     SessionFrame,
 )
 from pipecat_personaplex.engine.stats import Counters
+from pipecat_personaplex.engine.step_io import StepOutput
 from pipecat_personaplex.errors import PersonaPlexError, SessionFailed
 
 
@@ -55,6 +56,8 @@ class StepLoop:
         self._runner = ModelRunner(
             checkpoint.config, checkpoint.lm, checkpoint.mimi, config.max_sessions, self._device
         )
+        if config.cuda_graphs:
+            self._runner.capture()
         self._pieces = _text_pieces(checkpoint)
         # The batch's audio is laid here, row by row, and handed on without another copy.
         self._staging = np.zeros((config.max_sessions, FRAME_SAMPLES), dtype=np.float32)

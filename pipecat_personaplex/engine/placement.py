@@ -29,3 +29,15 @@ def choose_target(device: str, dtype: str, quantization: str | None) -> Target:
     if dtype == "auto":
         dtype = "bfloat16" if chosen.type == "cuda" else "float32"
     return Target(chosen, _DTYPES[dtype], quantization)
+
+
+def prepare_device(device: torch.device) -> None:
+    """Make a CUDA device this thread's own, and its float32 products exact.
+
+    Kernels are launched on the thread's device, whatever their tensors'. With TF32 the codec
+    would choose other codes than the reference; bfloat16 products are not concerned.
+    """
+    if device.type == "cuda":
+        if device.index is not None:
+            torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("highest")

@@ -1,0 +1,1 @@
+"""Triton kernels, and nothing that needs Triton to be imported."""
