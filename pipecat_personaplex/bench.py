@@ -44,6 +44,7 @@ class BenchOptions:
         dtype: As in ``EngineConfig``.
         quantization: As in ``EngineConfig``.
         threads: CPU threads; 0 leaves torch's choice.
+        cuda_graphs: As in ``EngineConfig``.
         peer: Also time PyPI ``moshi`` on the same architecture, and our int8, in the same run.
     """
 
@@ -55,6 +56,7 @@ class BenchOptions:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["int8"] | None = None
     threads: int = 0
+    cuda_graphs: bool = True
     peer: bool = False
 
     def __post_init__(self) -> None:
@@ -107,6 +109,8 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> dict[str, Any]:
     slot_bytes = 0
     for count in options.sessions:
         runner = ModelRunner(config, lm, mimi, count, device)
+        if options.cuda_graphs:
+            runner.capture()
         slot_bytes = runner.slot_bytes
         times = step_times(runner, count, options.frames, prefix)
         report["sessions"][str(count)] = figures = _figures(times)
@@ -266,6 +270,8 @@ def _measure_peer(
 
     def add(name: str, lm: PersonaPlexLM, mimi: Mimi) -> None:
         runner = ModelRunner(config, lm, mimi, 1, device)
+        if options.cuda_graphs:
+            runner.capture()
         start(runner, 1, prefix)
         contenders[name] = lambda: runner.step(batch, pcm)
 

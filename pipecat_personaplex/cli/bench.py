@@ -10,6 +10,7 @@ import typer
 
 from pipecat_personaplex.cli.options import (
     BEST,
+    CudaGraphs,
     Device,
     Dtype,
     Model,
@@ -50,6 +51,7 @@ def bench(
     dtype: Dtype = "auto",
     quantization: Quantization = None,
     threads: Threads = 0,
+    cuda_graphs: CudaGraphs = True,
     sessions: Annotated[
         str,
         typer.Option(
@@ -97,6 +99,7 @@ def bench(
         dtype=dtype,
         quantization=quantization,
         threads=threads,
+        cuda_graphs=cuda_graphs,
         peer=peer is not None,
     )
     if random is None:  # after a mistake in any option would have shown

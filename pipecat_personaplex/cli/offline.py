@@ -14,6 +14,7 @@ import typer
 from pipecat_personaplex.cli.files import check_outputs, whole_files
 from pipecat_personaplex.cli.options import (
     BEST,
+    CudaGraphs,
     Device,
     Dtype,
     Model,
@@ -106,6 +107,7 @@ def offline(
     dtype: Dtype = "auto",
     quantization: Quantization = None,
     threads: Threads = 0,
+    cuda_graphs: CudaGraphs = True,
     seed: Annotated[
         int,
         typer.Option(
@@ -165,6 +167,7 @@ def offline(
         max_sessions=1,
         prefix_cache_bytes=0,
         cpu_threads=threads,
+        cuda_graphs=cuda_graphs,
     )
     if output.suffix.lower() != ".wav":
         raise UserError(f"--output {output}: WAV is what is written, so let the name end in .wav")

@@ -14,6 +14,7 @@ import typer
 
 from pipecat_personaplex.cli.options import (
     BEST,
+    CudaGraphs,
     Device,
     Dtype,
     Model,
@@ -62,6 +63,7 @@ def serve(
     dtype: Dtype = "auto",
     quantization: Quantization = None,
     threads: Threads = 0,
+    cuda_graphs: CudaGraphs = True,
     host: Annotated[
         str,
         typer.Option(
@@ -169,6 +171,7 @@ def serve(
         quantization=quantization,
         max_sessions=max_sessions,
         cpu_threads=threads,
+        cuda_graphs=cuda_graphs,
     )
     voices = [_voice(text) for text in add_voice or ()]
     _require_server()

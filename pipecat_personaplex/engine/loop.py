@@ -34,6 +34,8 @@ from pipecat_personaplex.engine.stats import Counters
 from pipecat_personaplex.engine.step_io import StepOutput
 from pipecat_personaplex.errors import PersonaPlexError, SessionFailed
 
+_HOST = torch.device("cpu")
+
 
 class StepLoop:
     """The model, its slots and the sessions in them. Used by one thread; starts none.
@@ -102,7 +104,8 @@ class StepLoop:
             if sampling is not None:
                 self._runner.set_sampling(slot, sampling)
         output = self._runner.step(
-            Batch.of(ready, self._device),
+            # Where steps run elsewhere than here, only the slots are read.
+            Batch.of(ready, _HOST),
             torch.from_numpy(self._staging[: len(taken)]),
             torch.tensor(forced) if max(forced) != ZERO_TOKEN else None,
         )

@@ -256,7 +256,7 @@ class ModelRunner:
         """Answer one frame of each session in ``batch``.
 
         Args:
-            batch: The slots that have a frame.
+            batch: The slots that have a frame; at fixed shapes, nothing else of it is read.
             pcm: Their audio in slot order, float32 [B, 1920], 24 kHz, on the host.
             forced_text: Text tokens that stand in for drawn ones, [B] int64; -1 draws.
         """
