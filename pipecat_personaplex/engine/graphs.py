@@ -55,7 +55,7 @@ class CudaCapturer:
         self._device = device
         with torch.cuda.device(device):
             self._pool = torch.cuda.graph_pool_handle()
-            self._stream = torch.cuda.Stream()
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def capture(self, call: Callable[[], None]) -> Replay:
         """Record ``call`` on a stream of its own, after runs that do not count."""

@@ -13,7 +13,7 @@ from pipecat_personaplex.engine.graphs import Capturer, CudaCapturer, FixedStep
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache
 from pipecat_personaplex.engine.placement import prepare_device
 from pipecat_personaplex.engine.prompting import Prefix
-from pipecat_personaplex.engine.sampling import SamplerState, Widths
+from pipecat_personaplex.engine.sampling import SamplerState, Widths, fused_draws_work
 from pipecat_personaplex.engine.step_io import Answer, StepOutput
 from pipecat_personaplex.engine.tokens import TokenGrid
 from pipecat_personaplex.models.attention import KVStore
@@ -152,7 +152,8 @@ class ModelRunner:
         self._kv = RingCache.for_lm(lm, slots, device, masked=fixed)
         self._codec = CodecSlots(mimi, slots, device, masked=fixed)
         self._grid = TokenGrid(slots, config, device)
-        self._sampler = SamplerState(slots, config.lm, device)
+        fused = fixed and device.type == "cuda" and fused_draws_work(device, config.lm.card)
+        self._sampler = SamplerState(slots, config.lm, device, fused=fused)
         # Where each slot's conversation starts and how many frames it has had: on the device
         # for the step, on the host for what shapes depend on.
         self._prompt = torch.zeros(slots, dtype=torch.int64, device=device)

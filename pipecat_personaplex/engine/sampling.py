@@ -81,12 +81,13 @@ class SamplerState:
         slots: How many.
         config: For the cards.
         device: Where draws are made.
+        fused: Whether draws of fixed widths leave audio to a kernel: see ``fused_draws_work``.
     """
 
-    def __init__(self, slots: int, config: LMConfig, device: torch.device):
+    def __init__(self, slots: int, config: LMConfig, device: torch.device, *, fused: bool = False):
         self._cards = Widths(config.text_card, config.card)
         self.fixed = Widths(min(FIXED_WIDTH, config.text_card), min(FIXED_WIDTH, config.card))
-        self._fused = device.type == "cuda" and fused_draws_work(device, config.card)
+        self._fused = fused
         self._ties = torch.arange(max(self._cards), device=device, dtype=torch.float64) * _TIE_STEP
         self._wanted = [Widths(0, 0)] * slots
         self._seeds = torch.zeros(slots, dtype=torch.int64, device=device)

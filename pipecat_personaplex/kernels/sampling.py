@@ -23,7 +23,7 @@ def _mix(x):  # type: ignore[no-untyped-def]
     return x ^ (x >> 16)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stream"])  # type: ignore[untyped-decorator]
 def _draw(  # type: ignore[no-untyped-def]
     logits,
     codes,

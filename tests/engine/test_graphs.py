@@ -22,6 +22,7 @@ from pipecat_personaplex.engine.graphs import Capturer, batch_sizes
 from pipecat_personaplex.engine.kv_cache import Batch
 from pipecat_personaplex.engine.model_runner import ModelRunner
 from pipecat_personaplex.engine.prompting import Prefill, Prefix
+from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
 from tests.engine.test_batching import (
@@ -267,6 +268,22 @@ def test_on_a_cpu_nothing_is_captured(base_engine: Engine) -> None:
     runner.capture()
     assert not runner.captured
     assert runner.graph_bytes == 0
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_an_engine_captures_unless_it_is_told_not_to(
+    base_engine: Engine, monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    captured: list[ModelRunner] = []
+    monkeypatch.setattr(ModelRunner, "capture", lambda runner: captured.append(runner))
+    config = replace(base_engine.config, cuda_graphs=wanted)
+    Engine(base_engine.checkpoint, base_engine._voices, config)
+    assert len(captured) == wanted
+
+
+def test_cuda_graphs_is_true_or_false() -> None:
+    with pytest.raises(ConfigError, match="cuda_graphs must be true or false, not 'no'"):
+        EngineConfig(cuda_graphs="no")  # type: ignore[arg-type]
 
 
 class AllThere(TorchDispatchMode):
