@@ -52,6 +52,7 @@ class BenchOptions:
         kv_dtype: As in ``EngineConfig``.
         context: As in ``EngineConfig``.
         threads: CPU threads; 0 leaves torch's choice.
+        cuda_graphs: As in ``EngineConfig``.
         peer: Also time PyPI ``moshi`` on the same architecture, and our int8, in the same run.
     """
 
@@ -65,6 +66,7 @@ class BenchOptions:
     kv_dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
     context: int = 0
     threads: int = 0
+    cuda_graphs: bool = True
     peer: bool = False
 
     def __post_init__(self) -> None:
@@ -126,6 +128,8 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> dict[str, Any]:
     slot_bytes = 0
     for count in options.sessions:
         runner = ModelRunner(config, lm, mimi, count, device, kv_dtype)
+        if options.cuda_graphs:
+            runner.capture()
         slot_bytes = runner.slot_bytes
         times = step_times(runner, count, options.frames, prefix)
         report["sessions"][str(count)] = figures = _figures(times)
@@ -287,6 +291,8 @@ def _measure_peer(
     def add(name: str, lm: PersonaPlexLM, mimi: Mimi) -> None:
         kv_dtype = choose_kv_dtype(options.kv_dtype, lm.dtype, device)
         runner = ModelRunner(config, lm, mimi, 1, device, kv_dtype)
+        if options.cuda_graphs:
+            runner.capture()
         start(runner, 1, prefix)
         contenders[name] = lambda: runner.step(batch, pcm)
 

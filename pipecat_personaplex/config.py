@@ -66,6 +66,8 @@ class EngineConfig:
             calls less, longer ones are done sooner.
         cpu_threads: Threads of the model on a CPU; 0 takes one for a small model, which more
             only slow down, and torch's choice for others.
+        cuda_graphs: On CUDA, launch each step as one graph, captured at the start; where that
+            fails, steps run without and a warning says why.
     """
 
     device: str = "auto"
@@ -78,6 +80,7 @@ class EngineConfig:
     prefix_cache_bytes: int = 2 << 30
     prefill_chunk: int = 256
     cpu_threads: int = 0
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "float32", "bfloat16"):
@@ -98,6 +101,8 @@ class EngineConfig:
                 f"context must be 0 (the checkpoint's) or at least {_MIN_CONTEXT} frames, not "
                 f"{self.context!r}"
             )
+        if type(self.cuda_graphs) is not bool:
+            raise ConfigError(f"cuda_graphs must be true or false, not {self.cuda_graphs!r}")
         for name, least in (
             ("max_sessions", 1),
             ("max_queued_frames", 1),

@@ -11,6 +11,7 @@ import typer
 from pipecat_personaplex.cli.options import (
     BEST,
     Context,
+    CudaGraphs,
     Device,
     Dtype,
     KVDtype,
@@ -54,6 +55,7 @@ def bench(
     kv_dtype: KVDtype = "auto",
     context: Context = 0,
     threads: Threads = 0,
+    cuda_graphs: CudaGraphs = True,
     sessions: Annotated[
         str,
         typer.Option(
@@ -103,6 +105,7 @@ def bench(
         kv_dtype=kv_dtype,
         context=context,
         threads=threads,
+        cuda_graphs=cuda_graphs,
         peer=peer is not None,
     )
     if random is None:  # after a mistake in any option would have shown

@@ -15,6 +15,7 @@ from pipecat_personaplex.cli.files import check_outputs, whole_files
 from pipecat_personaplex.cli.options import (
     BEST,
     Context,
+    CudaGraphs,
     Device,
     Dtype,
     KVDtype,
@@ -110,6 +111,7 @@ def offline(
     kv_dtype: KVDtype = "auto",
     context: Context = 0,
     threads: Threads = 0,
+    cuda_graphs: CudaGraphs = True,
     seed: Annotated[
         int,
         typer.Option(
@@ -171,6 +173,7 @@ def offline(
         max_sessions=1,
         prefix_cache_bytes=0,
         cpu_threads=threads,
+        cuda_graphs=cuda_graphs,
     )
     if output.suffix.lower() != ".wav":
         raise UserError(f"--output {output}: WAV is what is written, so let the name end in .wav")

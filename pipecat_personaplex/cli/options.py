@@ -74,6 +74,15 @@ Threads = Annotated[
         rich_help_panel="Model",
     ),
 ]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option(
+        "--cuda-graphs/--no-cuda-graphs",
+        help="On CUDA, launch each step as one graph, captured at the start: much faster. A step "
+        "that cannot be captured runs without, with a warning.",
+        rich_help_panel="Model",
+    ),
+]
 
 
 def chosen_model(model: str, device: str) -> str:

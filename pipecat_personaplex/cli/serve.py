@@ -15,6 +15,7 @@ import typer
 from pipecat_personaplex.cli.options import (
     BEST,
     Context,
+    CudaGraphs,
     Device,
     Dtype,
     KVDtype,
@@ -66,6 +67,7 @@ def serve(
     kv_dtype: KVDtype = "auto",
     context: Context = 0,
     threads: Threads = 0,
+    cuda_graphs: CudaGraphs = True,
     host: Annotated[
         str,
         typer.Option(
@@ -175,6 +177,7 @@ def serve(
         context=context,
         max_sessions=max_sessions,
         cpu_threads=threads,
+        cuda_graphs=cuda_graphs,
     )
     voices = [_voice(text) for text in add_voice or ()]
     _require_server()

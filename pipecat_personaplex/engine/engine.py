@@ -28,7 +28,11 @@ from pipecat_personaplex.engine.download import resolve
 from pipecat_personaplex.engine.layout import CONFIG_FILE, MODEL_FILES, VOICES_FILE
 from pipecat_personaplex.engine.loop import StepLoop
 from pipecat_personaplex.engine.model_runner import encode_stream
-from pipecat_personaplex.engine.placement import choose_kv_dtype, choose_target
+from pipecat_personaplex.engine.placement import (
+    choose_kv_dtype,
+    choose_target,
+    prepare_device,
+)
 from pipecat_personaplex.engine.prompting import build_prompt, speech_tokens, text_prompt_tokens
 from pipecat_personaplex.engine.scheduler import Opening
 from pipecat_personaplex.engine.session import Pcm, Session, SessionFrame, checked_pcm
@@ -358,6 +362,7 @@ class Engine:
     # The model thread.
 
     def _run(self) -> None:
+        prepare_device(self.device)
         if self.device.type == "cpu":
             torch.set_num_threads(self._cpu_threads())
         ending: PersonaPlexError = EngineStopped("the engine was stopped")

@@ -20,7 +20,7 @@ from pipecat_personaplex.config import (
 )
 from pipecat_personaplex.engine.checkpoint import Checkpoint
 from pipecat_personaplex.engine.kv_cache import Batch
-from pipecat_personaplex.engine.model_runner import ModelRunner, StepOutput
+from pipecat_personaplex.engine.model_runner import ModelRunner
 from pipecat_personaplex.engine.placement import choose_kv_dtype
 from pipecat_personaplex.engine.prompting import Prefill, Prefix, PrefixCache
 from pipecat_personaplex.engine.scheduler import Opening, Scheduler
@@ -32,7 +32,10 @@ from pipecat_personaplex.engine.session import (
     SessionFrame,
 )
 from pipecat_personaplex.engine.stats import Counters
+from pipecat_personaplex.engine.step_io import StepOutput
 from pipecat_personaplex.errors import PersonaPlexError, SessionFailed
+
+_HOST = torch.device("cpu")
 
 
 class StepLoop:
@@ -62,6 +65,8 @@ class StepLoop:
             choose_kv_dtype(config.kv_dtype, checkpoint.lm.dtype, self._device),
         )
         self._window = checkpoint.config.lm.window
+        if config.cuda_graphs:
+            self._runner.capture()
         self._pieces = _text_pieces(checkpoint)
         # The batch's audio is laid here, row by row, and handed on without another copy.
         self._staging = np.zeros((config.max_sessions, FRAME_SAMPLES), dtype=np.float32)
@@ -106,7 +111,8 @@ class StepLoop:
             if sampling is not None:
                 self._runner.set_sampling(slot, sampling)
         output = self._runner.step(
-            Batch.of(ready, self._device),
+            # Where steps run elsewhere than here, only the slots are read.
+            Batch.of(ready, _HOST),
             torch.from_numpy(self._staging[: len(taken)]),
             torch.tensor(forced) if max(forced) != ZERO_TOKEN else None,
         )

@@ -2,44 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipecat_personaplex.architecture import ModelConfig
-from pipecat_personaplex.config import AGENT_CODES, FRAME_SAMPLES, TEXT, SamplingParams
+from pipecat_personaplex.config import AGENT_CODES, FRAME_SAMPLES, STREAMS, TEXT, SamplingParams
+from pipecat_personaplex.engine.graphs import Capturer, CudaCapturer, FixedStep
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache
+from pipecat_personaplex.engine.placement import prepare_device
 from pipecat_personaplex.engine.prompting import Prefix
-from pipecat_personaplex.engine.sampling import SamplerState
-from pipecat_personaplex.engine.tokens import Emitted, TokenGrid
+from pipecat_personaplex.engine.sampling import SamplerState, Widths, fused_draws_work
+from pipecat_personaplex.engine.step_io import Answer, StepOutput
+from pipecat_personaplex.engine.tokens import TokenGrid
+from pipecat_personaplex.models.attention import KVStore
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import LATENTS_PER_FRAME, CodecState, Mimi
 
+Starts = list[int] | None
+"""Frames that each row of a batch has had, where the host knows it."""
 
-@dataclass(frozen=True)
-class StepOutput:
-    """One frame of every session in the batch, on the host, rows in slot order.
 
-    Attributes:
-        text: Text tokens, [B] int64.
-        agent_codes: [B, 8] int64.
-        user_codes: [B, 8] int64.
-        pcm: The agent's audio, float32 [B, 1920].
-        finite: Whether the model's state was, [B] bool; where not, the tokens mean nothing.
-    """
+class Ages(NamedTuple):
+    """What the host knows of a batch's sessions: frames they have had, and positions in all."""
 
-    text: Tensor
-    agent_codes: Tensor
-    user_codes: Tensor
-    pcm: Tensor
-    finite: Tensor
+    frames: list[int]
+    positions: list[int]
 
 
 class CodecSlots:
-    """The codec's streaming state for a number of slots: convolutions, keys and values."""
+    """The codec's streaming state for a number of slots: convolutions, keys and values.
 
-    def __init__(self, mimi: Mimi, slots: int, device: torch.device):
+    Args:
+        mimi: The codec.
+        slots: How many.
+        device: Where it runs.
+        masked: As in ``RingCache``.
+    """
+
+    def __init__(self, mimi: Mimi, slots: int, device: torch.device, *, masked: bool = False):
         config = mimi.config
         self._mimi = mimi
         self._conv: CodecState = mimi.new_state(slots)
@@ -52,6 +54,7 @@ class CodecSlots:
                 head_dim=config.dimension // config.num_heads,
                 dtype=torch.float32,
                 device=device,
+                masked=masked,
             )
             for _ in range(2)
         )
@@ -62,17 +65,24 @@ class CodecSlots:
         rings = self._encoder_kv.nbytes + self._decoder_kv.nbytes
         return self._conv.storage.nbytes + rings
 
-    def encode(self, batch: Batch, pcm: Tensor, starts: list[int], frames: Tensor) -> Tensor:
+    def encode(self, batch: Batch, pcm: Tensor, starts: Starts, frames: Tensor) -> Tensor:
         """[B, 1920] -> [B, 8]; ``starts`` and ``frames`` count the frames encoded before."""
-        places = [LATENTS_PER_FRAME * start for start in starts]
-        kv = self._encoder_kv.at(batch, places, LATENTS_PER_FRAME * frames, LATENTS_PER_FRAME)
+        kv = self._open(self._encoder_kv, batch, starts, frames)
         return self._mimi.encode(pcm, self._conv, kv, frames, batch.rows)
 
-    def decode(self, batch: Batch, codes: Tensor, starts: list[int], frames: Tensor) -> Tensor:
+    def decode(self, batch: Batch, codes: Tensor, starts: Starts, frames: Tensor) -> Tensor:
         """[B, 8] -> [B, 1920]; ``starts`` and ``frames`` count the frames decoded before."""
-        places = [LATENTS_PER_FRAME * start for start in starts]
-        kv = self._decoder_kv.at(batch, places, LATENTS_PER_FRAME * frames, LATENTS_PER_FRAME)
+        kv = self._open(self._decoder_kv, batch, starts, frames)
         return self._mimi.decode(codes, self._conv, kv, frames, batch.rows)
+
+    @staticmethod
+    def _open(rings: RingCache, batch: Batch, starts: Starts, frames: Tensor) -> KVStore:
+        places = None if starts is None else [LATENTS_PER_FRAME * start for start in starts]
+        return rings.at(batch, places, LATENTS_PER_FRAME * frames, LATENTS_PER_FRAME)
+
+    def reset(self, slot: int) -> None:
+        """Make a slot's convolutions new; its rings are written before they are read."""
+        self._conv.storage[slot] = 0.0
 
     def start(self, slot: int, primed: CodecSlots) -> None:
         """Start a slot like slot 0 of ``primed``, which has decoded a frame and encoded none."""
@@ -116,6 +126,8 @@ class ModelRunner:
         slots: Sessions at once.
         device: Where everything lives.
         kv_dtype: In which the language model's keys and values are kept; its own if not given.
+        fixed: Whether steps run at fixed shapes and addresses, so that they can be captured; on
+            CUDA if not given. A CPU is faster without.
     """
 
     def __init__(
@@ -126,15 +138,26 @@ class ModelRunner:
         slots: int,
         device: torch.device,
         kv_dtype: torch.dtype | None = None,
+        *,
+        fixed: bool | None = None,
     ):
+        prepare_device(device)
+        if fixed is None:
+            fixed = device.type == "cuda"
         self.config = config
         self.lm = lm
         self.mimi = mimi
         self.device = device
-        self._kv = RingCache.for_lm(lm, slots, device, window=config.lm.window, kv_dtype=kv_dtype)
-        self._codec = CodecSlots(mimi, slots, device)
+        # Rows that fill a batch up step into one slot more, which nobody owns.
+        self._scratch = slots
+        slots += 1
+        self._kv = RingCache.for_lm(
+            lm, slots, device, window=config.lm.window, kv_dtype=kv_dtype, masked=fixed
+        )
+        self._codec = CodecSlots(mimi, slots, device, masked=fixed)
         self._grid = TokenGrid(slots, config, device)
-        self._sampler = SamplerState(slots, config.lm, device)
+        fused = fixed and device.type == "cuda" and fused_draws_work(device, config.lm.card)
+        self._sampler = SamplerState(slots, config.lm, device, fused=fused)
         # Where each slot's conversation starts and how many frames it has had: on the device
         # for the step, on the host for what shapes depend on.
         self._prompt = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -142,12 +165,48 @@ class ModelRunner:
         self._host_prompt = [0] * slots
         self._host_frames = [0] * slots
         self._primed = self._primed_codec()
+        self._fixed = None
+        if fixed:
+            self._reset_scratch()
+            self._fixed = FixedStep(self._answer_fixed, self._scratch, self._sampler.fixed, device)
 
     @property
     def slot_bytes(self) -> int:
         """Memory of one slot with a full window."""
         slots = len(self._host_frames)
         return (self._kv.nbytes + self._codec.nbytes) // slots
+
+    @property
+    def graph_bytes(self) -> int:
+        """Memory that captured steps take of the device."""
+        return 0 if self._fixed is None else self._fixed.graph_bytes
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replayed from graphs."""
+        return self._fixed is not None and self._fixed.captured
+
+    def capture(self, capturer: Capturer | None = None) -> None:
+        """Capture the step for every batch size, where the device has graphs; else do nothing.
+
+        Before the first session: it takes seconds. What cannot be captured runs without, and
+        that is logged.
+
+        Args:
+            capturer: Records the step; by default in CUDA graphs.
+        """
+        if self._fixed is None:
+            return
+        if capturer is None and self.device.type == "cuda":
+            capturer = CudaCapturer(self.device)
+        if capturer is not None:
+            self._fixed.capture(capturer, self._reset_scratch)
+
+    @torch.inference_mode()
+    def _reset_scratch(self) -> None:
+        self._codec.reset(self._scratch)
+        # Not what a conversation starts with: that cannot be said.
+        self._grid.start(self._scratch, torch.zeros(STREAMS, dtype=torch.int64, device=self.device))
 
     @torch.inference_mode()
     def _primed_codec(self) -> CodecSlots:
@@ -202,50 +261,61 @@ class ModelRunner:
         """Answer one frame of each session in ``batch``.
 
         Args:
-            batch: The slots that have a frame.
-            pcm: Their audio in slot order, float32 [B, 1920], 24 kHz.
+            batch: The slots that have a frame; at fixed shapes, nothing else of it is read.
+            pcm: Their audio in slot order, float32 [B, 1920], 24 kHz, on the host.
             forced_text: Text tokens that stand in for drawn ones, [B] int64; -1 draws.
+        """
+        if self._fixed is not None:
+            wanted = self._sampler.wanted(batch.slots)
+            return self._fixed.step(batch.slots, pcm, forced_text, wanted)
+        ages = Ages(
+            [self._host_frames[slot] for slot in batch.slots],
+            [self._host_prompt[slot] + self._host_frames[slot] for slot in batch.slots],
+        )
+        answer = self._answer(batch, pcm, forced_text, None, ages)
+        for slot in batch.slots:
+            self._host_frames[slot] += 1
+        return StepOutput.of(answer.tokens(), answer.audio)
+
+    def _answer_fixed(
+        self, batch: Batch, pcm: Tensor, forced_text: Tensor, widths: Widths
+    ) -> Answer:
+        answer = self._answer(batch, pcm, forced_text, widths, None)
+        # Rows that nobody owns never have a past to attend to.
+        self._frames[self._scratch].zero_()
+        return answer
+
+    def _answer(
+        self,
+        batch: Batch,
+        pcm: Tensor,
+        forced_text: Tensor | None,
+        widths: Widths | None,
+        ages: Ages | None,
+    ) -> Answer:
+        """``step`` with everything on the device.
+
+        With ``widths`` and without ``ages``, nothing it does depends on what the host knows.
         """
         rows = batch.rows
         frames = self._frames[rows]
-        host_frames = [self._host_frames[slot] for slot in batch.slots]
-        user_codes = self._codec.encode(batch, pcm.to(self.device), host_frames, frames)
+        user_codes = self._codec.encode(batch, pcm, ages and ages.frames, frames)
 
         column = self._grid.input_column(rows, user_codes)
         positions = self._prompt[rows] + frames
-        starts = [self._host_prompt[slot] + self._host_frames[slot] for slot in batch.slots]
-        hidden = self.lm(
-            self.lm.embed(column)[:, None],
-            positions[:, None],
-            self._kv.at(batch, starts, positions),
-        )[:, 0]
+        kv = self._kv.at(batch, ages and ages.positions, positions)
+        hidden = self.lm(self.lm.embed(column)[:, None], positions[:, None], kv)[:, 0]
 
-        draw = self._sampler.frame(batch, frames + 1)
+        draw = self._sampler.frame(batch, frames + 1, widths)
         text = draw.text(self.lm.text_logits(hidden))
         if forced_text is not None:
-            forced_text = forced_text.to(self.device)
             text = torch.where(forced_text < 0, text, forced_text)
         agent_codes = self.lm.depth(hidden, text, draw.audio)
         said = self._grid.advance(rows, column, text, agent_codes, user_codes)
 
         # The decoder is one frame ahead: it has said the silent one.
-        decoded = [start + 1 for start in host_frames]
+        decoded = ages and [frame + 1 for frame in ages.frames]
         audio = self._codec.decode(batch, said.agent_codes, decoded, frames + 1)
 
         self._frames[rows] = frames + 1
-        for slot in batch.slots:
-            self._host_frames[slot] += 1
-        return _to_host(said, audio, hidden.isfinite().all(dim=1))
-
-
-def _to_host(said: Emitted, audio: Tensor, finite: Tensor) -> StepOutput:
-    """One copy for the tokens, one for the audio."""
-    columns = (said.text[:, None], said.agent_codes, said.user_codes, finite[:, None])
-    tokens = torch.cat(columns, dim=1).cpu()
-    return StepOutput(
-        text=tokens[:, 0],
-        agent_codes=tokens[:, 1:9],
-        user_codes=tokens[:, 9:17],
-        pcm=audio.cpu(),
-        finite=tokens[:, 17].bool(),
-    )
+        return Answer(said, audio, hidden.isfinite().all(dim=1))

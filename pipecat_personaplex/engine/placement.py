@@ -67,3 +67,15 @@ def _require_fp8(device: torch.device, what: str, instead: str) -> None:
             f"{what} needs a GPU of compute capability {wanted} or more and {device} has {has}; "
             f"{instead}"
         )
+
+
+def prepare_device(device: torch.device) -> None:
+    """Make a CUDA device this thread's own, and its float32 products exact.
+
+    Kernels are launched on the thread's device, whatever their tensors'. With TF32 the codec
+    would choose other codes than the reference; bfloat16 products are not concerned.
+    """
+    if device.type == "cuda":
+        if device.index is not None:
+            torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("highest")

@@ -7,14 +7,22 @@ session's tokens do not depend on who else is in the batch, and no generator sta
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
+from loguru import logger
 from torch import Tensor
 
 from pipecat_personaplex.architecture import LMConfig
 from pipecat_personaplex.config import CODEBOOKS, SamplingParams
 from pipecat_personaplex.engine.kv_cache import Batch
+from pipecat_personaplex.kernels.triton_support import have_triton
+
+FIXED_WIDTH = 256
+"""Candidates a stream where the number may not depend on who is in the batch."""
 
 _TEXT, _AUDIO = 0, 1
 _MASK_32 = 0xFFFFFFFF
@@ -51,13 +59,37 @@ def gumbel_noise(seeds: Tensor, frames: Tensor, streams: int, width: int) -> Ten
     return uniform.log_().neg_().log_().neg_()
 
 
-class SamplerState:
-    """Each slot's sampling parameters, on the device and (what shapes need) on the host."""
+class Widths(NamedTuple):
+    """Candidates to rank in text and in each codebook; 0 says that every row is greedy."""
 
-    def __init__(self, slots: int, config: LMConfig, device: torch.device):
-        self._cards = (config.text_card, config.card)
+    text: int
+    audio: int
+
+    def hold(self, wanted: Widths) -> bool:
+        """Whether these are enough for what is wanted."""
+        return wanted.text <= self.text and wanted.audio <= self.audio
+
+    def widened(self, wanted: Widths) -> Widths:
+        """Enough for both."""
+        return Widths(max(self.text, wanted.text), max(self.audio, wanted.audio))
+
+
+class SamplerState:
+    """Each slot's sampling parameters, on the device and (what shapes need) on the host.
+
+    Args:
+        slots: How many.
+        config: For the cards.
+        device: Where draws are made.
+        fused: Whether draws of fixed widths leave audio to a kernel: see ``fused_draws_work``.
+    """
+
+    def __init__(self, slots: int, config: LMConfig, device: torch.device, *, fused: bool = False):
+        self._cards = Widths(config.text_card, config.card)
+        self.fixed = Widths(min(FIXED_WIDTH, config.text_card), min(FIXED_WIDTH, config.card))
+        self._fused = fused
         self._ties = torch.arange(max(self._cards), device=device, dtype=torch.float64) * _TIE_STEP
-        self._params = [SamplingParams()] * slots
+        self._wanted = [Widths(0, 0)] * slots
         self._seeds = torch.zeros(slots, dtype=torch.int64, device=device)
         # [slots, text or audio]. Greedy rows: logits unscaled and noise times zero, so that
         # rank 0 wins.
@@ -67,64 +99,96 @@ class SamplerState:
 
     def set(self, slot: int, params: SamplingParams) -> None:
         """Give a slot its parameters, from the next frame on."""
-        top_k = [
-            min(wanted, card)
-            for wanted, card in zip(
-                (params.top_k_text, params.top_k_audio), self._cards, strict=True
-            )
-        ]
-        params = replace(params, top_k_text=top_k[_TEXT], top_k_audio=top_k[_AUDIO])
-        self._params[slot] = params
         self._seeds[slot] = params.seed
-        temperatures = (params.temperature_text, params.temperature_audio)
-        self._scale[slot] = torch.tensor([1 / t if t else 1.0 for t in temperatures])
-        self._noise[slot] = torch.tensor([1.0 if t else 0.0 for t in temperatures])
-        self._top_k[slot] = torch.tensor(top_k)
+        wanted = [0, 0]
+        for kind, temperature, top_k in (
+            (_TEXT, params.temperature_text, params.top_k_text),
+            (_AUDIO, params.temperature_audio, params.top_k_audio),
+        ):
+            top_k = min(top_k, self._cards[kind])
+            # Each a fill, which no device waits for.
+            self._scale[slot, kind] = 1 / temperature if temperature else 1.0
+            self._noise[slot, kind] = 1.0 if temperature else 0.0
+            self._top_k[slot, kind] = top_k if temperature else 1
+            wanted[kind] = top_k if temperature else 0
+        self._wanted[slot] = Widths(*wanted)
 
-    def frame(self, batch: Batch, frames: Tensor) -> FrameSampler:
-        """Prepare one frame's draws for ``batch``; ``frames`` [B] int64 keys the noise."""
-        params = [self._params[slot] for slot in batch.slots]
-        text = max((p.top_k_text for p in params if p.temperature_text), default=0)
-        audio = max((p.top_k_audio for p in params if p.temperature_audio), default=0)
+    def wanted(self, slots: Iterable[int]) -> Widths:
+        """Candidates that the most demanding of ``slots`` asks for."""
+        wanted = Widths(0, 0)
+        for slot in slots:
+            wanted = wanted.widened(self._wanted[slot])
+        return wanted
+
+    def frame(self, batch: Batch, frames: Tensor, widths: Widths | None = None) -> FrameSampler:
+        """Prepare one frame's draws.
+
+        Args:
+            batch: Who draws.
+            frames: Keys the noise, [B] int64.
+            widths: Candidates to rank, at least what ``wanted`` says; None ranks just as many.
+        """
         rows = batch.rows
-        noise = None
-        if text or audio:
-            noise = gumbel_noise(self._seeds[rows], frames, 1 + CODEBOOKS, max(text, audio))
+        fused = self._fused and widths is not None and widths.audio == self.fixed.audio
+        if widths is None:
+            widths = self.wanted(batch.slots)
+        seeds, noise = self._seeds[rows], None
+        if widths.text or widths.audio:
+            streams, width = (1, widths.text) if fused else (1 + CODEBOOKS, max(widths))
+            noise = gumbel_noise(seeds, frames, streams, width)
         return FrameSampler(
-            text_width=text,
-            audio_width=audio,
+            widths=widths,
+            seeds=seeds,
+            frames=frames,
             scale=self._scale[rows],
             noise_scale=self._noise[rows],
             top_k=self._top_k[rows],
             noise=noise,
             ties=self._ties,
+            fused=fused,
         )
 
 
 @dataclass(frozen=True)
 class FrameSampler:
-    """The draws of one frame; a width of 0 says that every row is greedy."""
+    """The draws of one frame; ``fused`` leaves those of audio to a kernel of their own."""
 
-    text_width: int
-    audio_width: int
+    widths: Widths
+    seeds: Tensor
+    frames: Tensor
     scale: Tensor
     noise_scale: Tensor
     top_k: Tensor
     noise: Tensor | None
     ties: Tensor
+    fused: bool = False
 
     def text(self, logits: Tensor) -> Tensor:
         """float32 [B, text_card] -> [B] int64."""
-        return self._draw(logits, _TEXT, 0, self.text_width)
+        return self._draw(logits, _TEXT, 0)
 
     def audio(self, codebook: int, logits: Tensor) -> Tensor:
         """float32 [B, card] -> [B] int64."""
-        return self._draw(logits, _AUDIO, 1 + codebook, self.audio_width)
+        if not self.fused:
+            return self._draw(logits, _AUDIO, 1 + codebook)
+        from pipecat_personaplex.kernels.sampling import draw_codes
 
-    def _draw(self, logits: Tensor, kind: int, stream: int, width: int) -> Tensor:
+        return draw_codes(
+            logits,
+            seeds=self.seeds,
+            frames=self.frames,
+            stream=1 + codebook,
+            scale=self.scale[:, _AUDIO],
+            noise_scale=self.noise_scale[:, _AUDIO],
+            top_k=self.top_k[:, _AUDIO],
+            width=self.widths.audio,
+        )
+
+    def _draw(self, logits: Tensor, kind: int, stream: int) -> Tensor:
         # Equal logits, frequent in bfloat16, are told apart by token: which of them comes first
         # must not depend on how many candidates a neighbour in the batch wants.
         ranked = logits.double() - self.ties[: logits.shape[-1]]
+        width = self.widths[kind]
         if self.noise is None or width == 0:
             return ranked.argmax(dim=-1)
         best, tokens = ranked.topk(width, dim=-1)
@@ -133,3 +197,49 @@ class FrameSampler:
         beyond = torch.arange(width, device=logits.device) >= self.top_k[:, kind, None]
         score.masked_fill_(beyond, -torch.inf)
         return tokens.gather(-1, score.argmax(dim=-1, keepdim=True))[:, 0]
+
+
+@lru_cache
+def fused_draws_work(device: torch.device, card: int) -> bool:
+    """Whether the kernel for audio codes runs on ``device`` and draws what the plain path does.
+
+    Where it does not, that is logged once, and the plain path draws.
+    """
+    try:
+        reason = _try_fused_draws(device, card)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    if reason is not None:
+        logger.warning("audio codes are drawn without a kernel of their own: {}", reason)
+    return reason is None
+
+
+def _try_fused_draws(device: torch.device, card: int) -> str | None:
+    """What is wrong with the kernel, or None."""
+    if not have_triton():
+        return "Triton is not installed"
+    from pipecat_personaplex.kernels.sampling import MAX_CARD
+
+    if card > MAX_CARD:
+        return f"it holds {MAX_CARD} logits, and the model has {card}"
+    rows, width = 8, min(FIXED_WIDTH, card)
+    row = torch.arange(rows, device=device)
+    logits = torch.randn(rows, card, generator=torch.Generator().manual_seed(0)).to(device) * 3
+    greedy = (row % 4 == 0).float()[:, None].expand(rows, 2)
+    plain = FrameSampler(
+        widths=Widths(0, width),
+        seeds=row * 0x12345678901,
+        frames=1000 * row,
+        scale=torch.where(greedy > 0, 1.0, 1.25),
+        noise_scale=1.0 - greedy,
+        top_k=(1 + row * width // rows)[:, None].repeat(1, 2),
+        noise=gumbel_noise(row * 0x12345678901, 1000 * row, 1 + CODEBOOKS, width),
+        ties=torch.arange(card, device=device, dtype=torch.float64) * _TIE_STEP,
+    )
+    fused = replace(plain, fused=True)
+    for codebook in range(CODEBOOKS):
+        # Rounded to bfloat16, as a head's output may be: many are equal then.
+        for given in (logits, logits.bfloat16().float()):
+            if not torch.equal(fused.audio(codebook, given), plain.audio(codebook, given)):
+                return "its draws differ from the plain path's"
+    return None

@@ -161,10 +161,11 @@ def test_options_and_environment_reach_the_engine(
     monkeypatch.setenv("PERSONAPLEX_DEVICE", "cuda:1")
     arguments = ["offline", "--voice", "NATM1", "--input", str(callers / "short.wav")]
     arguments += ["--output", str(tmp_path / "out.wav"), "--dtype", "bfloat16"]
-    assert main([*arguments, "--quantization", "int8", "--threads", "3"]) == 1
+    assert main([*arguments, "--quantization", "int8", "--threads", "3", "--no-cuda-graphs"]) == 1
     ((model, config),) = loaded
     assert (model, config.device, config.dtype) == ("a-model", "cuda:1", "bfloat16")
     assert (config.quantization, config.cpu_threads, config.max_sessions) == ("int8", 3, 1)
+    assert not config.cuda_graphs
 
 
 def test_an_output_that_is_a_link_stays_one(callers: Path, tmp_path: Path) -> None:

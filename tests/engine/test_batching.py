@@ -106,13 +106,19 @@ def test_sessions_that_come_and_go_say_what_each_says_alone(each_engine: Engine)
 
 
 def come_and_go(engine: Engine) -> None:
-    alone = callers(engine)
+    assert_same(say_alone(engine, callers(engine)), say_together(engine, callers(engine)))
+
+
+def say_alone(engine: Engine, alone: list[Caller]) -> list[Caller]:
+    """Each has the engine to itself."""
     for caller in alone:
         said = engine.converse(caller.persona, caller.pcm, caller.sampling)
         caller.frames = list(said.frames)
+    return alone
 
-    together = callers(engine)
-    # Opened at frames 0, 5 and 12 of the first; the first and the third leave early.
+
+def say_together(engine: Engine, together: list[Caller]) -> list[Caller]:
+    """They come at frames 0, 5 and 12 of the first; the first and the third leave early."""
     opens = {0: 0, 1: 5, 2: 12}
     for tick in range(60):
         present = []
@@ -129,6 +135,10 @@ def come_and_go(engine: Engine) -> None:
             caller.push()
         for caller in present:
             caller.wait()
+    return together
+
+
+def assert_same(alone: list[Caller], together: list[Caller]) -> None:
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one.tokens(), other.tokens())
         for mine, theirs in zip(one.frames, other.frames, strict=True):

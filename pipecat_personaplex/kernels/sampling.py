@@ -1,0 +1,123 @@
+"""Top-k and the Gumbel draw from it in one launch, for small vocabularies.
+
+A row is one program: it holds all logits, sorts the best, adds each rank's noise and takes the
+largest sum. Ranks, ties and noise are those of ``engine.sampling``, whose tokens it gives.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MAX_CARD = 4096
+"""Logits that one program can hold."""
+
+
+@triton.jit
+def _mix(x):  # type: ignore[no-untyped-def]
+    """Spread the bits of a uint32 so that every input bit reaches every output bit."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D).to(tl.uint32)
+    x = ((x ^ (x >> 15)) * 0x846CA68B).to(tl.uint32)
+    return x ^ (x >> 16)
+
+
+@triton.jit(do_not_specialize=["stream"])  # type: ignore[untyped-decorator]
+def _draw(  # type: ignore[no-untyped-def]
+    logits,
+    codes,
+    seeds,
+    frames,
+    scales,
+    noise_scales,
+    top_ks,
+    logits_stride,
+    params_stride,
+    stream,
+    CARD: tl.constexpr,
+    PADDED: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    token = tl.arange(0, PADDED)
+    x = tl.load(logits + row * logits_stride + token, mask=token < CARD, other=-float("inf"))
+    x = x.to(tl.float32)
+    x = tl.where(x == 0.0, 0.0, x)  # -0.0 equals 0.0, though its bits do not
+    # Integers in the order of the floats; equal ones by token, the smaller first.
+    bits = x.to(tl.int32, bitcast=True)
+    order = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    key = (order.to(tl.int64) << 32) | (0x7FFFFFFF - token).to(tl.int64)
+    best = tl.topk(key, WIDTH)
+    order = (best >> 32).to(tl.int32)
+    value = (order ^ ((order >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    token = 0x7FFFFFFF - (best & 0x7FFFFFFF).to(tl.int32)
+
+    rank = tl.arange(0, WIDTH)
+    seed = tl.load(seeds + row) + tl.zeros_like(best)
+    frame = tl.load(frames + row) + tl.zeros_like(best)
+    noise_key = _mix(_mix((seed & 0xFFFFFFFF).to(tl.uint32)) ^ (seed >> 32).to(tl.uint32))
+    noise_key = _mix(noise_key ^ (frame & 0xFFFFFFFF).to(tl.uint32))
+    which = _mix((stream + 1 + tl.zeros_like(rank)).to(tl.uint32))
+    hashed = _mix(_mix(noise_key ^ which) ^ rank.to(tl.uint32))
+    uniform = ((hashed >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2**-23
+    noise = -tl.log(-tl.log(uniform))
+
+    scale = tl.load(scales + row * params_stride)
+    noise_scale = tl.load(noise_scales + row * params_stride)
+    score = value * scale + noise * noise_scale
+    score = tl.where(rank < tl.load(top_ks + row * params_stride), score, -float("inf"))
+    winner = tl.argmax(score, axis=0)
+    code = tl.sum(tl.where(rank == winner, token, 0), axis=0)
+    # A row that is not finite draws anything, but a code that has an embedding.
+    tl.store(codes + row, tl.minimum(code, CARD - 1).to(tl.int64))
+
+
+def draw_codes(
+    logits: Tensor,
+    *,
+    seeds: Tensor,
+    frames: Tensor,
+    stream: int,
+    scale: Tensor,
+    noise_scale: Tensor,
+    top_k: Tensor,
+    width: int,
+) -> Tensor:
+    """Draw one token a row.
+
+    Args:
+        logits: [B, card], float32 or bfloat16, a row's side by side; card at most ``MAX_CARD``.
+        seeds: [B] int64.
+        frames: [B] int64.
+        stream: Which of the frame's draws this is; keys the noise with seed and frame.
+        scale: Of the logits, float32 [B]: one over the temperature.
+        noise_scale: Of the noise, float32 [B]: 0 for a greedy row, else 1.
+        top_k: Candidates of each row, [B] int64, at least 1 and at most ``width``.
+        width: Candidates sorted.
+
+    Returns:
+        Tokens, [B] int64.
+    """
+    rows, card = logits.shape
+    assert card <= MAX_CARD and logits.stride(1) == 1
+    assert scale.stride() == noise_scale.stride() == top_k.stride()
+    padded = triton.next_power_of_2(card)
+    codes = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    _draw[(rows,)](
+        logits,
+        codes,
+        seeds,
+        frames,
+        scale,
+        noise_scale,
+        top_k,
+        logits.stride(0),
+        scale.stride(0),
+        stream,
+        CARD=card,
+        PADDED=padded,
+        WIDTH=min(triton.next_power_of_2(width), padded),
+        num_warps=8,
+    )
+    return codes

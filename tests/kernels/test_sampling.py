@@ -1,0 +1,139 @@
+"""The kernel draws the tokens that the plain path draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from loguru import logger
+
+from pipecat_personaplex import SamplingParams
+from pipecat_personaplex.architecture import LMConfig
+from pipecat_personaplex.engine import sampling
+from pipecat_personaplex.engine.kv_cache import Batch
+from pipecat_personaplex.engine.sampling import FrameSampler, SamplerState, Widths
+
+pytest.importorskip("triton")
+CPU = torch.device("cpu")
+
+SESSIONS = [
+    SamplingParams(seed=0),
+    SamplingParams(seed=(1 << 63) - 1, temperature_audio=10.0, top_k_audio=1_000),
+    SamplingParams.greedy(),
+    SamplingParams(seed=1 << 40, temperature_audio=1.5, top_k_audio=7),
+    SamplingParams(seed=5, temperature_audio=0.3, top_k_audio=1),
+]
+
+
+def frame_sampler(card: int, frames: list[int]) -> FrameSampler:
+    """Of five slots in another order than their rows."""
+    state = SamplerState(6, replace(LMConfig(), card=card), CPU)
+    slots = [0, 1, 3, 4, 5]
+    for slot, params in zip(slots, SESSIONS, strict=True):
+        state.set(slot, params)
+    return state.frame(Batch.of(slots, CPU), torch.tensor(frames), state.fixed)
+
+
+@pytest.fixture
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes seconds to sort what a GPU sorts in microseconds."""
+    monkeypatch.setattr(sampling, "FIXED_WIDTH", 16)
+
+
+@pytest.mark.usefixtures("few_candidates")
+@pytest.mark.parametrize("card", [16, 40])
+@pytest.mark.parametrize("kind", ["distinct", "equal", "signed zeros", "bfloat16"])
+def test_the_kernel_draws_what_the_plain_path_draws(card: int, kind: str) -> None:
+    generator = torch.Generator().manual_seed(card)
+    for codebook in (0, 3, 7):
+        plain = frame_sampler(card, [0, 7, 1 << 33, 12, 100 + codebook])
+        logits = 3 * torch.randn(5, card, generator=generator)
+        if kind == "equal":
+            logits = logits.round()
+        elif kind == "signed zeros":
+            logits = torch.where(logits > 0, 0.0, -0.0)
+        elif kind == "bfloat16":
+            logits = logits.bfloat16()
+        drawn = replace(plain, fused=True).audio(codebook, logits)
+        assert drawn.dtype == torch.int64
+        assert drawn.tolist() == plain.audio(codebook, logits.float()).tolist()
+
+
+def test_at_the_models_own_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    plain = frame_sampler(2_048, [3, 4, 5, 6, 7])
+    two = replace(
+        plain,
+        **{
+            name: getattr(plain, name)[:2]
+            for name in ("seeds", "frames", "scale", "noise_scale", "top_k", "noise")
+        },
+    )
+    logits = 3 * torch.randn(2, 2_048, generator=generator)
+    assert torch.equal(replace(two, fused=True).audio(2, logits), two.audio(2, logits))
+
+
+@pytest.mark.usefixtures("few_candidates")
+def test_a_row_that_is_not_finite_draws_a_code_and_disturbs_no_other() -> None:
+    plain = frame_sampler(40, [0, 1, 2, 3, 4])
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
+    expected = plain.audio(0, logits)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        logits[1] = bad
+        drawn = replace(plain, fused=True).audio(0, logits)
+        assert 0 <= int(drawn[1]) < 40
+        assert drawn[[0, 2, 3, 4]].tolist() == expected[[0, 2, 3, 4]].tolist()
+
+
+@pytest.fixture
+def warnings() -> Iterator[list[str]]:
+    said: list[str] = []
+    sink = logger.add(said.append, level="WARNING", format="{message}")
+    sampling.fused_draws_work.cache_clear()
+    yield said
+    sampling.fused_draws_work.cache_clear()
+    logger.remove(sink)
+
+
+@pytest.mark.usefixtures("few_candidates")
+def test_the_kernel_passes_its_check(warnings: list[str]) -> None:
+    assert sampling.fused_draws_work(CPU, 16)
+    assert warnings == []
+
+
+@pytest.mark.usefixtures("few_candidates")
+@pytest.mark.parametrize("wrong", ["raises", "differs", "card"])
+def test_a_kernel_that_fails_its_check_is_left_out_with_one_warning(
+    wrong: str, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipecat_personaplex.kernels import sampling as kernels
+
+    def draw(logits: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        if wrong == "raises":
+            raise RuntimeError("no such instruction\nand a long dump")
+        return torch.zeros(len(logits), dtype=torch.int64)
+
+    monkeypatch.setattr(kernels, "draw_codes", draw)
+    for _ in range(2):
+        assert not sampling.fused_draws_work(CPU, 8_192 if wrong == "card" else 16)
+    reason = {
+        "raises": "RuntimeError: no such instruction",
+        "differs": "its draws differ from the plain path's",
+        "card": "it holds 4096 logits, and the model has 8192",
+    }[wrong]
+    assert warnings == [f"audio codes are drawn without a kernel of their own: {reason}\n"]
+
+
+def test_widths_say_what_a_batch_wants() -> None:
+    state = SamplerState(3, LMConfig(), CPU)
+    assert state.wanted([0, 1, 2]) == Widths(0, 0)
+    state.set(0, SamplingParams())
+    state.set(1, SamplingParams(top_k_text=300, temperature_audio=0))
+    assert state.wanted([0]) == Widths(25, 250)
+    assert state.wanted([1]) == Widths(300, 0)
+    assert state.wanted([0, 1]) == Widths(300, 250)
+    assert state.fixed.hold(state.wanted([0]))
+    assert not state.fixed.hold(state.wanted([0, 1]))
+    assert state.fixed.widened(state.wanted([1])) == Widths(300, 256)
