@@ -26,8 +26,9 @@ CUDA_WORKSPACE_BYTES = 1 << 30
 """An allowance, not a measurement: captured graphs, the libraries' workspaces, activations, and
 the prompt that is being computed."""
 
-# Low-bit weights: a scale for each output, or with int4 for each group of a row's weights.
-_SCALE_BYTES = 2
+# Low-bit weights have a scale for each output, or with int4 for each group of a row's weights;
+# int4 rows are padded to pairs of groups.
+_SCALE_BYTES = {"int8": 2, "fp8": 4, "int4": 2}
 _INT4_GROUP = 128
 # The int8 kernel of the CPU takes no other row lengths; such layers stay as they are.
 _INT8_MULTIPLE = 16
@@ -81,8 +82,8 @@ class MemoryPlan:
         """Callers for whom so many bytes are enough."""
         return max(0, (available - self.fixed) // self.per_slot)
 
-    def line(self, available: int | None) -> str:
-        """The plan for a person; ``available`` is what the device has free, where known."""
+    def sum(self, available: int | None) -> str:
+        """In GiB, for a person; ``available`` is what the device has free, where known."""
         parts = [
             f"weights {_gib(self.weights)}",
             f"codec {_gib(self.codec)}",
@@ -92,7 +93,7 @@ class MemoryPlan:
         ]
         if self.workspace:
             parts.append(f"graphs and workspace {_gib(self.workspace)}")
-        text = f"memory in GiB: {' + '.join(parts)} = {_gib(self.total)}"
+        text = f"{' + '.join(parts)} = {_gib(self.total)}"
         if available is None:
             return text
         left = available - self.total
@@ -179,25 +180,25 @@ def require_memory(plan: MemoryPlan, device: torch.device, filled: int = 1) -> N
         ConfigError: It does not fit.
     """
     available = available_bytes(device)
-    logger.info(plan.line(available))
+    logger.info("memory in GiB: {}", plan.sum(available))
     if available is None or plan.total <= available:
         return
     if device.type == "cuda":
-        raise ConfigError(_refusal(plan, plan.line(available), plan.fitting_slots(available)))
+        raise ConfigError(_refusal(plan, plan.sum(available), plan.fitting_slots(available)))
     weights = plan.weights + plan.codec
     least = weights + filled * plan.per_slot
     if least > available:
         what = f"{filled} sessions" if filled > 1 else "one session"
-        line = (
-            f"memory in GiB: weights {_gib(weights)} + {what} with a full window "
+        least_sum = (
+            f"weights {_gib(weights)} + {what} with a full window "
             f"{_gib(filled * plan.per_slot)} = {_gib(least)} of {_gib(available)} available"
         )
         fitting = max(0, (available - weights) // plan.per_slot)
-        raise ConfigError(_refusal(plan, line, fitting))
+        raise ConfigError(_refusal(plan, least_sum, fitting))
     logger.warning(
-        "{}: more than there is, should all windows and the prompts' cache fill up; fewer "
+        "memory in GiB: {}: more than there is, should all windows and the prompts' cache fill up; fewer "
         "max_sessions, a smaller prefix_cache_bytes, {} take less",
-        plan.line(available),
+        plan.sum(available),
         plan.savings(),
     )
 
@@ -255,18 +256,24 @@ def _low_bit_bytes(
 ) -> int:
     """Of one layer's weight. Heads keep bfloat16; with int4 the depth transformer keeps int8."""
     rows, columns = linear.weight.shape
-    if device.type == "cpu" and columns % _INT8_MULTIPLE or not linear.quantizable:
+    if (device.type == "cpu" and columns % _INT8_MULTIPLE) or not linear.quantizable:
         natively = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return rows * columns * (2 if natively else dtype.itemsize)
-    if quantization == "int4" and not name.startswith("depth."):
-        groups = math.ceil(columns / _INT4_GROUP)
-        return rows * (math.ceil(columns / 2) + groups * _SCALE_BYTES)
-    return rows * (columns + _SCALE_BYTES)
+    kept = "int8" if quantization == "int4" and name.startswith("depth.") else quantization
+    return rows * _row_bytes(kept, columns)
 
 
-def _refusal(plan: MemoryPlan, line: str, fitting: int) -> str:
+def _row_bytes(kept: str, columns: int) -> int:
+    """Of one output's weights in a low-bit format."""
+    if kept == "int4":
+        pairs = math.ceil(columns / (2 * _INT4_GROUP))
+        return pairs * (_INT4_GROUP + 2 * _SCALE_BYTES[kept])
+    return columns + _SCALE_BYTES[kept]
+
+
+def _refusal(plan: MemoryPlan, reckoned: str, fitting: int) -> str:
     fits = f"max_sessions {fitting} would fit" if fitting else "not even one session fits"
-    return f"the model does not fit: {line}; {fits}, and {plan.savings()} take less"
+    return f"too little memory, in GiB: {reckoned}; {fits}, and {plan.savings()} take less"
 
 
 def _gib(count: int) -> str:

@@ -1,0 +1,110 @@
+"""Bytes a second of attention and of weights, against what a plain copy reaches here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipecat_personaplex.bench.calls import fill_rings, new_ring, noise_prefix, window_of
+from pipecat_personaplex.bench.options import BenchOptions
+from pipecat_personaplex.bench.timing import device_seconds
+from pipecat_personaplex.engine.kv_cache import Batch
+from pipecat_personaplex.subject import Subject
+
+# Larger than any cache, smaller than what a card has left beside a model.
+_COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
+_LINEAR_ROWS = (1, 8, 64)
+_TIMES = 10
+
+Say = Callable[[str], None]
+
+
+def held_bytes(module: nn.Module) -> int:
+    """Of a module's parameters and buffers, in whatever form they are kept."""
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second of a large tensor's copy on the device, read and written ones counted."""
+    source = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / device_seconds(lambda: target.copy_(source), _TIMES, device)
+
+
+@torch.inference_mode()
+def measure_bandwidth(
+    subject: Subject, options: BenchOptions, copy: float, device: torch.device, say: Say
+) -> dict[str, Any]:
+    """Attention over full rings, and the largest weights at a few batch sizes.
+
+    Args:
+        subject: The model.
+        options: Its batch sizes are those of the attention.
+        copy: The device's copy bandwidth, bytes a second.
+        device: Where the model is.
+        say: Takes lines for a person.
+    """
+
+    def entry(name: str, count: int, seconds: float) -> dict[str, float]:
+        rate = count / seconds
+        figures = {
+            "ms": round(seconds * 1e3, 4),
+            "bytes": count,
+            "gb_s": round(rate / 1e9, 2),
+            "percent_of_copy": round(100 * rate / copy, 1),
+        }
+        say(f"{name}: {figures['gb_s']:,.1f} GB/s, {figures['percent_of_copy']}% of copy")
+        return figures
+
+    say(f"copy: {copy / 1e9:,.1f} GB/s read and written")
+    report: dict[str, Any] = {"copy_gb_s": round(copy / 1e9, 2), "attention": {}, "linear": {}}
+    # On a CPU rings are read one after the other: more of them only take longer.
+    small, large = min(options.sessions), max(options.sessions)
+    for sessions in sorted({small} if device.type == "cpu" else {small, large}):
+        seconds, count = _attention(subject, sessions, device)
+        name = f"attention over {sessions} full windows"
+        report["attention"][str(sessions)] = entry(name, count, seconds)
+    for rows in _LINEAR_ROWS:
+        seconds, count = _linear(subject, rows, device)
+        name = f"gating.linear_in, {rows} rows"
+        report["linear"][str(rows)] = entry(name, count, seconds)
+    return report
+
+
+def _attention(subject: Subject, sessions: int, device: torch.device) -> tuple[float, int]:
+    """Seconds of one step's attention in all layers, and the bytes of the rings it reads."""
+    config = subject.config.lm
+    ring = new_ring(subject, sessions, device)
+    prefix = noise_prefix(subject, 2 * window_of(subject), device)
+    starts = fill_rings(ring, sessions, prefix)
+    batch = Batch.of(range(sessions), device)
+    kv = ring.at(batch, starts, torch.tensor(starts, device=device))
+    shape = (sessions, config.num_heads, 1, config.dim // config.num_heads)
+    q, k, v = torch.randn(3, *shape, device=device, dtype=subject.lm.dtype)
+
+    def call() -> None:
+        for layer in range(config.num_layers):
+            kv.attend(layer, q, k, v)
+
+    return device_seconds(call, _TIMES, device), ring.nbytes
+
+
+def _linear(subject: Subject, rows: int, device: torch.device) -> tuple[float, int]:
+    """Seconds of all layers' largest Linear, one after the other, and the bytes of their weights.
+
+    Taking turns keeps them out of the caches, as in a step.
+    """
+    layers: list[nn.Module] = [
+        layer.get_submodule("gating.linear_in") for layer in subject.lm.transformer.layers
+    ]
+    x = torch.randn(rows, 1, subject.config.lm.dim, device=device, dtype=subject.lm.dtype)
+
+    def call() -> None:
+        for layer in layers:
+            layer(x)
+
+    seconds = device_seconds(call, _TIMES, device)
+    return seconds, sum(held_bytes(layer) for layer in layers)

@@ -1,0 +1,97 @@
+"""Calls to time: runners, and rings filled without stepping there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipecat_personaplex.bench.options import Fill
+from pipecat_personaplex.config import FRAME_SAMPLES, SamplingParams
+from pipecat_personaplex.engine.kv_cache import Batch, RingCache
+from pipecat_personaplex.engine.model_runner import ModelRunner
+from pipecat_personaplex.engine.prompting import Prefix
+from pipecat_personaplex.engine.tokens import initial_column
+from pipecat_personaplex.subject import Subject
+
+# So that callers' rings do not all go round in the same step.
+_STAGGER = 37
+
+
+def new_runner(subject: Subject, slots: int, device: torch.device) -> ModelRunner:
+    """A runner of so many slots."""
+    return ModelRunner(subject.config, subject.lm, subject.mimi, slots, device)
+
+
+def new_ring(subject: Subject, slots: int, device: torch.device) -> RingCache:
+    """The temporal transformer's rings as a runner has them."""
+    return RingCache.for_lm(subject.lm, slots, device)
+
+
+def window_of(subject: Subject) -> int:
+    """Frames that a caller's rings hold."""
+    return subject.config.lm.window
+
+
+def noise_prefix(subject: Subject, positions: int, device: torch.device) -> Prefix:
+    """As after so many positions, of which the window's worth is kept. Speed is that of any other.
+
+    All layers and heads share one block of noise, so that it takes next to no memory.
+    """
+    config = subject.config.lm
+    kept = min(positions, window_of(subject))
+    head_dim = config.dim // config.num_heads
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, subject.lm.dtype)
+
+    shape = (config.num_layers, config.num_heads, kept, head_dim)
+    return Prefix(
+        keys=noise(kept, head_dim).expand(shape),
+        values=noise(kept, head_dim).expand(shape),
+        hidden=noise(config.dim),
+        column=initial_column(subject.config).to(device),
+        length=positions,
+    )
+
+
+def start(runner: ModelRunner, sessions: int, prefix: Prefix, fill: Fill) -> None:
+    """Join ``sessions`` callers with different seeds, as old as ``fill`` says.
+
+    Args:
+        runner: With at least so many slots.
+        sessions: Callers, in the first slots.
+        prefix: After ``fill.positions``.
+        fill: How old the calls are.
+    """
+    for slot in range(sessions):
+        theirs = replace(prefix, length=_length(slot, prefix))
+        runner.join(slot, theirs, SamplingParams(seed=slot))
+        if fill.said:
+            runner.age(slot, fill.said)
+
+
+def fill_rings(ring: RingCache, sessions: int, prefix: Prefix) -> list[int]:
+    """Lay a prefix into the first slots' rings; return each one's next position."""
+    lengths = [_length(slot, prefix) for slot in range(sessions)]
+    for slot, length in enumerate(lengths):
+        theirs = replace(prefix, length=length)
+        ring.write(slot, theirs.first, theirs.keys, theirs.values)
+    return lengths
+
+
+def _length(slot: int, prefix: Prefix) -> int:
+    """Past the window it makes no difference to the work how far a call has come."""
+    return prefix.length + (_STAGGER * slot if prefix.first else 0)
+
+
+def stepping(runner: ModelRunner, sessions: int) -> Callable[[], object]:
+    """One step of the first ``sessions`` slots, from audio in to audio out."""
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, (sessions, FRAME_SAMPLES))
+    pcm = torch.from_numpy(noise.astype(np.float32))
+    batch = Batch.of(list(range(sessions)), runner.device)
+    return lambda: runner.step(batch, pcm)
