@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,12 @@ def _driver() -> str | None:
 
 
 def _triton() -> str | None:
-    if find_spec("triton") is None:
-        return None
-    import triton
-
-    return str(triton.__version__)
+    for name in ("triton", "pytorch-triton", "triton-windows"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 def _commit() -> str | None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipecat_personaplex.bench.calls import fill_rings, new_ring, noise_prefix, window_of
 from pipecat_personaplex.bench.options import BenchOptions, Fill
-from pipecat_personaplex.bench.timing import device_seconds
+from pipecat_personaplex.bench.timing import device_seconds, release
 from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES, SamplingParams
 from pipecat_personaplex.engine.kv_cache import Batch
 from pipecat_personaplex.engine.model_runner import CodecSlots
@@ -35,7 +35,7 @@ def measure_parts(
     subject: Subject,
     options: BenchOptions,
     fill: Fill,
-    copy: float | None,
+    copy: float,
     device: torch.device,
     say: Say,
 ) -> dict[str, Any]:
@@ -45,24 +45,29 @@ def measure_parts(
         subject: The model.
         options: For its batch sizes.
         fill: How old the calls are.
-        copy: The device's copy bandwidth, bytes a second; None where it was not measured.
+        copy: The device's copy bandwidth, bytes a second.
         device: Where the model is.
         say: Takes lines for a person.
     """
-    report = {}
+    report: dict[str, Any] = {}
     for count in options.sessions:
-        rows = report[str(count)] = {}
+        rows: dict[str, Any] = {}
+        report[str(count)] = rows
         for name, call, read in _parts(subject, count, fill, device):
             seconds = device_seconds(call, min(_TIMES, options.frames), device)
-            row = rows[name] = {"ms": round(seconds * 1e3, 4), "bytes": read}
-            line = (
-                f"{count:4d} sessions   {name:14} {row['ms']:9.3f} ms   reads {read / 1e6:9,.1f} MB"
+            milliseconds, limit = seconds * 1e3, read / copy * 1e3
+            percent = 100 * limit / milliseconds
+            rows[name] = {
+                "ms": round(milliseconds, 4),
+                "bytes": read,
+                "limit_ms": round(limit, 4),
+                "percent_of_limit": round(percent, 1),
+            }
+            say(
+                f"{count:4d} sessions   {name:14} {milliseconds:9.3f} ms   reads "
+                f"{read / 1e6:9,.1f} MB   limit {limit:9.3f} ms ({percent:.0f}%)"
             )
-            if copy is not None:
-                row["limit_ms"] = round(read / copy * 1e3, 4)
-                row["percent_of_limit"] = round(100 * row["limit_ms"] / row["ms"], 1)
-                line += f"   limit {row['limit_ms']:9.3f} ms ({row['percent_of_limit']}%)"
-            say(line)
+        release(device)
     return report
 
 

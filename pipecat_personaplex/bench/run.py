@@ -6,7 +6,6 @@ what no checkpoint is at hand for, and the report says so.
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -99,13 +98,15 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> Result:
         result.step_seconds.update(seconds)
         _compare_batches(report, say)
     report["memory"] = _memory(subject, plan, loaded, device, say)
-    copy = copy_bandwidth(device) if "bandwidth" in options.measure else None
-    if "parts" in options.measure:
-        report["parts"] = measure_parts(subject, options, fill, copy, device, say)
-    if copy is not None:
-        report["bandwidth"] = measure_bandwidth(subject, options, copy, device, say)
+    if {"parts", "bandwidth"} & set(options.measure):
+        copy = copy_bandwidth(device)
+        report["copy_gb_s"] = round(copy / 1e9, 2)
+        say(f"copy: {copy / 1e9:,.1f} GB/s read and written")
+        if "parts" in options.measure:
+            report["parts"] = measure_parts(subject, options, fill, copy, device, say)
+        if "bandwidth" in options.measure:
+            report["bandwidth"] = measure_bandwidth(subject, options, copy, device, say)
     if options.peer:
-        gc.collect()
         report["peer"] = measure_peer(subject, options, fill, device, say)
     return result
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from pipecat_personaplex.bench.calls import new_runner, noise_prefix, start, stepping
 from pipecat_personaplex.bench.options import BenchOptions, Fill
-from pipecat_personaplex.bench.timing import figures, real_time_factor, synchronize, timed
+from pipecat_personaplex.bench.timing import figures, real_time_factor, release, synchronize, timed
 from pipecat_personaplex.config import FRAME_SECONDS
 from pipecat_personaplex.subject import Subject
 
@@ -53,9 +52,8 @@ def measure_steps(
             row["peak_bytes"] = torch.cuda.max_memory_allocated(device)
         rows[str(count)] = row
         samples[count] = seconds
-        # What steps it holds it too; the next one may need all the device has.
-        del step, runner
-        gc.collect()
+        del step, runner  # the one holds the other
+        release(device)
     return rows, samples
 
 

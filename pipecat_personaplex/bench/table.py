@@ -11,8 +11,9 @@ Report = Mapping[str, Any]
 def markdown_tables(report: Report) -> list[str]:
     """Lines: what was measured on what, then a table for each kind of measurement there is."""
     lines = [caption(report)]
+    on_gpu = any("peak_bytes" in row for row in report.get("sessions", {}).values())
     for head, rows in (
-        (_STEPS, list(_step_rows(report))),
+        ((*_STEPS, _GPU_MEMORY) if on_gpu else _STEPS, list(_step_rows(report))),
         (_SOAK, list(_soak_rows(report))),
         (_PARTS, list(_part_rows(report))),
         (_BANDWIDTH, list(_bandwidth_rows(report))),
@@ -22,7 +23,16 @@ def markdown_tables(report: Report) -> list[str]:
     return lines
 
 
-_STEPS = ("callers", "window filled", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "real-time factor")
+_STEPS = (
+    "callers",
+    "window filled",
+    "p50 ms",
+    "p99 ms",
+    "p99.9 ms",
+    "max ms",
+    "real-time factor",
+)
+_GPU_MEMORY = "GPU memory, GiB"
 _SOAK = ("callers in real time", "minutes", "late", "p50 ms", "p95 ms", "p99.9 ms", "max ms")
 _PARTS = ("callers", "part", "ms", "MB read", "limit ms", "of limit")
 _BANDWIDTH = ("against a copy", "GB/s", "of copy")
@@ -34,7 +44,7 @@ def caption(report: Report) -> str:
     parts = [
         f"{report['model']}, {weights} weights, {report['kv_dtype']} KV",
         f"{report['device'] if report['device'] != 'cpu' else report['processor'] or 'cpu'}",
-        f"driver {report['driver']}" if report["driver"] else f"{report['threads']} threads",
+        f"driver {report['driver']}" if report["driver"] else f"threads {report['threads']}",
         f"torch {report['torch']}",
         f"Triton {report['triton']}" if report["triton"] else "no Triton",
         f"commit {report['commit']}" if report["commit"] else f"version {report['version']}",
@@ -59,6 +69,7 @@ def _step_rows(report: Report) -> Iterator[Sequence[object]]:
             f"{report['filled']:,} of {report['window']:,}",
             *(f"{row[name]:.2f}" for name in ("p50_ms", "p99_ms", "p999_ms", "max_ms")),
             f"{row['real_time_factor']:.3f}",
+            *([f"{row['peak_bytes'] / 2**30:.2f}"] if "peak_bytes" in row else []),
         )
 
 
@@ -74,17 +85,21 @@ def _soak_rows(report: Report) -> Iterator[Sequence[object]]:
 def _part_rows(report: Report) -> Iterator[Sequence[object]]:
     for callers, parts in report.get("parts", {}).items():
         for name, part in parts.items():
-            limit = ("", "")
-            if "limit_ms" in part:
-                limit = (f"{part['limit_ms']:.3f}", f"{part['percent_of_limit']:.0f} %")
-            yield callers, name, f"{part['ms']:.3f}", f"{part['bytes'] / 1e6:,.1f}", *limit
+            yield (
+                callers,
+                name,
+                f"{part['ms']:.3f}",
+                f"{part['bytes'] / 1e6:,.1f}",
+                f"{part['limit_ms']:.3f}",
+                f"{part['percent_of_limit']:.0f} %",
+            )
 
 
 def _bandwidth_rows(report: Report) -> Iterator[Sequence[object]]:
     bandwidth = report.get("bandwidth")
     if bandwidth is None:
         return
-    yield "copy, read and written", f"{bandwidth['copy_gb_s']:,.1f}", "100 %"
+    yield "copy, read and written", f"{report['copy_gb_s']:,.1f}", "100 %"
     for kind, label in (("attention", "attention, full windows"), ("linear", "largest weights")):
         for count, entry in bandwidth[kind].items():
             unit = "caller" if kind == "attention" else "row"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 
@@ -18,6 +19,13 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def release(device: torch.device) -> None:
+    """Give back what is no longer used: the next measurement may need all the device has."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def timed(call: Callable[[], object], times: int, device: torch.device) -> list[float]:
@@ -55,13 +63,17 @@ def device_seconds(call: Callable[[], object], times: int, device: torch.device)
         replay()
         seconds = []
         for _ in range(times):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin, end = _event(), _event()
             begin.record()
             replay()
             end.record()
             end.synchronize()
             seconds.append(begin.elapsed_time(end) / 1e3)
     return float(np.median(seconds))
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _captured(call: Callable[[], object]) -> Callable[[], None] | None:

@@ -187,8 +187,10 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _fill(text: str | None) -> int | Literal["full"] | None:
-    if text is None or text == "full":
-        return text
+    if text is None:
+        return None
+    if text == "full":
+        return "full"
     try:
         return int(text)
     except ValueError:

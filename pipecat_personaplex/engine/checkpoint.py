@@ -106,7 +106,7 @@ def random_model(
         quantization: ``"int8"`` or None; on a CPU only.
         seed: Of the weights.
     """
-    source = RandomSource(seed)
+    source = RandomSource(seed, device)
     return _build(config, source, source, device, dtype, quantization, None)
 
 

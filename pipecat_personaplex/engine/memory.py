@@ -196,8 +196,8 @@ def require_memory(plan: MemoryPlan, device: torch.device, filled: int = 1) -> N
         fitting = max(0, (available - weights) // plan.per_slot)
         raise ConfigError(_refusal(plan, least_sum, fitting))
     logger.warning(
-        "memory in GiB: {}: more than there is, should all windows and the prompts' cache fill up; fewer "
-        "max_sessions, a smaller prefix_cache_bytes, {} take less",
+        "memory in GiB: {}: more than there is, should all windows and the prompts' cache fill "
+        "up; fewer max_sessions, a smaller prefix_cache_bytes, {} take less",
         plan.sum(available),
         plan.savings(),
     )
