@@ -30,7 +30,7 @@ from tests.golden_data import CHECKPOINT
 CPU = torch.device("cpu")
 # One thread: two wait for each other for long where others use the processor too.
 BENCH = ["bench", "--model", str(CHECKPOINT), "--device", "cpu", "--threads", "1"]
-PARTS = ("encode", "temporal", "text and depth", "decode")
+PARTS = ("encode", "temporal", "of it attention", "text and depth", "decode")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,9 @@ def test_the_tables_are_markdown(short_run: Run) -> None:
     p50 = short_run.report["sessions"]["8"]["p50_ms"]
     assert steps[3][1:3] == ["47 of 47", f"{p50:.2f}"]
     assert [row[2].split()[-1] for row in soak[2:]] == ["3", "3"]
-    assert len(parts[2:]) == 2 * len(PARTS)
+    assert [row[1] for row in parts[2:]] == 2 * [*PARTS, "rest: launches, copies"]
+    whole = sum(float(row[2]) for row in parts[2:8] if row[1] != "of it attention")
+    assert whole == pytest.approx(short_run.report["sessions"]["1"]["p50_ms"], abs=0.01)
     assert len(bandwidth[2:]) == 1 + 1 + 3
     caption = short_run.lines[short_run.lines.index("| " + " | ".join(steps[0]) + " |") - 2]
     assert f"torch {torch.__version__}" in caption

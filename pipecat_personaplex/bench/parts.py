@@ -20,6 +20,9 @@ from pipecat_personaplex.engine.tokens import initial_column
 from pipecat_personaplex.models.mimi.codec import LATENTS_PER_FRAME
 from pipecat_personaplex.subject import Subject
 
+ATTENTION = "of it attention"
+"""The name of the part that the temporal transformer holds."""
+
 _TIMES = 10
 # Of the codec's and the language model's parameters, by name. Embeddings are looked up, not read.
 _ENCODE = re.compile(r"encoder|downsample|quantizer.*(centroids|handicaps|input_proj)")
@@ -40,6 +43,8 @@ def measure_parts(
     say: Say,
 ) -> dict[str, Any]:
     """For each number of callers: encode, temporal transformer, text and depth, decode.
+
+    The attention is part of the temporal transformer, and timed once more by itself.
 
     Args:
         subject: The model.
@@ -112,6 +117,15 @@ def _parts(
         kv = ring.at(batch, starts, positions)
         return lm(lm.embed(column)[:, None], positions[:, None], kv)
 
+    shape = (count, config.lm.num_heads, 1, config.lm.dim // config.lm.num_heads)
+    q, k, v = torch.randn(3, *shape, device=device, dtype=lm.dtype)
+
+    @torch.inference_mode()
+    def attention() -> None:
+        kv = ring.at(batch, starts, positions)
+        for layer in range(config.lm.num_layers):
+            kv.attend(layer, q, k, v)
+
     sampler = SamplerState(count, config.lm, device)
     for slot in range(count):
         sampler.set(slot, SamplingParams(seed=slot))
@@ -124,5 +138,6 @@ def _parts(
 
     yield "encode", encode, bytes_read(mimi, _ENCODE) + codec_ring
     yield "temporal", temporal, bytes_read(lm, _TEMPORAL) + ring_read
+    yield ATTENTION, attention, ring_read
     yield "text and depth", text_and_depth, bytes_read(lm, _DEPTH)
     yield "decode", decode, bytes_read(mimi, _DECODE) + codec_ring

@@ -15,7 +15,7 @@ import torch
 
 from pipecat_personaplex.architecture import ModelConfig
 from pipecat_personaplex.bench.bandwidth import copy_bandwidth, measure_bandwidth
-from pipecat_personaplex.bench.calls import new_runner, window_of
+from pipecat_personaplex.bench.calls import window_of
 from pipecat_personaplex.bench.machine import describe_machine, used_bytes
 from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.parts import measure_parts
@@ -30,7 +30,7 @@ from pipecat_personaplex.engine.memory import (
 )
 from pipecat_personaplex.engine.placement import choose_target
 from pipecat_personaplex.engine.weights import Target
-from pipecat_personaplex.subject import RANDOM_MODELS, Subject, load_subject, read_architecture
+from pipecat_personaplex.subject import RANDOM_MODELS, load_subject, read_architecture
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,15 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> Result:
         report["sessions"], seconds = measure_steps(subject, options, fill, device, say)
         result.step_seconds.update(seconds)
         _compare_batches(report, say)
-    report["memory"] = _memory(subject, plan, loaded, device, say)
+    report["memory"] = {
+        "model_bytes": loaded,
+        "slot_bytes": plan.per_slot,
+        "plan": plan.as_dict(),
+    }
+    say(
+        f"memory: model {loaded / 2**20:,.0f} MiB, one slot with a full window "
+        f"{plan.per_slot / 2**20:,.0f} MiB"
+    )
     if {"parts", "bandwidth"} & set(options.measure):
         copy = copy_bandwidth(device)
         report["copy_gb_s"] = round(copy / 1e9, 2)
@@ -123,18 +131,3 @@ def _compare_batches(report: dict[str, Any], say: Callable[[str], None]) -> None
         ratio = rows["8"]["p50_ms"] / rows["1"]["p50_ms"]
         report["batch_8_to_1"] = round(ratio, 2)
         say(f"a step for 8 takes {ratio:.2f}x the time of a step for 1")
-
-
-def _memory(
-    subject: Subject,
-    plan: MemoryPlan,
-    loaded: int,
-    device: torch.device,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    slot_bytes = new_runner(subject, 1, device).slot_bytes
-    say(
-        f"memory: model {loaded / 2**20:,.0f} MiB, one slot with a full window "
-        f"{slot_bytes / 2**20:,.0f} MiB"
-    )
-    return {"model_bytes": loaded, "slot_bytes": slot_bytes, "plan": plan.as_dict()}

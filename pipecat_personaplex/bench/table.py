@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipecat_personaplex.bench.parts import ATTENTION
+
 Report = Mapping[str, Any]
 
 
@@ -93,6 +95,10 @@ def _part_rows(report: Report) -> Iterator[Sequence[object]]:
                 f"{part['limit_ms']:.3f}",
                 f"{part['percent_of_limit']:.0f} %",
             )
+        if callers in report.get("sessions", {}):
+            parts_ms = sum(part["ms"] for name, part in parts.items() if name != ATTENTION)
+            rest = report["sessions"][callers]["p50_ms"] - parts_ms
+            yield callers, "rest: launches, copies", f"{rest:.3f}", "", "", ""
 
 
 def _bandwidth_rows(report: Report) -> Iterator[Sequence[object]]:
