@@ -17,14 +17,22 @@ from moshi.utils.compile import no_compile
 
 from pipecat_personaplex.bench import machine, options, steps
 from pipecat_personaplex.bench.bandwidth import held_bytes
-from pipecat_personaplex.bench.calls import new_ring, new_runner, noise_prefix, start, stepping
+from pipecat_personaplex.bench.calls import (
+    Served,
+    load_served,
+    new_ring,
+    new_runner,
+    noise_prefix,
+    start,
+    stepping,
+)
 from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.parts import _DECODE, _DEPTH, _ENCODE, _TEMPORAL, bytes_read
 from pipecat_personaplex.bench.table import markdown_tables
 from pipecat_personaplex.cli import main
+from pipecat_personaplex.config import EngineConfig
 from pipecat_personaplex.engine.kv_cache import Batch
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.subject import Subject, load_subject
 from tests.golden_data import CHECKPOINT
 
 CPU = torch.device("cpu")
@@ -168,17 +176,17 @@ def test_a_report_without_the_rest_has_no_tables_of_it(short_run: Run) -> None:
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
-    return load_subject(str(CHECKPOINT), "cpu", "float32", None)
+def served() -> Served:
+    return load_served(str(CHECKPOINT), EngineConfig(device="cpu", dtype="float32"))
 
 
-def test_full_windows_are_full(subject: Subject) -> None:
-    window, codec_window = subject.config.lm.window, subject.config.mimi.window
+def test_full_windows_are_full(served: Served) -> None:
+    window, codec_window = served.config.lm.window, served.config.mimi.window
     fill = Fill.of(BenchOptions("x", fill="full"), window, codec_window)
     assert fill.positions - fill.said > window
-    runner = new_runner(subject, 3, CPU)
+    runner = new_runner(served, 3, CPU)
     poison(runner)
-    start(runner, 3, noise_prefix(subject, fill.positions, CPU), fill)
+    start(runner, 3, noise_prefix(served, fill.positions, CPU), fill)
     step = stepping(runner, 3)
     for _ in range(2):
         output: Any = step()
@@ -198,28 +206,28 @@ def poison(runner: Any) -> None:
 
 
 @pytest.mark.parametrize("frames", [1, 30])
-def test_a_part_of_the_window(subject: Subject, frames: int) -> None:
-    window, codec_window = subject.config.lm.window, subject.config.mimi.window
+def test_a_part_of_the_window(served: Served, frames: int) -> None:
+    window, codec_window = served.config.lm.window, served.config.mimi.window
     fill = Fill.of(BenchOptions("x", fill=frames), window, codec_window)
     assert fill == Fill(frames, min(frames, 10))
-    runner = new_runner(subject, 1, CPU)
+    runner = new_runner(served, 1, CPU)
     poison(runner)
-    start(runner, 1, noise_prefix(subject, fill.positions, CPU), fill)
+    start(runner, 1, noise_prefix(served, fill.positions, CPU), fill)
     output: Any = stepping(runner, 1)()
     assert output.finite.all()
     written = runner._kv.keys[0, 0, 0].isfinite().all(dim=1)
     assert written.sum() == frames + 1
 
 
-def test_attention_over_full_rings_reads_all_of_them(subject: Subject) -> None:
-    ring = new_ring(subject, 1, CPU)
+def test_attention_over_full_rings_reads_all_of_them(served: Served) -> None:
+    ring = new_ring(served, 1, CPU)
     assert ring.nbytes == 47 * 2 * 3 * 64 * 4
     kv = ring.at(Batch.of([0], CPU), [94], torch.tensor([94]))
     assert kv._rings[0].filled == 47  # type: ignore[attr-defined]
 
 
-def test_parts_read_every_weight_but_embeddings_once(subject: Subject) -> None:
-    lm, mimi = subject.lm, subject.mimi
+def test_parts_read_every_weight_but_embeddings_once(served: Served) -> None:
+    lm, mimi = served.lm, served.mimi
     embeddings = sum(
         held_bytes(module) for module in lm.modules() if isinstance(module, torch.nn.Embedding)
     )
@@ -366,7 +374,7 @@ def test_bad_options_are_told_in_one_line(
     def load(*args: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("pipecat_personaplex.bench.run.load_subject", load)
+    monkeypatch.setattr("pipecat_personaplex.bench.run.load_served", load)
     assert main(["bench", "--device", "cpu", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipecat_personaplex.bench.calls import fill_rings, new_ring, noise_prefix, window_of
+from pipecat_personaplex.bench.calls import Served, fill_rings, new_ring, noise_prefix, window_of
 from pipecat_personaplex.bench.options import BenchOptions
 from pipecat_personaplex.bench.timing import device_seconds, release
 from pipecat_personaplex.engine.kv_cache import Batch
-from pipecat_personaplex.subject import Subject
 
 # Larger than any cache, smaller than what a card has left beside a model.
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
@@ -36,12 +35,12 @@ def copy_bandwidth(device: torch.device) -> float:
 
 @torch.inference_mode()
 def measure_bandwidth(
-    subject: Subject, options: BenchOptions, copy: float, device: torch.device, say: Say
+    served: Served, options: BenchOptions, copy: float, device: torch.device, say: Say
 ) -> dict[str, Any]:
     """Attention over full rings, and the largest weights at a few batch sizes.
 
     Args:
-        subject: The model.
+        served: The model.
         options: Its batch sizes are those of the attention.
         copy: The device's copy bandwidth, bytes a second.
         device: Where the model is.
@@ -63,27 +62,27 @@ def measure_bandwidth(
     # On a CPU rings are read one after the other: more of them only take longer.
     small, large = min(options.sessions), max(options.sessions)
     for sessions in sorted({small} if device.type == "cpu" else {small, large}):
-        seconds, count = _attention(subject, sessions, device)
+        seconds, count = _attention(served, sessions, device)
         name = f"attention over {sessions} full windows"
         report["attention"][str(sessions)] = entry(name, count, seconds)
         release(device)
     for rows in _LINEAR_ROWS:
-        seconds, count = _linear(subject, rows, device)
+        seconds, count = _linear(served, rows, device)
         name = f"gating.linear_in, {rows} rows"
         report["linear"][str(rows)] = entry(name, count, seconds)
     return report
 
 
-def _attention(subject: Subject, sessions: int, device: torch.device) -> tuple[float, int]:
+def _attention(served: Served, sessions: int, device: torch.device) -> tuple[float, int]:
     """Seconds of one step's attention in all layers, and the bytes of the rings it reads."""
-    config = subject.config.lm
-    ring = new_ring(subject, sessions, device)
-    prefix = noise_prefix(subject, 2 * window_of(subject), device)
+    config = served.config.lm
+    ring = new_ring(served, sessions, device)
+    prefix = noise_prefix(served, 2 * window_of(served), device)
     starts = fill_rings(ring, sessions, prefix)
     batch = Batch.of(range(sessions), device)
     kv = ring.at(batch, starts, torch.tensor(starts, device=device))
     shape = (sessions, config.num_heads, 1, config.dim // config.num_heads)
-    q, k, v = torch.randn(3, *shape, device=device, dtype=subject.lm.dtype)
+    q, k, v = torch.randn(3, *shape, device=device, dtype=served.lm.dtype)
 
     def call() -> None:
         for layer in range(config.num_layers):
@@ -92,15 +91,15 @@ def _attention(subject: Subject, sessions: int, device: torch.device) -> tuple[f
     return device_seconds(call, _TIMES, device), ring.nbytes
 
 
-def _linear(subject: Subject, rows: int, device: torch.device) -> tuple[float, int]:
+def _linear(served: Served, rows: int, device: torch.device) -> tuple[float, int]:
     """Seconds of all layers' largest Linear, one after the other, and the bytes of their weights.
 
     Taking turns keeps them out of the caches, as in a step.
     """
     layers: list[nn.Module] = [
-        layer.get_submodule("gating.linear_in") for layer in subject.lm.transformer.layers
+        layer.get_submodule("gating.linear_in") for layer in served.lm.transformer.layers
     ]
-    x = torch.randn(rows, 1, subject.config.lm.dim, device=device, dtype=subject.lm.dtype)
+    x = torch.randn(rows, 1, served.config.lm.dim, device=device, dtype=served.lm.dtype)
 
     def call() -> None:
         for layer in layers:

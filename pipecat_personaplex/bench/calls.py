@@ -3,58 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipecat_personaplex.architecture import ModelConfig
 from pipecat_personaplex.bench.options import Fill
-from pipecat_personaplex.config import FRAME_SAMPLES, SamplingParams
+from pipecat_personaplex.config import FRAME_SAMPLES, EngineConfig, SamplingParams
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache
 from pipecat_personaplex.engine.model_runner import ModelRunner
 from pipecat_personaplex.engine.prompting import Prefix
 from pipecat_personaplex.engine.tokens import initial_column
-from pipecat_personaplex.subject import Subject
+from pipecat_personaplex.models.lm import PersonaPlexLM
+from pipecat_personaplex.models.mimi.codec import Mimi
+from pipecat_personaplex.subject import load_subject
 
 # So that callers' rings do not all go round in the same step.
 _STAGGER = 37
 
 
-def new_runner(subject: Subject, slots: int, device: torch.device) -> ModelRunner:
+@dataclass(frozen=True)
+class Served:
+    """A model as an engine would run it.
+
+    Attributes:
+        config: Its architecture; ``lm.window`` is what a caller's rings hold.
+        lm: The language model.
+        mimi: The codec.
+        kv_dtype: Of keys and values.
+    """
+
+    config: ModelConfig
+    lm: PersonaPlexLM
+    mimi: Mimi
+    kv_dtype: torch.dtype
+
+
+def load_served(model: str, engine: EngineConfig) -> Served:
+    """Load what is measured.
+
+    Args:
+        model: A folder, a repo id, ``"random-1b"`` or ``"random-7b"``.
+        engine: How it runs.
+    """
+    config, lm, mimi = load_subject(model, engine.device, engine.dtype, engine.quantization)
+    return Served(config, lm, mimi, lm.dtype)
+
+
+def new_runner(served: Served, slots: int, device: torch.device) -> ModelRunner:
     """A runner of so many slots."""
-    return ModelRunner(subject.config, subject.lm, subject.mimi, slots, device)
+    return ModelRunner(served.config, served.lm, served.mimi, slots, device)
 
 
-def new_ring(subject: Subject, slots: int, device: torch.device) -> RingCache:
+def new_ring(served: Served, slots: int, device: torch.device) -> RingCache:
     """The temporal transformer's rings as a runner has them."""
-    return RingCache.for_lm(subject.lm, slots, device)
+    return RingCache.for_lm(served.lm, slots, device)
 
 
-def window_of(subject: Subject) -> int:
+def window_of(served: Served) -> int:
     """Frames that a caller's rings hold."""
-    return subject.config.lm.window
+    return served.config.lm.window
 
 
-def noise_prefix(subject: Subject, positions: int, device: torch.device) -> Prefix:
+def noise_prefix(served: Served, positions: int, device: torch.device) -> Prefix:
     """As after so many positions, of which the window's worth is kept. Speed is that of any other.
 
     All layers and heads share one block of noise, so that it takes next to no memory.
     """
-    config = subject.config.lm
-    kept = min(positions, window_of(subject))
+    config = served.config.lm
+    kept = min(positions, window_of(served))
     head_dim = config.dim // config.num_heads
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, subject.lm.dtype)
+        return torch.randn(shape, generator=generator).to(device, served.lm.dtype)
 
     shape = (config.num_layers, config.num_heads, kept, head_dim)
     return Prefix(
         keys=noise(kept, head_dim).expand(shape),
         values=noise(kept, head_dim).expand(shape),
         hidden=noise(config.dim),
-        column=initial_column(subject.config).to(device),
+        column=initial_column(served.config).to(device),
         length=positions,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipecat_personaplex.bench.calls import fill_rings, new_ring, noise_prefix, window_of
+from pipecat_personaplex.bench.calls import Served, fill_rings, new_ring, noise_prefix, window_of
 from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.timing import device_seconds, release
 from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES, SamplingParams
@@ -18,7 +18,6 @@ from pipecat_personaplex.engine.model_runner import CodecSlots
 from pipecat_personaplex.engine.sampling import SamplerState
 from pipecat_personaplex.engine.tokens import initial_column
 from pipecat_personaplex.models.mimi.codec import LATENTS_PER_FRAME
-from pipecat_personaplex.subject import Subject
 
 ATTENTION = "of it attention"
 """The name of the part that the temporal transformer holds."""
@@ -35,7 +34,7 @@ Call = Callable[[], object]
 
 
 def measure_parts(
-    subject: Subject,
+    served: Served,
     options: BenchOptions,
     fill: Fill,
     copy: float,
@@ -47,7 +46,7 @@ def measure_parts(
     The attention is part of the temporal transformer, and timed once more by itself.
 
     Args:
-        subject: The model.
+        served: The model.
         options: For its batch sizes.
         fill: How old the calls are.
         copy: The device's copy bandwidth, bytes a second.
@@ -58,7 +57,7 @@ def measure_parts(
     for count in options.sessions:
         rows: dict[str, Any] = {}
         report[str(count)] = rows
-        for name, call, read in _parts(subject, count, fill, device):
+        for name, call, read in _parts(served, count, fill, device):
             seconds = device_seconds(call, min(_TIMES, options.frames), device)
             milliseconds, limit = seconds * 1e3, read / copy * 1e3
             percent = 100 * limit / milliseconds
@@ -84,10 +83,10 @@ def bytes_read(module: nn.Module, names: re.Pattern[str]) -> int:
 
 @torch.inference_mode()
 def _parts(
-    subject: Subject, count: int, fill: Fill, device: torch.device
+    served: Served, count: int, fill: Fill, device: torch.device
 ) -> Iterator[tuple[str, Call, int]]:
     """Name, call and bytes read of each part, for ``count`` callers at the same place."""
-    config, lm, mimi = subject
+    config, lm, mimi = served.config, served.lm, served.mimi
     batch = Batch.of(range(count), device)
     said, frames = [fill.said] * count, torch.full((count,), fill.said, device=device)
     codec = CodecSlots(mimi, count, device)
@@ -106,11 +105,11 @@ def _parts(
     def decode() -> object:
         return codec.decode(batch, codes, said, frames)
 
-    ring = new_ring(subject, count, device)
-    starts = fill_rings(ring, count, noise_prefix(subject, fill.positions, device))
+    ring = new_ring(served, count, device)
+    starts = fill_rings(ring, count, noise_prefix(served, fill.positions, device))
     positions = torch.tensor(starts, device=device)
     column = initial_column(config).repeat(count, 1).to(device)
-    ring_read = ring.nbytes * min(fill.positions + 1, window_of(subject)) // window_of(subject)
+    ring_read = ring.nbytes * min(fill.positions + 1, window_of(served)) // window_of(served)
 
     @torch.inference_mode()
     def temporal() -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,17 @@ import torch
 from loguru import logger
 
 from pipecat_personaplex.architecture import ModelConfig
-from pipecat_personaplex.bench.calls import new_runner, noise_prefix, start, stepping
+from pipecat_personaplex.bench.calls import (
+    Served,
+    load_served,
+    new_runner,
+    noise_prefix,
+    start,
+    stepping,
+)
 from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.timing import timed
 from pipecat_personaplex.config import CODEBOOKS, DELAYS, FRAME_SAMPLES
-from pipecat_personaplex.subject import Subject, load_subject
 
 _ROUNDS = 5
 # The first calls compile moshi's norms and capture its CUDA graphs.
@@ -147,7 +154,7 @@ class PeerCall:
 
 
 def measure_peer(
-    subject: Subject,
+    served: Served,
     options: BenchOptions,
     fill: Fill,
     device: torch.device,
@@ -160,16 +167,16 @@ def measure_peer(
     """
     contenders: dict[str, Callable[[], object]] = {}
 
-    def add(name: str, ours: Subject) -> None:
+    def add(name: str, ours: Served) -> None:
         runner = new_runner(ours, 1, device)
         start(runner, 1, noise_prefix(ours, fill.positions, device), fill)
         contenders[name] = stepping(runner, 1)
 
-    add("ours", subject)
+    add("ours", served)
     if device.type == "cpu" and options.engine.quantization is None:
-        add("ours_int8", load_subject(options.model, "cpu", options.engine.dtype, "int8"))
+        add("ours_int8", load_served(options.model, replace(options.engine, quantization="int8")))
     try:
-        contenders["moshi"] = PeerCall(subject.config, device, subject.lm.dtype).step
+        contenders["moshi"] = PeerCall(served.config, device, served.lm.dtype).step
     except Exception as error:
         logger.opt(exception=error).warning("moshi cannot be run here")
         return {"error": f"{type(error).__name__}: {error}"}

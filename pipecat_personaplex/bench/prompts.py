@@ -7,35 +7,34 @@ from collections.abc import Callable
 
 import torch
 
-from pipecat_personaplex.bench.calls import new_ring, new_runner
+from pipecat_personaplex.bench.calls import Served, new_ring, new_runner
 from pipecat_personaplex.bench.options import BenchOptions
 from pipecat_personaplex.bench.timing import median_ms, synchronize
 from pipecat_personaplex.config import STREAMS, SamplingParams
 from pipecat_personaplex.engine.kv_cache import Batch
 from pipecat_personaplex.engine.prompting import Prefill, Prefix, PrefixCache, Prompt
 from pipecat_personaplex.engine.tokens import prompt_columns
-from pipecat_personaplex.subject import Subject
 
 
 def measure_prompts(
-    subject: Subject, options: BenchOptions, device: torch.device, say: Callable[[str], None]
+    served: Served, options: BenchOptions, device: torch.device, say: Callable[[str], None]
 ) -> dict[str, float]:
     """Times of one prompt of random tokens.
 
     Args:
-        subject: The model.
+        served: The model.
         options: For the prompt's length, and the run of it between two steps.
         device: Where the model is.
         say: Takes lines for a person.
     """
-    config, lm, _ = subject
+    config, lm = served.config, served.lm
     frames, run = options.prompt_frames, options.engine.prefill_chunk
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(
         0, min(config.lm.card, config.lm.text_card), (frames, STREAMS), generator=generator
     )
     prompt = Prompt(("bench", ()), prompt_columns(tokens, config), None)
-    runner = new_runner(subject, 1, device)
+    runner = new_runner(served, 1, device)
 
     def compute() -> Prefix:
         prefill, prefix = Prefill(lm, prompt, device), None
@@ -60,7 +59,7 @@ def measure_prompts(
     run_ms = median_ms(lambda: Prefill(lm, prompt, device).advance(run), 5, device)
     cached_ms = median_ms(cached, 20, device)
     first_token_ms = median_ms(lambda: runner.draw_first(0, prefix), 20, device)
-    stepped_ms = _stepped_ms(subject, prompt, device)
+    stepped_ms = _stepped_ms(served, prompt, device)
     figures = {
         "frames": frames,
         "cold_ms": round(cold_ms, 3),
@@ -81,10 +80,10 @@ def measure_prompts(
 
 
 @torch.inference_mode()
-def _stepped_ms(subject: Subject, prompt: Prompt, device: torch.device) -> float:
+def _stepped_ms(served: Served, prompt: Prompt, device: torch.device) -> float:
     """The prompt a step a frame, as the reference replays it: both transformers, no codec."""
-    lm = subject.lm
-    ring = new_ring(subject, 1, device)
+    lm = served.lm
+    ring = new_ring(served, 1, device)
     batch = Batch.of([0], device)
     columns = prompt.columns.to(device)
     begin = time.perf_counter()

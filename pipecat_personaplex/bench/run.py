@@ -15,7 +15,7 @@ import torch
 
 from pipecat_personaplex.architecture import ModelConfig
 from pipecat_personaplex.bench.bandwidth import copy_bandwidth, measure_bandwidth
-from pipecat_personaplex.bench.calls import window_of
+from pipecat_personaplex.bench.calls import load_served, window_of
 from pipecat_personaplex.bench.machine import describe_machine, used_bytes
 from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.parts import measure_parts
@@ -30,7 +30,7 @@ from pipecat_personaplex.engine.memory import (
 )
 from pipecat_personaplex.engine.placement import choose_target
 from pipecat_personaplex.engine.weights import Target
-from pipecat_personaplex.subject import RANDOM_MODELS, load_subject, read_architecture
+from pipecat_personaplex.subject import RANDOM_MODELS, read_architecture
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,16 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> Result:
         torch.set_num_threads(engine.cpu_threads)
 
     before, begin = used_bytes(device), time.perf_counter()
-    subject = load_subject(options.model, engine.device, engine.dtype, engine.quantization)
+    served = load_served(options.model, engine)
     load_seconds, loaded = time.perf_counter() - begin, used_bytes(device) - before
-    filled = min(fill.positions, window_of(subject))
+    filled = min(fill.positions, window_of(served))
     report: dict[str, Any] = {
         "model": options.model,
         **describe_machine(device),
-        "dtype": str(subject.lm.dtype).removeprefix("torch."),
+        "dtype": str(served.lm.dtype).removeprefix("torch."),
         "quantization": engine.quantization,
-        "kv_dtype": plan.kv_dtype,
-        "window": window_of(subject),
+        "kv_dtype": str(served.kv_dtype).removeprefix("torch."),
+        "window": window_of(served),
         "filled": filled,
         "frames": options.frames,
         "load_seconds": round(load_seconds, 3),
@@ -90,11 +90,11 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> Result:
     if options.model in RANDOM_MODELS:
         say("weights are random: the speed is the model's, the sound is noise")
     if "prompts" in options.measure:
-        report["prefill"] = measure_prompts(subject, options, device, say)
+        report["prefill"] = measure_prompts(served, options, device, say)
     result = Result(report)
     if "steps" in options.measure:
-        say(f"steps with {filled:,} of {window_of(subject):,} frames of each window filled")
-        report["sessions"], seconds = measure_steps(subject, options, fill, device, say)
+        say(f"steps with {filled:,} of {window_of(served):,} frames of each window filled")
+        report["sessions"], seconds = measure_steps(served, options, fill, device, say)
         result.step_seconds.update(seconds)
         _compare_batches(report, say)
     report["memory"] = {
@@ -111,11 +111,11 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> Result:
         report["copy_gb_s"] = round(copy / 1e9, 2)
         say(f"copy: {copy / 1e9:,.1f} GB/s read and written")
         if "parts" in options.measure:
-            report["parts"] = measure_parts(subject, options, fill, copy, device, say)
+            report["parts"] = measure_parts(served, options, fill, copy, device, say)
         if "bandwidth" in options.measure:
-            report["bandwidth"] = measure_bandwidth(subject, options, copy, device, say)
+            report["bandwidth"] = measure_bandwidth(served, options, copy, device, say)
     if options.peer:
-        report["peer"] = measure_peer(subject, options, fill, device, say)
+        report["peer"] = measure_peer(served, options, fill, device, say)
     return result
 
 

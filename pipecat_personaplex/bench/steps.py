@@ -8,30 +8,29 @@ from typing import Any
 
 import torch
 
-from pipecat_personaplex.bench.calls import new_runner, noise_prefix, start, stepping
+from pipecat_personaplex.bench.calls import Served, new_runner, noise_prefix, start, stepping
 from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.timing import figures, real_time_factor, release, synchronize, timed
 from pipecat_personaplex.config import FRAME_SECONDS
-from pipecat_personaplex.subject import Subject
 
 Say = Callable[[str], None]
 
 
 def measure_steps(
-    subject: Subject, options: BenchOptions, fill: Fill, device: torch.device, say: Say
+    served: Served, options: BenchOptions, fill: Fill, device: torch.device, say: Say
 ) -> tuple[dict[str, Any], dict[int, list[float]]]:
     """A row for each number of callers, sampling on.
 
     Returns:
         The report's rows, and the seconds of every timed step by number of callers.
     """
-    prefix = noise_prefix(subject, fill.positions, device)
+    prefix = noise_prefix(served, fill.positions, device)
     rows: dict[str, Any] = {}
     samples = {}
     for count in options.sessions:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        runner = new_runner(subject, count, device)
+        runner = new_runner(served, count, device)
         start(runner, count, prefix, fill)
         step = stepping(runner, count)
         seconds = timed(step, options.frames, device)
