@@ -103,8 +103,8 @@ def test_parts_and_bandwidth(short_run: Run) -> None:
         assert all(min(part.values()) > 0 for part in parts.values())
     bandwidth = report["bandwidth"]
     assert report["copy_gb_s"] > 0
-    assert set(bandwidth["attention"]) == {"1"} and set(bandwidth["linear"]) == {"1", "8", "64"}
-    for entry in (*bandwidth["attention"].values(), *bandwidth["linear"].values()):
+    assert set(bandwidth["attention"]) == {"1"} and set(bandwidth["mlp"]) == {"1", "8", "64"}
+    for entry in (*bandwidth["attention"].values(), *bandwidth["mlp"].values()):
         assert min(entry.values()) > 0
         ratio = entry["percent_of_copy"] * report["copy_gb_s"]
         assert ratio == pytest.approx(100 * entry["gb_s"], rel=0.02)

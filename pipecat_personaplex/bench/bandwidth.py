@@ -15,7 +15,7 @@ from pipecat_personaplex.engine.kv_cache import Batch
 
 # Larger than any cache, smaller than what a card has left beside a model.
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
-_LINEAR_ROWS = (1, 8, 64)
+_MLP_ROWS = (1, 8, 64)
 _TIMES = 10
 
 Say = Callable[[str], None]
@@ -37,7 +37,7 @@ def copy_bandwidth(device: torch.device) -> float:
 def measure_bandwidth(
     served: Served, options: BenchOptions, copy: float, device: torch.device, say: Say
 ) -> dict[str, Any]:
-    """Attention over full rings, and the largest weights at a few batch sizes.
+    """Attention over full rings, and the gated MLPs, which hold most weights, at a few batch sizes.
 
     Args:
         served: The model.
@@ -58,7 +58,7 @@ def measure_bandwidth(
         say(f"{name}: {figures['gb_s']:,.1f} GB/s, {figures['percent_of_copy']}% of copy")
         return figures
 
-    report: dict[str, Any] = {"attention": {}, "linear": {}}
+    report: dict[str, Any] = {"attention": {}, "mlp": {}}
     # On a CPU rings are read one after the other: more of them only take longer.
     small, large = min(options.sessions), max(options.sessions)
     for sessions in sorted({small} if device.type == "cpu" else {small, large}):
@@ -66,10 +66,10 @@ def measure_bandwidth(
         name = f"attention over {sessions} full windows"
         report["attention"][str(sessions)] = entry(name, count, seconds)
         release(device)
-    for rows in _LINEAR_ROWS:
-        seconds, count = _linear(served, rows, device)
-        name = f"gating.linear_in, {rows} rows"
-        report["linear"][str(rows)] = entry(name, count, seconds)
+    for rows in _MLP_ROWS:
+        seconds, count = _mlp(served, rows, device)
+        name = f"gated MLPs, {rows} rows"
+        report["mlp"][str(rows)] = entry(name, count, seconds)
     return report
 
 
@@ -91,14 +91,13 @@ def _attention(served: Served, sessions: int, device: torch.device) -> tuple[flo
     return device_seconds(call, _TIMES, device), ring.nbytes
 
 
-def _linear(served: Served, rows: int, device: torch.device) -> tuple[float, int]:
-    """Seconds of all layers' largest Linear, one after the other, and the bytes of their weights.
+def _mlp(served: Served, rows: int, device: torch.device) -> tuple[float, int]:
+    """Seconds of all layers' gated MLPs, one after the other, and the bytes of their weights.
 
-    Taking turns keeps them out of the caches, as in a step.
+    Taking turns keeps them out of the caches, as in a step; and they multiply the way they do
+    there, whatever that is.
     """
-    layers: list[nn.Module] = [
-        layer.get_submodule("gating.linear_in") for layer in served.lm.transformer.layers
-    ]
+    layers = [layer.gating for layer in served.lm.transformer.layers]
     x = torch.randn(rows, 1, served.config.lm.dim, device=device, dtype=served.lm.dtype)
 
     def call() -> None:

@@ -106,7 +106,7 @@ def _bandwidth_rows(report: Report) -> Iterator[Sequence[object]]:
     if bandwidth is None:
         return
     yield "copy, read and written", f"{report['copy_gb_s']:,.1f}", "100 %"
-    for kind, label in (("attention", "attention, full windows"), ("linear", "largest weights")):
+    for kind, label in (("attention", "attention, full windows"), ("mlp", "gated MLPs")):
         for count, entry in bandwidth[kind].items():
             unit = "caller" if kind == "attention" else "row"
             unit += "" if count == "1" else "s"

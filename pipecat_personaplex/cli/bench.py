@@ -64,7 +64,8 @@ def bench(
             help="[bold]prompts[/bold]: stepped, in parallel and from the cache. "
             "[bold]steps[/bold]: audio in to audio out. [bold]parts[/bold]: a step taken apart, "
             "and what reading each part's bytes once would take. [bold]bandwidth[/bold]: "
-            "attention over full windows and the largest weights, against a copy.",
+            "attention over full windows, and the gated MLPs, which hold most weights, against a "
+            "copy.",
             rich_help_panel="Measurement",
         ),
     ] = "prompts,steps,parts,bandwidth",
