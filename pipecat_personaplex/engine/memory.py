@@ -30,6 +30,8 @@ the prompt that is being computed."""
 # int4 rows are padded to pairs of groups.
 _SCALE_BYTES = {"int8": 2, "fp8": 4, "int4": 2}
 _INT4_GROUP = 128
+# On CUDA the rows that fill a batch up step into a slot that nobody owns.
+_SPARE_SLOTS = {"cpu": 0, "cuda": 1}
 # The int8 kernel of the CPU takes no other row lengths; such layers stay as they are.
 _INT8_MULTIPLE = 16
 # fp8 keys and values: a float32 for each position and head, and for keys and values each.
@@ -47,6 +49,7 @@ class MemoryPlan:
         kv_per_slot: Keys and values of a full window.
         codec_per_slot: The codec's streaming state.
         slots: Callers at once.
+        spare_slots: Slots that are there besides.
         prompts: Bound of the prefix cache.
         workspace: Allowance for what the device's libraries and graphs take.
         quantization: Of the weights, as planned.
@@ -58,6 +61,7 @@ class MemoryPlan:
     kv_per_slot: int
     codec_per_slot: int
     slots: int
+    spare_slots: int
     prompts: int
     workspace: int
     quantization: str | None
@@ -71,7 +75,8 @@ class MemoryPlan:
     @property
     def fixed(self) -> int:
         """All but the callers."""
-        return self.weights + self.codec + self.prompts + self.workspace
+        spare = self.spare_slots * self.per_slot
+        return self.weights + self.codec + spare + self.prompts + self.workspace
 
     @property
     def total(self) -> int:
@@ -84,11 +89,13 @@ class MemoryPlan:
 
     def sum(self, available: int | None) -> str:
         """In GiB, for a person; ``available`` is what the device has free, where known."""
+        slots = f"{self.slots} sessions" if self.slots > 1 else "1 session"
+        if self.spare_slots:
+            slots = f"({slots} and {self.spare_slots} spare)"
         parts = [
             f"weights {_gib(self.weights)}",
             f"codec {_gib(self.codec)}",
-            f"{self.slots} sessions x {_gib(self.per_slot)} (KV {_gib(self.kv_per_slot)}, "
-            f"{self.kv_dtype})",
+            f"{slots} x {_gib(self.per_slot)} (KV {_gib(self.kv_per_slot)}, {self.kv_dtype})",
             f"prompts up to {_gib(self.prompts)}",
         ]
         if self.workspace:
@@ -158,6 +165,7 @@ def plan_memory(
         kv_per_slot=kv_bytes(config.lm, window, kv_dtype),
         codec_per_slot=codec_slot,
         slots=slots,
+        spare_slots=_SPARE_SLOTS[device.type],
         prompts=prompt_bytes,
         workspace=CUDA_WORKSPACE_BYTES if device.type == "cuda" else 0,
         quantization=quantization,

@@ -110,6 +110,7 @@ PLAN = MemoryPlan(
     kv_per_slot=GIB,
     codec_per_slot=GIB // 4,
     slots=8,
+    spare_slots=1,
     prompts=2 * GIB,
     workspace=GIB,
     quantization=None,
@@ -119,7 +120,7 @@ PLAN = MemoryPlan(
 
 @pytest.mark.parametrize(
     ("free", "fits"),
-    [(22, "max_sessions 3 would fit"), (18.5, "not even one session fits")],
+    [(23, "max_sessions 3 would fit"), (18.5, "not even one session fits")],
 )
 def test_a_card_that_is_too_small(monkeypatch: pytest.MonkeyPatch, free: float, fits: str) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: int(free * GIB))
@@ -128,8 +129,8 @@ def test_a_card_that_is_too_small(monkeypatch: pytest.MonkeyPatch, free: float, 
     message = str(refused.value)
     assert fits in message
     for part in (
-        "weights 14.00 + codec 0.50 + 8 sessions x 1.25",
-        "= 27.50",
+        "weights 14.00 + codec 0.50 + (8 sessions and 1 spare) x 1.25",
+        "= 28.75",
         f"of {free:.2f} free",
         "kv_dtype fp8, a smaller context or quantization int8 or int4 take less",
     ):
@@ -147,13 +148,13 @@ def test_a_card_that_is_large_enough(monkeypatch: pytest.MonkeyPatch, messages: 
     require_memory(PLAN, CUDA)
     [line] = messages
     assert line.startswith("INFO: memory in GiB:")
-    assert "= 27.50 of 80.00 free, 52.50 left" in line
+    assert "= 28.75 of 80.00 free, 51.25 left" in line
 
 
 def test_a_cpu_must_hold_the_weights_and_one_full_call(
     monkeypatch: pytest.MonkeyPatch, messages: list[str]
 ) -> None:
-    cpu_plan = replace(PLAN, workspace=0)
+    cpu_plan = replace(PLAN, workspace=0, spare_slots=0)
     free = 15.8
     monkeypatch.setattr(memory, "available_bytes", lambda device: int(free * GIB))
     require_memory(cpu_plan, CPU)  # 14.5 and 1.25: the rest may come to be needed
