@@ -48,8 +48,8 @@ def load_served(model: str, engine: EngineConfig) -> Served:
         model: A folder, a repo id, ``"random-1b"`` or ``"random-7b"``.
         engine: How it runs.
     """
-    config, lm, mimi = load_subject(model, engine.device, engine.dtype, engine.quantization)
-    return Served(config, lm, mimi, lm.dtype)
+    ours = load_subject(model, engine.device, engine.dtype, engine.quantization)
+    return Served(ours.config, ours.lm, ours.mimi, ours.lm.dtype)
 
 
 def new_runner(served: Served, slots: int, device: torch.device) -> ModelRunner:
