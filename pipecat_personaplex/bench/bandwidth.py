@@ -97,7 +97,8 @@ def _mlp(served: Served, rows: int, device: torch.device) -> tuple[float, int]:
     Taking turns keeps them out of the caches, as in a step; and they multiply the way they do
     there, whatever that is.
     """
-    layers = [layer.gating for layer in served.lm.transformer.layers]
+    blocks = served.lm.transformer.layers
+    layers = [block.get_submodule("gating") for block in blocks]
     x = torch.randn(rows, 1, served.config.lm.dim, device=device, dtype=served.lm.dtype)
 
     def call() -> None:
