@@ -8,10 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipecat_personaplex.bench.calls import Served, fill_rings, new_ring, noise_prefix, window_of
+from pipecat_personaplex.bench.calls import (
+    Served,
+    batch_of,
+    fill_rings,
+    new_ring,
+    noise_prefix,
+    window_of,
+)
 from pipecat_personaplex.bench.options import BenchOptions
 from pipecat_personaplex.bench.timing import device_seconds, release
-from pipecat_personaplex.engine.kv_cache import Batch
 
 # Larger than any cache, smaller than what a card has left beside a model.
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
@@ -79,7 +85,7 @@ def _attention(served: Served, sessions: int, device: torch.device) -> tuple[flo
     ring = new_ring(served, sessions, device)
     prefix = noise_prefix(served, 2 * window_of(served), device)
     starts = fill_rings(ring, sessions, prefix)
-    batch = Batch.of(range(sessions), device)
+    batch = batch_of(sessions, device)
     kv = ring.at(batch, starts, torch.tensor(starts, device=device))
     shape = (sessions, config.num_heads, 1, config.dim // config.num_heads)
     q, k, v = torch.randn(3, *shape, device=device, dtype=served.lm.dtype)

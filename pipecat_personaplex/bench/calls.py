@@ -67,6 +67,14 @@ def window_of(served: Served) -> int:
     return served.config.lm.window
 
 
+def batch_of(count: int, device: torch.device) -> Batch:
+    """The first slots, named as a step names them: on CUDA by an index on the device."""
+    slots = tuple(range(count))
+    if device.type == "cuda":
+        return Batch(slots, torch.arange(count, device=device))
+    return Batch.of(slots, device)
+
+
 def noise_prefix(served: Served, positions: int, device: torch.device) -> Prefix:
     """As after so many positions, of which the window's worth is kept. Speed is that of any other.
 

@@ -9,11 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipecat_personaplex.bench.calls import Served, fill_rings, new_ring, noise_prefix, window_of
+from pipecat_personaplex.bench.calls import (
+    Served,
+    batch_of,
+    fill_rings,
+    new_ring,
+    noise_prefix,
+    window_of,
+)
 from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.timing import device_seconds, release
 from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES, SamplingParams
-from pipecat_personaplex.engine.kv_cache import Batch
 from pipecat_personaplex.engine.model_runner import CodecSlots
 from pipecat_personaplex.engine.sampling import SamplerState
 from pipecat_personaplex.engine.tokens import initial_column
@@ -87,7 +93,7 @@ def _parts(
 ) -> Iterator[tuple[str, Call, int]]:
     """Name, call and bytes read of each part, for ``count`` callers at the same place."""
     config, lm, mimi = served.config, served.lm, served.mimi
-    batch = Batch.of(range(count), device)
+    batch = batch_of(count, device)
     said, frames = [fill.said] * count, torch.full((count,), fill.said, device=device)
     codec = CodecSlots(mimi, count, device)
     for slot in range(count):

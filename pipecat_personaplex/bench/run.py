@@ -85,7 +85,8 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> Result:
     }
     say(
         f"{options.model} on {report['device']}, {report['threads']} threads, torch "
-        f"{report['torch']}, {report['dtype']}, quantization {engine.quantization or 'none'}"
+        f"{report['torch']}, {report['dtype']}, quantization {engine.quantization or 'none'}, "
+        f"keys and values in {report['kv_dtype']}"
     )
     if options.model in RANDOM_MODELS:
         say("weights are random: the speed is the model's, the sound is noise")
