@@ -76,7 +76,7 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> Result:
         "model": options.model,
         **describe_machine(device),
         "dtype": str(served.lm.dtype).removeprefix("torch."),
-        "quantization": engine.quantization,
+        "quantization": plan.quantization,
         "kv_dtype": str(served.kv_dtype).removeprefix("torch."),
         "window": window_of(served),
         "filled": filled,
@@ -85,7 +85,7 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> Result:
     }
     say(
         f"{options.model} on {report['device']}, {report['threads']} threads, torch "
-        f"{report['torch']}, {report['dtype']}, quantization {engine.quantization or 'none'}, "
+        f"{report['torch']}, {report['dtype']}, quantization {report['quantization'] or 'none'}, "
         f"keys and values in {report['kv_dtype']}"
     )
     if options.model in RANDOM_MODELS:
