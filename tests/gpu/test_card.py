@@ -1,4 +1,4 @@
-"""On a CUDA card: the reference's words, bfloat16's closeness, what the plan says of memory."""
+"""On a CUDA card: the memory plan is what is taken, and the bench measures what it says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 import torch
 from loguru import logger
 
-from pipecat_personaplex import Engine, EngineConfig, SamplingParams
 from pipecat_personaplex.bench.calls import (
     load_served,
     new_runner,
@@ -23,19 +22,17 @@ from pipecat_personaplex.bench.calls import (
 from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.steps import soak
 from pipecat_personaplex.cli import main
-from pipecat_personaplex.drift import DriftOptions, examine, teach
+from pipecat_personaplex.config import EngineConfig
 from pipecat_personaplex.engine.memory import available_bytes, plan_engine
 from pipecat_personaplex.engine.placement import choose_target
 from pipecat_personaplex.subject import read_architecture
-from tests.engine.test_golden import assert_equals_reference
-from tests.golden_data import CHECKPOINT, conversation
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
 
-# Long by intent: `PERSONAPLEX_SOAK_MINUTES=10 pytest -m gpu tests/gpu -k soak`.
+# Longer: PERSONAPLEX_SOAK_MINUTES=10 PYTHONPATH=. python -m pytest tests/gpu -k real_time
 SOAK_MINUTES = float(os.environ.get("PERSONAPLEX_SOAK_MINUTES", "1"))
 SOAK_CALLERS = int(os.environ.get("PERSONAPLEX_SOAK_CALLERS", "16"))
 
@@ -46,25 +43,6 @@ def an_empty_card() -> Iterator[None]:
     gc.collect()
     torch.cuda.empty_cache()
     yield
-
-
-@pytest.mark.parametrize("name", ["restaurant", "friend"])
-def test_the_reference_in_float32(name: str) -> None:
-    """Its margins, 1e-3 between the likeliest tokens, are far above rounding."""
-    golden = conversation(name)
-    config = EngineConfig(device="cuda", dtype="float32", max_sessions=2)
-    with Engine.load(CHECKPOINT, config) as engine:
-        said = engine.converse(golden.persona, golden.user_pcm, SamplingParams.greedy())
-    assert_equals_reference(said, golden)
-
-
-def test_bfloat16_stays_close_to_float32_on_a_cpu() -> None:
-    lesson = teach(DriftOptions(str(CHECKPOINT), frames=200, device="cpu"))
-    options = DriftOptions(str(CHECKPOINT), frames=200, device="cuda", dtype="bfloat16")
-    error, same, divergence = examine(lesson, options).mean(axis=0).T
-    assert error.max() < 0.05  # of the logits' spread; int8 is held to 0.15
-    assert same.min() > 0.85
-    assert divergence.max() < 0.02
 
 
 @pytest.mark.parametrize("quantization", [None, "int8"])
@@ -114,8 +92,8 @@ def test_the_bench(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(60 * (SOAK_MINUTES + 5))
-def test_a_soak_in_real_time() -> None:
-    """Full windows, everyone's frame at once: none is late, and no state leaves its bounds."""
+def test_full_windows_in_real_time() -> None:
+    """Everyone's frame at once: none is late, and no state leaves its bounds."""
     engine = EngineConfig(device="cuda")
     served = load_served("random-1b", engine)
     device = choose_target("cuda", "auto", None).device
