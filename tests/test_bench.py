@@ -6,13 +6,15 @@ import io
 import json
 import math
 import struct
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from loguru import logger
 from moshi.utils.compile import no_compile
 
 from pipecat_personaplex.bench import machine, options, steps
@@ -29,6 +31,7 @@ from pipecat_personaplex.bench.calls import (
 from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.parts import _DECODE, _DEPTH, _ENCODE, _TEMPORAL, bytes_read
 from pipecat_personaplex.bench.table import markdown_tables
+from pipecat_personaplex.bench.timing import device_seconds
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.config import EngineConfig
 from pipecat_personaplex.engine.kv_cache import Batch
@@ -262,6 +265,55 @@ def test_a_slow_step_makes_the_next_ones_late(monkeypatch: pytest.MonkeyPatch) -
     assert (report["steps"], report["late"]) == (5, 2)
     assert report["max_ms"] == 200 and report["p50_ms"] == 80
     assert seconds == pytest.approx([0.02, 0.2, 0.02, 0.02, 0.02])
+
+
+class FakeEvent:
+    """A moment on a device whose clock is the number of calls."""
+
+    calls = 0
+
+    def record(self) -> None:
+        self.at = FakeEvent.calls
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return float(end.at - self.at)
+
+
+class FakeGraph:
+    def replay(self) -> None:
+        FakeEvent.calls += 3
+
+
+@pytest.mark.parametrize("captures", [True, False])
+def test_a_part_that_cannot_be_captured_is_timed_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, captures: bool
+) -> None:
+    @contextmanager
+    def graph(_: FakeGraph) -> Iterator[None]:
+        yield
+        if not captures:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    def call() -> None:
+        FakeEvent.calls += 5
+
+    for name, stand_in in (
+        ("device", lambda device: nullcontext()),
+        ("synchronize", lambda: None),
+        ("CUDAGraph", FakeGraph),
+        ("graph", graph),
+        ("Event", lambda enable_timing: FakeEvent()),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    warnings: list[str] = []
+    sink = logger.add(warnings.append, level="WARNING", format="{message}")
+    seconds = device_seconds(call, 4, torch.device("cuda"))
+    logger.remove(sink)
+    assert seconds == (0.003 if captures else 0.005)
+    assert ["not permitted" in line for line in warnings] == ([] if captures else [True])
 
 
 # The machine's description.

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipecat_personaplex.bench.options import MEASUREMENTS, BenchOptions, require_tools
 from pipecat_personaplex.cli.files import check_outputs, whole_files
 from pipecat_personaplex.cli.options import (
     BEST,
@@ -68,7 +69,7 @@ def bench(
             "copy.",
             rich_help_panel="Measurement",
         ),
-    ] = "prompts,steps,parts,bandwidth",
+    ] = ",".join(MEASUREMENTS),
     sessions: Annotated[
         str,
         typer.Option(
@@ -142,8 +143,6 @@ def bench(
     is checked before a model is loaded. The limit of a part is what a copy's bandwidth makes of
     the bytes it has to read; what the parts do not add up to is the launching of their kernels.
     """
-    from pipecat_personaplex.bench.options import BenchOptions, require_tools
-
     if random_1b and random_7b:
         raise ConfigError("choose one of --random-1b and --random-7b")
     random = "random-1b" if random_1b else "random-7b" if random_7b else None
