@@ -115,9 +115,11 @@ class MemoryPlan:
         ways = [] if self.kv_dtype == "fp8" else ["kv_dtype fp8"]
         ways.append("a smaller context")
         if self.quantization is None:
-            ways.append("quantization int8 or int4")
+            ways += ["quantization int8", "quantization int4"]
         elif self.quantization != "int4":
             ways.append("quantization int4")
+        if self.prompts:
+            ways.append("a smaller prefix_cache_bytes")
         return f"{', '.join(ways[:-1])} or {ways[-1]}" if ways[1:] else ways[0]
 
 
@@ -205,7 +207,7 @@ def require_memory(plan: MemoryPlan, device: torch.device, filled: int = 1) -> N
         raise ConfigError(_refusal(plan, least_sum, fitting))
     logger.warning(
         "memory in GiB: {}: more than there is, should all windows and the prompts' cache fill "
-        "up; fewer max_sessions, a smaller prefix_cache_bytes, {} take less",
+        "up; fewer max_sessions, {} take less",
         plan.sum(available),
         plan.savings(),
     )

@@ -132,13 +132,14 @@ def test_a_card_that_is_too_small(monkeypatch: pytest.MonkeyPatch, free: float, 
         "weights 14.00 + codec 0.50 + (8 sessions and 1 spare) x 1.25",
         "= 28.75",
         f"of {free:.2f} free",
-        "kv_dtype fp8, a smaller context or quantization int8 or int4 take less",
+        "kv_dtype fp8, a smaller context, quantization int8, quantization int4 or a "
+        "smaller prefix_cache_bytes",
     ):
         assert part in message
 
 
 def test_savings_are_those_not_taken_yet() -> None:
-    small = replace(PLAN, quantization="int8", kv_dtype="fp8")
+    small = replace(PLAN, quantization="int8", kv_dtype="fp8", prompts=0)
     assert small.savings() == "a smaller context or quantization int4"
     assert replace(small, quantization="int4").savings() == "a smaller context"
 
