@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install check format test bot nano clean
+.PHONY: help install check format test bot nano bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ nano: install  ## Make the bundled nano model from nothing, in runs/nano: hours 
 	$(BIN)/python -m training.nano lm --minutes 150
 	$(BIN)/python -m training.nano export
 	$(BIN)/python -m training.nano evaluate
+
+bench-gpu:  ## Measure this machine's CUDA card, in runs/gpu; about ten minutes, no checkpoint needed
+	@test -x $(BIN)/python && export PYTHON=$(BIN)/python; tests/gpu/measure.sh runs/gpu
 
 clean:  ## Remove what the targets above made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist

@@ -6,8 +6,14 @@ from typing import NamedTuple
 
 from pipecat_personaplex.architecture import LMConfig, ModelConfig
 from pipecat_personaplex.config import Quantization
-from pipecat_personaplex.engine.checkpoint import load_checkpoint, random_model
+from pipecat_personaplex.engine.checkpoint import (
+    load_checkpoint,
+    random_model,
+    read_config,
+    require_files,
+)
 from pipecat_personaplex.engine.download import resolve
+from pipecat_personaplex.engine.layout import CONFIG_FILE
 from pipecat_personaplex.engine.placement import choose_target
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
@@ -39,6 +45,19 @@ class Subject(NamedTuple):
     lm: PersonaPlexLM
     mimi: Mimi
     quantization: Quantization | None
+
+
+def read_architecture(model: str) -> ModelConfig:
+    """The architecture of what ``load_subject`` would load, without loading it.
+
+    Args:
+        model: A folder, a repo id, ``"random-1b"`` or ``"random-7b"``.
+    """
+    if model in RANDOM_MODELS:
+        return RANDOM_MODELS[model]
+    folder = resolve(model, progress=True)
+    require_files(folder)
+    return read_config(folder / CONFIG_FILE)
 
 
 def load_subject(model: str, device: str, dtype: str, quantization: Quantization | None) -> Subject:

@@ -2,43 +2,371 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from loguru import logger
 from moshi.utils.compile import no_compile
 
+from pipecat_personaplex.bench import machine, options, steps
+from pipecat_personaplex.bench.bandwidth import held_bytes
+from pipecat_personaplex.bench.calls import (
+    Served,
+    load_served,
+    new_ring,
+    new_runner,
+    noise_prefix,
+    start,
+    stepping,
+)
+from pipecat_personaplex.bench.options import BenchOptions, Fill
+from pipecat_personaplex.bench.parts import _DECODE, _DEPTH, _ENCODE, _TEMPORAL, bytes_read
+from pipecat_personaplex.bench.table import markdown_tables
+from pipecat_personaplex.bench.timing import device_seconds
 from pipecat_personaplex.cli import main
+from pipecat_personaplex.config import EngineConfig
+from pipecat_personaplex.engine.kv_cache import Batch
+from pipecat_personaplex.errors import ConfigError
 from tests.golden_data import CHECKPOINT
 
-BENCH = ["bench", "--model", str(CHECKPOINT), "--device", "cpu"]
+CPU = torch.device("cpu")
+# One thread: two wait for each other for long where others use the processor too.
+BENCH = ["bench", "--model", str(CHECKPOINT), "--device", "cpu", "--threads", "1"]
+PARTS = ("encode", "temporal", "of it attention", "text and depth", "decode")
 
 
-def test_report_of_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:
-    code = main([*BENCH, "--sessions", "1,8", "--frames", "20"])
-    assert code == 0
-    lines = capsys.readouterr().out.splitlines()
-    report = json.loads(lines[-1])
+@dataclass(frozen=True)
+class Run:
+    """What one command left behind."""
+
+    lines: list[str]
+    report: dict[str, Any]
+    picture: bytes
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """All measurements, on the tiny checkpoint."""
+    picture = tmp_path_factory.mktemp("bench") / "steps.png"
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as said:
+        patch.setattr("pipecat_personaplex.bench.bandwidth._COPY_BYTES", {"cpu": 16 << 20})
+        sizes = ["--sessions", "1,8", "--frames", "20", "--prompt-frames", "100"]
+        more = ["--fill", "full", "--minutes", "0.004", "--markdown", "--histogram", str(picture)]
+        assert main([*BENCH, *sizes, *more]) == 0
+    lines = said.getvalue().splitlines()
+    return Run(lines, json.loads(lines[-1]), picture.read_bytes())
+
+
+def test_steps(short_run: Run) -> None:
+    report = short_run.report
     assert report["model"] == str(CHECKPOINT)
     assert set(report["sessions"]) == {"1", "8"}
+    names = ("p50_ms", "p95_ms", "p99_ms", "p999_ms", "max_ms")
     for figures in report["sessions"].values():
-        assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["p999_ms"]
+        assert 0 < figures["p50_ms"]
+        assert [figures[name] for name in names] == sorted(figures[name] for name in names)
         assert figures["real_time_factor"] > 0
-    prefill = report["prefill"]
-    assert prefill["frames"] == 300
-    # What parallel prefill and the prefix cache are for; the bounds are generous.
-    assert prefill["stepped_ms"] > 20 * prefill["cold_ms"]
-    assert prefill["cold_ms"] > 5 * prefill["cached_ms"]
+        assert figures["soak"]["steps"] == 3  # 0.004 minutes
+        assert 0 <= figures["soak"]["late"] <= 3
+        assert 0 < figures["soak"]["p50_ms"] <= figures["soak"]["max_ms"]
     assert report["batch_8_to_1"] < 8
-    assert report["memory"]["slot_bytes"] > 0
-    assert "real-time factor" in "\n".join(lines)
+    assert report["window"] == report["filled"] == 47
+    assert "real-time factor" in "\n".join(short_run.lines)
+
+
+def test_prompts(short_run: Run) -> None:
+    prefill = short_run.report["prefill"]
+    assert prefill["frames"] == 100
+    # What parallel prefill and the prefix cache are for; the bounds are generous.
+    assert prefill["stepped_ms"] > 10 * prefill["cold_ms"]
+    assert prefill["cold_ms"] > 5 * prefill["cached_ms"]
+
+
+def test_memory(short_run: Run) -> None:
+    memory = short_run.report["memory"]
+    assert memory["slot_bytes"] == memory["plan"]["kv_per_slot"] + memory["plan"]["codec_per_slot"]
+    assert memory["plan"]["slots"] == 8
+    assert any(line.startswith("memory in GiB: weights") for line in short_run.lines)
+
+
+def test_parts_and_bandwidth(short_run: Run) -> None:
+    report = short_run.report
+    assert set(report["parts"]) == {"1", "8"}
+    for parts in report["parts"].values():
+        assert tuple(parts) == PARTS
+        assert all(min(part.values()) > 0 for part in parts.values())
+    bandwidth = report["bandwidth"]
+    assert report["copy_gb_s"] > 0
+    assert set(bandwidth["attention"]) == {"1"} and set(bandwidth["mlp"]) == {"1", "8", "64"}
+    for entry in (*bandwidth["attention"].values(), *bandwidth["mlp"].values()):
+        assert min(entry.values()) > 0
+        ratio = entry["percent_of_copy"] * report["copy_gb_s"]
+        assert ratio == pytest.approx(100 * entry["gb_s"], rel=0.02)
+    [attention] = bandwidth["attention"].values()
+    assert attention["bytes"] == report["memory"]["plan"]["kv_per_slot"]
+
+
+def test_the_machine(short_run: Run) -> None:
+    report = short_run.report
+    assert report["torch"] == torch.__version__
+    assert report["threads"] == 1
+    assert report["device"] == "cpu" and report["driver"] is None
+    assert {"processor", "triton", "commit", "version", "kv_dtype", "dtype"} <= set(report)
+
+
+def test_the_histogram_is_a_picture(short_run: Run) -> None:
+    signature, size = short_run.picture[:8], short_run.picture[16:24]
+    assert signature == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", size)
+    assert 600 < width < 4000 and 300 < height < 4000
+    assert len(short_run.picture) > 5000
+
+
+def test_the_tables_are_markdown(short_run: Run) -> None:
+    tables = read_tables(short_run.lines)
+    assert [table[0][0] for table in tables] == [
+        "callers",
+        "callers in real time",
+        "callers",
+        "against a copy",
+    ]
+    steps, soak, parts, bandwidth = tables
+    assert [row[0] for row in steps[2:]] == ["1", "8"]
+    p50 = short_run.report["sessions"]["8"]["p50_ms"]
+    assert steps[3][1:3] == ["47 of 47", f"{p50:.2f}"]
+    assert [row[2].split()[-1] for row in soak[2:]] == ["3", "3"]
+    assert [row[1] for row in parts[2:]] == 2 * [*PARTS, "rest: launches, copies"]
+    whole = sum(float(row[2]) for row in parts[2:8] if row[1] != "of it attention")
+    assert whole == pytest.approx(short_run.report["sessions"]["1"]["p50_ms"], abs=0.01)
+    assert len(bandwidth[2:]) == 1 + 1 + 3
+    caption = short_run.lines[short_run.lines.index("| " + " | ".join(steps[0]) + " |") - 2]
+    assert f"torch {torch.__version__}" in caption
+
+
+def read_tables(lines: list[str]) -> list[list[list[str]]]:
+    """Cells by table and row; every row of a table has as many as its head."""
+    tables: list[list[list[str]]] = []
+    inside = False
+    for line in lines:
+        if line.startswith("|"):
+            if not inside:
+                tables.append([])
+            tables[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        inside = line.startswith("|")
+    for table in tables:
+        assert {len(row) for row in table} == {len(table[0])}
+        assert set(table[1]) == {"---"}
+    return tables
+
+
+def test_a_report_without_the_rest_has_no_tables_of_it(short_run: Run) -> None:
+    kept = {k: v for k, v in short_run.report.items() if k not in ("parts", "bandwidth")}
+    kept["sessions"] = {"1": {k: v for k, v in kept["sessions"]["1"].items() if k != "soak"}}
+    [only] = read_tables(markdown_tables(kept))
+    assert only[0][:2] == ["callers", "window filled"]
+
+
+# The calls that are timed.
+
+
+@pytest.fixture(scope="module")
+def served() -> Served:
+    return load_served(str(CHECKPOINT), EngineConfig(device="cpu", dtype="float32"))
+
+
+def test_full_windows_are_full(served: Served) -> None:
+    window, codec_window = served.config.lm.window, served.config.mimi.window
+    fill = Fill.of(BenchOptions("x", fill="full"), window, codec_window)
+    assert fill.positions - fill.said > window
+    runner = new_runner(served, 3, CPU)
+    poison(runner)
+    start(runner, 3, noise_prefix(served, fill.positions, CPU), fill)
+    step = stepping(runner, 3)
+    for _ in range(2):
+        output: Any = step()
+        assert output.finite.all() and output.pcm.isfinite().all()
+    # Every place of every ring had been written: what was in memory before shows nowhere.
+    for ring in (runner._kv, runner._codec._encoder_kv, runner._codec._decoder_kv):
+        assert ring.keys[:, :3].isfinite().all() and ring.values[:, :3].isfinite().all()
+    assert min(runner._host_prompt[:3]) >= window
+    # The calls' rings go round at different times.
+    assert len({start % window for start in runner._host_prompt[:3]}) == 3
+
+
+def poison(runner: Any) -> None:
+    for ring in (runner._kv, runner._codec._encoder_kv, runner._codec._decoder_kv):
+        ring.keys.fill_(math.nan)
+        ring.values.fill_(math.nan)
+
+
+@pytest.mark.parametrize("frames", [1, 30])
+def test_a_part_of_the_window(served: Served, frames: int) -> None:
+    window, codec_window = served.config.lm.window, served.config.mimi.window
+    fill = Fill.of(BenchOptions("x", fill=frames), window, codec_window)
+    assert fill == Fill(frames, min(frames, 10))
+    runner = new_runner(served, 1, CPU)
+    poison(runner)
+    start(runner, 1, noise_prefix(served, fill.positions, CPU), fill)
+    output: Any = stepping(runner, 1)()
+    assert output.finite.all()
+    written = runner._kv.keys[0, 0, 0].isfinite().all(dim=1)
+    assert written.sum() == frames + 1
+
+
+def test_attention_over_full_rings_reads_all_of_them(served: Served) -> None:
+    ring = new_ring(served, 1, CPU)
+    assert ring.nbytes == 47 * 2 * 3 * 64 * 4
+    kv = ring.at(Batch.of([0], CPU), [94], torch.tensor([94]))
+    assert kv._rings[0].filled == 47  # type: ignore[attr-defined]
+
+
+def test_parts_read_every_weight_but_embeddings_once(served: Served) -> None:
+    lm, mimi = served.lm, served.mimi
+    embeddings = sum(
+        held_bytes(module) for module in lm.modules() if isinstance(module, torch.nn.Embedding)
+    )
+    constants = lm.frequencies.nbytes + lm.audio_offsets.nbytes
+    read = bytes_read(lm, _TEMPORAL) + bytes_read(lm, _DEPTH)
+    assert read == held_bytes(lm) - embeddings - constants
+    assert bytes_read(mimi, _ENCODE) + bytes_read(mimi, _DECODE) == (
+        held_bytes(mimi) - mimi.frequencies.nbytes
+    )
+
+
+def test_a_slow_step_makes_the_next_ones_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+
+    class Clock:
+        @staticmethod
+        def perf_counter() -> float:
+            return clock[0]
+
+        @staticmethod
+        def sleep(seconds: float) -> None:
+            clock[0] += seconds
+
+    durations = iter([0.02, 0.2, 0.02, 0.02, 0.02])
+
+    def step() -> None:
+        clock[0] += next(durations)
+
+    monkeypatch.setattr(steps, "time", Clock)
+    report, seconds = steps.soak(step, 5 * 0.08 / 60, CPU)
+    # Arrivals at 0, 80, 160, 240, 320; answers at 20, 280, 300, 320, 340.
+    assert (report["steps"], report["late"]) == (5, 2)
+    assert report["max_ms"] == 200 and report["p50_ms"] == 80
+    assert seconds == pytest.approx([0.02, 0.2, 0.02, 0.02, 0.02])
+
+
+class FakeEvent:
+    """A moment on a device whose clock is the number of calls."""
+
+    calls = 0
+
+    def record(self) -> None:
+        self.at = FakeEvent.calls
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return float(end.at - self.at)
+
+
+class FakeGraph:
+    def replay(self) -> None:
+        FakeEvent.calls += 3
+
+
+@pytest.mark.parametrize("captures", [True, False])
+def test_a_part_that_cannot_be_captured_is_timed_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, captures: bool
+) -> None:
+    @contextmanager
+    def graph(_: FakeGraph) -> Iterator[None]:
+        yield
+        if not captures:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    def call() -> None:
+        FakeEvent.calls += 5
+
+    for name, stand_in in (
+        ("device", lambda device: nullcontext()),
+        ("synchronize", lambda: None),
+        ("CUDAGraph", FakeGraph),
+        ("graph", graph),
+        ("Event", lambda enable_timing: FakeEvent()),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    warnings: list[str] = []
+    sink = logger.add(warnings.append, level="WARNING", format="{message}")
+    seconds = device_seconds(call, 4, torch.device("cuda"))
+    logger.remove(sink)
+    assert seconds == (0.003 if captures else 0.005)
+    assert ["not permitted" in line for line in warnings] == ([] if captures else [True])
+
+
+# The machine's description.
+
+
+@pytest.mark.parametrize(
+    ("text", "driver"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue Sep 23", "580.95.05"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.26  Release", "570.26"),
+        ("no number here", None),
+    ],
+)
+def test_the_driver_of_its_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, driver: str | None
+) -> None:
+    (tmp_path / "version").write_text(text)
+    monkeypatch.setattr(machine, "_DRIVER_FILE", tmp_path / "version")
+    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
+    assert machine._driver() == driver
+    (tmp_path / "version").unlink()
+    assert machine._driver() is None
+
+
+def test_the_driver_that_nvidia_smi_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 555.42.02\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine._driver() == "555.42.02"
+
+
+def test_an_installed_package_has_no_commit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor that of a repository which its environment happens to lie in."""
+    monkeypatch.setattr(machine, "_PACKAGE", machine._PACKAGE / "engine")
+    assert machine._commit() is None
+    monkeypatch.setattr(machine, "_PACKAGE", tmp_path)
+    assert machine._commit() is None
+
+
+# The peer.
 
 
 def test_the_peer_takes_turns_with_ours(capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ["--sessions", "1", "--frames", "5", "--prompt-frames", "10"]
+    sizes = ["--frames", "5", "--prompt-frames", "10", "--sessions", "1", "--measure", "prompts"]
     with no_compile():  # compiling its norms would take longer than the test
         code = main([*BENCH, *sizes, "--peer", "moshi"])
     assert code == 0
-    peer = json.loads(capsys.readouterr().out.splitlines()[-1])["peer"]
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert not {"sessions", "parts", "bandwidth"} & set(report)
+    peer = report["peer"]
     assert set(peer) == {
         *(f"{name}_p50_ms" for name in ("ours", "ours_int8", "moshi")),
         *(f"{name}_speedup" for name in ("ours", "ours_int8")),
@@ -46,22 +374,87 @@ def test_the_peer_takes_turns_with_ours(capsys: pytest.CaptureFixture[str]) -> N
     assert min(peer.values()) > 0
 
 
+def test_a_peer_that_fails_does_not_lose_the_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr("pipecat_personaplex.bench.peer.PeerCall", fail)
+    sizes = ["--sessions", "1", "--frames", "1", "--prompt-frames", "2", "--measure", "steps"]
+    assert main([*BENCH, *sizes, "--quantization", "int8", "--peer", "moshi"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out.splitlines()[-1])["peer"] == {
+        "error": "RuntimeError: no compiler"
+    }
+    assert "moshi cannot be run here" in captured.err
+
+
+# Mistakes.
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--sessions", "1,many"], "must be numbers like 1,2,4,8"),
         (["--sessions", "0"], "at least 1"),
+        (["--sessions", "2,2"], "differ"),
         (["--random-1b", "--random-7b"], "choose one"),
         (["--frames", "0"], "--frames"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--device", "cuda:99", "--random-1b"], "cuda:99"),
         (["--device", "tpu", "--random-1b"], "tpu"),
+        (["--fill", "0"], "full or at least 1"),
+        (["--fill", "most"], "--fill must be full or a number"),
+        (["--fill", "3000", "--random-7b"], "the window holds 2999"),
+        (["--minutes", "nan"], "--minutes"),
+        (["--minutes", "-1"], "--minutes"),
+        (["--measure", "steps,luck"], "prompts, steps, parts, bandwidth, not luck"),
+        (["--measure", "parts", "--minutes", "1"], "need steps"),
+        (["--histogram", "steps.svg"], "name it .png"),
+        (["--histogram", "/nowhere/steps.png"], "no folder"),
+        (["--sessions", "100000", "--fill", "full", "--random-1b"], "too little memory"),
+        (["--peer", "vllm"], "--peer"),
     ],
 )
 def test_bad_options_are_told_in_one_line(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
-    assert main(["bench", *arguments]) == 2
+    def load(*args: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("pipecat_personaplex.bench.run.load_served", load)
+    assert main(["bench", "--device", "cpu", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    assert error.startswith("error: ") and error.count("\n") == 1
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package", "remedy"),
+    [
+        (["--histogram", "steps.png"], "matplotlib", "pipecat-personaplex[bench]"),
+        (["--peer", "moshi"], "einops", "moshi==0.2.13 einops"),
+    ],
+)
+def test_what_is_not_installed_is_told_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    package: str,
+    remedy: str,
+) -> None:
+    monkeypatch.setattr(options, "find_spec", lambda name: None if name == package else object())
+    assert main(["bench", "--random-7b", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and remedy in captured.err and captured.err.count("\n") == 1
+
+
+def test_options_are_checked_where_they_are_made() -> None:
+    with pytest.raises(ConfigError, match="nothing"):
+        BenchOptions("x", measure=())
+    with pytest.raises(ConfigError, match="prompt frames"):
+        BenchOptions("x", prompt_frames=1)

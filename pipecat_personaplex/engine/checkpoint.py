@@ -118,7 +118,7 @@ def random_model(
         quantization: As in ``EngineConfig``.
         seed: Of the weights.
     """
-    source = RandomSource(seed)
+    source = RandomSource(seed, device)
     return _build(config, source, source, device, dtype, quantization, None)
 
 

@@ -27,6 +27,7 @@ from pipecat_personaplex.engine.checkpoint import (
 from pipecat_personaplex.engine.download import resolve
 from pipecat_personaplex.engine.layout import CONFIG_FILE, MODEL_FILES, VOICES_FILE
 from pipecat_personaplex.engine.loop import StepLoop
+from pipecat_personaplex.engine.memory import plan_engine, require_memory
 from pipecat_personaplex.engine.model_runner import encode_stream
 from pipecat_personaplex.engine.placement import (
     choose_kv_dtype,
@@ -115,7 +116,7 @@ class Engine:
         Raises:
             CheckpointError: The files are missing, cut off or of the wrong shape.
             ConfigError: The checkpoint's ``config.json`` or the device cannot be used, or not
-                with these options.
+                with these options, or the device has too little memory.
         """
         config = config or EngineConfig()
         target = choose_target(config.device, config.dtype, config.quantization)
@@ -125,6 +126,7 @@ class Engine:
         # Small files first: what is wrong with them shows before gigabytes are read.
         architecture = read_config(folder / CONFIG_FILE).with_context(config.context)
         voices = VoiceLibrary.from_archive(folder / VOICES_FILE, architecture)
+        require_memory(plan_engine(architecture, config, target), target.device)
         with loading_bar(progress) as advanced:
             checkpoint = load_checkpoint(folder, **target._asdict(), progress=advanced)
         return cls(checkpoint, voices, config)

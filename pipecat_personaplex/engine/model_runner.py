@@ -94,6 +94,16 @@ class CodecSlots:
         mine.keys[:, slot, :, past] = theirs.keys[:, 0, :, past]
         mine.values[:, slot, :, past] = theirs.values[:, 0, :, past]
 
+    def age(self, slot: int) -> None:
+        """Fill a slot's rings with zeros, as if its call were long, for measurements."""
+        config = self._mimi.config
+        head_dim = config.dimension // config.num_heads
+        zeros = self._conv.storage.new_zeros(()).expand(
+            config.num_layers, config.num_heads, config.window, head_dim
+        )
+        for ring in (self._encoder_kv, self._decoder_kv):
+            ring.write(slot, 0, zeros, zeros)
+
 
 def encode_stream(mimi: Mimi, pcm: Tensor) -> Tensor:
     """Encode a whole recording frame by frame from a fresh state.
@@ -251,6 +261,16 @@ class ModelRunner:
         column[TEXT] = text[0]
         column[AGENT_CODES.start] = semantic[0, 0]
         self._grid.start(slot, column)
+
+    def age(self, slot: int, frames: int) -> None:
+        """Make a call that has joined ``frames`` old without stepping there, for measurements.
+
+        Its place in the window stays, so that the prompt becomes so much shorter.
+        """
+        self._codec.age(slot)
+        self._prompt[slot] -= frames
+        self._host_prompt[slot] -= frames
+        self._frames[slot] = self._host_frames[slot] = frames
 
     def set_sampling(self, slot: int, sampling: SamplingParams) -> None:
         """Draw a slot's tokens with these parameters from the next step on."""

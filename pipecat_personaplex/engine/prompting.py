@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from loguru import logger
@@ -27,9 +27,11 @@ from pipecat_personaplex.config import (
 )
 from pipecat_personaplex.engine.kv_cache import RunCache
 from pipecat_personaplex.engine.tokens import prompt_columns
-from pipecat_personaplex.engine.voices import Voice
 from pipecat_personaplex.errors import PromptTooLong
 from pipecat_personaplex.models.lm import PersonaPlexLM
+
+if TYPE_CHECKING:  # so that the step, and what measures it, needs none of the audio libraries
+    from pipecat_personaplex.engine.voices import Voice
 
 SILENCE_FRAMES = 6
 _SYSTEM_TAG = "<system>"

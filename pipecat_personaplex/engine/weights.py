@@ -181,14 +181,15 @@ class RandomSource:
     All come from one pool of noise, so that a 7B model takes seconds, not minutes.
 
     Args:
-        seed: Of the noise.
+        seed: Of the noise, which is the same on every device.
+        device: Where the weights will be: made there, they need not be brought there.
     """
 
     quantization: Quantization | None = None
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, device: torch.device):
         generator = torch.Generator().manual_seed(seed)
-        self._pool = torch.randn(_RANDOM_POOL, generator=generator)
+        self._pool = torch.randn(_RANDOM_POOL, generator=generator).to(device)
         self._at = 0
 
     def require_all_known(self, layout: Sequence[Entry]) -> None:
@@ -213,7 +214,7 @@ class RandomSource:
         return noise.div_(math.sqrt(math.prod(shape[1:])))
 
     def _take(self, count: int) -> Tensor:
-        taken = torch.empty(count)
+        taken = torch.empty(count, device=self._pool.device)
         filled = 0
         while filled < count:
             run = min(count - filled, _RANDOM_POOL - self._at)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipecat_personaplex.architecture import LMConfig, MimiConfig, ModelConfig
-from pipecat_personaplex.bench_peer import peer_lm_kwargs, peer_mimi_config
+from pipecat_personaplex.bench.peer import peer_lm_kwargs, peer_mimi_config
 from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES
 from pipecat_personaplex.engine.checkpoint import Checkpoint, load_checkpoint
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache

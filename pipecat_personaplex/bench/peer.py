@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from loguru import logger
 
 from pipecat_personaplex.architecture import ModelConfig
+from pipecat_personaplex.bench.calls import (
+    Served,
+    load_served,
+    new_runner,
+    noise_prefix,
+    start,
+    stepping,
+)
+from pipecat_personaplex.bench.options import BenchOptions, Fill
+from pipecat_personaplex.bench.timing import timed
 from pipecat_personaplex.config import CODEBOOKS, DELAYS, FRAME_SAMPLES
-from pipecat_personaplex.errors import ConfigError
+
+_ROUNDS = 5
+# The first calls compile moshi's norms and capture its CUDA graphs.
+_START_UP = 4
 
 
 def peer_lm_kwargs(config: ModelConfig) -> dict[str, Any]:
@@ -100,41 +117,81 @@ def peer_mimi_config(config: ModelConfig) -> dict[str, Any]:
 
 
 class PeerCall:
-    """One caller on PyPI moshi: encode, step, decode.
+    """One caller on PyPI moshi, run as moshi's server runs it: encode, step, decode.
+
+    On CUDA, that is with its own CUDA graphs and compiled norms. What a step costs does not
+    depend on how much of the ring is filled: moshi attends to all of it under a mask.
 
     Args:
         config: The architecture.
         device: Where to run.
         dtype: Of the language model.
-        filled: Frames the call has had before it is timed.
-
-    Raises:
-        ConfigError: moshi is not installed.
     """
 
-    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype, filled: int):
-        try:
-            from moshi.models import loaders
-            from moshi.models.lm import LMGen
-        except ImportError as error:
-            raise ConfigError(
-                "--peer needs PyPI moshi: pip install --no-deps moshi==0.2.13 einops"
-            ) from error
-        lm = loaders.get_moshi_lm(None, peer_lm_kwargs(config), device, dtype).eval()
-        self._mimi = loaders.get_mimi(None, peer_mimi_config(config), device, CODEBOOKS)
-        self._gen = LMGen(lm)
-        self._pcm = torch.zeros(1, 1, FRAME_SAMPLES, device=device)
-        self._mimi.streaming_forever(1)
-        self._gen.streaming_forever(1)
-        # What it costs does not depend on how much of the ring is filled: moshi attends to all
-        # of it under a mask. A few frames pass its start-up.
-        for _ in range(min(filled, 4)):
+    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype):
+        from moshi.models import loaders
+        from moshi.models.lm import LMGen
+
+        self._device = device
+        with torch.no_grad():
+            lm = loaders.get_moshi_lm(None, peer_lm_kwargs(config), device, dtype).eval()
+            self._mimi = loaders.get_mimi(None, peer_mimi_config(config), device, CODEBOOKS)
+            self._gen = LMGen(lm)
+            self._mimi.streaming_forever(1)
+            self._gen.streaming_forever(1)
+        self._pcm = torch.zeros(FRAME_SAMPLES)
+        for _ in range(_START_UP):
             self.step()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step(self) -> None:
-        """One frame."""
-        codes = self._mimi.encode(self._pcm)
+        """One frame: audio from the host, and audio and the text token back to it."""
+        codes = self._mimi.encode(self._pcm.to(self._device)[None, None])
         tokens = self._gen.step(codes)
         if tokens is not None:
-            self._mimi.decode(tokens[:, 1:])
+            self._mimi.decode(tokens[:, 1:]).cpu()
+            tokens[0, 0, 0].item()
+
+
+def measure_peer(
+    served: Served,
+    options: BenchOptions,
+    fill: Fill,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """One session a frame, audio in to audio out: ours, on a CPU ours in int8, and moshi.
+
+    They take turns, so that whatever else the machine does meets them alike. What is wrong inside
+    moshi is reported in place of its figures: ours are not to be lost.
+    """
+    contenders: dict[str, Callable[[], object]] = {}
+
+    def add(name: str, ours: Served) -> None:
+        runner = new_runner(ours, 1, device)
+        start(runner, 1, noise_prefix(ours, fill.positions, device), fill)
+        contenders[name] = stepping(runner, 1)
+
+    add("ours", served)
+    if device.type == "cpu" and served.quantization is None:
+        add("ours_int8", load_served(options.model, replace(options.engine, quantization="int8")))
+    try:
+        contenders["moshi"] = PeerCall(served.config, device, served.lm.dtype).step
+    except Exception as error:
+        logger.opt(exception=error).warning("moshi cannot be run here")
+        return {"error": f"{type(error).__name__}: {error}"}
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(_ROUNDS):
+        for name, call in contenders.items():
+            samples[name] += timed(call, max(1, options.frames // _ROUNDS), device)
+    medians = {name: float(np.median(times)) * 1e3 for name, times in samples.items()}
+    report: dict[str, Any] = {f"{name}_p50_ms": round(ms, 3) for name, ms in medians.items()}
+    for name, ms in medians.items():
+        if name == "moshi":
+            continue
+        report[f"{name}_speedup"] = speedup = round(medians["moshi"] / ms, 2)
+        say(
+            f"one session a frame: {name} {ms:.2f} ms, PyPI moshi {medians['moshi']:.2f} ms: "
+            f"{speedup}x as fast"
+        )
+    return report

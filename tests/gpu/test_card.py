@@ -1,0 +1,107 @@
+"""On a CUDA card: the memory plan is what is taken, and the bench measures what it says."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pipecat_personaplex.bench.calls import (
+    load_served,
+    new_runner,
+    noise_prefix,
+    start,
+    stepping,
+    window_of,
+)
+from pipecat_personaplex.bench.options import BenchOptions, Fill
+from pipecat_personaplex.bench.steps import soak
+from pipecat_personaplex.cli import main
+from pipecat_personaplex.config import EngineConfig
+from pipecat_personaplex.engine.memory import available_bytes, plan_engine
+from pipecat_personaplex.engine.placement import choose_target
+from pipecat_personaplex.subject import read_architecture
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+# Longer: PERSONAPLEX_SOAK_MINUTES=10 PYTHONPATH=. python -m pytest tests/gpu -k real_time
+SOAK_MINUTES = float(os.environ.get("PERSONAPLEX_SOAK_MINUTES", "1"))
+SOAK_CALLERS = int(os.environ.get("PERSONAPLEX_SOAK_CALLERS", "16"))
+
+
+@pytest.fixture(autouse=True)
+def an_empty_card() -> Iterator[None]:
+    """What other tests have left is given back first, so that memory can be counted."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    yield
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_the_plan_is_what_is_taken(quantization: str | None) -> None:
+    engine = EngineConfig(device="cuda", quantization=quantization, max_sessions=4)  # type: ignore[arg-type]
+    target = choose_target("cuda", "auto", quantization)  # type: ignore[arg-type]
+    plan = plan_engine(read_architecture("random-1b"), engine, target)
+    before = torch.cuda.memory_allocated()
+    served = load_served("random-1b", engine)
+    weights = torch.cuda.memory_allocated() - before
+    assert weights == pytest.approx(plan.weights + plan.codec, rel=0.02)
+    free = available_bytes(target.device)
+    assert free is not None
+    runner = new_runner(served, engine.max_sessions, target.device)
+    stepping(runner, engine.max_sessions)()
+    taken = free - available_bytes(target.device)  # type: ignore[operator]
+    assert plan.slots * plan.per_slot <= taken
+    assert taken < plan.slots * plan.per_slot + plan.workspace
+
+
+def test_the_bench(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--sessions", "1,8", "--frames", "50", "--fill", "full", "--minutes", "0.02"]
+    assert main(["bench", "--random-1b", "--device", "cuda", *arguments, "--markdown"]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    report = json.loads(lines[-1])
+    assert report["driver"] and report["triton"] and report["cuda"]
+    assert report["device"] == torch.cuda.get_device_name()
+    for row in report["sessions"].values():
+        assert row["peak_bytes"] > report["memory"]["model_bytes"] * 0.9
+        assert row["soak"]["late"] == 0
+    # Whatever reads memory once cannot be much faster than what reads and writes it.
+    for entry in (*report["bandwidth"]["attention"].values(), report["bandwidth"]["mlp"]["1"]):
+        assert 5 < entry["percent_of_copy"] < 130
+    # Each part could be captured: its time is the device's, not that of launches.
+    assert "cannot be captured" not in captured.err
+    # Parts are within the step that they are parts of.
+    for count, parts in report["parts"].items():
+        whole = sum(part["ms"] for name, part in parts.items() if name != "of it attention")
+        assert whole < 1.2 * report["sessions"][count]["p50_ms"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 * (SOAK_MINUTES + 5))
+def test_full_windows_in_real_time() -> None:
+    """Everyone's frame at once: none is late, and no state leaves its bounds."""
+    engine = EngineConfig(device="cuda")
+    served = load_served("random-1b", engine)
+    device = choose_target("cuda", "auto", None).device
+    options = BenchOptions("random-1b", engine, fill="full")
+    fill = Fill.of(options, window_of(served), served.config.mimi.window)
+    runner = new_runner(served, SOAK_CALLERS, device)
+    start(runner, SOAK_CALLERS, noise_prefix(served, fill.positions, device), fill)
+    step = stepping(runner, SOAK_CALLERS)
+    for _ in range(5):
+        step()
+    before = torch.cuda.memory_allocated()
+    report, _ = soak(step, SOAK_MINUTES, device)
+    assert report["late"] == 0, report
+    assert report["p999_ms"] < 80
+    assert torch.cuda.memory_allocated() <= before + (1 << 20)  # nothing piles up
+    output = step()
+    assert output.finite.all() and output.pcm.isfinite().all()  # type: ignore[attr-defined]
