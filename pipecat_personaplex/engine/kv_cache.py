@@ -29,7 +29,7 @@ class Batch:
     """The slots of one step, in ascending order.
 
     Attributes:
-        slots: Their indices.
+        slots: Their indices; none where the device alone knows them.
         rows: The same as a slice where they are neighbours (views, no copies), else a tensor.
     """
 
@@ -63,6 +63,7 @@ class RingCache:
         dtype: Of the keys and values that come in.
         device: Where they live.
         kv_dtype: In which they are kept: float32, bfloat16 or e4m3; ``dtype`` if not given.
+        masked: On a CPU, attend as a step that is captured may: over whole rings.
     """
 
     def __init__(
@@ -76,11 +77,14 @@ class RingCache:
         dtype: torch.dtype,
         device: torch.device,
         kv_dtype: torch.dtype | None = None,
+        masked: bool = False,
     ):
         self.window = window
         kept = kv_dtype or dtype
-        on_cpu = device.type == "cpu"
-        self._by_length = on_cpu or _kernels_run(device, heads, window, head_dim, dtype, kept)
+        if device.type == "cpu":
+            self._by_length = not masked
+        else:
+            self._by_length = _kernels_run(device, heads, window, head_dim, dtype, kept)
         # On a CPU every place is written before it is read, so nothing is cleared, and memory
         # that the system hands out lazily is only taken as calls grow long. Under a mask, places
         # not yet written are read and weigh nothing; but nothing times NaN is NaN.
@@ -97,6 +101,7 @@ class RingCache:
         *,
         window: int | None = None,
         kv_dtype: torch.dtype | None = None,
+        masked: bool = False,
     ) -> RingCache:
         """The temporal transformer's rings; ``window`` is the model's own if not given."""
         config = lm.config
@@ -109,6 +114,7 @@ class RingCache:
             dtype=lm.dtype,
             device=device,
             kv_dtype=kv_dtype,
+            masked=masked,
         )
 
     @property
@@ -126,20 +132,23 @@ class RingCache:
         """Memory of all rings when full."""
         return self.kept_keys.nbytes + self.kept_values.nbytes
 
-    def at(self, batch: Batch, starts: list[int], positions: Tensor, steps: int = 1) -> KVStore:
+    def at(
+        self, batch: Batch, starts: list[int] | None, positions: Tensor, steps: int = 1
+    ) -> KVStore:
         """Open a step: append ``steps`` positions to each ring of ``batch``, attend within each.
 
         Args:
             batch: Whose rings.
-            starts: Each ring's first new position, known to the host; used on a CPU alone.
+            starts: Each ring's first new position, where the host knows it.
             positions: The same on the device, [B] int64.
             steps: New positions a ring.
         """
-        if self.keys.device.type == "cpu":
-            return _FilledRings(self, batch, starts, steps)
-        if self._by_length:
+        if not self._by_length:
+            return _MaskedRings(self, batch, positions, steps)
+        if self.keys.device.type != "cpu":
             return _KernelRings(self, batch, positions, steps)
-        return _MaskedRings(self, batch, positions, steps)
+        assert starts is not None
+        return _FilledRings(self, batch, starts, steps)
 
     def clear(self, slot: int) -> None:
         """Forget what the slot's last owner left, where a mask alone would not."""
