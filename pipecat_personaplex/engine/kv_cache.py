@@ -63,7 +63,7 @@ class RingCache:
         dtype: Of the keys and values that come in.
         device: Where they live.
         kv_dtype: In which they are kept: float32, bfloat16 or e4m3; ``dtype`` if not given.
-        masked: On a CPU, attend as a step that is captured does: over whole rings.
+        masked: On a CPU, attend as a step that is captured may: over whole rings.
     """
 
     def __init__(
@@ -81,11 +81,10 @@ class RingCache:
     ):
         self.window = window
         kept = kv_dtype or dtype
-        on_cpu = device.type == "cpu"
-        self._filled_only = on_cpu and not masked
-        self._by_length = self._filled_only or (
-            not on_cpu and _kernels_run(device, heads, window, head_dim, dtype, kept)
-        )
+        if device.type == "cpu":
+            self._by_length = not masked
+        else:
+            self._by_length = _kernels_run(device, heads, window, head_dim, dtype, kept)
         # On a CPU every place is written before it is read, so nothing is cleared, and memory
         # that the system hands out lazily is only taken as calls grow long. Under a mask, places
         # not yet written are read and weigh nothing; but nothing times NaN is NaN.
@@ -140,16 +139,16 @@ class RingCache:
 
         Args:
             batch: Whose rings.
-            starts: Each ring's first new position, where the host knows it; used on a CPU alone.
+            starts: Each ring's first new position, where the host knows it.
             positions: The same on the device, [B] int64.
             steps: New positions a ring.
         """
-        if self._filled_only:
-            assert starts is not None
-            return _FilledRings(self, batch, starts, steps)
-        if self._by_length:
+        if not self._by_length:
+            return _MaskedRings(self, batch, positions, steps)
+        if self.keys.device.type != "cpu":
             return _KernelRings(self, batch, positions, steps)
-        return _MaskedRings(self, batch, positions, steps)
+        assert starts is not None
+        return _FilledRings(self, batch, starts, steps)
 
     def clear(self, slot: int) -> None:
         """Forget what the slot's last owner left, where a mask alone would not."""

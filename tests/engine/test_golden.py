@@ -11,9 +11,10 @@ from pipecat_personaplex import Engine, Persona, SamplingParams
 from pipecat_personaplex.audio import pcm16_to_float
 from pipecat_personaplex.config import AGENT_CODES, FRAME_SAMPLES, TEXT, USER_CODES
 from pipecat_personaplex.engine.engine import Conversation
-from pipecat_personaplex.engine.kv_cache import Batch, RingCache
+from pipecat_personaplex.engine.kv_cache import Batch, RingCache, _KernelRings
 from pipecat_personaplex.engine.model_runner import CodecSlots, encode_stream
 from pipecat_personaplex.engine.prompting import Prefill, build_prompt, text_prompt_tokens
+from pipecat_personaplex.kernels.triton_support import have_triton
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from tests.golden_data import GOLDEN, VOICE_SAMPLE, GoldenConversation, conversation
 
@@ -47,6 +48,27 @@ def test_conversation_with_a_recorded_voice(engine: Engine) -> None:
     persona = Persona(voice="owen", text_prompt=golden.persona.text_prompt)
     said = engine.converse(persona, golden.user_pcm, SamplingParams.greedy())
     assert_equals_reference(said, golden)
+
+
+@pytest.mark.skipif(not have_triton(), reason="Triton is for Linux")
+def test_the_attention_kernels_say_what_the_reference_says(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at(
+        ring: RingCache, batch: Batch, starts: list[int], positions: torch.Tensor, steps: int = 1
+    ) -> _KernelRings:
+        return _KernelRings(ring, batch, positions, steps)
+
+    monkeypatch.setattr(RingCache, "at", at)  # in the interpreter: a few frames
+    golden, frames = conversation("friend"), 4
+    pcm = golden.user_pcm[: frames * FRAME_SAMPLES]
+    said = engine.converse(golden.persona, pcm, SamplingParams.greedy())
+    expected = golden.tokens[:9, 1 : frames + 1]
+    np.testing.assert_array_equal(agent_tokens(said), expected)
+    user_codes = np.stack([frame.user_codes for frame in said.frames], axis=1)
+    np.testing.assert_array_equal(user_codes, golden.user_codes[:, :frames])
+    reference_pcm = golden.agent_pcm[FRAME_SAMPLES : len(pcm) + FRAME_SAMPLES]
+    np.testing.assert_allclose(said.pcm, reference_pcm, atol=1e-3)
 
 
 def test_codec_streams_the_reference_codes_and_audio(loaded_engine: Engine) -> None:

@@ -18,10 +18,11 @@ from pipecat_personaplex.engine.kv_cache import (
     _kernels_run,
     _MaskedRings,
 )
-from pipecat_personaplex.kernels import attention_check
 from pipecat_personaplex.kernels.kv_format import FP8, KVTensor
+from pipecat_personaplex.kernels.triton_support import have_triton
 
 CPU = torch.device("cpu")
+needs_triton = pytest.mark.skipif(not have_triton(), reason="Triton is for Linux")
 HEADS, DIM, WINDOW, SLOTS = 2, 8, 7, 5
 
 
@@ -60,7 +61,9 @@ def as_kept(x: Tensor, kv_dtype: torch.dtype) -> Tensor:
     return store.read(torch.float32)
 
 
-@pytest.mark.parametrize("kind", [_FilledRings, _MaskedRings, _KernelRings])
+@pytest.mark.parametrize(
+    "kind", [_FilledRings, _MaskedRings, pytest.param(_KernelRings, marks=needs_triton)]
+)
 @pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16, FP8])
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("slots", [[0], [1, 2, 3], [0, 2, 4]])
@@ -113,6 +116,7 @@ def test_ring_attention_sees_the_window_and_nothing_else(
                     torch.testing.assert_close(got[layer][row, :, step], expected, **close)
 
 
+@needs_triton
 def test_a_ring_takes_queries_of_a_lower_precision() -> None:
     torch.manual_seed(2)
     outs = []
@@ -158,7 +162,10 @@ def test_what_8_bits_take() -> None:
     assert bytes_.nbytes == floats.nbytes * (DIM + 4) / (2 * DIM)
 
 
+@needs_triton
 def test_kernels_that_fail_their_check_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipecat_personaplex.kernels import attention_check
+
     ring = (CPU, HEADS, WINDOW, DIM, torch.float32, torch.float32)
     assert _kernels_run.__wrapped__(*ring)
     monkeypatch.setattr(attention_check, "attend", lambda plan, q, *_: torch.zeros_like(q))

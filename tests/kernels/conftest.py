@@ -1,7 +1,7 @@
-"""Kernels run in Triton's interpreter, which has to be asked for before Triton is imported."""
+"""Kernels need Triton, which is for Linux; how they are run is chosen in ``tests/conftest.py``."""
 
 from __future__ import annotations
 
-import os
+from importlib.util import find_spec
 
-os.environ["TRITON_INTERPRET"] = "1"
+collect_ignore_glob = [] if find_spec("triton") else ["test_*.py"]
