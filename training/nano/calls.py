@@ -77,8 +77,8 @@ class _Tape:
     ) -> Spoken:
         text = str(self.random.choice(wordings.wordings(intent, held_out=True)))
         if story:
-            told = str(self.random.choice(wordings.stories(held_out=True)))
-            turn = tell_story(told, text, self.manner, self.random)
+            first = str(self.random.choice(wordings.stories(held_out=True)))
+            turn = tell_story(first, text, self.manner, self.random)
         else:
             turn = speak_turn(text, self.manner, self.random, pause)
         # Frames know nothing of where a word begins.

@@ -119,4 +119,5 @@ class IntelligibilityLoss(nn.Module):
         norms = ours.norm(dim=-1) * theirs.norm(dim=-1)
         likeness = (ours * theirs).sum(dim=-1) / (norms + 1e-4)  # [B, bands, stretches]
         wanted = speech[:, None].expand_as(likeness)
-        return 1 - (likeness * wanted).sum() / wanted.sum().clamp(min=1)
+        loss: Tensor = 1 - (likeness * wanted).sum() / wanted.sum().clamp(min=1)
+        return loss
