@@ -134,11 +134,13 @@ def _parts(
     sampler = SamplerState(count, config.lm, device)
     for slot in range(count):
         sampler.set(slot, SamplingParams(seed=slot))
+    # As a captured step ranks them.
+    widths = sampler.fixed if device.type == "cuda" else None
     hidden = torch.randn(count, config.lm.dim, device=device, dtype=lm.dtype)
 
     @torch.inference_mode()
     def text_and_depth() -> object:
-        draw = sampler.frame(batch, frames)
+        draw = sampler.frame(batch, frames, widths)
         return lm.depth(hidden, draw.text(lm.text_logits(hidden)), draw.audio)
 
     yield "encode", encode, bytes_read(mimi, _ENCODE) + codec_ring

@@ -77,7 +77,7 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> Result:
         **describe_machine(device),
         "dtype": str(served.lm.dtype).removeprefix("torch."),
         "quantization": plan.quantization,
-        "kv_dtype": str(served.kv_dtype).removeprefix("torch."),
+        "kv_dtype": plan.kv_dtype,
         "window": window_of(served),
         "filled": filled,
         "frames": options.frames,

@@ -49,6 +49,8 @@ def measure_steps(
             say(_soak_line(row["soak"]))
         if device.type == "cuda":
             row["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+            row["captured"] = runner.captured
+            row["graph_bytes"] = runner.graph_bytes
         rows[str(count)] = row
         samples[count] = seconds
         del step, runner  # the one holds the other

@@ -159,8 +159,10 @@ class RingCache:
     def write(self, slot: int, first: int, keys: Tensor, values: Tensor) -> None:
         """Lay positions ``first``... into a slot's rings: each [layers, heads, n, head_dim]."""
         places = torch.arange(first, first + keys.shape[2], device=keys.device) % self.window
-        self.kept_keys[:, slot].put((slice(None), slice(None), places), keys)
-        self.kept_values[:, slot].put((slice(None), slice(None), places), values)
+        # A layer at a time: what becomes e4m3 takes several times its memory on the way.
+        for layer in range(keys.shape[0]):
+            self.kept_keys[layer, slot].put((slice(None), places), keys[layer])
+            self.kept_values[layer, slot].put((slice(None), places), values[layer])
 
 
 def _attention_dtype(q: Tensor, kept: torch.dtype) -> torch.dtype:

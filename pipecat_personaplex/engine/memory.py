@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from loguru import logger
-from torch import Tensor, nn
+from torch import nn
 
 from pipecat_personaplex.architecture import LMConfig, MimiConfig, ModelConfig
 from pipecat_personaplex.config import EngineConfig, Quantization
 from pipecat_personaplex.engine.placement import choose_kv_dtype
 from pipecat_personaplex.engine.weights import Target
 from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.kernels.formats import storage
 from pipecat_personaplex.kernels.kv_format import FP8
 from pipecat_personaplex.models.linear import Linear
 from pipecat_personaplex.models.lm import PersonaPlexLM
@@ -28,10 +28,6 @@ CUDA_WORKSPACE_BYTES = 1 << 30
 """An allowance, not a measurement: captured graphs, the libraries' workspaces, activations, and
 the prompt that is being computed."""
 
-# Low-bit weights have a scale for each output, or with int4 for each group of a row's weights;
-# int4 rows are padded to pairs of groups.
-_SCALE_BYTES = {"int8": 2, "fp8": 4, "int4": 2}
-_INT4_GROUP = 128
 # On CUDA the rows that fill a batch up step into a slot that nobody owns.
 _SPARE_SLOTS = {"cpu": 0, "cuda": 1}
 # fp8 keys and values: a float32 for each position and head, and for keys and values each.
@@ -125,12 +121,13 @@ class MemoryPlan:
 
 def plan_engine(architecture: ModelConfig, config: EngineConfig, target: Target) -> MemoryPlan:
     """Reckon what an engine that is configured so will take."""
-    kv_dtype = choose_kv_dtype(config.kv_dtype, target.dtype, target.device)
-    quantized = target._replace(quantization=target.quantization or architecture.quantization)
+    kept = choose_kv_dtype(config.kv_dtype, target.dtype, target.device)
+    # A folder of low-bit weights says so itself.
+    target = target._replace(quantization=target.quantization or architecture.quantization)
     return plan_memory(
         architecture,
-        **quantized._asdict(),
-        kv_dtype="fp8" if kv_dtype == FP8 else str(kv_dtype).removeprefix("torch."),
+        **target._asdict(),
+        kv_dtype="fp8" if kept == FP8 else str(kept).removeprefix("torch."),
         window=architecture.lm.window,
         slots=config.max_sessions,
         prompt_bytes=config.prefix_cache_bytes,
@@ -245,41 +242,37 @@ def _codec_slot_bytes(mimi: Mimi, config: MimiConfig) -> int:
 
 
 def _weight_bytes(
-    model: nn.Module, device: torch.device, dtype: torch.dtype, quantization: Quantization | None
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
 ) -> int:
     """Of a model on the meta device, as it will be kept."""
     total = sum(buffer.nbytes for buffer in model.buffers())
-    for owner, parameter in _parameters(model):
-        if isinstance(owner, Linear) and quantization is not None:
-            total += _low_bit_bytes(owner, device, dtype, quantization)
-        else:
-            total += parameter.numel() * dtype.itemsize
+    for owner in model.modules():
+        for parameter in owner.parameters(recurse=False):
+            if isinstance(owner, Linear) and quantization is not None:
+                total += _linear_bytes(owner, device, dtype, quantization)
+            else:
+                total += parameter.numel() * dtype.itemsize
     return total
 
 
-def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
-    for owner in model.modules():
-        for parameter in owner.parameters(recurse=False):
-            yield owner, parameter
-
-
-def _low_bit_bytes(
+def _linear_bytes(
     linear: Linear, device: torch.device, dtype: torch.dtype, quantization: Quantization
 ) -> int:
-    """Of one layer's weight. What stays precise is bfloat16 where the CPU multiplies it."""
+    """Of one layer of a quantised model; ``models.linear`` decides how it is kept."""
     rows, columns = linear.weight.shape
-    if (kept := linear.format(quantization)) is not None:
-        return rows * _row_bytes(kept, columns)
-    natively = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return rows * columns * (2 if natively else dtype.itemsize)
-
-
-def _row_bytes(kept: Quantization, columns: int) -> int:
-    """Of one output's weights in a low-bit format."""
-    if kept == "int4":
-        pairs = math.ceil(columns / (2 * _INT4_GROUP))
-        return pairs * (_INT4_GROUP + 2 * _SCALE_BYTES[kept])
-    return columns + _SCALE_BYTES[kept]
+    kept = linear.format(quantization)
+    if kept is None:
+        if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            dtype = torch.bfloat16
+        return rows * columns * dtype.itemsize
+    low = storage(kept, rows, columns)
+    scales = math.prod(low.scale) * low.scale_dtype.itemsize
+    if device.type == "cpu" and kept == "int4":
+        scales *= 2  # PyTorch's layout has a zero beside each
+    return math.prod(low.weight) * low.weight_dtype.itemsize + scales
 
 
 def _refusal(plan: MemoryPlan, reckoned: str, fitting: int) -> str:

@@ -12,6 +12,7 @@ from loguru import logger
 
 from pipecat_personaplex import Engine, EngineConfig
 from pipecat_personaplex.architecture import LMConfig, MimiConfig, ModelConfig
+from pipecat_personaplex.config import Quantization
 from pipecat_personaplex.engine import memory
 from pipecat_personaplex.engine.checkpoint import load_checkpoint, random_model, read_config
 from pipecat_personaplex.engine.kv_cache import RingCache
@@ -51,9 +52,9 @@ def held(model: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize("config", [WIDE, "tiny"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("quantization", [None, "int8", "fp8", "int4"])
 def test_the_plan_is_what_is_held(
-    config: ModelConfig | str, dtype: torch.dtype, quantization: str | None
+    config: ModelConfig | str, dtype: torch.dtype, quantization: Quantization | None
 ) -> None:
     if isinstance(config, str):
         checkpoint = load_checkpoint(CHECKPOINT, device=CPU, dtype=dtype, quantization=quantization)
