@@ -79,7 +79,7 @@ def frame_attention(
     if batch == 0:
         return y
     # Triton launches on the current device, whatever its arguments are on.
-    with torch.cuda.device_of(q):
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         _attend[(batch * heads,)](
             q,
             k,

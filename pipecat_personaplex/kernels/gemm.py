@@ -265,7 +265,7 @@ def gemm(
     plan = _plan(rows, outputs, kind, weight.element_size(), 2 if gate else 1, prompt)
     grid = (-(-rows // plan.rows), -(-outputs // plan.outputs))
     # Triton launches on the current device, whatever its arguments are on.
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         _gemm[grid](
             flat,
             weight,
