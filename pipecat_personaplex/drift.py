@@ -169,11 +169,12 @@ def teach(options: DriftOptions) -> Lesson:
         ConfigError: The model's weights are low-bit themselves.
     """
     subject = load_subject(options.model, options.device, "float32", None)
-    if subject.quantization is not None:
+    stored = subject.config.quantization
+    if stored is not None:
         raise ConfigError(
-            f"{options.model} holds {subject.quantization} weights, and drift compares with "
+            f"{options.model} holds {stored} weights, and drift compares with "
             "float32; give it the release they were made from, with "
-            f"--quantization {subject.quantization}"
+            f"--quantization {stored}"
         )
     device = subject.lm.text_emb.weight.device
     user_codes = encode_stream(subject.mimi, _user_audio(options).to(device))

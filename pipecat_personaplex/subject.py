@@ -35,16 +35,11 @@ RANDOM_MODELS = {
 
 
 class Subject(NamedTuple):
-    """A model on its device.
-
-    Attributes:
-        quantization: How the transformers' weights are kept; None is floating point.
-    """
+    """A model on its device."""
 
     config: ModelConfig
     lm: PersonaPlexLM
     mimi: Mimi
-    quantization: Quantization | None
 
 
 def read_architecture(model: str) -> ModelConfig:
@@ -72,6 +67,6 @@ def load_subject(model: str, device: str, dtype: str, quantization: Quantization
     target = choose_target(device, dtype, quantization)
     if model in RANDOM_MODELS:
         config = RANDOM_MODELS[model]
-        return Subject(config, *random_model(config, **target._asdict()), quantization)
+        return Subject(config, *random_model(config, **target._asdict()))
     checkpoint = load_checkpoint(resolve(model, progress=True), **target._asdict())
-    return Subject(checkpoint.config, checkpoint.lm, checkpoint.mimi, checkpoint.quantization)
+    return Subject(checkpoint.config, checkpoint.lm, checkpoint.mimi)

@@ -143,7 +143,8 @@ def _int4_pair(  # type: ignore[no-untyped-def]
     return total + _dot(high_x, high, zero, WIDE) * second[None, :]
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# One kernel for all batches of a block size: rows are no reason to compile again.
+@triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
 def _gemm(  # type: ignore[no-untyped-def]
     x,
     weight,
