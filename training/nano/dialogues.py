@@ -51,7 +51,7 @@ _QUIET = 0.15
 _TEXT_PAD = 0.25
 # Padding while a caller speaks and until the answer: against the onset's own weight of 1, it
 # decides how sure an agent must be that the turn is over.
-_DECIDING = 0.5
+_DECIDING = 0.3
 _AFTER_SPEECH = 6
 # One token in sixty, and the only one that must be copied from far back.
 _NAME_WEIGHT = 8.0
