@@ -60,7 +60,7 @@ def load_served(model: str, engine: EngineConfig) -> Served:
         lm=ours.lm,
         mimi=ours.mimi,
         kv_dtype=choose_kv_dtype(engine.kv_dtype, ours.lm.dtype, device),
-        quantization=ours.quantization,
+        quantization=engine.quantization or ours.config.quantization,
         cuda_graphs=engine.cuda_graphs,
     )
 

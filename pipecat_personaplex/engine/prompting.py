@@ -25,7 +25,7 @@ from pipecat_personaplex.config import (
     TEXT_PAD,
     USER_CODES,
 )
-from pipecat_personaplex.engine.kv_cache import RunCache
+from pipecat_personaplex.engine.run_cache import RunCache
 from pipecat_personaplex.engine.tokens import prompt_columns
 from pipecat_personaplex.errors import PromptTooLong
 from pipecat_personaplex.models.lm import PersonaPlexLM

@@ -21,9 +21,10 @@ from pipecat_personaplex import (
 )
 from pipecat_personaplex.config import FRAME_SAMPLES
 from pipecat_personaplex.engine.checkpoint import load_checkpoint
-from pipecat_personaplex.engine.kv_cache import Batch, RunCache
+from pipecat_personaplex.engine.kv_cache import Batch
 from pipecat_personaplex.engine.model_runner import ModelRunner
 from pipecat_personaplex.engine.prompting import Prefill, Prompt, build_prompt, text_prompt_tokens
+from pipecat_personaplex.engine.run_cache import RunCache
 from pipecat_personaplex.engine.voices import VoiceLibrary
 from tests.golden_data import CHECKPOINT, FRIEND, RESTAURANT, VOICE_SAMPLE, conversation
 from tests.helpers.checkpoints import WIDE, write_checkpoint

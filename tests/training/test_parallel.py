@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES
-from pipecat_personaplex.engine.kv_cache import Batch, RunCache
+from pipecat_personaplex.engine.kv_cache import Batch
 from pipecat_personaplex.engine.model_runner import CodecSlots, encode_stream
+from pipecat_personaplex.engine.run_cache import RunCache
 from tests.training.models import CONFIG
 from training.nano.codec import new_codec
 from training.nano.parallel_codec import decode_latents, encode_latents
