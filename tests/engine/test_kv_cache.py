@@ -12,12 +12,12 @@ from torch import Tensor
 from pipecat_personaplex.engine.kv_cache import (
     Batch,
     RingCache,
-    RunCache,
     _FilledRings,
     _KernelRings,
     _kernels_run,
     _MaskedRings,
 )
+from pipecat_personaplex.engine.run_cache import RunCache
 from pipecat_personaplex.kernels.kv_format import FP8, KVTensor
 from pipecat_personaplex.kernels.triton_support import have_triton
 
