@@ -264,6 +264,7 @@ def _engine_for(args: argparse.Namespace) -> AbstractContextManager[EngineLike]:
         return connect_engine(args.engine, os.environ.get("PERSONAPLEX_API_KEY"))
     config = EngineConfig(
         device=args.device,
+        quantization=args.quantization or None,
         kv_dtype=args.kv_dtype,
         context=args.context,
         max_sessions=args.max_sessions,

@@ -14,12 +14,18 @@ from pipecat_personaplex.errors import ConfigError
 # What has to be installed and set before a transport can serve anybody.
 _TWILIO_KEYS = "TWILIO_ACCOUNT_SID with TWILIO_AUTH_TOKEN, or with TWILIO_API_KEY and _API_SECRET"
 # What a model in this process is loaded with, and the values where nobody says.
-_OF_A_MODEL = {"model": None, "device": "auto", "kv_dtype": "auto", "context": "0"}
+_OF_A_MODEL = {
+    "model": None,
+    "device": "auto",
+    "quantization": None,
+    "kv_dtype": "auto",
+    "context": "0",
+}
 _EPILOG = """\
 environment (an option wins over it; a .env file is read too):
   PERSONAPLEX_MODEL, PERSONAPLEX_DEVICE, PERSONAPLEX_ENGINE, PERSONAPLEX_VOICE,
-  PERSONAPLEX_PROMPT, PERSONAPLEX_GREETING, PERSONAPLEX_KV_DTYPE, PERSONAPLEX_CONTEXT,
-  PERSONAPLEX_MAX_SESSIONS                          as the options above
+  PERSONAPLEX_PROMPT, PERSONAPLEX_GREETING, PERSONAPLEX_QUANTIZATION, PERSONAPLEX_KV_DTYPE,
+  PERSONAPLEX_CONTEXT, PERSONAPLEX_MAX_SESSIONS     as the options above
   PERSONAPLEX_API_KEY                               for --engine, where its servers want one
   HF_TOKEN                                          to download the gated 7B weights
   DAILY_API_KEY                                     for -t daily
@@ -59,6 +65,12 @@ class BotParser(argparse.ArgumentParser):
             "--device",
             metavar="auto|cpu|cuda|cuda:N",
             help="where the model runs (default: auto)",
+        )
+        self.add_argument(
+            "--quantization",
+            metavar="int8|fp8|int4",
+            help="keep the model's weights at 8 or 4 bits: less memory, faster (default: as they "
+            "are in the checkpoint)",
         )
         self.add_argument(
             "--kv-dtype",

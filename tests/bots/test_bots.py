@@ -47,7 +47,7 @@ def parse(*arguments: str) -> argparse.Namespace:
 @pytest.fixture(autouse=True)
 def no_foreign_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("MODEL", "DEVICE", "ENGINE", "VOICE", "PROMPT", "GREETING", "MAX_SESSIONS")
-    for name in (*names, "KV_DTYPE", "CONTEXT"):
+    for name in (*names, "QUANTIZATION", "KV_DTYPE", "CONTEXT"):
         monkeypatch.delenv(f"PERSONAPLEX_{name}", raising=False)
 
 
@@ -57,7 +57,7 @@ class TestOptions:
         assert (args.model, args.voice, args.greeting) == (None, None, None)
         assert (args.prompt, args.max_sessions, args.device) == ("You are a bot.", 8, "auto")
         assert args.transport == "webrtc" and args.engine == []
-        assert (args.kv_dtype, args.context) == ("auto", 0)
+        assert (args.quantization, args.kv_dtype, args.context) == (None, "auto", 0)
 
     @pytest.mark.parametrize(
         ("arguments", "variables", "engine", "model"),
@@ -101,6 +101,9 @@ class TestOptions:
 
     def test_how_much_a_model_remembers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PERSONAPLEX_KV_DTYPE", "fp8")
+        monkeypatch.setenv("PERSONAPLEX_QUANTIZATION", "int4")
+        assert parse().quantization == "int4"
+        assert parse("--quantization", "int8").quantization == "int8"
         monkeypatch.setenv("PERSONAPLEX_CONTEXT", "500")
         assert (parse().kv_dtype, parse().context) == ("fp8", 500)
         args = parse("--kv-dtype", "bfloat16", "--context", "700")
