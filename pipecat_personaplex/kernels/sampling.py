@@ -104,20 +104,21 @@ def draw_codes(
     assert scale.stride() == noise_scale.stride() == top_k.stride()
     padded = triton.next_power_of_2(card)
     codes = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    _draw[(rows,)](
-        logits,
-        codes,
-        seeds,
-        frames,
-        scale,
-        noise_scale,
-        top_k,
-        logits.stride(0),
-        scale.stride(0),
-        stream,
-        CARD=card,
-        PADDED=padded,
-        WIDTH=min(triton.next_power_of_2(width), padded),
-        num_warps=8,
-    )
+    with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
+        _draw[(rows,)](
+            logits,
+            codes,
+            seeds,
+            frames,
+            scale,
+            noise_scale,
+            top_k,
+            logits.stride(0),
+            scale.stride(0),
+            stream,
+            CARD=card,
+            PADDED=padded,
+            WIDTH=min(triton.next_power_of_2(width), padded),
+            num_warps=8,
+        )
     return codes
