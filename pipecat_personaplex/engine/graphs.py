@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -79,23 +80,31 @@ def batch_sizes(slots: int) -> tuple[int, ...]:
     return (*(size for size in BATCH_SIZES if size < slots), slots)
 
 
+def spare_slots(slots: int) -> int:
+    """Slots besides, for rows that fill a batch up: none where each batch has its own size."""
+    return int(any(large - small > 1 for small, large in pairwise((0, *batch_sizes(slots)))))
+
+
 class FixedStep:
     """The step between fixed buffers, replayed where it has been captured.
 
     Args:
         compute: The step.
-        slots: The largest batch; slot number ``slots`` is the one that nobody owns.
+        slots: The largest batch.
+        scratch: A slot that nobody owns; without a spare one, one that nobody owns yet.
         widths: Candidates that every stream ranks; who wants more is stepped without a graph.
         device: Where it runs.
     """
 
-    def __init__(self, compute: Compute, slots: int, widths: Widths, device: torch.device):
+    def __init__(
+        self, compute: Compute, slots: int, scratch: int, widths: Widths, device: torch.device
+    ):
         self._compute = compute
-        self._slots = slots
+        self._scratch = scratch
         self._sizes = batch_sizes(slots)
         self._widths = widths
         self._device = device
-        self._buffers = StepBuffers(slots, slots, device)
+        self._buffers = StepBuffers(slots, scratch, device)
         self._replays: dict[int, Replay] = {}
         self._told = False
         self.graph_bytes = 0
@@ -169,7 +178,7 @@ class FixedStep:
             for run in (self._replays[size], partial(self._run, size, self._widths)):
                 reset_scratch()
                 # All rows alike: they write to the same state, in no order.
-                self._buffers.put(size, [self._slots] * size, noise.expand(size, -1) * 0.1)
+                self._buffers.put(size, [self._scratch] * size, noise.expand(size, -1) * 0.1)
                 run()
                 answers.append(self._buffers.take(size))
             replayed, stepped = answers

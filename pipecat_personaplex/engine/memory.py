@@ -12,6 +12,7 @@ from torch import nn
 
 from pipecat_personaplex.architecture import LMConfig, MimiConfig, ModelConfig
 from pipecat_personaplex.config import EngineConfig, Quantization
+from pipecat_personaplex.engine.graphs import spare_slots
 from pipecat_personaplex.engine.placement import choose_kv_dtype
 from pipecat_personaplex.engine.weights import Target
 from pipecat_personaplex.errors import ConfigError
@@ -28,8 +29,6 @@ CUDA_WORKSPACE_BYTES = 1 << 30
 """An allowance, not a measurement: captured graphs, the libraries' workspaces, activations, and
 the prompt that is being computed."""
 
-# On CUDA the rows that fill a batch up step into a slot that nobody owns.
-_SPARE_SLOTS = {"cpu": 0, "cuda": 1}
 # fp8 keys and values: a float32 for each position and head, and for keys and values each.
 _KV_SCALE_BYTES = 4
 _FLOAT_BYTES = {"float32": 4, "bfloat16": 2}
@@ -166,7 +165,7 @@ def plan_memory(
         kv_per_slot=kv_bytes(config.lm, window, kv_dtype),
         codec_per_slot=codec_slot,
         slots=slots,
-        spare_slots=_SPARE_SLOTS[device.type],
+        spare_slots=spare_slots(slots) if device.type == "cuda" else 0,
         prompts=prompt_bytes,
         workspace=CUDA_WORKSPACE_BYTES if device.type == "cuda" else 0,
         quantization=quantization,

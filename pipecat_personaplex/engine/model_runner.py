@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipecat_personaplex.architecture import ModelConfig
 from pipecat_personaplex.config import AGENT_CODES, FRAME_SAMPLES, STREAMS, TEXT, SamplingParams
-from pipecat_personaplex.engine.graphs import Capturer, CudaCapturer, FixedStep
+from pipecat_personaplex.engine.graphs import Capturer, CudaCapturer, FixedStep, spare_slots
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache
 from pipecat_personaplex.engine.placement import prepare_device
 from pipecat_personaplex.engine.prompting import Prefix
@@ -158,9 +158,12 @@ class ModelRunner:
         self.lm = lm
         self.mimi = mimi
         self.device = device
-        # Rows that fill a batch up step into one slot more, which nobody owns.
-        self._scratch = slots
-        slots += 1
+        # Rows that fill a batch up step into one slot more, which nobody owns. Where none ever
+        # does, the captured step is tried in slot 0, before anybody owns that.
+        callers, spare = slots, spare_slots(slots) if fixed else 0
+        self._spare = spare > 0
+        self._scratch = callers if spare else 0
+        slots += spare
         self._kv = RingCache.for_lm(
             lm, slots, device, window=config.lm.window, kv_dtype=kv_dtype, masked=fixed
         )
@@ -178,7 +181,9 @@ class ModelRunner:
         self._fixed = None
         if fixed:
             self._reset_scratch()
-            self._fixed = FixedStep(self._answer_fixed, self._scratch, self._sampler.fixed, device)
+            self._fixed = FixedStep(
+                self._answer_fixed, callers, self._scratch, self._sampler.fixed, device
+            )
 
     @property
     def slot_bytes(self) -> int:
@@ -215,6 +220,7 @@ class ModelRunner:
     @torch.inference_mode()
     def _reset_scratch(self) -> None:
         self._codec.reset(self._scratch)
+        self._frames[self._scratch] = 0
         # Not what a conversation starts with: that cannot be said.
         self._grid.start(self._scratch, torch.zeros(STREAMS, dtype=torch.int64, device=self.device))
 
@@ -301,8 +307,9 @@ class ModelRunner:
         self, batch: Batch, pcm: Tensor, forced_text: Tensor, widths: Widths
     ) -> Answer:
         answer = self._answer(batch, pcm, forced_text, widths, None)
-        # Rows that nobody owns never have a past to attend to.
-        self._frames[self._scratch].zero_()
+        if self._spare:
+            # Rows that nobody owns never have a past to attend to.
+            self._frames[self._scratch].zero_()
         return answer
 
     def _answer(

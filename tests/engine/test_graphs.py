@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipecat_personaplex import Engine, EngineConfig, SamplingParams
 from pipecat_personaplex.architecture import ModelConfig
 from pipecat_personaplex.config import FRAME_SAMPLES
-from pipecat_personaplex.engine.graphs import Capturer, batch_sizes
+from pipecat_personaplex.engine.graphs import Capturer, batch_sizes, spare_slots
 from pipecat_personaplex.engine.kv_cache import Batch
 from pipecat_personaplex.engine.model_runner import ModelRunner
 from pipecat_personaplex.engine.prompting import Prefill, Prefix
@@ -325,6 +325,26 @@ def test_batch_sizes_end_with_every_slot() -> None:
     assert batch_sizes(3) == (1, 2, 3)
     assert batch_sizes(8) == (1, 2, 4, 8)
     assert batch_sizes(100) == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 100)
+
+
+def test_one_slot_is_spare_where_a_batch_may_be_filled_up() -> None:
+    assert [spare_slots(slots) for slots in (1, 2, 3, 4, 8, 100)] == [0, 0, 0, 1, 1, 1]
+
+
+def test_few_callers_need_no_spare_slot_and_join_where_the_graph_was_tried(
+    base_engine: Engine, capturer: RecordingCapturer
+) -> None:
+    checkpoint = base_engine.checkpoint
+    engine = Engine(checkpoint, base_engine._voices, replace(base_engine.config, max_sessions=3))
+    runner = ModelRunner(checkpoint.config, checkpoint.lm, checkpoint.mimi, 3, CPU, fixed=True)
+    assert len(runner._frames) == 3
+    runner.capture(capturer)
+    assert runner.captured
+    engine._loop._runner = runner
+    with base_engine:
+        alone = say_alone(base_engine, of_fixed_widths(base_engine))
+    with engine:
+        assert_same(alone, say_together(engine, of_fixed_widths(engine)))
     assert batch_sizes(250)[-2:] == (192, 250)
 
 
