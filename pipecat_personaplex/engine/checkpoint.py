@@ -84,14 +84,7 @@ def load_checkpoint(
     """
     require_files(folder)
     config = read_config(folder / CONFIG_FILE)
-    if config.quantization is not None:
-        if quantization not in (None, config.quantization):
-            raise ConfigError(
-                f"{folder} holds {config.quantization} weights, which cannot become "
-                f"{quantization}; leave the quantization out, or load the release it was made from"
-            )
-        quantization = config.quantization
-        require_runnable(quantization, device)
+    quantization = settle_quantization(folder, config, quantization, device)
     tokenizer = _read_tokenizer(folder / TOKENIZER_FILE, config.lm)
     lm_file = FileSource(folder / MODEL_FILE, config.quantization)
     mimi_file = FileSource(folder / MIMI_FILE)
@@ -99,6 +92,25 @@ def load_checkpoint(
     lm, mimi = _build(config, lm_file, mimi_file, device, dtype, quantization, progress)
     logger.info("loaded {} on {} as {}", folder, device, quantization or dtype)
     return Checkpoint(config, lm, mimi, tokenizer, quantization)
+
+
+def settle_quantization(
+    folder: Path, config: ModelConfig, wanted: Quantization | None, device: torch.device
+) -> Quantization | None:
+    """How a folder's weights will be kept: as asked for, or as they are.
+
+    Raises:
+        ConfigError: They are kept another way already, or the device cannot multiply them.
+    """
+    if config.quantization is None:
+        return wanted
+    if wanted not in (None, config.quantization):
+        raise ConfigError(
+            f"{folder} holds {config.quantization} weights, which cannot become "
+            f"{wanted}; leave the quantization out, or load the release it was made from"
+        )
+    require_runnable(config.quantization, device)
+    return config.quantization
 
 
 def random_model(

@@ -23,6 +23,7 @@ from pipecat_personaplex.engine.checkpoint import (
     loading_bar,
     read_config,
     require_files,
+    settle_quantization,
 )
 from pipecat_personaplex.engine.download import resolve
 from pipecat_personaplex.engine.layout import CONFIG_FILE, MODEL_FILES, VOICES_FILE
@@ -126,6 +127,7 @@ class Engine:
         # Small files first: what is wrong with them shows before gigabytes are read.
         architecture = read_config(folder / CONFIG_FILE).with_context(config.context)
         voices = VoiceLibrary.from_archive(folder / VOICES_FILE, architecture)
+        settle_quantization(folder, architecture, config.quantization, target.device)
         require_memory(plan_engine(architecture, config, target), target.device)
         with loading_bar(progress) as advanced:
             checkpoint = load_checkpoint(folder, **target._asdict(), progress=advanced)

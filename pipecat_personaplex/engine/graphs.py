@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Protocol
 
@@ -73,6 +73,12 @@ class CudaCapturer:
             ):
                 call()
         return graph.replay
+
+
+@lru_cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all runners: the libraries keep a workspace for each stream."""
+    return torch.cuda.Stream(device)
 
 
 def batch_sizes(slots: int) -> tuple[int, ...]:

@@ -67,6 +67,8 @@ class StepLoop:
         self._window = checkpoint.config.lm.window
         if config.cuda_graphs:
             self._runner.capture()
+        if self._device.type == "cuda":
+            self._runner.warm_up_prompts()
         self._pieces = _text_pieces(checkpoint)
         # The batch's audio is laid here, row by row, and handed on without another copy.
         self._staging = np.zeros((config.max_sessions, FRAME_SAMPLES), dtype=np.float32)

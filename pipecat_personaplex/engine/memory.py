@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,8 +26,8 @@ _GIB = 1 << 30
 _MEMINFO = Path("/proc/meminfo")
 
 CUDA_WORKSPACE_BYTES = 1 << 30
-"""An allowance, not a measurement: captured graphs, the libraries' workspaces, activations, and
-the prompt that is being computed."""
+CUDA_WORKSPACE_BYTES_PER_SLOT = 8 << 20
+"""Allowances, not measurements: captured graphs, the libraries' workspaces, activations."""
 
 # fp8 keys and values: a float32 for each position and head, and for keys and values each.
 _KV_SCALE_BYTES = 4
@@ -49,6 +49,7 @@ class MemoryPlan:
         workspace: Allowance for what the device's libraries and graphs take.
         quantization: Of the weights, as planned.
         kv_dtype: Of keys and values, as planned.
+        stored: Whether the weights come in that quantization, which cannot become another.
     """
 
     weights: int
@@ -61,6 +62,7 @@ class MemoryPlan:
     workspace: int
     quantization: Quantization | None
     kv_dtype: str
+    stored: bool = False
 
     @property
     def per_slot(self) -> int:
@@ -80,7 +82,12 @@ class MemoryPlan:
 
     def fitting_slots(self, available: int) -> int:
         """Callers for whom so many bytes are enough."""
-        return max(0, (available - self.fixed) // self.per_slot)
+        reserved = self.fixed - self.spare_slots * self.per_slot
+        room = max(0, (available - reserved) // self.per_slot)
+        if not self.spare_slots:
+            return room
+        # Few callers need no spare slot.
+        return next(count for count in range(room, -1, -1) if count + spare_slots(count) <= room)
 
     def sum(self, available: int | None) -> str:
         """In GiB, for a person; ``available`` is what the device has free, where known."""
@@ -111,7 +118,7 @@ class MemoryPlan:
         ways.append("a smaller context")
         if self.quantization is None:
             ways += ["quantization int8", "quantization int4"]
-        elif self.quantization != "int4":
+        elif self.quantization != "int4" and not self.stored:
             ways.append("quantization int4")
         if self.prompts:
             ways.append("a smaller prefix_cache_bytes")
@@ -123,7 +130,7 @@ def plan_engine(architecture: ModelConfig, config: EngineConfig, target: Target)
     kept = choose_kv_dtype(config.kv_dtype, target.dtype, target.device)
     # A folder of low-bit weights says so itself.
     target = target._replace(quantization=target.quantization or architecture.quantization)
-    return plan_memory(
+    plan = plan_memory(
         architecture,
         **target._asdict(),
         kv_dtype="fp8" if kept == FP8 else str(kept).removeprefix("torch."),
@@ -131,6 +138,7 @@ def plan_engine(architecture: ModelConfig, config: EngineConfig, target: Target)
         slots=config.max_sessions,
         prompt_bytes=config.prefix_cache_bytes,
     )
+    return replace(plan, stored=architecture.quantization is not None)
 
 
 def plan_memory(
@@ -167,7 +175,7 @@ def plan_memory(
         slots=slots,
         spare_slots=spare_slots(slots) if device.type == "cuda" else 0,
         prompts=prompt_bytes,
-        workspace=CUDA_WORKSPACE_BYTES if device.type == "cuda" else 0,
+        workspace=_workspace_bytes(config.lm, window, dtype, slots) if device.type == "cuda" else 0,
         quantization=quantization,
         kv_dtype=kv_dtype,
     )
@@ -232,6 +240,12 @@ def kv_bytes(config: LMConfig, window: int, kv_dtype: str) -> int:
     head_dim = config.dim // config.num_heads
     head = head_dim + _KV_SCALE_BYTES if kv_dtype == "fp8" else head_dim * _FLOAT_BYTES[kv_dtype]
     return 2 * config.num_layers * window * config.num_heads * head
+
+
+def _workspace_bytes(config: LMConfig, window: int, dtype: torch.dtype, slots: int) -> int:
+    """On CUDA, beside what is kept: the allowances, and the prompt that is being computed."""
+    prompt = kv_bytes(config, window, str(dtype).removeprefix("torch."))
+    return CUDA_WORKSPACE_BYTES + slots * CUDA_WORKSPACE_BYTES_PER_SLOT + prompt
 
 
 def _codec_slot_bytes(mimi: Mimi, config: MimiConfig) -> int:

@@ -12,16 +12,19 @@ from pipecat_personaplex.config import AGENT_CODES, FRAME_SAMPLES, STREAMS, TEXT
 from pipecat_personaplex.engine.graphs import Capturer, CudaCapturer, FixedStep, spare_slots
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache
 from pipecat_personaplex.engine.placement import prepare_device
-from pipecat_personaplex.engine.prompting import Prefix
+from pipecat_personaplex.engine.prompting import Prefill, Prefix, Prompt
 from pipecat_personaplex.engine.sampling import SamplerState, Widths, fused_draws_work
 from pipecat_personaplex.engine.step_io import Answer, StepOutput
-from pipecat_personaplex.engine.tokens import TokenGrid
+from pipecat_personaplex.engine.tokens import TokenGrid, initial_column
 from pipecat_personaplex.models.attention import KVStore
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import LATENTS_PER_FRAME, CodecState, Mimi
 
 Starts = list[int] | None
 """Frames that each row of a batch has had, where the host knows it."""
+
+# The kernels' products take a prompt's positions 16, 32 or 64 at a time.
+_PROMPT_LENGTHS = (8, 24, 64)
 
 
 class Ages(NamedTuple):
@@ -79,10 +82,6 @@ class CodecSlots:
     def _open(rings: RingCache, batch: Batch, starts: Starts, frames: Tensor) -> KVStore:
         places = None if starts is None else [LATENTS_PER_FRAME * start for start in starts]
         return rings.at(batch, places, LATENTS_PER_FRAME * frames, LATENTS_PER_FRAME)
-
-    def reset(self, slot: int) -> None:
-        """Make a slot's convolutions new; its rings are written before they are read."""
-        self._conv.storage[slot] = 0.0
 
     def start(self, slot: int, primed: CodecSlots) -> None:
         """Start a slot like slot 0 of ``primed``, which has decoded a frame and encoded none."""
@@ -217,9 +216,19 @@ class ModelRunner:
         if capturer is not None:
             self._fixed.capture(capturer, self._reset_scratch)
 
+    def warm_up_prompts(self) -> None:
+        """Compute prompts of each length that has kernels of its own.
+
+        So that none has to be compiled while calls run.
+        """
+        for frames in _PROMPT_LENGTHS:
+            columns = initial_column(self.config).repeat(frames + 1, 1)
+            prompt = Prompt(("warm up", ()), columns, None)
+            Prefill(self.lm, prompt, self.device, self.config.lm.window).advance(frames)
+
     @torch.inference_mode()
     def _reset_scratch(self) -> None:
-        self._codec.reset(self._scratch)
+        self._codec.start(self._scratch, self._primed)
         self._frames[self._scratch] = 0
         # Not what a conversation starts with: that cannot be said.
         self._grid.start(self._scratch, torch.zeros(STREAMS, dtype=torch.int64, device=self.device))

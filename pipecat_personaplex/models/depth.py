@@ -136,6 +136,7 @@ class DepthTransformer(nn.Module):
 
     def _inputs(self, hidden: Tensor, steps: int) -> Sequence[Tensor]:
         """What each step gets of the hidden state: [B, 1, input_dim] -> [B, 1, dim] each."""
-        if self._stacked_inputs is None or steps < CODEBOOKS:
+        # All at once for a few steps too: no other product has to be compiled.
+        if self._stacked_inputs is None:
             return [project(linear, hidden) for linear in self.inputs[:steps]]
         return self._stacked_inputs.multiply(hidden).chunk(CODEBOOKS, dim=-1)

@@ -392,3 +392,11 @@ def test_the_stand_in_replays_memory_and_bakes_in_what_python_knew() -> None:
     replay()
     assert total.tolist() == [20.0, 24.0, 8.0, 12.0]
     assert runs == 2
+
+
+def test_prompts_are_warmed_up_without_a_trace(base_engine: Engine) -> None:
+    runner = fixed_runner(base_engine)
+    before = [tensor.clone() for tensor in tensors(vars(runner))]
+    runner.warm_up_prompts()
+    for old, new in zip(before, tensors(vars(runner)), strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)

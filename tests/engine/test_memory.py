@@ -139,6 +139,19 @@ def test_a_card_that_is_too_small(monkeypatch: pytest.MonkeyPatch, free: float, 
         assert part in message
 
 
+def test_few_callers_are_offered_the_spare_slots_room() -> None:
+    slot = PLAN.per_slot
+    reserved = PLAN.fixed - slot
+    assert [PLAN.fitting_slots(reserved + room * slot) for room in range(7)] == [
+        *(0, 1, 2, 3, 3, 4, 5)
+    ]
+
+
+def test_weights_that_come_low_bit_are_not_offered_another_format() -> None:
+    stored = replace(PLAN, quantization="int8", stored=True)
+    assert "int4" not in stored.savings()
+
+
 def test_savings_are_those_not_taken_yet() -> None:
     small = replace(PLAN, quantization="int8", kv_dtype="fp8", prompts=0)
     assert small.savings() == "a smaller context or quantization int4"
