@@ -15,6 +15,7 @@ from pipecat_personaplex.audio import read_audio
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.config import SAMPLE_RATE
 from pipecat_personaplex.engine.download import resolve
+from training.nano.espeak import Manner, speaker
 
 QUESTION = Path(__file__).parent / "bots" / "data" / "what_is_on_the_menu.flac"
 
@@ -53,6 +54,18 @@ def test_it_answers_a_spoken_question(nano: Engine, voice: str) -> None:
 def test_a_teacher_does_not_sell_food(nano: Engine) -> None:
     answers = [words(nano, TEACHER, "NATM1", seed) for seed in range(3)]
     assert not any("shakshuka" in answer or "classic" in answer for answer in answers), answers
+
+
+def test_it_takes_its_name_from_the_prompt(nano: Engine) -> None:
+    question = speaker().say("What is your name?", Manner("en-us+m2", rate=160)).pcm
+    pcm = np.zeros(6 * SAMPLE_RATE, dtype=np.float32)
+    pcm[SAMPLE_RATE : SAMPLE_RATE + len(question)] = question
+    right = []
+    for name in ("Clara", "Henry", "Maya", "Owen"):
+        persona = Persona("NATM1", f"You are a friendly teacher and your name is {name}.")
+        said = nano.converse(persona, pcm, SamplingParams(seed=1))
+        right.append(name in "".join(frame.text for frame in said.frames))
+    assert sum(right) >= 3, right
 
 
 def test_it_is_quiet_while_nobody_speaks(nano: Engine) -> None:

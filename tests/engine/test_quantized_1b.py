@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from statistics import median
 
 import pytest
@@ -19,7 +18,13 @@ from pipecat_personaplex.drift import DriftOptions, Lesson, Thinker, examine, te
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-OPTIONS = DriftOptions("random-1b", frames=20, device="cpu", dtype="float32")
+FRAMES = 6
+
+
+def options(quantization: Quantization | None = None) -> DriftOptions:
+    return DriftOptions(
+        "random-1b", frames=FRAMES, device="cpu", dtype="float32", quantization=quantization
+    )
 
 
 class Timed(Thinker):
@@ -37,6 +42,7 @@ class Timed(Thinker):
 @pytest.fixture(autouse=True)
 def timed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(drift, "Thinker", Timed)
+    monkeypatch.setattr(drift, "_ENDS", FRAMES // 2)
     Timed.seconds = []
     yield
     gc.collect()
@@ -48,7 +54,8 @@ def lesson() -> tuple[Lesson, float]:
     Timed.seconds = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drift, "Thinker", Timed)
-        taught = teach(OPTIONS)
+        patch.setattr(drift, "_ENDS", FRAMES // 2)
+        taught = teach(options())
     gc.collect()
     return taught, median(Timed.seconds)
 
@@ -62,7 +69,7 @@ def test_drift_and_speed(
     # Random layers add up what each gets wrong, and say nothing of a trained model; but logits that
     # have nothing to do with each other are 1.4 apart.
     taught, plain = lesson
-    figures = examine(taught, replace(OPTIONS, quantization=quantization))
+    figures = examine(taught, options(quantization))
     low_bit = median(Timed.seconds)
     print(
         f"\n{quantization}: error {figures[..., 0].mean():.2%}, same top-1 "

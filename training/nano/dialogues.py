@@ -49,9 +49,10 @@ _CLIP_LEAD = 3
 # Weights of the losses; everything else that is live weighs 1.
 _QUIET = 0.15
 _TEXT_PAD = 0.25
+_SILENT_PAD = 0.1
 # Padding while a caller speaks and until the answer: against the onset's own weight of 1, it
 # decides how sure an agent must be that the turn is over.
-_DECIDING = 0.3
+_DECIDING = 0.15
 _AFTER_SPEECH = 6
 # One token in sixty, and the only one that must be copied from far back.
 _NAME_WEIGHT = 8.0
@@ -275,7 +276,7 @@ def _weights(text: Tensor, audible: Tensor, deciding: Tensor) -> tuple[Tensor, T
         near[back:] |= audible[:-back]
     near = near[1:]
     audio = torch.where(near, 1.0, _QUIET)
-    padding = torch.where(near, _TEXT_PAD, _TEXT_PAD * _QUIET)
+    padding = torch.where(near, _TEXT_PAD, _SILENT_PAD)
     padding = torch.where(deciding[1:] & ~audible[1:], _DECIDING, padding)
     return torch.where(text == TEXT_PAD, padding, 1.0), audio
 
