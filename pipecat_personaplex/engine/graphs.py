@@ -78,7 +78,7 @@ class CudaCapturer:
 @lru_cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     """One for all runners: the libraries keep a workspace for each stream."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def batch_sizes(slots: int) -> tuple[int, ...]:
