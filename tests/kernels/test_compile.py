@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.kernels.compiling import compile_reports
 
 
 def test_kernels_compile_from_ampere_to_blackwell(tmp_path: Path) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.compile_for_gpus"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    reports = [json.loads(line) for line in run.stdout.splitlines()]
+    reports = compile_reports("compile_for_gpus", tmp_path)
     assert {report["capability"] for report in reports} == {80, 89, 90, 100}
     for report in reports:
         # Keys and values come 16 bytes a thread, behind the one block that is being computed.

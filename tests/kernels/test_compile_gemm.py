@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.kernels.compiling import compile_reports
+
 pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[2]
 # What a block may have of the smallest multiprocessors' shared memory (8.6 and 8.9), and of the
 # others'.
 SHARED_SMALL, SHARED_LARGE = 99 << 10, 163 << 10
@@ -20,17 +18,7 @@ SHARED_SMALL, SHARED_LARGE = 99 << 10, 163 << 10
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is for Linux")
 def test_kernels_compile_from_ampere_to_blackwell(tmp_path: Path) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.compile_gemm"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    reports = [json.loads(line) for line in run.stdout.splitlines()]
+    reports = compile_reports("compile_gemm", tmp_path)
     assert {report["capability"] for report in reports} == {80, 89, 90, 100}
     for report in reports:
         # Weights come 16 bytes a thread, while the blocks before them are computed.

@@ -113,7 +113,8 @@ def test_padding_weighs_more_while_the_agent_decides_whether_to_answer() -> None
     assert weights[onset] == 1
     waiting = weights[onset - 6 : onset]
     silent = weights[weights > 0].min()
-    assert (waiting > silent).all(), "a caller's words and the wait after them"
+    assert silent <= 0.11, "padding in a long silence teaches little"
+    assert (waiting > 0.14).all(), "a caller's words and the wait after them"
     assert (waiting < 1).all(), "an onset weighs more"
 
 

@@ -1,0 +1,27 @@
+"""Kernels compiled for GPUs that are not there, in a process without Triton's interpreter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).parents[2]
+
+
+def compile_reports(module: str, cache: Path) -> list[dict[str, Any]]:
+    """What a module of this package that compiles kernels prints, a JSON object a line."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(_ROOT)}
+    run = subprocess.run(
+        [sys.executable, "-m", f"tests.kernels.{module}"],
+        cwd=_ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
