@@ -44,6 +44,7 @@ def _draw(  # type: ignore[no-untyped-def]
     x = tl.load(logits + row * logits_stride + token, mask=token < CARD, other=-float("inf"))
     x = x.to(tl.float32)
     x = tl.where(x == 0.0, 0.0, x)  # -0.0 equals 0.0, though its bits do not
+    x = tl.where(x == x, x, -float("inf"))  # NaN has no place in an order
     # Integers in the order of the floats; equal ones by token, the smaller first.
     bits = x.to(tl.int32, bitcast=True)
     order = bits ^ ((bits >> 31) & 0x7FFFFFFF)
