@@ -60,7 +60,7 @@ def invented_pool(seed: int = 0) -> Pool:
         return AgentClip(text, codes(6 * len(words) + 3, 0), [6 * i for i in range(len(words))])
 
     def caller() -> Caller:
-        known = wordings.SHARED | wordings.RESTAURANT | wordings.TEACHER
+        known = wordings.INTENTS
         clips = {
             intent: [UserClip(intent, codes(30, 1), 5, 20, [(12, 1), (20, 2)])] for intent in known
         }

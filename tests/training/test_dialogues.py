@@ -13,12 +13,13 @@ from pipecat_personaplex.engine.prompting import build_prompt, text_prompt_token
 from pipecat_personaplex.engine.voices import Voice
 from tests.training.models import CONFIG, Letters, invented_pool
 from training.nano import script, wordings
-from training.nano.clips import AgentClip, share_beginnings
+from training.nano.clips import AgentClip, UserClip, share_beginnings
 from training.nano.dialogues import (
     ANSWER_FRAMES,
     YIELD_FRAMES,
     DialogueWriter,
     Track,
+    at_pace,
     roughen,
     word_tokens,
 )
@@ -138,12 +139,29 @@ def test_roughen_keeps_prompts_and_targets() -> None:
     assert (example.columns[:, :10] >= 0).all()
 
 
+@pytest.mark.parametrize("pace", [0.85, 1.0, 1.15])
+def test_at_another_pace_words_still_end_where_they_are_heard(pace: float) -> None:
+    frames = torch.arange(40)[:, None].expand(40, 8)
+    clip = UserClip("menu", frames, 6, 30, [(12, 1), (20, 2), (30, 3)], told=20)
+    other = at_pace(clip, pace)
+    said = other.codes[:, 0].tolist()
+    assert other.end - other.start == round(24 / pace)
+    assert said[: other.start] == list(range(6)) and said[other.end :] == list(range(30, 40))
+    assert said == sorted(said), "nothing is said out of turn"
+    for (moved, word), (frame, same) in zip(other.heard, clip.heard, strict=True):
+        assert word == same
+        assert said[moved - 1] < frame <= said[moved]
+    assert other.told == other.heard[1][0]
+
+
 def test_held_out_wordings_are_held_out() -> None:
-    for intent in wordings.SHARED | wordings.RESTAURANT | wordings.TEACHER:
+    for intent in wordings.INTENTS:
         known, held = (set(wordings.wordings(intent, held_out)) for held_out in (False, True))
         assert len(held) == 2
         assert len(known) >= 6
         assert not known & held
+        drawn = (wordings.draw_wording(intent, np.random.default_rng(seed)) for seed in range(50))
+        assert not held & set(drawn)
 
 
 def test_the_other_roles_questions_are_declined() -> None:

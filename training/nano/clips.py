@@ -312,7 +312,7 @@ def make_caller(
 ) -> Caller:
     """One voice over one background, saying some of the training wordings."""
     background = Background.draw(random)
-    known = list(wordings.SHARED | wordings.RESTAURANT | wordings.TEACHER)
+    known = list(wordings.INTENTS)
     words = {word: index for index, word in enumerate(wordings.caller_words())}
     stories = wordings.stories(held_out=False)
     recordings, spans = [], []

@@ -44,6 +44,9 @@ _OTHER_ROLE_SHARE = 0.12
 # The shortest questions, and copying a name from the prompt, are learnt last: they come more often.
 _SHARED_SHARE = 0.35
 _LONG_SILENCE_SHARE = 0.1
+# Of a caller's turns, which are hurried or drawn out, and how much: none is heard twice alike.
+_OTHER_PACE_SHARE = 0.5
+_PACES = (0.85, 1.15)
 # Frames before the caller's words that still belong to the clip.
 _CLIP_LEAD = 3
 # Weights of the losses; everything else that is live weighs 1.
@@ -117,6 +120,30 @@ def word_tokens(clip: AgentClip, tokenizer: Tokenizer) -> list[int]:
             start += 1
         free = start
     return tokens
+
+
+def at_pace(clip: UserClip, pace: float) -> UserClip:
+    """A caller's turn with frames left out of its words, or said twice.
+
+    Args:
+        clip: The turn as it was said.
+        pace: 1 leaves it alone, 1.1 is a tenth quicker.
+    """
+    words = clip.end - clip.start
+    kept = (np.arange(round(words / pace)) * pace).astype(int).clip(max=words - 1) + clip.start
+    frames = np.concatenate((np.arange(clip.start), kept, np.arange(clip.end, len(clip.codes))))
+
+    def moved(frame: int) -> int:
+        return int(np.searchsorted(frames, frame))
+
+    return UserClip(
+        clip.intent,
+        clip.codes[torch.from_numpy(frames)],
+        clip.start,
+        clip.start + len(kept),
+        [(moved(frame), word) for frame, word in clip.heard],
+        None if clip.told is None else moved(clip.told),
+    )
 
 
 class DialogueWriter:
@@ -201,7 +228,10 @@ class DialogueWriter:
             other = kind > 1 - _OTHER_ROLE_SHARE
             intents = [intent for intent in caller.clips if (intent in own) != other]
         clips = caller.clips[intents[int(random.integers(len(intents)))]]
-        return clips[int(random.integers(len(clips)))]
+        clip = clips[int(random.integers(len(clips)))]
+        if random.random() < _OTHER_PACE_SHARE:
+            clip = at_pace(clip, float(random.uniform(*_PACES)))
+        return clip
 
     def _answer(
         self, track: Track, voice: str, clip: AgentClip, begin: int, stop_before: int

@@ -23,7 +23,7 @@ def train_tokenizer(path: Path) -> None:
     lines += [sentence for sentence in script.all_sentences() for _ in range(20)]
     lines += [
         wording
-        for intent in wordings.SHARED | wordings.RESTAURANT | wordings.TEACHER
+        for intent in wordings.INTENTS
         for wording in wordings.wordings(intent, held_out=False)
     ]
     lines += [" ".join(_ALPHABET)]
