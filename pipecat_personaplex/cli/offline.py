@@ -38,7 +38,8 @@ from pipecat_personaplex.words import words_of
 
 if TYPE_CHECKING:
     from pipecat_personaplex.audio import Pcm
-    from pipecat_personaplex.engine.engine import Conversation, Engine
+    from pipecat_personaplex.engine.conversation import Conversation
+    from pipecat_personaplex.engine.engine import Engine
 
 EXAMPLES = """[bold]Examples[/bold]
 

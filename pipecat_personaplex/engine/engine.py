@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
 import torch
 from loguru import logger
 
 from pipecat_personaplex.audio import read_audio
-from pipecat_personaplex.config import FRAME_SAMPLES, EngineConfig, Persona, SamplingParams
+from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.engine.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -25,6 +24,7 @@ from pipecat_personaplex.engine.checkpoint import (
     require_files,
     settle_quantization,
 )
+from pipecat_personaplex.engine.conversation import Conversation, converse
 from pipecat_personaplex.engine.download import resolve
 from pipecat_personaplex.engine.layout import CONFIG_FILE, MODEL_FILES, VOICES_FILE
 from pipecat_personaplex.engine.loop import StepLoop
@@ -37,7 +37,7 @@ from pipecat_personaplex.engine.placement import (
 )
 from pipecat_personaplex.engine.prompting import build_prompt, speech_tokens, text_prompt_tokens
 from pipecat_personaplex.engine.scheduler import Opening
-from pipecat_personaplex.engine.session import Pcm, Session, SessionFrame, checked_pcm
+from pipecat_personaplex.engine.session import Pcm, Session, SessionFrame
 from pipecat_personaplex.engine.stats import EngineStats
 from pipecat_personaplex.engine.voices import Voice, VoiceLibrary, encode_voice, load_voice_file
 from pipecat_personaplex.errors import (
@@ -45,26 +45,12 @@ from pipecat_personaplex.errors import (
     EngineFull,
     EngineStopped,
     PersonaPlexError,
-    SessionFailed,
 )
 
 # One in the step, and one so that the session can join the next without asking.
 _MAX_OWED = 2
 # Below this many, a second thread costs a step more in waiting than it takes off.
 _ONE_THREAD_WEIGHTS = 20_000_000
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """A whole conversation, as ``Engine.converse`` returns it.
-
-    Attributes:
-        pcm: The agent's audio, float32, as long as the caller's.
-        frames: Every frame, in order; the last one may reach past the caller's end.
-    """
-
-    pcm: Pcm
-    frames: Sequence[SessionFrame]
 
 
 class Engine:
@@ -315,30 +301,8 @@ class Engine:
         """
         if threading.current_thread() is self._thread:
             raise EngineStopped("converse waits for frames; it cannot be called from a callback")
-        pcm = checked_pcm(pcm)
-        count = -(-len(pcm) // FRAME_SAMPLES)
-        padded = np.zeros((count, FRAME_SAMPLES), dtype=np.float32)
-        padded.reshape(-1)[: len(pcm)] = pcm
-        answers: queue.SimpleQueue[SessionFrame | PersonaPlexError | None] = queue.SimpleQueue()
-        session = self.open_session(persona, sampling, on_frame=answers.put, on_end=answers.put)
-        frames: list[SessionFrame] = []
-        try:
-            # Two frames ahead keep the model thread busy, and the input queue never overflows.
-            ahead = min(2, self.config.max_queued_frames)
-            for index in range(count + ahead):
-                if index >= ahead:
-                    answer = answers.get()
-                    if not isinstance(answer, SessionFrame):
-                        raise answer or SessionFailed("the session was closed")
-                    frames.append(answer)
-                    if on_frame is not None:
-                        on_frame(answer)
-                if index < count:
-                    session.push(padded[index])
-        finally:
-            session.close()
-        sound = [frame.pcm for frame in frames] or [np.zeros(0, dtype=np.float32)]
-        return Conversation(np.concatenate(sound)[: len(pcm)], frames)
+        opened = partial(self.open_session, persona, sampling)
+        return converse(opened, pcm, self.config.max_queued_frames, on_frame)
 
     def stats(self) -> EngineStats:
         """Figures for logs and metrics; cheap enough to ask for every second."""

@@ -18,6 +18,7 @@ from pipecat_personaplex.engine.weights import Target
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.kernels.formats import storage
 from pipecat_personaplex.kernels.kv_format import FP8
+from pipecat_personaplex.kernels.triton_support import have_triton
 from pipecat_personaplex.models.linear import Linear
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
@@ -245,7 +246,10 @@ def kv_bytes(config: LMConfig, window: int, kv_dtype: str) -> int:
 def _workspace_bytes(config: LMConfig, window: int, dtype: torch.dtype, slots: int) -> int:
     """On CUDA, beside what is kept: the allowances, and the prompt that is being computed."""
     prompt = kv_bytes(config, window, str(dtype).removeprefix("torch."))
-    return CUDA_WORKSPACE_BYTES + slots * CUDA_WORKSPACE_BYTES_PER_SLOT + prompt
+    per_slot = CUDA_WORKSPACE_BYTES_PER_SLOT
+    if not have_triton():
+        per_slot += prompt // config.num_layers  # a layer's rings, gathered for PyTorch's attention
+    return CUDA_WORKSPACE_BYTES + slots * per_slot + prompt
 
 
 def _codec_slot_bytes(mimi: Mimi, config: MimiConfig) -> int:

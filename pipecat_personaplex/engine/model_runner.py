@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -158,7 +159,7 @@ class ModelRunner:
         self.mimi = mimi
         self.device = device
         # Rows that fill a batch up step into one slot more, which nobody owns. Where none ever
-        # does, the captured step is tried in slot 0, before anybody owns that.
+        # does, the step is captured in slot 0, before anybody owns that.
         callers, spare = slots, spare_slots(slots) if fixed else 0
         self._spare = spare > 0
         self._scratch = callers if spare else 0
@@ -179,7 +180,7 @@ class ModelRunner:
         self._primed = self._primed_codec()
         self._fixed = None
         if fixed:
-            self._reset_scratch()
+            self._reset([self._scratch])
             self._fixed = FixedStep(
                 self._answer_fixed, callers, self._scratch, self._sampler.fixed, device
             )
@@ -214,7 +215,7 @@ class ModelRunner:
         if capturer is None and self.device.type == "cuda":
             capturer = CudaCapturer(self.device)
         if capturer is not None:
-            self._fixed.capture(capturer, self._reset_scratch)
+            self._fixed.capture(capturer, self._reset)
 
     def warm_up_prompts(self) -> None:
         """Compute prompts of each length that has kernels of its own.
@@ -227,11 +228,14 @@ class ModelRunner:
             Prefill(self.lm, prompt, self.device, self.config.lm.window).advance(frames)
 
     @torch.inference_mode()
-    def _reset_scratch(self) -> None:
-        self._codec.start(self._scratch, self._primed)
-        self._frames[self._scratch] = 0
+    def _reset(self, slots: Iterable[int]) -> None:
+        """Make slots new that nobody owns."""
         # Not what a conversation starts with: that cannot be said.
-        self._grid.start(self._scratch, torch.zeros(STREAMS, dtype=torch.int64, device=self.device))
+        column = torch.zeros(STREAMS, dtype=torch.int64, device=self.device)
+        for slot in slots:
+            self._codec.start(slot, self._primed)
+            self._frames[slot] = 0
+            self._grid.start(slot, column)
 
     @torch.inference_mode()
     def _primed_codec(self) -> CodecSlots:

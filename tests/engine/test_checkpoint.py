@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -34,6 +32,7 @@ from tests.helpers.checkpoints import (
     edit,
     write_checkpoint,
 )
+from tests.helpers.memory import loading_peak
 
 CPU = torch.device("cpu")
 MIMI = MimiConfig(
@@ -224,42 +223,18 @@ def test_random_models_compute_finite_logits(quantization: str | None) -> None:
     assert mimi.quantizer.decode(codes).isfinite().all()
 
 
-# The file's mapped pages count in a process's resident set, though the kernel may drop them at
-# any time; RssAnon counts what only this process has, and is sampled while the load runs.
-MEASURE = """
-import sys, threading, torch
+LOAD = """
 from pathlib import Path
 from pipecat_personaplex.engine.checkpoint import load_checkpoint
 
-def anonymous():
-    for line in open("/proc/self/status"):
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) << 10
-
-def sample():
-    global peak
-    while not done.is_set():
-        peak = max(peak, anonymous())
-
-def load(folder):
+def load(folder=sys.argv[1]):
     quantization = sys.argv[3] if len(sys.argv) > 3 else None
-    return load_checkpoint(
+    checkpoint = load_checkpoint(
         Path(folder), device=torch.device("cpu"), dtype=torch.float32, quantization=quantization
     )
+    return checkpoint.lm, checkpoint.mimi
 
 load(sys.argv[2])  # libraries and kernels take their memory
-before = peak = anonymous()
-done = threading.Event()
-sampler = threading.Thread(target=sample)
-sampler.start()
-checkpoint = load(sys.argv[1])
-done.set()
-sampler.join()
-print(peak - before, sum(
-    tensor.numel() * tensor.element_size()
-    for model in (checkpoint.lm, checkpoint.mimi)
-    for tensor in (*model.parameters(), *model.buffers())
-))
 """
 
 
@@ -270,14 +245,7 @@ def test_weights_are_never_in_memory_twice(tmp_path: Path, quantization: str | N
     folder = write_checkpoint(tmp_path / "model", ModelConfig(lm=lm, mimi=MIMI))
     small = write_checkpoint(tmp_path / "small", config_with(16))
     options = [] if quantization is None else [quantization]
-    command = [sys.executable, "-c", MEASURE, str(folder), str(small), *options]
-    # The allocator gives a real model's large tensors back as soon as they are freed; here it
-    # does so for these smaller ones.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    out = subprocess.run(
-        command, env=environment, check=True, capture_output=True, text=True
-    ).stdout
-    peak, result = map(int, out.split())
+    peak, result = loading_peak(LOAD, str(folder), str(small), *options)
     # A plain weight and the packed form of the same are there together once.
     most = 1.35 if quantization is None else 1.2
     assert result > 80e6

@@ -10,7 +10,7 @@ import torch
 from pipecat_personaplex import Engine, Persona, SamplingParams
 from pipecat_personaplex.audio import pcm16_to_float
 from pipecat_personaplex.config import AGENT_CODES, FRAME_SAMPLES, TEXT, USER_CODES
-from pipecat_personaplex.engine.engine import Conversation
+from pipecat_personaplex.engine.conversation import Conversation
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache, _KernelRings
 from pipecat_personaplex.engine.model_runner import CodecSlots, encode_stream
 from pipecat_personaplex.engine.prompting import Prefill, build_prompt, text_prompt_tokens

@@ -262,6 +262,30 @@ def test_what_cannot_be_captured_runs_without_a_graph_and_is_said_once(
     assert warnings == [f"steps run without graphs, which makes them slower: {reason}\n"]
 
 
+@pytest.mark.parametrize("column", [0, -1], ids=["a token", "a sample"])
+def test_a_graph_whose_second_row_is_wrong_is_not_used(
+    base_engine: Engine, warnings: list[str], capturer: RecordingCapturer, column: int
+) -> None:
+    runner = fixed_runner(base_engine)
+    step = runner._fixed
+    assert step is not None
+
+    class Spoiling:
+        def capture(self, call: Callable[[], None]) -> Callable[[], object]:
+            replay = capturer.capture(call)
+
+            def spoilt() -> None:
+                replay()
+                step._buffers._out[1, column] ^= 1 << 30
+
+            return spoilt
+
+    runner.capture(Spoiling())
+    assert not runner.captured
+    (warning,) = warnings
+    assert "a replayed step does not say what the step itself says" in warning
+
+
 def test_on_a_cpu_nothing_is_captured(base_engine: Engine) -> None:
     checkpoint = base_engine.checkpoint
     runner = ModelRunner(checkpoint.config, checkpoint.lm, checkpoint.mimi, 1, CPU)
@@ -325,6 +349,7 @@ def test_batch_sizes_end_with_every_slot() -> None:
     assert batch_sizes(3) == (1, 2, 3)
     assert batch_sizes(8) == (1, 2, 4, 8)
     assert batch_sizes(100) == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 100)
+    assert batch_sizes(250)[-2:] == (192, 250)
 
 
 def test_one_slot_is_spare_where_a_batch_may_be_filled_up() -> None:
@@ -345,7 +370,6 @@ def test_few_callers_need_no_spare_slot_and_join_where_the_graph_was_tried(
         alone = say_alone(base_engine, of_fixed_widths(base_engine))
     with engine:
         assert_same(alone, say_together(engine, of_fixed_widths(engine)))
-    assert batch_sizes(250)[-2:] == (192, 250)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.config import FRAME_SAMPLES
 from pipecat_personaplex.drift import DriftOptions, examine, teach
-from pipecat_personaplex.engine.engine import Conversation
+from pipecat_personaplex.engine.conversation import Conversation
 from pipecat_personaplex.engine.placement import choose_kv_dtype
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.kernels.kv_format import FP8

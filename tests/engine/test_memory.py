@@ -94,6 +94,29 @@ def test_smaller_keys_and_values() -> None:
     assert kv_bytes(config, 1000, "fp8") == 1000 * per_frame
 
 
+def test_without_triton_a_layers_rings_are_gathered_on_a_card(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def workspace() -> int:
+        plan = plan_memory(
+            config,
+            device=CUDA,
+            dtype=torch.bfloat16,
+            quantization=None,
+            kv_dtype="bfloat16",
+            window=300,
+            slots=5,
+            prompt_bytes=0,
+        )
+        return plan.workspace
+
+    config = ModelConfig()
+    monkeypatch.setattr(memory, "have_triton", lambda: True)
+    with_kernels = workspace()
+    monkeypatch.setattr(memory, "have_triton", lambda: False)
+    assert workspace() - with_kernels == 5 * 2 * 300 * config.lm.dim * 2
+
+
 # What a device has, and what is said when that is too little.
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ import pytest
 from pipecat_personaplex import drift
 from pipecat_personaplex.config import Quantization
 from pipecat_personaplex.drift import DriftOptions, Lesson, Thinker, examine, teach
+from tests.helpers.memory import loading_peak
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -82,34 +81,17 @@ def test_drift_and_speed(
     assert low_bit < 1.2 * plain
 
 
-MEASURE = """
-import sys, threading, torch
+LOAD = """
 from pipecat_personaplex.engine.checkpoint import random_model
 from pipecat_personaplex.subject import RANDOM_MODELS
 
-def anonymous():
-    for line in open("/proc/self/status"):
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) << 10
-
-def sample():
-    global peak
-    while not done.wait(0.002):
-        peak = max(peak, anonymous())
-
-before = peak = anonymous()
-done = threading.Event()
-sampler = threading.Thread(target=sample)
-sampler.start()
-models = random_model(RANDOM_MODELS["random-1b"], device=torch.device("cpu"),
-                      dtype=torch.bfloat16, quantization=sys.argv[1])
-done.set()
-sampler.join()
-print(peak - before, sum(
-    tensor.numel() * tensor.element_size()
-    for model in models
-    for tensor in (*model.parameters(), *model.buffers())
-))
+def load():
+    return random_model(
+        RANDOM_MODELS["random-1b"],
+        device=torch.device("cpu"),
+        dtype=torch.bfloat16,
+        quantization=sys.argv[1],
+    )
 """
 
 
@@ -117,12 +99,7 @@ print(peak - before, sum(
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 def test_loading_takes_little_more_than_the_result(quantization: Quantization) -> None:
     # Like a file's tensors, those of random weights come one at a time.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, "-c", MEASURE, quantization]
-    out = subprocess.run(
-        command, env=environment, check=True, capture_output=True, text=True
-    ).stdout
-    peak, result = map(int, out.split())
+    peak, result = loading_peak(LOAD, quantization)
     print(f"\n{quantization}: {result / 1e9:.2f} GB, peak {peak / 1e9:.2f} GB")
     assert result > 0.7e9
     assert peak < 1.2 * result

@@ -22,7 +22,8 @@ from pipecat_personaplex.config import (
     Persona,
     SamplingParams,
 )
-from pipecat_personaplex.engine.engine import Conversation, Engine
+from pipecat_personaplex.engine.conversation import Conversation
+from pipecat_personaplex.engine.engine import Engine
 from training.nano import script
 from training.nano.calls import (
     Spoken,
