@@ -1,7 +1,7 @@
 """Two-track dialogues, laid out frame by frame from encoded clips.
 
 Timing is free: who waits how long, who pauses, who interrupts. What a model is to learn of it:
-an answer begins 240 to 400 ms after the last word, never in a pause inside a sentence; whoever is
+an answer begins 320 to 480 ms after the last word, never in a pause inside a sentence; whoever is
 interrupted falls silent 240 ms later; and where nobody asks, nothing is said.
 """
 
@@ -34,7 +34,7 @@ from pipecat_personaplex.engine.tokens import prompt_columns
 from training.nano import script, wordings
 from training.nano.clips import AgentClip, Caller, Pool, UserClip
 
-ANSWER_FRAMES = (3, 4, 5)
+ANSWER_FRAMES = (4, 5, 6)
 _ANSWER_SHARES = (0.45, 0.4, 0.15)
 YIELD_FRAMES = 3
 # From the end of what a caller tells to the agent's "uh-huh"; the caller goes on meanwhile.
@@ -55,7 +55,7 @@ _TEXT_PAD = 0.25
 _SILENT_PAD = 0.1
 # Padding while a caller speaks and until the answer: against the onset's own weight of 1, it
 # decides how sure an agent must be that the turn is over.
-_DECIDING = 0.15
+_DECIDING = 0.25
 _AFTER_SPEECH = 6
 # One token in sixty, and the only one that must be copied from far back.
 _NAME_WEIGHT = 8.0
