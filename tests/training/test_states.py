@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from training.nano.export import write_models
 from training.nano.parallel_lm import new_lm
 from training.nano.progress import Clock, load_state, save_state
 
+ROOT = Path(__file__).parents[2]
 TOKENIZER = CHECKPOINT / "tokenizer_spm_32k_3.model"
 
 
@@ -89,6 +93,48 @@ def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert train(20)["step"] == 20, "the budget was spent"
     for line in (tmp_path / "lm.jsonl").read_text().splitlines():
         assert json.loads(line)["loss"] > 0
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.training.models import CONFIG
+from training.nano import lm as lm_training
+from training.nano.progress import Clock
+
+lm_training.LM_CONFIG, lm_training.MIMI_CONFIG = CONFIG.lm, CONFIG.mimi
+with lm_training._fellows() as (rank, count):
+    parts = torch.nn.Linear(3, 2)
+    for parameter in parts.parameters():
+        parameter.grad = torch.full_like(parameter, float(rank))
+    clock = Clock(60)
+    clock.spent = 10.0 * rank
+    lm_training._share(parts, clock, count)
+    grads = [parameter.grad.unique().tolist() for parameter in parts.parameters()]
+    assert (grads, clock.spent) == ([[0.5], [0.5]], 5.0)
+run = lm_training.LMRun(minutes=0.1, batch=1, length=300, save_every=1000)
+lm_training.train_lm(Path(sys.argv[1]), run, torch.device("cpu"))
+"""
+
+
+def test_processes_train_together(tmp_path: Path) -> None:
+    invented_pool().save(tmp_path / "pool.pt")
+    shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launch, str(script), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert load_state(tmp_path / "lm.pt")["spent"] >= 6
 
 
 def test_exported_models_load_unchanged(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from training.nano.codec_data import Batch, CodecData
 from training.nano.codec_loss import SpectralLoss
 from training.nano.codec_quality import CodecCheck
 from training.nano.parallel_codec import decode_latents, encode_latents, quantize
-from training.nano.progress import Clock, load_state, save_state
+from training.nano.progress import Clock, load_state, report, save_state
 
 Phase = Literal["autoencoder", "quantizer"]
 
@@ -127,25 +126,22 @@ def train_codec(folder: Path, run: CodecRun, device: torch.device) -> None:
     if run.phase == "quantizer" and not resumed:
         fit_codebooks(phase.mimi, _latents(phase.mimi, data, run, random, device))
     check = CodecCheck()
-    with (folder / "codec.jsonl").open("a", encoding="utf-8") as log:
-        while not clock.done:
-            rate = _PEAK_RATE[run.phase] * clock.rate_factor(phase.step)
-            figures = phase.learn(data.batch(random, run.batch, run.frames), rate)
-            clock.tick()
-            if run.phase == "quantizer" and phase.step % _RESTART_EVERY == 0:
-                restart_dead(phase.mimi, phase.seen, random)
-            if phase.step % run.save_every == 0 or clock.done:
-                save_state(folder / "codec.pt", phase.state(clock))
-            if phase.step % _LOG_EVERY == 0 or clock.done:
-                row: dict[str, object] = {"phase": run.phase, "step": phase.step, "lr": rate}
-                row |= {"seconds": clock.spent}
-                row |= {name: value.item() for name, value in figures.items()}
-                if phase.step % run.check_every == 0 or clock.done:
-                    phase.mimi.reset_constants(device)
-                    row |= check(phase.mimi, device, quantized=run.phase != "autoencoder")
-                print(line := json.dumps(row), flush=True)
-                log.write(line + "\n")
-                log.flush()
+    while not clock.done:
+        rate = _PEAK_RATE[run.phase] * clock.rate_factor(phase.step)
+        figures = phase.learn(data.batch(random, run.batch, run.frames), rate)
+        clock.tick()
+        if run.phase == "quantizer" and phase.step % _RESTART_EVERY == 0:
+            restart_dead(phase.mimi, phase.seen, random)
+        if phase.step % run.save_every == 0 or clock.done:
+            save_state(folder / "codec.pt", phase.state(clock))
+        if phase.step % _LOG_EVERY == 0 or clock.done:
+            row: dict[str, object] = {"phase": run.phase, "step": phase.step, "lr": rate}
+            row |= {"seconds": clock.spent}
+            row |= {name: value.item() for name, value in figures.items()}
+            if phase.step % run.check_every == 0 or clock.done:
+                phase.mimi.reset_constants(device)
+                row |= check(phase.mimi, device, quantized=run.phase != "autoencoder")
+            report(folder / "codec.jsonl", row)
 
 
 def _groups(parts: nn.Module) -> list[dict[str, Any]]:

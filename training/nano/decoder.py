@@ -6,7 +6,6 @@ may be made meanwhile; and each sentence is encoded once, from its beginning, as
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from training.nano.codec_quality import CodecCheck
 from training.nano.espeak import speaker
 from training.nano.material import sentence
 from training.nano.parallel_codec import decode_latents
-from training.nano.progress import Clock, load_state, save_state
+from training.nano.progress import Clock, load_state, report, save_state
 from training.nano.voices import AGENT_VOICES
 
 _PEAK_RATE = 8e-4
@@ -102,43 +101,40 @@ def train_decoder(folder: Path, run: DecoderRun, device: torch.device) -> None:
         optimizer.load_state_dict(state["optimizer"])
         step, clock.spent = state["step"], state["spent"]
     random = np.random.default_rng([run.seed, step])
-    with (folder / "decoder.jsonl").open("a", encoding="utf-8") as log:
-        while not clock.done:
-            rate = _PEAK_RATE * clock.rate_factor(step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            rows = torch.from_numpy(random.integers(len(speech.codes), size=run.batch))
-            pcm = speech.pcm[rows].to(device)
-            output = decode_latents(mimi, _latents(mimi, speech.codes[rows].long().to(device)))
-            figures = {
-                "spectral": spectral(output, pcm),
-                "wave": _WAVE_WEIGHT * F.l1_loss(output, pcm),
-                "intelligibility": _INTELLIGIBILITY_WEIGHT * clear(output, pcm),
-            }
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(torch.stack(list(figures.values())).sum())
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            clock.tick()
-            step += 1
-            if step % run.save_every == 0 or clock.done:
-                save_state(
-                    folder / "decoder.pt",
-                    {
-                        "decoder": {name: p.detach() for name, p in trained.items()},
-                        "optimizer": optimizer.state_dict(),
-                        "step": step,
-                        "spent": clock.spent,
-                    },
-                )
-            if step % _LOG_EVERY == 0 or clock.done:
-                row = {"step": step, "seconds": clock.spent, "lr": rate}
-                row |= {name: value.item() for name, value in figures.items()}
-                if step % run.check_every == 0 or clock.done:
-                    row |= check(mimi, device, quantized=True)
-                print(line := json.dumps(row), flush=True)
-                log.write(line + "\n")
-                log.flush()
+    while not clock.done:
+        rate = _PEAK_RATE * clock.rate_factor(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        rows = torch.from_numpy(random.integers(len(speech.codes), size=run.batch))
+        pcm = speech.pcm[rows].to(device)
+        output = decode_latents(mimi, _latents(mimi, speech.codes[rows].long().to(device)))
+        figures = {
+            "spectral": spectral(output, pcm),
+            "wave": _WAVE_WEIGHT * F.l1_loss(output, pcm),
+            "intelligibility": _INTELLIGIBILITY_WEIGHT * clear(output, pcm),
+        }
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(torch.stack(list(figures.values())).sum())
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        clock.tick()
+        step += 1
+        if step % run.save_every == 0 or clock.done:
+            save_state(
+                folder / "decoder.pt",
+                {
+                    "decoder": {name: p.detach() for name, p in trained.items()},
+                    "optimizer": optimizer.state_dict(),
+                    "step": step,
+                    "spent": clock.spent,
+                },
+            )
+        if step % _LOG_EVERY == 0 or clock.done:
+            row = {"step": step, "seconds": clock.spent, "lr": rate}
+            row |= {name: value.item() for name, value in figures.items()}
+            if step % run.check_every == 0 or clock.done:
+                row |= check(mimi, device, quantized=True)
+            report(folder / "decoder.jsonl", row)
 
 
 def _decoder_parameters(mimi: Mimi) -> dict[str, nn.Parameter]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sentencepiece
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from pipecat_personaplex.architecture import LMConfig, ModelConfig
 from pipecat_personaplex.models.lm import PersonaPlexLM
@@ -21,7 +23,7 @@ from training.nano.clips import Pool
 from training.nano.codec import CONFIG as MIMI_CONFIG
 from training.nano.dialogues import DialogueWriter, Example, roughen
 from training.nano.parallel_lm import depth_logits, hidden_states, new_lm
-from training.nano.progress import Clock, load_state, save_state
+from training.nano.progress import Clock, load_state, report, save_state
 
 LM_CONFIG = LMConfig(
     dim=224,
@@ -45,6 +47,7 @@ _WORD_WEIGHT = 4.0
 # and quiet ones are all alike.
 _SPEECH_SHARE = 0.35
 _QUIET_SHARE = 0.06
+_LOG_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,29 @@ def losses(lm: PersonaPlexLM, words: WordHead, batch: Batch) -> dict[str, Tensor
 
 
 def train_lm(folder: Path, run: LMRun, device: torch.device) -> None:
-    """Train, or go on where a run was cut off; progress goes to ``lm.jsonl``."""
+    """Train, or go on where a run was cut off; progress goes to ``lm.jsonl``.
+
+    Started by ``torchrun``, each process draws batches of its own, and they take each step
+    together.
+    """
+    with _fellows() as (rank, count):
+        _train(folder, run, device, rank, count)
+
+
+@contextmanager
+def _fellows() -> Iterator[tuple[int, int]]:
+    """Which of how many processes this is."""
+    if not dist.is_torchelastic_launched():
+        yield 0, 1
+        return
+    dist.init_process_group()
+    try:
+        yield dist.get_rank(), dist.get_world_size()
+    finally:
+        dist.destroy_process_group()
+
+
+def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int) -> None:
     torch.manual_seed(run.seed)
     pool = Pool.load(folder / "pool.pt")
     tokenizer = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
@@ -154,42 +179,53 @@ def train_lm(folder: Path, run: LMRun, device: torch.device) -> None:
         if "optimizer" in state:
             optimizer.load_state_dict(state["optimizer"])
             step, clock.spent = state["step"], state["spent"]
-    random = np.random.default_rng([run.seed, step])
+    random = np.random.default_rng([run.seed, step, rank])
+    torch.manual_seed(int(random.integers(1 << 62)))
     sums: dict[str, float] = {}
-    with (folder / "lm.jsonl").open("a", encoding="utf-8") as log:
-        while not clock.done:
-            rate = run.peak_rate * clock.rate_factor(step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            batch = _draw(writer, config, run, random, device)
-            # Without AMX a CPU multiplies bfloat16 more slowly than float32.
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                figures = losses(lm, words, batch)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(figures["loss"])
-            nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
-            optimizer.step()
-            clock.tick()
-            step += 1
-            for name, value in figures.items():
-                sums[name] = sums.get(name, 0.0) + value.item() / 20
-            if step % 20 == 0:
-                row: dict[str, Any] = {"step": step, "seconds": clock.spent, "lr": rate}
-                line = json.dumps(row | {name: round(value, 4) for name, value in sums.items()})
-                print(line, flush=True)
-                log.write(line + "\n")
-                log.flush()
-                sums = {}
-            if step % run.save_every == 0 or clock.done:
-                save_state(
-                    folder / "lm.pt",
-                    {
-                        "parts": parts.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "step": step,
-                        "spent": clock.spent,
-                    },
-                )
+    while not clock.done:
+        rate = run.peak_rate * clock.rate_factor(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = _draw(writer, config, run, random, device)
+        # Without AMX a CPU multiplies bfloat16 more slowly than float32.
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            figures = losses(lm, words, batch)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(figures["loss"])
+        if count > 1:
+            _share(parts, clock, count)
+        nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
+        optimizer.step()
+        clock.tick()
+        step += 1
+        if rank > 0:
+            continue
+        for name, value in figures.items():
+            sums[name] = sums.get(name, 0.0) + value.item() / _LOG_EVERY
+        if step % _LOG_EVERY == 0:
+            means = {name: round(total, 4) for name, total in sums.items()}
+            report(folder / "lm.jsonl", {"step": step, "seconds": clock.spent, "lr": rate} | means)
+            sums = {}
+        if step % run.save_every == 0 or clock.done:
+            save_state(
+                folder / "lm.pt",
+                {
+                    "parts": parts.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step,
+                    "spent": clock.spent,
+                },
+            )
+
+
+def _share(parts: nn.Module, clock: Clock, count: int) -> None:
+    """Give all processes the mean of their gradients, and of their clocks: all end together."""
+    spent = torch.tensor([clock.spent])
+    shared = [spent, *(p.grad for p in parts.parameters() if p.grad is not None)]
+    mean = parameters_to_vector(shared)
+    dist.all_reduce(mean)
+    vector_to_parameters(mean / count, shared)
+    clock.spent = spent.item()
 
 
 def load_lm(path: Path, config: ModelConfig) -> PersonaPlexLM:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -60,3 +61,10 @@ def load_state(path: Path) -> dict[str, Any]:
         return {}
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def report(log: Path, row: dict[str, Any]) -> None:
+    """Print a row of figures, and append it to a file of JSON lines."""
+    print(line := json.dumps(row), flush=True)
+    with log.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
