@@ -1,8 +1,8 @@
 """Two-track dialogues, laid out frame by frame from encoded clips.
 
 Timing is free: who waits how long, who pauses, who interrupts. What a model is to learn of it:
-an answer begins 320 to 480 ms after the last word, never in a pause inside a sentence; whoever is
-interrupted falls silent 240 ms later; and where nobody asks, nothing is said.
+an answer begins 320 to 480 ms after the last word, seldom later, and never in a pause inside a
+sentence; whoever is interrupted falls silent 240 ms later; and where nobody asks, nothing is said.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ from training.nano.clips import AgentClip, Caller, Pool, UserClip
 
 ANSWER_FRAMES = (4, 5, 6)
 _ANSWER_SHARES = (0.45, 0.4, 0.15)
+# An agent that has let its moment pass must not be silent for good. Beyond 0.9 s of silence, the
+# longest pause inside a turn, it can be sure.
+_LATE_SHARE = 0.12
+LATE_FRAMES = (7, 16)
 YIELD_FRAMES = 3
 # From the end of what a caller tells to the agent's "uh-huh"; the caller goes on meanwhile.
 _BACKCHANNEL_FRAMES = 2
@@ -55,7 +59,7 @@ _TEXT_PAD = 0.25
 _SILENT_PAD = 0.1
 # Padding while a caller speaks and until the answer: against the onset's own weight of 1, it
 # decides how sure an agent must be that the turn is over.
-_DECIDING = 0.25
+_DECIDING = 0.4
 _AFTER_SPEECH = 6
 # One token in sixty, and the only one that must be copied from far back.
 _NAME_WEIGHT = 8.0
@@ -203,7 +207,7 @@ class DialogueWriter:
             for frame, word in asked.heard:
                 if 0 <= (place := at - asked.start + frame) < length:
                     track.heard[place] = word
-            begin = at + words + int(random.choice(ANSWER_FRAMES, p=_ANSWER_SHARES))
+            begin = at + words + _wait(random)
             track.deciding[at:begin] = True
             text = character.answer(asked.intent)
             clip = self._pool.agent[voice][text]
@@ -309,6 +313,13 @@ def _weights(text: Tensor, audible: Tensor, deciding: Tensor) -> tuple[Tensor, T
     padding = torch.where(near, _TEXT_PAD, _SILENT_PAD)
     padding = torch.where(deciding[1:] & ~audible[1:], _DECIDING, padding)
     return torch.where(text == TEXT_PAD, padding, 1.0), audio
+
+
+def _wait(random: np.random.Generator) -> int:
+    """Frames from the caller's last word to the agent's first."""
+    if random.random() < _LATE_SHARE:
+        return int(random.integers(*LATE_FRAMES, endpoint=True))
+    return int(random.choice(ANSWER_FRAMES, p=_ANSWER_SHARES))
 
 
 def _gap(random: np.random.Generator) -> int:
