@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import textwrap
 
 # The file's mapped pages count in a process's resident set, though the kernel may drop them at
 # any time; RssAnon counts what only this process has, and is sampled while the load runs.
@@ -47,7 +46,7 @@ def loading_peak(setup: str, *arguments: str) -> tuple[int, int]:
     # The allocator gives a real model's large tensors back as soon as they are freed; so it does
     # for smaller ones.
     out = subprocess.run(
-        [sys.executable, "-c", _MEASURE.format(setup=textwrap.dedent(setup)), *arguments],
+        [sys.executable, "-c", _MEASURE.format(setup=setup), *arguments],
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
         check=True,
         capture_output=True,

@@ -12,7 +12,7 @@ from pipecat_personaplex.config import AGENT_CODES, TEXT, TEXT_EPAD, TEXT_PAD, U
 from pipecat_personaplex.engine.prompting import build_prompt, text_prompt_tokens
 from pipecat_personaplex.engine.voices import Voice
 from tests.training.models import CONFIG, Letters, invented_pool
-from training.nano import script, wordings
+from training.nano import dialogues, script, wordings
 from training.nano.clips import AgentClip, UserClip, share_beginnings
 from training.nano.dialogues import (
     ANSWER_FRAMES,
@@ -65,7 +65,9 @@ def test_words_stand_at_their_onsets() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_agent_speaks_only_in_answers(seed: int) -> None:
+def test_agent_speaks_only_in_answers(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialogues, "_BARGE_IN_SHARE", 0)
+    monkeypatch.setattr(dialogues, "_OTHER_PACE_SHARE", 0)
     track = talk(seed)
     silent = (track.frames[:, AGENT_CODES] == 0).all(dim=1)
     assert torch.equal(silent, ~track.audible)
@@ -75,11 +77,15 @@ def test_agent_speaks_only_in_answers(seed: int) -> None:
 
     starts = (track.audible & ~torch.roll(track.audible, 1)).nonzero()[:, 0].tolist()
     assert starts, "a dialogue has answers"
+    user = [False, *speaking(track).tolist(), False]
     for start in starts:
-        # Invented turns have 10 frames of tail after their words.
-        since = start - LATE_FRAMES[1] + 9
-        assert speaking(track)[since:start].any()
         assert text[start - 1] == TEXT_EPAD
+        # Invented turns have 10 frames of tail after their words.
+        turn = max(at for at in range(start + 1) if user[at + 1])
+        turn_end = next(at for at in range(turn, len(user)) if not user[at + 1])
+        words_end = turn_end - 10
+        assert speaking(track)[words_end - 15 : words_end].all()
+        assert start - words_end in (*ANSWER_FRAMES, *range(LATE_FRAMES[0], LATE_FRAMES[1] + 1))
 
 
 def test_an_answer_is_seldom_late() -> None:
@@ -123,8 +129,10 @@ def test_padding_weighs_more_while_the_agent_decides_whether_to_answer() -> None
     onset = int(((text == TEXT_EPAD) & (weights > 0)).nonzero()[0, 0])
     assert weights[onset] == 1
     waiting = weights[onset - 6 : onset]
-    assert (waiting > weights[weights > 0].min()).all(), "a caller's words and the wait after them"
+    assert (waiting > 0.3).all(), "a caller's words and the wait after them"
     assert (waiting < 1).all(), "an onset weighs more"
+    alone = weights[weights > 0][0]
+    assert alone >= waiting.max(), "where nobody asks, nothing is said"
 
 
 def test_targets_are_the_next_columns() -> None:

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from pipecat_personaplex.config import FRAME_SAMPLES, SAMPLE_RATE
+from pipecat_personaplex.engine.download import resolve
 from training.nano import script
 from training.nano.calls import interrupting_calls, question_calls
 from training.nano.clips import speak_turn
 from training.nano.codec_data import Phonemes, place
 from training.nano.espeak import Manner, Utterance, _word_onsets, speaker
-from training.nano.evaluate import audible, nearest_sentence, onsets
+from training.nano.evaluate import audible, evaluate, nearest_sentence, onsets
 from training.nano.noise import HELD_OUT_NOISES, TRAINING_NOISES, rms
 from training.nano.voices import draw_user_voice, held_out_voices
 
@@ -113,3 +114,11 @@ def test_test_calls_ask_what_they_say() -> None:
             assert turn.intent in script.intents(call.character.role)
             middle = int((turn.start + turn.end) / 2 * SAMPLE_RATE)
             assert rms(call.pcm[middle - 4800 : middle + 4800]) > 0.005
+
+
+@needs_espeak
+def test_the_evaluation_measures_speed_and_codec_of_the_bundled_checkpoint() -> None:
+    figures = evaluate(resolve("nano", progress=False), calls=1, silence=False, seeds=())
+    assert figures.keys() == {"speed", "codec"}
+    assert figures["speed"]["real_time_factor"] > 0
+    assert figures["codec"]["stoi"] >= 0.85

@@ -95,45 +95,62 @@ def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert json.loads(line)["loss"] > 0
 
 
-TOGETHER = """
-import sys
-from pathlib import Path
-
-import torch
-
-from tests.training.models import CONFIG
-from training.nano import lm as lm_training
-from training.nano.progress import Clock
-
-lm_training.LM_CONFIG, lm_training.MIMI_CONFIG = CONFIG.lm, CONFIG.mimi
-with lm_training._fellows() as (rank, count):
-    parts = torch.nn.Linear(3, 2)
-    for parameter in parts.parameters():
-        parameter.grad = torch.full_like(parameter, float(rank))
-    clock = Clock(60)
-    clock.spent = 10.0 * rank
-    lm_training._share(parts, clock, count)
-    grads = [parameter.grad.unique().tolist() for parameter in parts.parameters()]
-    assert (grads, clock.spent) == ([[0.5], [0.5]], 5.0)
-run = lm_training.LMRun(minutes=0.1, batch=1, length=300, save_every=1000)
-lm_training.train_lm(Path(sys.argv[1]), run, torch.device("cpu"))
-"""
-
-
-def test_processes_train_together(tmp_path: Path) -> None:
-    invented_pool().save(tmp_path / "pool.pt")
-    shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
-    script = tmp_path / "together.py"
-    script.write_text(TOGETHER)
+def run_together(folder: Path, source: str) -> None:
+    """Run a program in two processes, which may form one group: stores remember old addresses."""
+    script = folder / "together.py"
+    script.write_text(source)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [sys.executable, *launch, str(script), str(tmp_path)],
+        [sys.executable, *launch, str(script), str(folder)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+
+
+SHARING = """
+import torch
+
+from training.nano.lm import _fellows, _share
+from training.nano.progress import Clock
+
+with _fellows() as (rank, count):
+    parts = torch.nn.Linear(3, 2)
+    for parameter in parts.parameters():
+        parameter.grad = torch.full_like(parameter, float(rank))
+    clock = Clock(60)
+    clock.spent = 10.0 * rank
+    _share(parts, clock, count)
+    grads = [parameter.grad.unique().tolist() for parameter in parts.parameters()]
+    assert (grads, clock.spent) == ([[0.5], [0.5]], 5.0)
+"""
+
+
+def test_processes_share_gradients_and_clocks(tmp_path: Path) -> None:
+    run_together(tmp_path, SHARING)
+
+
+TRAINING = """
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.training.models import CONFIG
+from training.nano import lm
+
+lm.LM_CONFIG, lm.MIMI_CONFIG = CONFIG.lm, CONFIG.mimi
+run = lm.LMRun(minutes=0.1, batch=1, length=300, save_every=1000)
+lm.train_lm(Path(sys.argv[1]), run, torch.device("cpu"))
+"""
+
+
+def test_processes_train_together(tmp_path: Path) -> None:
+    invented_pool().save(tmp_path / "pool.pt")
+    shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
+    run_together(tmp_path, TRAINING)
     assert load_state(tmp_path / "lm.pt")["spent"] >= 6
 
 

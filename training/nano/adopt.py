@@ -20,6 +20,7 @@ from pipecat_personaplex.engine.layout import (
     mimi_layout,
 )
 from pipecat_personaplex.engine.weights import FileSource
+from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano.codec import new_codec
 from training.nano.parallel_lm import new_lm
 from training.nano.progress import save_state
@@ -40,14 +41,21 @@ def fill(model: nn.Module, layout: Sequence[Entry], path: Path) -> None:
         parameter[entry.into : entry.into + len(part)] = part
 
 
+def finished_codec(checkpoint: Path) -> Mimi:
+    """The codec of a checkpoint, with its weights as training has them."""
+    mimi = new_codec(read_config(checkpoint / CONFIG_FILE).mimi)
+    fill(mimi, mimi_layout(mimi), checkpoint / MIMI_FILE)
+    mimi.reset_constants(torch.device("cpu"))
+    return mimi
+
+
 def adopt(checkpoint: Path, folder: Path) -> None:
     """Write the states of a codec and a language model that have a checkpoint's weights.
 
     The tokenizer comes along. What training alone needs (heads, optimizers) starts anew.
     """
     config = read_config(checkpoint / CONFIG_FILE)
-    mimi = new_codec(config.mimi)
-    fill(mimi, mimi_layout(mimi), checkpoint / MIMI_FILE)
+    mimi = finished_codec(checkpoint)
     lm = new_lm(config.lm)
     fill(lm, lm_layout(lm, config.lm.dep_q), checkpoint / MODEL_FILE)
     for name, model in (("codec", mimi), ("lm", lm)):

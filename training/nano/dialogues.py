@@ -48,7 +48,7 @@ _OTHER_ROLE_SHARE = 0.12
 # The shortest questions, and copying a name from the prompt, are learnt last: they come more often.
 _SHARED_SHARE = 0.35
 _LONG_SILENCE_SHARE = 0.1
-# Of a caller's turns, which are hurried or drawn out, and how much: none is heard twice alike.
+# Of a caller's turns, how many are hurried or drawn out, and how much.
 _OTHER_PACE_SHARE = 0.5
 _PACES = (0.85, 1.15)
 # Frames before the caller's words that still belong to the clip.
@@ -56,6 +56,7 @@ _CLIP_LEAD = 3
 # Weights of the losses; everything else that is live weighs 1.
 _QUIET = 0.15
 _TEXT_PAD = 0.25
+# At 0.1, an agent left alone began to speak two or three times in five minutes.
 _SILENT_PAD = 0.5
 # Padding while a caller speaks and until the answer: against the onset's own weight of 1, it
 # decides how sure an agent must be that the turn is over.

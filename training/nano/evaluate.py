@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from pystoi import stoi
 
 from pipecat_personaplex.config import (
@@ -25,6 +26,7 @@ from pipecat_personaplex.config import (
 from pipecat_personaplex.engine.conversation import Conversation
 from pipecat_personaplex.engine.engine import Engine
 from training.nano import script
+from training.nano.adopt import finished_codec
 from training.nano.calls import (
     Spoken,
     TestCall,
@@ -33,6 +35,7 @@ from training.nano.calls import (
     reference,
     story_calls,
 )
+from training.nano.codec_quality import CodecCheck
 from training.nano.espeak import Pcm
 
 SEEDS = (0, 1, 2)
@@ -262,11 +265,12 @@ def speed(engine: Engine) -> dict[str, float]:
 def evaluate(
     model: Path, calls: int, silence: bool = True, seeds: Sequence[int] = SEEDS
 ) -> dict[str, dict[str, float]]:
-    """Figures of each seed, and of the speed."""
+    """Figures of each seed, of the speed, and the codec's STOI on sentences it never heard."""
     config = EngineConfig(device="cpu", max_sessions=_CALLERS_AT_ONCE)
     with Engine.load(model, config) as engine:
         result = {
             f"seed {seed}": evaluate_seed(engine, seed, calls, silence).summary() for seed in seeds
         }
         result["speed"] = speed(engine)
+    result["codec"] = CodecCheck()(finished_codec(model), torch.device("cpu"), quantized=True)
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,6 +152,8 @@ def _fellows() -> Iterator[tuple[int, int]]:
     if not dist.is_torchelastic_launched():
         yield 0, 1
         return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # what "cuda" means from here on
     dist.init_process_group()
     try:
         yield dist.get_rank(), dist.get_world_size()
@@ -220,8 +223,9 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
 
 def _share(parts: nn.Module, clock: Clock, count: int) -> None:
     """Give all processes the mean of their gradients, and of their clocks: all end together."""
-    spent = torch.tensor([clock.spent])
-    shared = [spent, *(p.grad for p in parts.parameters() if p.grad is not None)]
+    grads = [p.grad for p in parts.parameters() if p.grad is not None]
+    spent = grads[0].new_tensor([clock.spent])
+    shared = [spent, *grads]
     mean = parameters_to_vector(shared)
     dist.all_reduce(mean)
     vector_to_parameters(mean / count, shared)
