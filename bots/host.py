@@ -37,7 +37,7 @@ from bots.transports import (
     shorten_microphone_buffer,
     transport_of,
 )
-from pipecat_personaplex.config import EngineConfig
+from pipecat_personaplex.config import MOST_SESSIONS, EngineConfig
 from pipecat_personaplex.engine.interface import EngineLike
 from pipecat_personaplex.errors import EngineFull, PersonaPlexError, UserError, VoiceNotFound
 from pipecat_personaplex.protocol.chat import CHAT_PATH
@@ -178,8 +178,14 @@ class BotHost:
     @property
     def full(self) -> bool:
         """Whether there is room for nobody."""
-        limit: int = self._args.max_sessions
-        return self._calls >= limit
+        return self._calls >= self._lines
+
+    @property
+    def _lines(self) -> int:
+        """Callers at once."""
+        assert self._engine is not None, "main() comes first"
+        asked: int | None = self._args.max_sessions
+        return asked or min(MOST_SESSIONS, self._engine.max_sessions or MOST_SESSIONS)
 
     async def answer(self, runner_args: RunnerArguments) -> None:
         """Take one call, from its connection to its end; what goes wrong ends only this call."""
@@ -196,7 +202,7 @@ class BotHost:
     def _line(self) -> Iterator[None]:
         # Two callers may pass the door at once; here only one of them gets the last line.
         if self.full:
-            raise EngineFull(self._args.max_sessions)
+            raise EngineFull(self._lines)
         self._calls += 1
         try:
             yield
@@ -267,7 +273,7 @@ def _engine_for(args: argparse.Namespace) -> AbstractContextManager[EngineLike]:
         quantization=args.quantization or None,
         kv_dtype=args.kv_dtype,
         context=args.context,
-        max_sessions=args.max_sessions,
+        max_sessions=args.max_sessions or 0,
     )
     return load_engine(args.model, config)
 

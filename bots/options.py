@@ -115,8 +115,9 @@ class BotParser(argparse.ArgumentParser):
             "--max-sessions",
             type=_positive,
             metavar="N",
-            default=os.environ.get("PERSONAPLEX_MAX_SESSIONS", "8"),
-            help="callers at once; the next one is turned away politely (default: 8)",
+            default=os.environ.get("PERSONAPLEX_MAX_SESSIONS") or None,
+            help="callers at once; the next one is turned away politely (default: as many as the "
+            "engine has room for, 8 at most)",
         )
 
     def parse_args(  # type: ignore[override]

@@ -39,6 +39,10 @@ RELEASED_WINDOW = 2_999
 """Frames the released model attends to; a longer prompt is refused."""
 
 
+MOST_SESSIONS = 8
+"""Callers at once where nobody says how many; a number that is given may be larger."""
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """How an engine runs.
@@ -57,7 +61,8 @@ class EngineConfig:
         context: Frames of 80 ms that a caller's memory is made for, as in ``config.json``; 0
             takes the checkpoint's, and fewer make room for more callers. What is longer ago, the
             persona included, is forgotten.
-        max_sessions: Slots, that is callers at once.
+        max_sessions: Slots, that is callers at once; 0 takes as many as the device's free memory
+            holds, ``MOST_SESSIONS`` at most.
         max_queued_frames: Input a session may have waiting, in frames of 80 ms; past it the
             oldest frame is dropped and counted.
         prefix_cache_bytes: Bound on the memory of prompts kept for the next caller with the
@@ -75,7 +80,7 @@ class EngineConfig:
     quantization: Quantization | None = None
     kv_dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
     context: int = 0
-    max_sessions: int = 8
+    max_sessions: int = 0
     max_queued_frames: int = 25
     prefix_cache_bytes: int = 2 << 30
     prefill_chunk: int = 256
@@ -104,7 +109,7 @@ class EngineConfig:
         if type(self.cuda_graphs) is not bool:
             raise ConfigError(f"cuda_graphs must be true or false, not {self.cuda_graphs!r}")
         for name, least in (
-            ("max_sessions", 1),
+            ("max_sessions", 0),
             ("max_queued_frames", 1),
             ("prefix_cache_bytes", 0),
             ("prefill_chunk", 1),

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -50,17 +51,17 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 4
     assert len(blocks("bash")) >= 2
 
 
-REMOTE, ENGINE, *PIPELINES = sorted(
-    blocks("python"), key=lambda block: ("pipecat.pipeline" in block, "RemoteEngine" not in block)
-)
+def the_block(part: str) -> str:
+    [block] = [block for block in blocks("python") if part in block]
+    return block
 
 
 def test_the_engine_in_a_program(folder: Path) -> None:
-    code = ENGINE.replace(MODEL, str(CHECKPOINT))
+    code = the_block("engine.open_session(").replace(MODEL, str(CHECKPOINT))
     out = run([sys.executable, "-W", "error", "-c", code], folder)
     assert "voices: NATF2, NATM1" in out
     assert "ended: closed" in out
@@ -69,16 +70,16 @@ def test_the_engine_in_a_program(folder: Path) -> None:
 
 def test_the_engine_elsewhere(folder: Path) -> None:
     with ServeProcess() as one, ServeProcess() as other:
-        code = REMOTE.replace("ws://engine-a:8998", one.ws_url)
+        code = the_block("RemoteEngine").replace("ws://engine-a:8998", one.ws_url)
         code = code.replace("ws://engine-b:8998", other.ws_url)
         out = run([sys.executable, "-c", code], folder)
     assert "voices: NATF2, NATM1" in out
 
 
-@pytest.mark.parametrize("block", PIPELINES)
-async def test_a_bot(block: str, folder: Path) -> None:
+async def test_a_bot(folder: Path) -> None:
     """Serves its page, and speaks to who connects as the page would."""
     script = folder / "bot.py"
+    block = the_block("pipecat.pipeline")
     script.write_text(block.replace(MODEL, str(CHECKPOINT)))
     with BotProcess("bot", PYTHONPATH=str(folder)) as bot:
         async with AsyncClient(base_url=bot.url, timeout=20) as client:
@@ -86,6 +87,17 @@ async def test_a_bot(block: str, folder: Path) -> None:
             assert page.status_code == 200
             heard = await first_words(client)
     assert np.abs(heard).max() > 100  # noise, but the agent's
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="without it a card keeps more")
+def test_callers_that_fit(folder: Path) -> None:
+    """The table's last column is what the code below it prints."""
+    out = run([sys.executable, "-c", the_block("plan_engine")], folder)
+    printed = re.findall(r"^([\d.]+) GiB free: (\d+) callers$", out, re.M)
+    table = re.findall(
+        r"^\|.*\| ([\d.]+) GiB \|.*\| (\d+)(?:,[^|]*)? \|$", README.read_text(), re.M
+    )
+    assert len(printed) == 5 and table == printed
 
 
 async def first_words(client: AsyncClient) -> npt.NDArray[np.int16]:

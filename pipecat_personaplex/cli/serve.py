@@ -24,7 +24,7 @@ from pipecat_personaplex.cli.options import (
     Threads,
     chosen_model,
 )
-from pipecat_personaplex.config import EngineConfig
+from pipecat_personaplex.config import MOST_SESSIONS, EngineConfig
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.server.config import ServerConfig
 
@@ -49,9 +49,15 @@ def serve(
     ctx: typer.Context,
     model: Model = BEST,
     max_sessions: Annotated[
-        int,
-        typer.Option(min=1, help="Callers at once; one more is refused.", rich_help_panel="Model"),
-    ] = EngineConfig.max_sessions,
+        int | None,
+        typer.Option(
+            envvar="PERSONAPLEX_MAX_SESSIONS",
+            min=1,
+            help="Callers at once; one more is refused.",
+            show_default=f"as many as fit into the device's memory, {MOST_SESSIONS} at most",
+            rich_help_panel="Model",
+        ),
+    ] = None,
     add_voice: Annotated[
         list[str] | None,
         typer.Option(
@@ -175,7 +181,7 @@ def serve(
         quantization=quantization,
         kv_dtype=kv_dtype,
         context=context,
-        max_sessions=max_sessions,
+        max_sessions=max_sessions or 0,
         cpu_threads=threads,
         cuda_graphs=cuda_graphs,
     )

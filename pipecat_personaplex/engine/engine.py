@@ -15,7 +15,7 @@ import torch
 from loguru import logger
 
 from pipecat_personaplex.audio import read_audio
-from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
+from pipecat_personaplex.config import MOST_SESSIONS, EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.engine.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -28,7 +28,7 @@ from pipecat_personaplex.engine.conversation import Conversation, converse
 from pipecat_personaplex.engine.download import resolve
 from pipecat_personaplex.engine.layout import CONFIG_FILE, MODEL_FILES, VOICES_FILE
 from pipecat_personaplex.engine.loop import StepLoop
-from pipecat_personaplex.engine.memory import plan_engine, require_memory
+from pipecat_personaplex.engine.memory import plan_engine, require_memory, settle_sessions
 from pipecat_personaplex.engine.model_runner import encode_stream
 from pipecat_personaplex.engine.placement import (
     choose_kv_dtype,
@@ -62,13 +62,15 @@ class Engine:
     Args:
         checkpoint: A loaded checkpoint.
         voices: The voices that personas may name.
-        config: How to run.
+        config: How to run; without a number of sessions there are ``MOST_SESSIONS``, as only
+            ``load`` knows what fits.
 
     Raises:
         ConfigError: The checkpoint or its device cannot be used with these options.
     """
 
     def __init__(self, checkpoint: Checkpoint, voices: VoiceLibrary, config: EngineConfig):
+        config = replace(config, max_sessions=config.max_sessions or MOST_SESSIONS)
         self.config = config
         checkpoint = replace(checkpoint, config=checkpoint.config.with_context(config.context))
         self.checkpoint = checkpoint
@@ -114,6 +116,7 @@ class Engine:
         architecture = read_config(folder / CONFIG_FILE).with_context(config.context)
         voices = VoiceLibrary.from_archive(folder / VOICES_FILE, architecture)
         settle_quantization(folder, architecture, config.quantization, target.device)
+        config = settle_sessions(architecture, config, target)
         require_memory(plan_engine(architecture, config, target), target.device)
         with loading_bar(progress) as advanced:
             checkpoint = load_checkpoint(folder, **target._asdict(), progress=advanced)
@@ -187,6 +190,11 @@ class Engine:
     def max_owed(self) -> int:
         """Frames that a session in good order may owe: given, and not answered yet."""
         return _MAX_OWED
+
+    @property
+    def max_sessions(self) -> int:
+        """Slots, that is callers at once."""
+        return self.config.max_sessions
 
     def encode_voice(self, pcm: Pcm, name: str) -> Voice:
         """Make a voice from a recording of one speaker; ten seconds do well.
@@ -271,9 +279,9 @@ class Engine:
     def _require_room(self) -> None:
         self._require_running()
         # A closed session holds its slot no longer than the model thread takes to notice.
-        if sum(not other.closed for other in self._open) >= self.config.max_sessions:
+        if sum(not other.closed for other in self._open) >= self.max_sessions:
             self._refused += 1
-            raise EngineFull(self.config.max_sessions)
+            raise EngineFull(self.max_sessions)
 
     def _require_running(self) -> None:
         self._require_healthy()
@@ -313,7 +321,7 @@ class Engine:
             healthy=self.healthy,
             sessions=len(open_sessions),
             queued_frames=sum(session.queued_frames for session in open_sessions),
-            max_sessions=self.config.max_sessions,
+            max_sessions=self.max_sessions,
             steps=counters.steps,
             frames=counters.frames,
             late_frames=counters.late_frames,

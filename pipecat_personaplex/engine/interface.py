@@ -41,6 +41,10 @@ class EngineLike(Protocol):
     def max_owed(self) -> int:
         """Frames that a session in good order may owe: given, and not answered yet."""
 
+    @property
+    def max_sessions(self) -> int:
+        """Slots; 0 where that is not known."""
+
     def open_session(
         self,
         persona: Persona,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -11,14 +12,13 @@ from loguru import logger
 from torch import nn
 
 from pipecat_personaplex.architecture import LMConfig, MimiConfig, ModelConfig
-from pipecat_personaplex.config import EngineConfig, Quantization
+from pipecat_personaplex.config import MOST_SESSIONS, EngineConfig, Quantization
 from pipecat_personaplex.engine.graphs import spare_slots
 from pipecat_personaplex.engine.placement import choose_kv_dtype
 from pipecat_personaplex.engine.weights import Target
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.kernels.formats import storage
 from pipecat_personaplex.kernels.kv_format import FP8
-from pipecat_personaplex.kernels.triton_support import have_triton
 from pipecat_personaplex.models.linear import Linear
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
@@ -47,7 +47,8 @@ class MemoryPlan:
         slots: Callers at once.
         spare_slots: Slots that are there besides.
         prompts: Bound of the prefix cache.
-        workspace: Allowance for what the device's libraries and graphs take.
+        workspace: Allowance for what the device's libraries and graphs take, callers apart.
+        workspace_per_slot: What each caller adds to it.
         quantization: Of the weights, as planned.
         kv_dtype: Of keys and values, as planned.
         stored: Whether the weights come in that quantization, which cannot become another.
@@ -61,6 +62,7 @@ class MemoryPlan:
     spare_slots: int
     prompts: int
     workspace: int
+    workspace_per_slot: int
     quantization: Quantization | None
     kv_dtype: str
     stored: bool = False
@@ -72,23 +74,25 @@ class MemoryPlan:
 
     @property
     def fixed(self) -> int:
-        """All but the callers."""
-        spare = self.spare_slots * self.per_slot
-        return self.weights + self.codec + spare + self.prompts + self.workspace
+        """What is there whoever calls."""
+        return self.weights + self.codec + self.prompts + self.workspace
 
     @property
     def total(self) -> int:
         """Everything, every window full."""
-        return self.fixed + self.slots * self.per_slot
+        return self.fixed + self._of_slots(self.slots, self.spare_slots)
+
+    def _of_slots(self, slots: int, spare: int) -> int:
+        return (slots + spare) * self.per_slot + slots * self.workspace_per_slot
 
     def fitting_slots(self, available: int) -> int:
         """Callers for whom so many bytes are enough."""
-        reserved = self.fixed - self.spare_slots * self.per_slot
-        room = max(0, (available - reserved) // self.per_slot)
-        if not self.spare_slots:
-            return room
+        room = available - self.fixed
+        count = max(0, room // (self.per_slot + self.workspace_per_slot))
         # Few callers need no spare slot.
-        return next(count for count in range(room, -1, -1) if count + spare_slots(count) <= room)
+        while count and self._of_slots(count, spare_slots(count) * self.spare_slots) > room:
+            count -= 1
+        return count
 
     def sum(self, available: int | None) -> str:
         """In GiB, for a person; ``available`` is what the device has free, where known."""
@@ -101,8 +105,8 @@ class MemoryPlan:
             f"{slots} x {_gib(self.per_slot)} (KV {_gib(self.kv_per_slot)}, {self.kv_dtype})",
             f"prompts up to {_gib(self.prompts)}",
         ]
-        if self.workspace:
-            parts.append(f"graphs and workspace {_gib(self.workspace)}")
+        if workspace := self.workspace + self.slots * self.workspace_per_slot:
+            parts.append(f"graphs and workspace {_gib(workspace)}")
         text = f"{' + '.join(parts)} = {_gib(self.total)}"
         if available is None:
             return text
@@ -121,8 +125,6 @@ class MemoryPlan:
             ways += ["quantization int8", "quantization int4"]
         elif self.quantization != "int4" and not self.stored:
             ways.append("quantization int4")
-        if self.prompts:
-            ways.append("a smaller prefix_cache_bytes")
         return f"{', '.join(ways[:-1])} or {ways[-1]}" if ways[1:] else ways[0]
 
 
@@ -140,6 +142,33 @@ def plan_engine(architecture: ModelConfig, config: EngineConfig, target: Target)
         prompt_bytes=config.prefix_cache_bytes,
     )
     return replace(plan, stored=architecture.quantization is not None)
+
+
+def settle_sessions(
+    architecture: ModelConfig, config: EngineConfig, target: Target
+) -> EngineConfig:
+    """Decide how many callers there are at once, where the configuration leaves it open.
+
+    Returns:
+        The configuration with ``MOST_SESSIONS``, or with as many as fit where those are fewer; one
+        at least, which ``require_memory`` then refuses where it does not fit either.
+    """
+    if config.max_sessions:
+        return config
+    config = replace(config, max_sessions=MOST_SESSIONS)
+    plan, available = plan_engine(architecture, config, target), available_bytes(target.device)
+    if available is None or plan.total <= available:
+        return config
+    fitting = plan.fitting_slots(available)
+    if fitting:
+        logger.warning(
+            "max_sessions {}, as no more fit: for {}, in GiB, {}; {} make room for more",
+            fitting,
+            MOST_SESSIONS,
+            plan.sum(available),
+            plan.savings(),
+        )
+    return replace(config, max_sessions=max(1, fitting))
 
 
 def plan_memory(
@@ -168,6 +197,7 @@ def plan_memory(
     with torch.device("meta"):
         lm, mimi = PersonaPlexLM(config.lm), Mimi(config.mimi)
     codec_slot = _codec_slot_bytes(mimi, config.mimi)
+    workspace, per_slot = _workspace_bytes(config.lm, window, device, dtype)
     return MemoryPlan(
         weights=_weight_bytes(lm, device, dtype, quantization),
         codec=_weight_bytes(mimi, device, torch.float32, None) + codec_slot,
@@ -176,7 +206,8 @@ def plan_memory(
         slots=slots,
         spare_slots=spare_slots(slots) if device.type == "cuda" else 0,
         prompts=prompt_bytes,
-        workspace=_workspace_bytes(config.lm, window, dtype, slots) if device.type == "cuda" else 0,
+        workspace=workspace,
+        workspace_per_slot=per_slot,
         quantization=quantization,
         kv_dtype=kv_dtype,
     )
@@ -243,13 +274,19 @@ def kv_bytes(config: LMConfig, window: int, kv_dtype: str) -> int:
     return 2 * config.num_layers * window * config.num_heads * head
 
 
-def _workspace_bytes(config: LMConfig, window: int, dtype: torch.dtype, slots: int) -> int:
-    """On CUDA, beside what is kept: the allowances, and the prompt that is being computed."""
+def _workspace_bytes(
+    config: LMConfig, window: int, device: torch.device, dtype: torch.dtype
+) -> tuple[int, int]:
+    """On CUDA, beside what is kept, once and for each caller.
+
+    The allowances, the prompt that is being computed, and, without Triton, a layer's rings, which
+    PyTorch's attention gathers.
+    """
+    if device.type != "cuda":
+        return 0, 0
     prompt = kv_bytes(config, window, str(dtype).removeprefix("torch."))
-    per_slot = CUDA_WORKSPACE_BYTES_PER_SLOT
-    if not have_triton():
-        per_slot += prompt // config.num_layers  # a layer's rings, gathered for PyTorch's attention
-    return CUDA_WORKSPACE_BYTES + slots * per_slot + prompt
+    gathered = 0 if find_spec("triton") else prompt // config.num_layers
+    return CUDA_WORKSPACE_BYTES + prompt, CUDA_WORKSPACE_BYTES_PER_SLOT + gathered
 
 
 def _codec_slot_bytes(mimi: Mimi, config: MimiConfig) -> int:

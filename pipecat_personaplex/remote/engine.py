@@ -185,6 +185,12 @@ class RemoteEngine:
         return MAX_FRAMES
 
     @property
+    def max_sessions(self) -> int:
+        """Slots of all servers together; 0 where one does not say, or not yet."""
+        slots = [server.max_sessions for server in self._servers]
+        return sum(slots) if all(slots) else 0
+
+    @property
     def _running(self) -> bool:
         return self._thread is not None and self._loop is not None and not self._stopping
 

@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipecat_personaplex.config import EngineConfig
+from pipecat_personaplex.config import MOST_SESSIONS, EngineConfig
 from pipecat_personaplex.errors import EngineFailed
 from pipecat_personaplex.protocol.messages import SESSION_PATH, Hello
 from pipecat_personaplex.server.app import create_app
@@ -41,7 +41,8 @@ class RayArgs(BaseModel):
 
     Attributes:
         model: A folder that every node has, or a Hugging Face repo id.
-        engine: As ``EngineConfig``; its ``max_sessions`` are the slots of one replica.
+        engine: As ``EngineConfig``; its ``max_sessions`` are the slots of one replica,
+            ``MOST_SESSIONS`` where it is left out.
         limits: As ``ServerConfig``, except that sessions cannot be resumed, and that
             ``drain_seconds`` has its place below.
         api_key_file: As ``personaplex serve --api-key-file``, on every node; None for no keys.
@@ -57,7 +58,7 @@ class RayArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
-    engine: EngineConfig = Field(default_factory=EngineConfig)
+    engine: EngineConfig = Field(default_factory=lambda: EngineConfig(max_sessions=MOST_SESSIONS))
     limits: ServerConfig = Field(default_factory=lambda: ServerConfig(resume_seconds=0.0))
     api_key_file: str | None = None
     min_replicas: int = Field(default=1, ge=1)
@@ -71,7 +72,7 @@ class RayArgs(BaseModel):
     @classmethod
     def _engine(cls, options: dict[str, Any]) -> EngineConfig:
         # Pydantic would ignore what a dataclass does not know; a misspelt option must be an error.
-        return _made(EngineConfig, options)
+        return _made(EngineConfig, options, max_sessions=MOST_SESSIONS)
 
     @field_validator("limits", mode="before")
     @classmethod
@@ -82,6 +83,10 @@ class RayArgs(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> RayArgs:
+        if not self.engine.max_sessions:
+            raise ValueError(
+                "engine.max_sessions must be at least 1: Ray has no place for what fits"
+            )
         if self.max_replicas < self.min_replicas:
             raise ValueError("max_replicas must not be less than min_replicas")
         if self.max_waiting == 0:

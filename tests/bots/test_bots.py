@@ -19,13 +19,15 @@ from pipecat.runner.types import (
     WebSocketRunnerArguments,
 )
 
-from bots.assistant import TEACHER
+from bots.assistant import TEACHER, converse
 from bots.drive_thru import RESTAURANT
+from bots.host import BotHost
 from bots.options import BotParser, check_transport
 from bots.transports import sample_rate, transport_of, transport_params
 from pipecat_personaplex.errors import ConfigError
 from tests import golden_data
 from tests.helpers.bots import BotProcess, run_bot
+from tests.helpers.engines import FakeEngine
 
 TWILIO = {"TWILIO_ACCOUNT_SID": "AC0", "TWILIO_AUTH_TOKEN": "secret"}
 LOOPBACK = "tests.bots.loopback_assistant"
@@ -55,7 +57,7 @@ class TestOptions:
     def test_defaults(self) -> None:
         args = parse()
         assert (args.model, args.voice, args.greeting) == (None, None, None)
-        assert (args.prompt, args.max_sessions, args.device) == ("You are a bot.", 8, "auto")
+        assert (args.prompt, args.max_sessions, args.device) == ("You are a bot.", None, "auto")
         assert args.transport == "webrtc" and args.engine == []
         assert (args.quantization, args.kv_dtype, args.context) == (None, "auto", 0)
 
@@ -117,6 +119,22 @@ class TestOptions:
         monkeypatch.setenv("PERSONAPLEX_MAX_SESSIONS", "3")
         assert (parse().voice, parse().max_sessions) == ("NATM1", 3)
         assert parse("--voice", "NATF2", "--max-sessions", "5").voice == "NATF2"
+
+    def test_callers_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def lines(slots: int, *arguments: str) -> int:
+            host = BotHost("A bot.", converse, voice="NATF2", prompt="You are a bot.")
+            host._engine, host._args = FakeEngine(slots), parse(*arguments)
+            for taken in range(99):
+                host._calls = taken
+                if host.full:
+                    return taken
+            raise AssertionError("there is no end of callers")
+
+        assert [lines(slots) for slots in (2, 8, 20)] == [2, 8, 8]
+        assert lines(0) == 8, "NVIDIA's server does not tell"
+        assert lines(20, "--max-sessions", "12") == 12
+        monkeypatch.setenv("PERSONAPLEX_MAX_SESSIONS", "")
+        assert lines(2) == 2
 
     @pytest.mark.parametrize("count", ["0", "-1", "many", "1.5"])
     def test_a_wrong_number_is_one_line(

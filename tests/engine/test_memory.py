@@ -15,6 +15,7 @@ from pipecat_personaplex.architecture import LMConfig, MimiConfig, ModelConfig
 from pipecat_personaplex.config import Quantization
 from pipecat_personaplex.engine import memory
 from pipecat_personaplex.engine.checkpoint import load_checkpoint, random_model, read_config
+from pipecat_personaplex.engine.graphs import spare_slots
 from pipecat_personaplex.engine.kv_cache import RingCache
 from pipecat_personaplex.engine.memory import (
     MemoryPlan,
@@ -22,8 +23,10 @@ from pipecat_personaplex.engine.memory import (
     kv_bytes,
     plan_memory,
     require_memory,
+    settle_sessions,
 )
 from pipecat_personaplex.engine.model_runner import ModelRunner
+from pipecat_personaplex.engine.weights import Target
 from pipecat_personaplex.errors import ConfigError
 from tests.golden_data import CHECKPOINT
 from tests.helpers.checkpoints import WIDE
@@ -98,7 +101,7 @@ def test_without_triton_a_layers_rings_are_gathered_on_a_card(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def workspace() -> int:
-        plan = plan_memory(
+        planned = plan_memory(
             config,
             device=CUDA,
             dtype=torch.bfloat16,
@@ -108,12 +111,12 @@ def test_without_triton_a_layers_rings_are_gathered_on_a_card(
             slots=5,
             prompt_bytes=0,
         )
-        return plan.workspace
+        return planned.total
 
     config = ModelConfig()
-    monkeypatch.setattr(memory, "have_triton", lambda: True)
+    monkeypatch.setattr(memory, "find_spec", lambda name: object())
     with_kernels = workspace()
-    monkeypatch.setattr(memory, "have_triton", lambda: False)
+    monkeypatch.setattr(memory, "find_spec", lambda name: None)
     assert workspace() - with_kernels == 5 * 2 * 300 * config.lm.dim * 2
 
 
@@ -137,6 +140,7 @@ PLAN = MemoryPlan(
     spare_slots=1,
     prompts=2 * GIB,
     workspace=GIB,
+    workspace_per_slot=0,
     quantization=None,
     kv_dtype="bfloat16",
 )
@@ -156,18 +160,96 @@ def test_a_card_that_is_too_small(monkeypatch: pytest.MonkeyPatch, free: float, 
         "weights 14.00 + codec 0.50 + (8 sessions and 1 spare) x 1.25",
         "= 28.75",
         f"of {free:.2f} free",
-        "kv_dtype fp8, a smaller context, quantization int8, quantization int4 or a "
-        "smaller prefix_cache_bytes",
+        "kv_dtype fp8, a smaller context, quantization int8 or quantization int4 take less",
     ):
         assert part in message
 
 
 def test_few_callers_are_offered_the_spare_slots_room() -> None:
     slot = PLAN.per_slot
-    reserved = PLAN.fixed - slot
+    reserved = PLAN.fixed
     assert [PLAN.fitting_slots(reserved + room * slot) for room in range(7)] == [
         *(0, 1, 2, 3, 3, 4, 5)
     ]
+
+
+@pytest.mark.parametrize("per_slot", [0, GIB // 8])
+def test_what_is_said_to_fit_does_and_one_more_does_not(per_slot: int) -> None:
+    asked = replace(PLAN, workspace_per_slot=per_slot)
+    for free in range(17, 80):
+        count = asked.fitting_slots(free * GIB)
+        needed = [
+            replace(asked, slots=slots, spare_slots=spare_slots(slots)).total
+            for slots in (count, count + 1)
+        ]
+        assert needed[0] <= free * GIB or count == 0
+        assert needed[1] > free * GIB
+
+
+# How many callers there are where nobody says.
+
+
+def settled(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device, free: float | None, sessions: int = 0
+) -> int:
+    """Callers of the 7B on a device with so many GiB free."""
+    available = None if free is None else int(free * GIB)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: available)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    config = EngineConfig(max_sessions=sessions)
+    return settle_sessions(ModelConfig(), config, Target(device, dtype, None)).max_sessions
+
+
+@pytest.mark.parametrize(
+    ("device", "free", "sessions"),
+    [
+        (CUDA, 79, 8),
+        (CUDA, 23.5, 2),
+        (CUDA, 22, 1),
+        (CUDA, 10, 1),  # to be refused
+        (CUDA, None, 8),
+        (CPU, 64, 8),
+        (CPU, 48, 5),
+        (CPU, None, 8),
+    ],
+)
+def test_without_a_number_there_are_as_many_as_fit(
+    monkeypatch: pytest.MonkeyPatch,
+    messages: list[str],
+    device: torch.device,
+    free: float | None,
+    sessions: int,
+) -> None:
+    assert settled(monkeypatch, device, free) == sessions
+    if sessions == 8 or free == 10:
+        assert messages == []
+    else:
+        [line] = messages
+        assert line.startswith(f"WARNING: max_sessions {sessions}, as no more fit")
+        assert "8 sessions" in line and f"of {free:.2f} free" in line
+
+
+def test_a_number_that_is_given_stays(monkeypatch: pytest.MonkeyPatch, messages: list[str]) -> None:
+    assert settled(monkeypatch, CUDA, 23.5, sessions=4) == 4
+    assert messages == []
+
+
+def test_an_engine_takes_as_many_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Engine.load(CHECKPOINT, EngineConfig(device="cpu")).stats().max_sessions == 8
+    config = read_config(CHECKPOINT / "config.json")
+    eight = plan(config, slots=8, prompt_bytes=EngineConfig.prefix_cache_bytes)
+    free = eight.total - 3 * eight.per_slot
+    monkeypatch.setattr(memory, "available_bytes", lambda device: free)
+    assert Engine.load(CHECKPOINT, EngineConfig(device="cpu")).stats().max_sessions == 5
+    # Who names a number gets it: on a CPU, more than fit at once are a risk and no mistake.
+    named = EngineConfig(device="cpu", max_sessions=8)
+    assert Engine.load(CHECKPOINT, named).stats().max_sessions == 8
+
+
+def test_an_engine_of_a_loaded_checkpoint_has_the_usual_number() -> None:
+    loaded = Engine.load(CHECKPOINT, EngineConfig(device="cpu", max_sessions=1))
+    engine = Engine(loaded.checkpoint, loaded._voices, EngineConfig(device="cpu"))
+    assert engine.stats().max_sessions == engine.config.max_sessions == 8
 
 
 def test_weights_that_come_low_bit_are_not_offered_another_format() -> None:

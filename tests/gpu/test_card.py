@@ -59,7 +59,7 @@ def test_the_plan_is_what_is_taken(quantization: str | None) -> None:
     stepping(runner, engine.max_sessions)()
     taken = free - available_bytes(target.device)  # type: ignore[operator]
     assert plan.slots * plan.per_slot <= taken
-    assert taken < plan.slots * plan.per_slot + plan.workspace
+    assert taken < plan.slots * (plan.per_slot + plan.workspace_per_slot) + plan.workspace
 
 
 def test_the_bench(capsys: pytest.CaptureFixture[str]) -> None:

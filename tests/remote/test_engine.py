@@ -125,6 +125,7 @@ class TestLife:
         assert pipecat_personaplex.RemoteEngine is RemoteEngine
         assert not hasattr(engine, "add_voice")
         assert engine.max_owed == 8
+        assert engine.max_sessions == 0, "nobody has told it yet"
 
     def test_it_must_run(self) -> None:
         with FakeServer() as server:

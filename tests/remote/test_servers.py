@@ -61,6 +61,7 @@ class TestChoice:
                 for caller in callers:
                     caller.ready()
                 assert sessions(small, large) == [2, 6]
+                assert engine.max_sessions == 8
                 assert [s.sessions for s in engine.stats().servers] == [2, 6]
 
     def test_other_clients_count(self) -> None:
