@@ -24,8 +24,8 @@ def connect_engine(urls: Sequence[str], api_key: str | None) -> RemoteEngine:
     return engine
 
 
-def load_engine(model: str | None, config: EngineConfig) -> Engine:
-    """Load the model that was asked for, or the best one for this machine.
+def load_engine(model: str, config: EngineConfig) -> Engine:
+    """Load the model that was asked for; ``auto`` is the best one for this machine.
 
     Raises:
         UserError: The model or the device cannot be used.
@@ -33,7 +33,7 @@ def load_engine(model: str | None, config: EngineConfig) -> Engine:
     from pipecat_personaplex.engine.choice import choose_model
     from pipecat_personaplex.engine.engine import Engine
 
-    if model is None:
-        model, note = choose_model(config.device)
+    model, note = choose_model(model, config.device)
+    if note is not None:
         print(note, file=sys.stderr)
     return Engine.load(model, config, progress=sys.stderr.isatty())

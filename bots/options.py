@@ -15,7 +15,7 @@ from pipecat_personaplex.errors import ConfigError
 _TWILIO_KEYS = "TWILIO_ACCOUNT_SID with TWILIO_AUTH_TOKEN, or with TWILIO_API_KEY and _API_SECRET"
 # What a model in this process is loaded with, and the values where nobody says.
 _OF_A_MODEL = {
-    "model": None,
+    "model": "auto",
     "device": "auto",
     "quantization": None,
     "kv_dtype": "auto",
@@ -56,10 +56,10 @@ class BotParser(argparse.ArgumentParser):
         self._prepare = prepare
         self.add_argument(
             "--model",
-            metavar="nano|FOLDER|REPO",
+            metavar="auto|nano|FOLDER|REPO",
             help="a folder with a release's files, or a Hugging Face repo id, or nano, the small "
-            "model that comes along (default: nvidia/personaplex-7b-v1 where there is a GPU and "
-            "access, else nano)",
+            "model that comes along (default: auto, nvidia/personaplex-7b-v1 where there is a GPU "
+            "and access, else nano)",
         )
         self.add_argument(
             "--device",

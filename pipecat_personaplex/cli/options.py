@@ -87,10 +87,10 @@ CudaGraphs = Annotated[
 
 def chosen_model(model: str, device: str) -> str:
     """The model that ``--model`` means; where the choice is ours, a line says so."""
-    if model != BEST:
+    if model != BEST:  # without torch
         return model
     from pipecat_personaplex.engine.choice import choose_model
 
-    best, note = choose_model(device)
+    chosen, note = choose_model(model, device)
     typer.echo(note, err=True)
-    return best
+    return chosen

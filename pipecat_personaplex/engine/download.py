@@ -65,7 +65,7 @@ def resolve(model: str, *, progress: bool, files: Sequence[str] = RELEASE_FILES)
     except Exception as error:
         # Its HTTP library, and so what a broken transfer raises, differs between the versions of
         # huggingface_hub. The text of the original may hold signed addresses: it is not shown.
-        raise DownloadError(_explain(model, error)) from None
+        raise DownloadError(explain(model, error)) from None
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def _progress_bars(shown: bool) -> Iterator[None]:
         enable_progress_bars()
 
 
-def _explain(repo: str, error: BaseException) -> str:
+def explain(repo: str, error: BaseException) -> str:
     """One line: what went wrong, and what to do."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:

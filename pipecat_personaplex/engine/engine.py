@@ -24,6 +24,7 @@ from pipecat_personaplex.engine.checkpoint import (
     require_files,
     settle_quantization,
 )
+from pipecat_personaplex.engine.choice import choose_model
 from pipecat_personaplex.engine.conversation import Conversation, converse
 from pipecat_personaplex.engine.download import resolve
 from pipecat_personaplex.engine.layout import CONFIG_FILE, MODEL_FILES, VOICES_FILE
@@ -97,8 +98,8 @@ class Engine:
         """Load a checkpoint and its voices.
 
         Args:
-            model: A folder with a release's files, a Hugging Face repo id, or ``nano``, the small
-                model in this package.
+            model: A folder with a release's files, a Hugging Face repo id, ``nano``, the small
+                model in this package, or ``auto``, the best of these for this machine.
             config: How to run.
             progress: Whether to show download and loading progress on the terminal.
 
@@ -110,7 +111,10 @@ class Engine:
         config = config or EngineConfig()
         target = choose_target(config.device, config.dtype, config.quantization)
         choose_kv_dtype(config.kv_dtype, target.dtype, target.device)
-        folder = resolve(str(model), progress=progress)
+        chosen, note = choose_model(str(model), config.device)
+        if note is not None:
+            logger.info(note)
+        folder = resolve(chosen, progress=progress)
         require_files(folder, (*MODEL_FILES, VOICES_FILE))
         # Small files first: what is wrong with them shows before gigabytes are read.
         architecture = read_config(folder / CONFIG_FILE).with_context(config.context)

@@ -56,7 +56,7 @@ def no_foreign_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestOptions:
     def test_defaults(self) -> None:
         args = parse()
-        assert (args.model, args.voice, args.greeting) == (None, None, None)
+        assert (args.model, args.voice, args.greeting) == ("auto", None, None)
         assert (args.prompt, args.max_sessions, args.device) == ("You are a bot.", None, "auto")
         assert args.transport == "webrtc" and args.engine == []
         assert (args.quantization, args.kv_dtype, args.context) == (None, "auto", 0)

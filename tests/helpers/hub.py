@@ -95,6 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif path in (f"/api/models/{hub.repo}", f"/api/models/{hub.repo}/revision/main"):
             siblings = [{"rfilename": name} for name in hub.files]
             self._json({"id": hub.repo, "sha": COMMIT, "siblings": siblings, "tags": []})
+        elif path == f"/api/models/{hub.repo}/auth-check":
+            self._json({})
         elif path == f"/api/models/{hub.repo}/tree/{COMMIT}":
             self._json(
                 [
