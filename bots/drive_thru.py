@@ -113,14 +113,14 @@ def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stt",
         choices=("none", "deepgram"),
-        default=os.environ.get("PERSONAPLEX_STT", "none"),
+        default=os.environ.get("PERSONAPLEX_STT") or "none",
         help="who writes down the caller's words; DEEPGRAM_API_KEY for deepgram (default: none; "
         "environment: PERSONAPLEX_STT)",
     )
     parser.add_argument(
         "--records",
         metavar="FOLDER",
-        default=os.environ.get("PERSONAPLEX_RECORDS", "calls"),
+        default=os.environ.get("PERSONAPLEX_RECORDS") or "calls",
         help="where each call leaves a file of JSON lines (default: calls; environment: "
         "PERSONAPLEX_RECORDS)",
     )

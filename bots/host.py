@@ -270,12 +270,12 @@ def _engine_for(args: argparse.Namespace) -> AbstractContextManager[EngineLike]:
         return connect_engine(args.engine, os.environ.get("PERSONAPLEX_API_KEY"))
     config = EngineConfig(
         device=args.device,
-        quantization=args.quantization or None,
+        quantization=args.quantization,
         kv_dtype=args.kv_dtype,
         context=args.context,
         max_sessions=args.max_sessions or 0,
     )
-    return load_engine(args.model, config)
+    return load_engine(args.model, config, args.voice, args.add_voice)
 
 
 async def _hang_up(runner_args: RunnerArguments) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipecat_personaplex.config import EngineConfig
@@ -24,16 +25,31 @@ def connect_engine(urls: Sequence[str], api_key: str | None) -> RemoteEngine:
     return engine
 
 
-def load_engine(model: str, config: EngineConfig) -> Engine:
-    """Load the model that was asked for; ``auto`` is the best one for this machine.
+def load_engine(
+    model: str, config: EngineConfig, voice: str | None, added: Sequence[tuple[str, Path]]
+) -> Engine:
+    """Load the model that was asked for.
+
+    Args:
+        model: As ``Engine.load`` takes it.
+        config: How to run.
+        voice: One that has to be there.
+        added: Names and files of voices besides the model's.
 
     Raises:
-        UserError: The model or the device cannot be used.
+        UserError: The model, the device or a voice cannot be used.
     """
     from pipecat_personaplex.engine.choice import choose_model
     from pipecat_personaplex.engine.engine import Engine
+    from pipecat_personaplex.engine.voices import VoiceLibrary
 
     model, note = choose_model(model, config.device)
     if note is not None:
         print(note, file=sys.stderr)
-    return Engine.load(model, config, progress=sys.stderr.isatty())
+    shown = sys.stderr.isatty()
+    if voice is not None and voice not in dict(added):
+        VoiceLibrary.of_model(model, progress=shown).get(voice)  # before gigabytes are loaded
+    engine = Engine.load(model, config, progress=shown)
+    for name, path in added:
+        engine.add_voice(name, path)
+    return engine

@@ -9,17 +9,41 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from pipecat_personaplex.cli.options import named_voice
 from pipecat_personaplex.errors import ConfigError
 
 # What has to be installed and set before a transport can serve anybody.
 _TWILIO_KEYS = "TWILIO_ACCOUNT_SID with TWILIO_AUTH_TOKEN, or with TWILIO_API_KEY and _API_SECRET"
-# What a model in this process is loaded with, and the values where nobody says.
-_OF_A_MODEL = {
-    "model": "auto",
-    "device": "auto",
-    "quantization": None,
-    "kv_dtype": "auto",
-    "context": "0",
+_TRANSPORTS = ("webrtc", "daily", "twilio")
+
+
+def _frames(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of frames")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return value
+
+
+# What the environment may say in an option's place: how it is read, and what holds where nobody
+# says anything.
+_Options = dict[str, tuple[Callable[[str], object], object]]
+_OF_EVERY_CALL: _Options = {
+    "voice": (str, None),
+    "greeting": (str, None),
+    "max_sessions": (_positive, None),
+}
+_OF_A_MODEL: _Options = {
+    "model": (str, "auto"),
+    "device": (str, "auto"),
+    "quantization": (str, None),
+    "kv_dtype": (str, "auto"),
+    "context": (_frames, 0),
 }
 _EPILOG = """\
 environment (an option wins over it; a .env file is read too):
@@ -53,6 +77,7 @@ class BotParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self._prompt = prompt
         self._prepare = prepare
         self.add_argument(
             "--model",
@@ -96,26 +121,29 @@ class BotParser(argparse.ArgumentParser):
         )
         self.add_argument(
             "--voice",
-            default=os.environ.get("PERSONAPLEX_VOICE"),
             help="a voice of the model; `personaplex voices list` names them",
+        )
+        self.add_argument(
+            "--add-voice",
+            metavar="NAME=FILE",
+            action="append",
+            help="a voice besides the model's: a recording of one speaker, or a .pt or "
+            ".safetensors voice; may be given again",
         )
         self.add_argument(
             "--prompt",
             metavar="TEXT",
-            default=os.environ.get("PERSONAPLEX_PROMPT", prompt),
             help="the agent's role, in plain words",
         )
         self.add_argument(
             "--greeting",
             metavar="TEXT",
-            default=os.environ.get("PERSONAPLEX_GREETING"),
             help="a sentence the agent opens every call with",
         )
         self.add_argument(
             "--max-sessions",
             type=_positive,
             metavar="N",
-            default=os.environ.get("PERSONAPLEX_MAX_SESSIONS") or None,
             help="callers at once; the next one is turned away politely (default: as many as the "
             "engine has room for, 8 at most)",
         )
@@ -124,13 +152,19 @@ class BotParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> argparse.Namespace:
         """Parse, check, and prepare what the bot needs."""
+        for action in self._actions:
+            if action.dest == "transport":  # the runner's own option, which offers more
+                action.choices = _TRANSPORTS
+                action.help = "where callers come from (default: webrtc)"
         parsed: argparse.Namespace = super().parse_args(args, namespace)
         if parsed.direct:
             parsed.transport = parsed.transport or "daily"
         # One transport only: what another needs has not been checked.
         parsed.transport = parsed.transport or "webrtc"
         check_transport(parsed.transport, parsed.proxy, os.environ)
+        _fill(parsed, _OF_EVERY_CALL | {"prompt": (str, self._prompt)}, os.environ)
         choose_engine(parsed, os.environ)
+        parsed.add_voice = [named_voice(text) for text in parsed.add_voice or ()]
         self._prepare(parsed)
         return parsed
 
@@ -146,8 +180,6 @@ def check_transport(transport: str, proxy: str | None, environment: Mapping[str,
     Raises:
         ConfigError: Something is not installed or not set.
     """
-    if transport not in ("webrtc", "daily", "twilio"):
-        raise ConfigError(f"-t {transport}: this bot serves webrtc, daily and twilio")
     if transport == "daily":
         if importlib.util.find_spec("daily") is None:
             raise ConfigError("-t daily needs Daily's client; pip install 'pipecat-ai[daily]'")
@@ -173,21 +205,15 @@ def choose_engine(parsed: argparse.Namespace, environment: Mapping[str, str]) ->
     urls = [url for some in parsed.engine or () for url in some]
     if parsed.engine and not urls:  # as from a variable that is not set
         raise ConfigError("--engine wants an address, as ws://127.0.0.1:8998")
-    options = {name: getattr(parsed, name) for name in _OF_A_MODEL}
-    if not urls and not any(options.values()):
+    names = [*_OF_A_MODEL, "add_voice"]
+    given = [name for name in names if getattr(parsed, name) is not None]
+    if not urls and not given:
         urls = _urls(environment.get("PERSONAPLEX_ENGINE", ""))
     if not urls:
-        for name, default in _OF_A_MODEL.items():
-            chosen = options[name] or environment.get(f"PERSONAPLEX_{name.upper()}", default)
-            setattr(parsed, name, chosen)
-        if not isinstance(parsed.context, int):
-            if not parsed.context.isdecimal():
-                raise ConfigError(f"PERSONAPLEX_CONTEXT must be frames, not {parsed.context!r}")
-            parsed.context = int(parsed.context)
-    elif any(options.values()):
-        given = next(name for name, value in options.items() if value)
+        _fill(parsed, _OF_A_MODEL, environment)
+    elif given:
         raise ConfigError(
-            f"--engine leaves --{given.replace('_', '-')} to the servers; give it to "
+            f"--engine leaves --{given[0].replace('_', '-')} to the servers; give it to "
             "`personaplex serve`"
         )
     parsed.engine = urls
@@ -197,14 +223,14 @@ def _urls(text: str) -> list[str]:
     return [url.strip() for url in text.split(",") if url.strip()]
 
 
-def _frames(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of frames")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return value
+def _fill(parsed: argparse.Namespace, options: _Options, environment: Mapping[str, str]) -> None:
+    """Take from the environment what no option says; a variable that is empty says nothing."""
+    for name, (read, default) in options.items():
+        if getattr(parsed, name) is not None:
+            continue
+        variable = f"PERSONAPLEX_{name.upper()}"
+        try:
+            value = read(text) if (text := environment.get(variable)) else default
+        except argparse.ArgumentTypeError as error:
+            raise ConfigError(f"{variable}: {error}") from None
+        setattr(parsed, name, value)

@@ -53,15 +53,6 @@ personaplex offline --model ./personaplex-7b-v1 --greedy --dtype float32 --devic
 
 
 def offline(
-    voice: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="A preset's name, as [bold]personaplex voices list[/bold] shows them, or a file: "
-            "a recording of one speaker, about ten seconds, or a .pt or .safetensors voice.",
-            rich_help_panel="Conversation",
-        ),
-    ],
     input_: Annotated[
         Path,
         typer.Option(
@@ -74,11 +65,23 @@ def offline(
     output: Annotated[
         Path,
         typer.Option(
+            "--output",
+            "-o",
             metavar="FILE.wav",
             help="The agent: 16-bit mono 24 kHz, exactly as long as the caller.",
             rich_help_panel="Conversation",
         ),
     ],
+    voice: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="A preset's name, as [bold]personaplex voices list[/bold] shows them, or a file: "
+            "a recording of one speaker, about ten seconds, or a .pt or .safetensors voice.",
+            show_default="the first preset",
+            rich_help_panel="Conversation",
+        ),
+    ] = None,
     output_text: Annotated[
         Path | None,
         typer.Option(
@@ -99,6 +102,8 @@ def offline(
     text_prompt: Annotated[
         str,
         typer.Option(
+            "--text-prompt",
+            "--prompt",
             metavar="TEXT",
             help="Who the agent is and what it knows, in plain words; none by default.",
             show_default=False,
@@ -178,20 +183,27 @@ def offline(
     )
     if output.suffix.lower() != ".wav":
         raise UserError(f"--output {output}: WAV is what is written, so let the name end in .wav")
-    voice_file = _voice_file(voice)
+    voice_file = None if voice is None else _voice_file(voice)
     outputs = {"--output": output, "--output-text": output_text, "--save-tokens": save_tokens}
     chosen = {option: path for option, path in outputs.items() if path is not None}
     check_outputs(chosen, [input_] if voice_file is None else [input_, voice_file])
 
     from pipecat_personaplex.audio import read_audio, write_wav
     from pipecat_personaplex.engine.engine import Engine
+    from pipecat_personaplex.engine.voices import VoiceLibrary
 
     pcm = read_audio(input_)
     model = chosen_model(model, device)
-    engine = Engine.load(model, config, progress=sys.stderr.isatty())
+    shown = sys.stderr.isatty()
+    if voice_file is None:
+        presets = VoiceLibrary.of_model(model, progress=shown)  # before gigabytes are loaded
+        name = presets.get(voice or next(iter(presets.names), "")).name
+    else:
+        name = voice_file.stem
+    engine = Engine.load(model, config, progress=shown)
     if voice_file is not None:
-        engine.add_voice(voice_file.stem, voice_file)
-    persona = Persona(voice_file.stem if voice_file else voice, text_prompt)
+        engine.add_voice(name, voice_file)
+    persona = Persona(name, text_prompt)
     started = time.monotonic()
     with engine:
         said = _converse(engine, persona, pcm, sampling)
@@ -201,7 +213,7 @@ def offline(
         paths = dict(zip(chosen, temporary, strict=True))
         write_wav(paths["--output"], said.pcm)
         if "--output-text" in paths:
-            about = {"model": model, "voice": voice, "text_prompt": text_prompt}
+            about = {"model": model, "voice": voice or name, "text_prompt": text_prompt}
             _write_text(paths["--output-text"], said, about | dataclasses.asdict(sampling))
         if "--save-tokens" in paths:
             _write_tokens(paths["--save-tokens"], said)

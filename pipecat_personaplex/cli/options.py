@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from pipecat_personaplex import config
+from pipecat_personaplex.errors import ConfigError, VoiceError
 
 BEST = "auto"
 """The model that ``--model`` stands for where it is not given."""
@@ -32,6 +34,16 @@ Device = Annotated[
         rich_help_panel="Model",
     ),
 ]
+ForDevice = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        envvar="PERSONAPLEX_DEVICE",
+        metavar="auto|cpu|cuda|cuda:N",
+        help="Where the model is to run: what --model auto takes depends on it.",
+        rich_help_panel="Model",
+    ),
+]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
     typer.Option(
@@ -42,14 +54,16 @@ Dtype = Annotated[
 Quantization = Annotated[
     config.Quantization | None,
     typer.Option(
-        help="Keep the transformers' weights at 8 or 4 bits: less memory, faster. fp8 wants a "
-        "GPU of compute capability 8.9 or later.",
+        envvar="PERSONAPLEX_QUANTIZATION",
+        help="Keep the transformers' weights at 8 or 4 bits: less memory, faster. On CUDA, fp8 "
+        "needs compute capability 8.9 (Ada, Hopper).",
         rich_help_panel="Model",
     ),
 ]
 KVDtype = Annotated[
     Literal["auto", "float32", "bfloat16", "fp8"],
     typer.Option(
+        envvar="PERSONAPLEX_KV_DTYPE",
         help="In which keys and values are kept; auto is --dtype. fp8 makes room for nearly twice "
         "as many callers as bfloat16; on CUDA it needs compute capability 8.9 (Ada, Hopper).",
         rich_help_panel="Model",
@@ -58,6 +72,7 @@ KVDtype = Annotated[
 Context = Annotated[
     int,
     typer.Option(
+        envvar="PERSONAPLEX_CONTEXT",
         min=0,
         metavar="FRAMES",
         help="How far back the model remembers, in frames of 80 ms; 0 is as far as it was made "
@@ -70,7 +85,8 @@ Threads = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Of the model on a CPU; 0 is automatic.",
+        help="Of the model on a CPU; 0 takes one for a small model, which more only slow down, "
+        "and torch's choice for others.",
         rich_help_panel="Model",
     ),
 ]
@@ -94,3 +110,18 @@ def chosen_model(model: str, device: str) -> str:
     chosen, note = choose_model(model, device)
     typer.echo(note, err=True)
     return chosen
+
+
+def named_voice(text: str) -> tuple[str, Path]:
+    """Name and file of an ``--add-voice``.
+
+    Raises:
+        ConfigError: It is something else.
+        VoiceError: There is no such file.
+    """
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise ConfigError(f"--add-voice is NAME=FILE, as owen=owen.wav, not {text!r}")
+    if not Path(file).is_file():
+        raise VoiceError(f"--add-voice {text}: there is no file {file}")
+    return name, Path(file)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pipecat_personaplex import config
-from pipecat_personaplex.cli.options import BEST, Model, chosen_model
+from pipecat_personaplex.cli.options import BEST, ForDevice, Model, chosen_model
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -31,6 +31,7 @@ def quantize(
         typer.Option("--output", "-o", metavar="FOLDER", help="The folder to make."),
     ],
     model: Model = BEST,
+    device: ForDevice = "auto",
 ) -> None:
     """Write a folder with low-bit weights, which loads faster and needs no --quantization.
 
@@ -43,7 +44,7 @@ def quantize(
     from pipecat_personaplex.engine.saving import save_quantized
 
     shown = sys.stderr.isatty()
-    folder = resolve(chosen_model(model, "auto"), progress=shown)
+    folder = resolve(chosen_model(model, device), progress=shown)
     with loading_bar(shown, "quantizing the model") as progress:
         save_quantized(folder, output, quantization, progress)
     before, after = ((place / MODEL_FILE).stat().st_size for place in (folder, output))

@@ -23,6 +23,7 @@ from pipecat_personaplex.cli.options import (
     Quantization,
     Threads,
     chosen_model,
+    named_voice,
 )
 from pipecat_personaplex.config import MOST_SESSIONS, EngineConfig
 from pipecat_personaplex.errors import ConfigError
@@ -185,7 +186,7 @@ def serve(
         cpu_threads=threads,
         cuda_graphs=cuda_graphs,
     )
-    voices = [_voice(text) for text in add_voice or ()]
+    voices = [named_voice(text) for text in add_voice or ()]
     _require_server()
 
     from pipecat_personaplex.server.door import Door
@@ -227,13 +228,6 @@ def serve(
     if not served.run(lambda url: typer.echo(_announcement(state.model, url))):
         # The thread that loads has no end of its own, and may not be met by the interpreter's.
         os._exit(0)
-
-
-def _voice(text: str) -> tuple[str, Path]:
-    name, equals, file = text.partition("=")
-    if not (name and equals and file):
-        raise ConfigError(f"--add-voice is NAME=FILE, as owen=owen.wav, not {text!r}")
-    return name, Path(file)
 
 
 def _require_server() -> None:

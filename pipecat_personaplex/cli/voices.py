@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipecat_personaplex.cli.files import check_outputs, whole_files
-from pipecat_personaplex.cli.options import BEST, Device, Model, chosen_model
+from pipecat_personaplex.cli.options import BEST, Device, ForDevice, Model, chosen_model
 from pipecat_personaplex.config import FRAME_SECONDS, EngineConfig
 from pipecat_personaplex.errors import VoiceError
 
@@ -24,7 +24,7 @@ voices = typer.Typer(no_args_is_help=True, help="List a checkpoint's voices, or 
 
 personaplex voices list --model ./personaplex-7b-v1""",
 )
-def list_voices(model: Model = BEST) -> None:
+def list_voices(model: Model = BEST, device: ForDevice = "auto") -> None:
     """List the voices that a checkpoint has.
 
     A voice is the first part of the prompt: its frames, 80 ms each, take room in the model's
@@ -34,14 +34,10 @@ def list_voices(model: Model = BEST) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipecat_personaplex.engine.checkpoint import read_config
-    from pipecat_personaplex.engine.download import resolve
-    from pipecat_personaplex.engine.layout import CONFIG_FILE, VOICES_FILE
     from pipecat_personaplex.engine.voices import VoiceLibrary
 
-    files = (VOICES_FILE, CONFIG_FILE)
-    folder = resolve(chosen_model(model, "auto"), progress=sys.stderr.isatty(), files=files)
-    library = VoiceLibrary.from_archive(folder / VOICES_FILE, read_config(folder / CONFIG_FILE))
+    chosen = chosen_model(model, device)
+    library = VoiceLibrary.of_model(chosen, progress=sys.stderr.isatty())
     table = Table("name", box=box.SIMPLE)
     table.add_column("frames", justify="right")
     table.add_column("seconds", justify="right")

@@ -20,6 +20,9 @@ from torch import Tensor
 from pipecat_personaplex.architecture import ModelConfig
 from pipecat_personaplex.audio import Pcm, normalize_loudness
 from pipecat_personaplex.config import FRAME_SAMPLES, RELEASED_WINDOW
+from pipecat_personaplex.engine.checkpoint import read_config, require_files
+from pipecat_personaplex.engine.download import resolve
+from pipecat_personaplex.engine.layout import CONFIG_FILE, VOICES_FILE
 from pipecat_personaplex.engine.voice_files import (
     MAX_VOICE_BYTES,
     make_preset,
@@ -143,6 +146,23 @@ class VoiceLibrary:
         self._config = config
         self._packed: dict[str, bytes] = {}
         self._voices: dict[str, Voice] = {}
+
+    @classmethod
+    def of_model(cls, model: str, *, progress: bool) -> VoiceLibrary:
+        """The presets of a model that need not be loaded, nor downloaded but for these.
+
+        Args:
+            model: A folder, a Hub repo id or ``nano``.
+            progress: Whether to draw progress bars on stderr.
+
+        Raises:
+            CheckpointError: The model or one of these files is not there.
+            VoiceError: The presets cannot be read.
+        """
+        files = (VOICES_FILE, CONFIG_FILE)
+        folder = resolve(model, progress=progress, files=files)
+        require_files(folder, files)
+        return cls.from_archive(folder / VOICES_FILE, read_config(folder / CONFIG_FILE))
 
     @classmethod
     def from_archive(cls, path: Path, config: ModelConfig) -> VoiceLibrary:

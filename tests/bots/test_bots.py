@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -24,7 +25,7 @@ from bots.drive_thru import RESTAURANT
 from bots.host import BotHost
 from bots.options import BotParser, check_transport
 from bots.transports import sample_rate, transport_of, transport_params
-from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.errors import ConfigError, VoiceError
 from tests import golden_data
 from tests.helpers.bots import BotProcess, run_bot
 from tests.helpers.engines import FakeEngine
@@ -32,6 +33,11 @@ from tests.helpers.engines import FakeEngine
 TWILIO = {"TWILIO_ACCOUNT_SID": "AC0", "TWILIO_AUTH_TOKEN": "secret"}
 LOOPBACK = "tests.bots.loopback_assistant"
 WAIT = 15.0
+# All that the options may come from as well.
+VARIABLES = (
+    *("MODEL", "DEVICE", "ENGINE", "VOICE", "PROMPT", "GREETING", "MAX_SESSIONS"),
+    *("QUANTIZATION", "KV_DTYPE", "CONTEXT"),
+)
 
 
 def parse(*arguments: str) -> argparse.Namespace:
@@ -48,8 +54,7 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 @pytest.fixture(autouse=True)
 def no_foreign_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("MODEL", "DEVICE", "ENGINE", "VOICE", "PROMPT", "GREETING", "MAX_SESSIONS")
-    for name in (*names, "QUANTIZATION", "KV_DTYPE", "CONTEXT"):
+    for name in VARIABLES:
         monkeypatch.delenv(f"PERSONAPLEX_{name}", raising=False)
 
 
@@ -60,6 +65,7 @@ class TestOptions:
         assert (args.prompt, args.max_sessions, args.device) == ("You are a bot.", None, "auto")
         assert args.transport == "webrtc" and args.engine == []
         assert (args.quantization, args.kv_dtype, args.context) == (None, "auto", 0)
+        assert args.add_voice == []
 
     @pytest.mark.parametrize(
         ("arguments", "variables", "engine", "model"),
@@ -95,7 +101,14 @@ class TestOptions:
 
     @pytest.mark.parametrize(
         "option",
-        [("--model", "m"), ("--device", "cpu"), ("--kv-dtype", "fp8"), ("--context", "500")],
+        [
+            ("--model", "m"),
+            ("--device", "cpu"),
+            ("--kv-dtype", "fp8"),
+            ("--context", "500"),
+            ("--context", "0"),
+            ("--add-voice", "owen=owen.wav"),
+        ],
     )
     def test_the_model_does_not_run_both_here_and_elsewhere(self, option: tuple[str, str]) -> None:
         with pytest.raises(ConfigError, match=f"{option[0]} .*personaplex serve"):
@@ -111,14 +124,43 @@ class TestOptions:
         args = parse("--kv-dtype", "bfloat16", "--context", "700")
         assert (args.kv_dtype, args.context) == ("bfloat16", 700)
         monkeypatch.setenv("PERSONAPLEX_CONTEXT", "long")
-        with pytest.raises(ConfigError, match=r"PERSONAPLEX_CONTEXT .*'long'"):
+        with pytest.raises(ConfigError, match=r"^PERSONAPLEX_CONTEXT: 'long' is not a number"):
             parse()
+        assert parse("--context", "0").context == 0, "an option wins"
+
+    def test_an_empty_variable_says_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in VARIABLES:
+            monkeypatch.setenv(f"PERSONAPLEX_{name}", "")
+        self.test_defaults()
+
+    def test_a_voice_of_ones_own(self, tmp_path: Path) -> None:
+        (tmp_path / "owen.wav").write_bytes(b"")
+        given = f"owen={tmp_path}/owen.wav"
+        assert parse("--add-voice", given).add_voice == [("owen", tmp_path / "owen.wav")]
+        with pytest.raises(ConfigError, match=r"NAME=FILE.*'owen.wav'"):
+            parse("--add-voice", "owen.wav")
+        with pytest.raises(VoiceError, match=r"there is no file /no\.wav"):
+            parse("--add-voice", "owen=/no.wav")
+
+    def test_only_what_is_served_is_offered(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            parse("--help")
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "{webrtc,daily,twilio} where callers come from (default: webrtc)" in shown
+        with pytest.raises(SystemExit):
+            parse("-t", "livekit")
+        line = capsys.readouterr().err
+        assert "livekit" in line and "webrtc" in line and line.count("\n") == 1
 
     def test_an_option_wins_over_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PERSONAPLEX_VOICE", "NATM1")
         monkeypatch.setenv("PERSONAPLEX_MAX_SESSIONS", "3")
         assert (parse().voice, parse().max_sessions) == ("NATM1", 3)
         assert parse("--voice", "NATF2", "--max-sessions", "5").voice == "NATF2"
+        monkeypatch.setenv("PERSONAPLEX_MAX_SESSIONS", "x")
+        with pytest.raises(ConfigError, match=r"^PERSONAPLEX_MAX_SESSIONS: 'x' is not a number"):
+            parse()
+        assert parse("--max-sessions", "5").max_sessions == 5
 
     def test_callers_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def lines(slots: int, *arguments: str) -> int:
@@ -159,7 +201,6 @@ class TestCredentials:
     @pytest.mark.parametrize(
         ("transport", "proxy", "environment", "message"),
         [
-            ("livekit", None, {}, "webrtc, daily and twilio"),
             ("twilio", "bot.example", {}, "TWILIO_ACCOUNT_SID"),
             ("twilio", "bot.example", {"TWILIO_ACCOUNT_SID": "AC0"}, "TWILIO_AUTH_TOKEN"),
             ("twilio", "bot.example", TWILIO | {"TWILIO_ACCOUNT_SID": ""}, "TWILIO_ACCOUNT_SID"),

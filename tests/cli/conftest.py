@@ -14,8 +14,8 @@ from tests.golden_data import conversation
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PERSONAPLEX_MODEL", "PERSONAPLEX_DEVICE"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("MODEL", "DEVICE", "QUANTIZATION", "KV_DTYPE", "CONTEXT", "MAX_SESSIONS"):
+        monkeypatch.delenv(f"PERSONAPLEX_{name}", raising=False)
 
 
 @pytest.fixture(autouse=True)

@@ -45,7 +45,7 @@ MISTAKES = {
     "input is not audio": (["--input", "text.wav"], ["text.wav", "cannot be read"]),
     "empty input": (["--input", "empty.wav"], ["empty.wav", "no samples"]),
     "input is a folder": (["--input", "folder.wav"], ["folder.wav"]),
-    "empty model folder": (["--model", "model"], ["model.safetensors"]),
+    "empty model folder": (["--model", "model"], ["voices.tgz"]),
     "no such model": (["--model", "no-model"], ["'no-model'"]),
     "no such repository form": (["--model", "../model/../x"], ["repo id"]),
     "temperature": (["--temperature-audio", "11"], ["temperature_audio", "0 (greedy) to 10"]),

@@ -16,7 +16,7 @@ from pipecat_personaplex.config import AGENT_CODES, FRAME_SAMPLES, SAMPLE_RATE, 
 from pipecat_personaplex.errors import SessionFailed
 from pipecat_personaplex.words import words_of
 from tests.golden_data import CHECKPOINT, RESTAURANT, VOICE_SAMPLE, conversation
-from tests.helpers.commands import Codes, offline, process, tokens
+from tests.helpers.commands import Codes, offline, one_line, process, tokens
 
 
 def assert_same_tokens(one: dict[str, Codes], other: dict[str, Codes]) -> None:
@@ -157,15 +157,67 @@ def test_options_and_environment_reach_the_engine(
         raise SessionFailed("far enough")
 
     monkeypatch.setattr(Engine, "load", load)
-    monkeypatch.setenv("PERSONAPLEX_MODEL", "a-model")
+    monkeypatch.setenv("PERSONAPLEX_MODEL", str(CHECKPOINT))
     monkeypatch.setenv("PERSONAPLEX_DEVICE", "cuda:1")
     arguments = ["offline", "--voice", "NATM1", "--input", str(callers / "short.wav")]
     arguments += ["--output", str(tmp_path / "out.wav"), "--dtype", "bfloat16"]
     assert main([*arguments, "--quantization", "int8", "--threads", "3", "--no-cuda-graphs"]) == 1
     ((model, config),) = loaded
-    assert (model, config.device, config.dtype) == ("a-model", "cuda:1", "bfloat16")
+    assert (model, config.device, config.dtype) == (str(CHECKPOINT), "cuda:1", "bfloat16")
     assert (config.quantization, config.cpu_threads, config.max_sessions) == ("int8", 3, 1)
     assert not config.cuda_graphs
+
+    loaded.clear()
+    monkeypatch.setenv("PERSONAPLEX_DEVICE", "")  # as if it were not there
+    monkeypatch.setenv("PERSONAPLEX_QUANTIZATION", "int4")
+    monkeypatch.setenv("PERSONAPLEX_KV_DTYPE", "fp8")
+    monkeypatch.setenv("PERSONAPLEX_CONTEXT", "500")
+    assert main([*arguments, "--quantization", "int8"]) == 1
+    ((_, config),) = loaded
+    assert (config.device, config.quantization) == ("auto", "int8")
+    assert (config.kv_dtype, config.context) == ("fp8", 500)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("CONTEXT", "far"), ("KV_DTYPE", "int8"), ("QUANTIZATION", "int3")]
+)
+def test_a_mistake_in_the_environment_names_its_variable(
+    callers: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variable: str,
+    value: str,
+) -> None:
+    monkeypatch.setenv(f"PERSONAPLEX_{variable}", value)
+    assert main(offline(callers / "short.wav", tmp_path)) == 2
+    error = one_line(capsys.readouterr().err)
+    assert f"PERSONAPLEX_{variable}" in error
+
+
+def test_the_first_voice_and_the_bots_names_of_options(callers: Path, tmp_path: Path) -> None:
+    arguments = ["offline", "--model", str(CHECKPOINT), "--input", str(callers / "short.wav")]
+    for name, more in (("one", ["--prompt", "Hi."]), ("two", ["--text-prompt", "Hi."])):
+        text = tmp_path / f"{name}.json"
+        output = str(tmp_path / f"{name}.wav")
+        assert main([*arguments, "-o", output, "--output-text", str(text), *more]) == 0
+        said = json.loads(text.read_text(encoding="utf-8"))
+        assert (said["voice"], said["text_prompt"]) == ("NATF2", "Hi.")
+    assert (tmp_path / "one.wav").read_bytes() == (tmp_path / "two.wav").read_bytes()
+
+
+def test_a_voice_is_looked_up_before_the_model_is_loaded(
+    callers: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def load(*args: object, **kwargs: object) -> Engine:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(Engine, "load", load)
+    assert main(offline(callers / "short.wav", tmp_path, voice="NATX9")) == 2
+    assert "'NATX9' is unknown" in one_line(capsys.readouterr().err)
 
 
 def test_an_output_that_is_a_link_stays_one(callers: Path, tmp_path: Path) -> None:

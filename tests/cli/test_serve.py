@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from websockets.sync.client import connect
 
+from pipecat_personaplex import Engine
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.server.config import ServerConfig
 from pipecat_personaplex.server.keys import KeyRing, new_key
@@ -79,6 +80,7 @@ MISTAKES = {
     "prompt": (["--max-prompt-chars", "-1"], ["--max-prompt-chars"]),
     "origin": (["--allow-origin", "example.com"], ["https://example.com", "'example.com'"]),
     "voice": (["--add-voice", "owen.wav"], ["NAME=FILE", "'owen.wav'"]),
+    "voice without file": (["--add-voice", "owen=no.wav"], ["owen=no.wav", "no file no.wav"]),
     "voice without name": (["--add-voice", "=owen.wav"], ["NAME=FILE"]),
     "no key file": (["--api-key-file", "none.txt"], ["none.txt cannot be read"]),
     "bad key file": (["--api-key-file", "bad-keys.txt"], ["bad-keys.txt, line 2"]),
@@ -104,6 +106,10 @@ MISTAKES = {
 }
 
 
+def never(*args: object, **kwargs: object) -> Engine:
+    raise AssertionError("the model was loaded")
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line(
     bad_files: Path,
@@ -113,12 +119,21 @@ def test_a_mistake_is_one_line(
 ) -> None:
     monkeypatch.chdir(bad_files)
     given, expected = MISTAKES[mistake]
+    monkeypatch.setattr(Engine, "load", never)
     assert main([*SERVE, "--port", "0", *given]) == 2
     out, err = capfd.readouterr()
     assert out == ""
     *warnings, error = err.splitlines(keepends=True)
     assert all(line.startswith("warning: whoever reaches") for line in warnings)
     assert all(part in one_line(error) for part in expected), err
+
+
+def test_the_environment_says_how_many_callers(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PERSONAPLEX_MAX_SESSIONS", "many")
+    assert main([*SERVE, "--port", "0"]) == 2
+    assert "PERSONAPLEX_MAX_SESSIONS" in one_line(capfd.readouterr().err)
 
 
 def test_a_port_that_is_taken(capfd: pytest.CaptureFixture[str]) -> None:

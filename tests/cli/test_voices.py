@@ -24,6 +24,17 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert err == ""
 
 
+@pytest.mark.parametrize("given", ["option", "variable"])
+def test_the_model_is_chosen_for_the_device(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    if given == "variable":
+        monkeypatch.setenv("PERSONAPLEX_DEVICE", "cpu")
+    assert main(["voices", "list", *(["--device", "cpu"] if given == "option" else [])]) == 0
+    assert "the device is to be the CPU" in capsys.readouterr().err
+
+
 # That the file sounds as its recording does is tested with ``offline``.
 def test_encode_writes_what_the_reference_reads(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
