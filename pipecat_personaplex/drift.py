@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,14 +30,16 @@ from pipecat_personaplex.config import (
     Quantization,
     SamplingParams,
 )
+from pipecat_personaplex.engine.checkpoint import loading_bar
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache
 from pipecat_personaplex.engine.model_runner import encode_stream
-from pipecat_personaplex.engine.placement import choose_kv_dtype
+from pipecat_personaplex.engine.placement import choose_kv_dtype, choose_target
 from pipecat_personaplex.engine.sampling import SamplerState
 from pipecat_personaplex.engine.tokens import TokenGrid, initial_column
 from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.kernels.kv_format import FP8
 from pipecat_personaplex.models.lm import PersonaPlexLM
-from pipecat_personaplex.subject import load_subject
+from pipecat_personaplex.subject import load_subject, read_architecture
 
 STREAM_NAMES = ("text", *(f"audio {book}" for book in range(CODEBOOKS)))
 _ENDS = 10
@@ -53,32 +56,18 @@ class DriftOptions:
         model: A folder, a repo id, ``"random-1b"`` or ``"random-7b"``.
         frames: Length of the conversation.
         user: A recording of the caller, repeated as needed; None for silence.
-        device: As in ``EngineConfig``.
-        dtype: As in ``EngineConfig``; of what is compared with float32.
-        quantization: As in ``EngineConfig``.
-        kv_dtype: As in ``EngineConfig``; of what is compared with float32.
-        context: As in ``EngineConfig``; of what is compared with the whole context.
+        engine: How the model is to be served: device, precisions, context, threads. It is compared
+            with itself in float32, nothing in low bits and nothing forgotten.
         seed: Of the conversation.
     """
 
     model: str
     frames: int = 1_500
     user: Path | None = None
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantization: Quantization | None = None
-    kv_dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
-    context: int = 0
+    engine: EngineConfig = field(default_factory=EngineConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        EngineConfig(
-            device=self.device,
-            dtype=self.dtype,
-            quantization=self.quantization,
-            kv_dtype=self.kv_dtype,
-            context=self.context,
-        )
         SamplingParams(seed=self.seed)
         if self.frames < 2 * _ENDS:
             raise ConfigError(f"frames must be at least {2 * _ENDS}, not {self.frames}")
@@ -152,6 +141,10 @@ class Thinker:
         return Opinion(text_logits[0].cpu(), torch.stack(audio_logits).cpu()), text, codes
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Lesson:
     """A conversation in float32: what was chosen at each position, and what was thought of it."""
@@ -162,20 +155,15 @@ class Lesson:
     opinions: list[Opinion]
 
 
-def teach(options: DriftOptions) -> Lesson:
+def teach(options: DriftOptions, advance: Callable[[], object] = _nothing) -> Lesson:
     """Hold the conversation in float32, drawing tokens as a call does.
 
-    Raises:
-        ConfigError: The model's weights are low-bit themselves.
+    Args:
+        options: What to compare.
+        advance: Called after each frame.
     """
-    subject = load_subject(options.model, options.device, "float32", None)
-    stored = subject.config.quantization
-    if stored is not None:
-        raise ConfigError(
-            f"{options.model} holds {stored} weights, and drift compares with "
-            "float32; give it the release they were made from, with "
-            f"--quantization {stored}"
-        )
+    plain = replace(options.engine, dtype="float32", quantization=None)
+    subject = load_subject(options.model, plain)
     device = subject.lm.text_emb.weight.device
     user_codes = encode_stream(subject.mimi, _user_audio(options).to(device))
     sampler = SamplerState(1, subject.config.lm, device)
@@ -188,22 +176,30 @@ def teach(options: DriftOptions) -> Lesson:
         opinions.append(opinion)
         texts.append(text)
         codes.append(code)
+        advance()
     return Lesson(user_codes, torch.cat(texts), torch.cat(codes), opinions)
 
 
-def examine(lesson: Lesson, options: DriftOptions) -> Figures:
+def examine(
+    lesson: Lesson, options: DriftOptions, advance: Callable[[], object] = _nothing
+) -> Figures:
     """Put the model as it is served through the same tokens.
+
+    Args:
+        lesson: The conversation.
+        options: What to compare.
+        advance: Called after each frame.
 
     Returns:
         [frames, 9 streams, 3]: error of the logits relative to their spread, whether the
         likeliest token is the same, and the divergence (KL, nats) of the distributions.
     """
-    subject = load_subject(options.model, options.device, options.dtype, options.quantization)
+    subject = load_subject(options.model, options.engine)
     device = subject.lm.text_emb.weight.device
     thinker = Thinker(
-        subject.config.with_context(options.context),
+        subject.config.with_context(options.engine.context),
         subject.lm,
-        choose_kv_dtype(options.kv_dtype, subject.lm.dtype, device),
+        choose_kv_dtype(options.engine.kv_dtype, subject.lm.dtype, device),
     )
     figures = np.empty((len(lesson.opinions), len(STREAM_NAMES), 3))
     for index, expected in enumerate(lesson.opinions):
@@ -215,6 +211,7 @@ def examine(lesson: Lesson, options: DriftOptions) -> Figures:
         )
         pairs = zip(opinion.streams(), expected.streams(), strict=True)
         figures[index] = [_compare(logits, wanted) for logits, wanted in pairs]
+        advance()
     return figures
 
 
@@ -234,25 +231,82 @@ def _user_audio(options: DriftOptions) -> Tensor:
     return torch.from_numpy(np.resize(read_audio(options.user), samples))
 
 
-def run(options: DriftOptions, say: Callable[[str], None]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Served:
+    """How the model is to be served, each word of the configuration resolved."""
+
+    dtype: str
+    quantization: Quantization | None
+    kv_dtype: str
+    context: int
+
+    @classmethod
+    def of(cls, options: DriftOptions) -> _Served:
+        """What the options say, before anything is loaded.
+
+        Raises:
+            ConfigError: The model's weights are low-bit themselves, or nothing would differ.
+        """
+        engine = options.engine
+        whole = read_architecture(options.model)
+        if (stored := whole.quantization) is not None:
+            raise ConfigError(
+                f"{options.model} holds {stored} weights, and drift compares with "
+                "float32; give it the release they were made from, with "
+                f"--quantization {stored}"
+            )
+        target = choose_target(engine.device, engine.dtype, engine.quantization)
+        kept = choose_kv_dtype(engine.kv_dtype, target.dtype, target.device)
+        served = cls(
+            str(target.dtype).removeprefix("torch."),
+            engine.quantization,
+            "fp8" if kept == FP8 else str(kept).removeprefix("torch."),
+            engine.context if whole.with_context(engine.context) != whole else 0,
+        )
+        if served == cls("float32", None, "float32", 0):
+            raise ConfigError(
+                "nothing differs from float32 with the whole context, on this device; choose what "
+                "to compare: --quantization, --kv-dtype, --dtype or --context"
+            )
+        return served
+
+    def __str__(self) -> str:
+        parts = [self.quantization or self.dtype]
+        if self.kv_dtype != self.dtype:
+            parts.append(f"keys and values in {self.kv_dtype}")
+        if self.context:
+            parts.append(f"context {self.context}")
+        return ", ".join(parts)
+
+
+def run(
+    options: DriftOptions, say: Callable[[str], None], *, progress: bool = False
+) -> dict[str, Any]:
     """Compare and report.
 
     Args:
         options: What to compare.
         say: Takes lines for a person.
+        progress: Whether to show on the terminal how far it is.
 
     Returns:
         The report that the command prints as its last line.
+
+    Raises:
+        ConfigError: There is nothing to compare, or not with these options.
     """
-    lesson = teach(options)
-    # Two 7B models at once would not fit where one does.
-    gc.collect()
-    figures = examine(lesson, options)
-    served: str = options.quantization or options.dtype
-    if options.kv_dtype != "auto":
-        served += f", keys and values in {options.kv_dtype}"
-    if options.context:
-        served += f", context {options.context}"
+    served = _Served.of(options)
+    done = count(1)
+    with loading_bar(progress, "comparing") as advanced:
+
+        def advance() -> None:
+            if advanced is not None:
+                advanced(next(done), 2 * options.frames)
+
+        lesson = teach(options, advance)
+        # Two 7B models at once would not fit where one does.
+        gc.collect()
+        figures = examine(lesson, options, advance)
     say(f"{options.model}: {served} against float32, {options.frames} frames, teacher-forced")
     say(f"{'stream':8}   logit error   same top-1   divergence   error: first -> last tenth")
     tenth = options.frames // _ENDS
@@ -277,10 +331,7 @@ def run(options: DriftOptions, say: Callable[[str], None]) -> dict[str, Any]:
         }
     return {
         "model": options.model,
-        "dtype": options.dtype,
-        "quantization": options.quantization,
-        "kv_dtype": options.kv_dtype,
-        "context": options.context,
+        **asdict(served),
         "frames": options.frames,
         "seed": options.seed,
         "streams": streams,

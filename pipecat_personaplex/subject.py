@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 from pipecat_personaplex.architecture import LMConfig, ModelConfig
-from pipecat_personaplex.config import Quantization
+from pipecat_personaplex.config import EngineConfig
 from pipecat_personaplex.engine.checkpoint import (
     load_checkpoint,
     random_model,
@@ -14,7 +16,7 @@ from pipecat_personaplex.engine.checkpoint import (
 )
 from pipecat_personaplex.engine.download import resolve
 from pipecat_personaplex.engine.layout import CONFIG_FILE
-from pipecat_personaplex.engine.placement import choose_target
+from pipecat_personaplex.engine.placement import choose_target, cpu_threads
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
 
@@ -55,18 +57,20 @@ def read_architecture(model: str) -> ModelConfig:
     return read_config(folder / CONFIG_FILE)
 
 
-def load_subject(model: str, device: str, dtype: str, quantization: Quantization | None) -> Subject:
-    """Load what is measured.
+def load_subject(model: str, engine: EngineConfig) -> Subject:
+    """Load what is measured, and give it as many threads as an engine would.
 
     Args:
         model: A folder, a repo id, ``"random-1b"`` or ``"random-7b"``.
-        device: As in ``EngineConfig``.
-        dtype: As in ``EngineConfig``.
-        quantization: As in ``EngineConfig``.
+        engine: How it runs.
     """
-    target = choose_target(device, dtype, quantization)
+    target = choose_target(engine.device, engine.dtype, engine.quantization)
     if model in RANDOM_MODELS:
         config = RANDOM_MODELS[model]
-        return Subject(config, *random_model(config, **target._asdict()))
-    checkpoint = load_checkpoint(resolve(model, progress=True), **target._asdict())
-    return Subject(checkpoint.config, checkpoint.lm, checkpoint.mimi)
+        subject = Subject(config, *random_model(config, **target._asdict()))
+    else:
+        checkpoint = load_checkpoint(resolve(model, progress=True), **target._asdict())
+        subject = Subject(checkpoint.config, checkpoint.lm, checkpoint.mimi)
+    if target.device.type == "cpu":
+        torch.set_num_threads(cpu_threads(engine.cpu_threads, subject.lm))
+    return subject

@@ -53,7 +53,7 @@ def load_served(model: str, engine: EngineConfig) -> Served:
         model: A folder, a repo id, ``"random-1b"`` or ``"random-7b"``.
         engine: How it runs.
     """
-    ours = load_subject(model, engine.device, engine.dtype, engine.quantization)
+    ours = load_subject(model, engine)
     device = ours.mimi.frequencies.device
     return Served(
         config=ours.config.with_context(engine.context),

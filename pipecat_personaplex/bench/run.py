@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from pipecat_personaplex.architecture import ModelConfig
 from pipecat_personaplex.bench.bandwidth import copy_bandwidth, measure_bandwidth
 from pipecat_personaplex.bench.calls import load_served, window_of
@@ -65,8 +63,6 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> Result:
     plan = _plan(options, target, config)
     say(f"memory in GiB: {plan.sum(available_bytes(device))}")
     require_memory(plan, device, max(options.sessions) if options.fill == "full" else 1)
-    if engine.cpu_threads:
-        torch.set_num_threads(engine.cpu_threads)
 
     before, begin = used_bytes(device), time.perf_counter()
     served = load_served(options.model, engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from pipecat_personaplex.cli.options import (
     Threads,
     chosen_model,
 )
+from pipecat_personaplex.config import EngineConfig
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -67,22 +69,16 @@ def drift(
     error of the logits in relation to their spread, how often the likeliest token is the same,
     how far the distributions are apart, and whether the error grows over the conversation.
     """
-    import torch
-
     from pipecat_personaplex.drift import DriftOptions, run
 
-    if threads:
-        torch.set_num_threads(threads)
-    options = DriftOptions(
-        model=chosen_model(model, device),
-        frames=frames,
-        user=user,
+    engine = EngineConfig(
         device=device,
         dtype=dtype,
         quantization=quantization,
         kv_dtype=kv_dtype,
         context=context,
-        seed=seed,
+        cpu_threads=threads,
     )
-    report = run(options, typer.echo)
+    options = DriftOptions(chosen_model(model, device), frames, user, engine, seed)
+    report = run(options, typer.echo, progress=sys.stderr.isatty())
     typer.echo(json.dumps(report))

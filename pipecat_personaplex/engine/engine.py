@@ -34,6 +34,7 @@ from pipecat_personaplex.engine.model_runner import encode_stream
 from pipecat_personaplex.engine.placement import (
     choose_kv_dtype,
     choose_target,
+    cpu_threads,
     prepare_device,
 )
 from pipecat_personaplex.engine.prompting import build_prompt, speech_tokens, text_prompt_tokens
@@ -50,8 +51,6 @@ from pipecat_personaplex.errors import (
 
 # One in the step, and one so that the session can join the next without asking.
 _MAX_OWED = 2
-# Below this many, a second thread costs a step more in waiting than it takes off.
-_ONE_THREAD_WEIGHTS = 20_000_000
 
 
 class Engine:
@@ -344,7 +343,7 @@ class Engine:
     def _run(self) -> None:
         prepare_device(self.device)
         if self.device.type == "cpu":
-            torch.set_num_threads(self._cpu_threads())
+            torch.set_num_threads(cpu_threads(self.config.cpu_threads, self.checkpoint.lm))
         ending: PersonaPlexError = EngineStopped("the engine was stopped")
         try:
             while not self._stopping:
@@ -365,13 +364,6 @@ class Engine:
         self._loop.clear()
         for session in left:
             self._end(session, None if session.closed else ending)
-
-    def _cpu_threads(self) -> int:
-        lm = self.checkpoint.lm
-        weights = sum(t.numel() for t in (*lm.parameters(), *lm.buffers()))
-        if self.config.cpu_threads == 0 and weights < _ONE_THREAD_WEIGHTS:
-            return 1
-        return self.config.cpu_threads or torch.get_num_threads()
 
     def _take_arrivals(self) -> list[Opening]:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from pipecat_personaplex.config import Quantization
 from pipecat_personaplex.engine.weights import Target
@@ -11,6 +12,8 @@ from pipecat_personaplex.kernels.kv_format import FP8
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FP8_CAPABILITY = (8, 9)
+# Below this many, a second thread costs a step more in waiting than it takes off.
+_ONE_THREAD_WEIGHTS = 20_000_000
 
 
 def choose_target(device: str, dtype: str, quantization: Quantization | None) -> Target:
@@ -67,6 +70,19 @@ def _require_fp8(device: torch.device, what: str, instead: str) -> None:
             f"{what} needs a GPU of compute capability {wanted} or more and {device} has {has}; "
             f"{instead}"
         )
+
+
+def cpu_threads(asked: int, lm: nn.Module) -> int:
+    """Threads for a language model on a CPU.
+
+    Args:
+        asked: As ``EngineConfig.cpu_threads``.
+        lm: With its weights.
+    """
+    weights = sum(tensor.numel() for tensor in (*lm.parameters(), *lm.buffers()))
+    if asked == 0 and weights < _ONE_THREAD_WEIGHTS:
+        return 1
+    return asked or torch.get_num_threads()
 
 
 def prepare_device(device: torch.device) -> None:

@@ -57,11 +57,11 @@ def test_a_call_in_every_precision_leaves_no_trace_in_its_slot(dtype: str, kv_dt
 
 
 def test_8_bits_drift_more_than_16_and_stay_close() -> None:
-    options = DriftOptions(str(CHECKPOINT), frames=150, device="cpu", dtype="float32")
+    options = DriftOptions(str(CHECKPOINT), frames=150, engine=CONFIG)
     lesson = teach(options)
     errors = {}
     for kv_dtype in ("float32", "bfloat16", "fp8"):
-        figures = examine(lesson, replace(options, kv_dtype=kv_dtype))
+        figures = examine(lesson, replace(options, engine=replace(CONFIG, kv_dtype=kv_dtype)))
         errors[kv_dtype] = figures[..., 0]
     assert errors["float32"].max() == 0
     assert 0 < errors["bfloat16"].mean() < errors["fp8"].mean() < 0.05
@@ -147,5 +147,5 @@ def test_drift_reports_what_it_compared(capsys: pytest.CaptureFixture[str]) -> N
     arguments = ["--model", str(CHECKPOINT), "--device", "cpu", "--frames", "20"]
     assert main(["drift", *arguments, "--kv-dtype", "fp8"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "auto, keys and values in fp8 against float32" in lines[0]
-    assert '"kv_dtype": "fp8", "context": 0' in lines[-1]
+    assert "float32, keys and values in fp8 against float32" in lines[0]
+    assert '"dtype": "float32", "quantization": null, "kv_dtype": "fp8", "context": 0' in lines[-1]

@@ -11,7 +11,7 @@ from statistics import median
 import pytest
 
 from pipecat_personaplex import drift
-from pipecat_personaplex.config import Quantization
+from pipecat_personaplex.config import EngineConfig, Quantization
 from pipecat_personaplex.drift import DriftOptions, Lesson, Thinker, examine, teach
 from tests.helpers.memory import loading_peak
 
@@ -21,9 +21,8 @@ FRAMES = 6
 
 
 def options(quantization: Quantization | None = None) -> DriftOptions:
-    return DriftOptions(
-        "random-1b", frames=FRAMES, device="cpu", dtype="float32", quantization=quantization
-    )
+    engine = EngineConfig(device="cpu", dtype="float32", quantization=quantization)
+    return DriftOptions("random-1b", frames=FRAMES, engine=engine)
 
 
 class Timed(Thinker):
