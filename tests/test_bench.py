@@ -240,7 +240,9 @@ def test_a_peer_that_fails_does_not_lose_the_report(
         (["--sessions", "1,many"], "must be numbers like 1,2,4,8"),
         (["--sessions", "0"], "at least 1"),
         (["--sessions", "2,2"], "differ"),
-        (["--random-1b", "--random-7b"], "choose one"),
+        (["--random-1b", "--random-7b"], "choose one of --model, --random-1b and --random-7b"),
+        (["--model", "nano", "--random-1b"], "choose one of --model"),
+        (["--model", "auto", "--random-7b"], "choose one of --model"),
         (["--frames", "0"], "--frames"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--device", "cuda:99", "--random-1b"], "cuda:99"),
@@ -255,6 +257,7 @@ def test_a_peer_that_fails_does_not_lose_the_report(
         (["--histogram", "steps.svg"], "name it .png"),
         (["--histogram", "/nowhere/steps.png"], "no folder"),
         (["--sessions", "100000", "--fill", "full", "--random-1b"], "too little memory"),
+        (["--sessions", "100000", "--fill", "full", "--model", "random-1b"], "too little memory"),
         (["--peer", "vllm"], "--peer"),
     ],
 )
@@ -274,10 +277,18 @@ def test_bad_options_are_told_in_one_line(
     assert message in error
 
 
+def test_the_flags_win_over_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PERSONAPLEX_MODEL", "/nowhere/at/all")
+    assert main(["bench", "--device", "cpu", "--random-7b", "--fill", "3000"]) == 2
+    assert "the window holds 2999" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "package", "remedy"),
     [
-        (["--histogram", "steps.png"], "matplotlib", "pipecat-personaplex[bench]"),
+        (["--histogram", "steps.png"], "matplotlib", "pip install -e '.[bench]' in the checkout"),
         (["--peer", "moshi"], "einops", "moshi==0.2.13 einops"),
     ],
 )

@@ -90,6 +90,7 @@ def test_the_conversation_is_drawn_and_repeatable() -> None:
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--quantization", "int3"], "int3"),
         ([], "nothing differs from float32"),
+        (["--model", "random-1b"], "nothing differs from float32"),
         (["--dtype", "float32", "--kv-dtype", "float32"], "nothing differs from float32"),
     ],
 )

@@ -113,6 +113,6 @@ def require_tools(options: BenchOptions) -> None:
         ConfigError: Something does.
     """
     if options.histogram is not None and find_spec("matplotlib") is None:
-        raise ConfigError("--histogram needs matplotlib: pip install 'pipecat-personaplex[bench]'")
+        raise ConfigError("--histogram needs matplotlib: pip install -e '.[bench]' in the checkout")
     if options.peer and any(find_spec(name) is None for name in ("moshi", "einops")):
         raise ConfigError("--peer needs PyPI moshi: pip install --no-deps moshi==0.2.13 einops")

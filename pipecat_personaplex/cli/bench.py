@@ -40,12 +40,14 @@ The last line is JSON, for scripts: personaplex bench --random-7b | tail -n 1 | 
 
 
 def bench(
+    ctx: typer.Context,
     model: Model = BEST,
     random_1b: Annotated[
         bool,
         typer.Option(
             "--random-1b",
-            help="Measure a 1B model of random weights instead: real speed, and noise for sound.",
+            help="Measure a 1B model of random weights: real speed, and noise for sound. The same "
+            "as --model random-1b.",
             rich_help_panel="Model",
         ),
     ] = False,
@@ -53,7 +55,7 @@ def bench(
         bool,
         typer.Option(
             "--random-7b",
-            help="Measure the 7B architecture with random weights.",
+            help="Measure the 7B architecture with random weights. The same as --model random-7b.",
             rich_help_panel="Model",
         ),
     ] = False,
@@ -149,8 +151,11 @@ def bench(
     is checked before a model is loaded. The limit of a part is what a copy's bandwidth makes of
     the bytes it has to read; what the parts do not add up to is the launching of their kernels.
     """
-    if random_1b and random_7b:
-        raise ConfigError("choose one of --random-1b and --random-7b")
+    source = ctx.get_parameter_source("model")
+    # What the environment says is a default, which the flags win over.
+    named = source is not None and source.name == "COMMANDLINE"
+    if named + random_1b + random_7b > 1:
+        raise ConfigError("choose one of --model, --random-1b and --random-7b")
     random = "random-1b" if random_1b else "random-7b" if random_7b else None
     options = BenchOptions(
         model=random or model,

@@ -28,6 +28,8 @@ personaplex drift --model ./personaplex-7b-v1 --quantization int8
 
 personaplex drift --model ./personaplex-7b-v1 --kv-dtype fp8
 
+personaplex drift --model random-1b --quantization int4 --frames 20
+
 personaplex drift --dtype bfloat16 --input caller.wav --frames 3000
 
 The last line is JSON, for scripts: personaplex drift --quantization int8 | tail -n 1 | jq"""
