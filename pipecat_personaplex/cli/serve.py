@@ -233,7 +233,9 @@ def serve(
 def _require_server() -> None:
     for name in ("prometheus_client", "sphn", "starlette", "uvicorn"):
         if find_spec(name) is None:
-            raise ConfigError(f"the server needs {name}: pip install 'pipecat-personaplex[server]'")
+            raise ConfigError(
+                f"the server needs {name}: pip install -e '.[server]' in the checkout"
+            )
 
 
 def _announcement(model: str, url: str) -> str:

@@ -94,7 +94,7 @@ def _opuslib() -> Any:
         import opuslib_next
     except ImportError:
         raise ConfigError(
-            "Opus needs the Python package opuslib_next: pip install 'pipecat-personaplex[server]'"
+            "Opus needs the Python package opuslib_next: pip install -e '.[server]' in the checkout"
         ) from None
     except Exception:
         # It looks for the library when it is imported, and raises a plain Exception.

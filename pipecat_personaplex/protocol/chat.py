@@ -129,6 +129,6 @@ def _sphn() -> Any:
         import sphn
     except ImportError:
         raise ConfigError(
-            "Ogg-Opus needs the Python package sphn: pip install 'pipecat-personaplex[server]'"
+            "Ogg-Opus needs the Python package sphn: pip install -e '.[server]' in the checkout"
         ) from None
     return sphn

@@ -154,7 +154,7 @@ def test_without_the_extra(
     )
     assert main(SERVE) == 2
     line = one_line(capfd.readouterr().err)
-    assert line == "error: the server needs uvicorn: pip install 'pipecat-personaplex[server]'\n"
+    assert line == "error: the server needs uvicorn: pip install -e '.[server]' in the checkout\n"
 
 
 @pytest.mark.parametrize(
