@@ -55,6 +55,14 @@ def test_there_are_blocks_to_run() -> None:
     assert len(blocks("bash")) >= 2
 
 
+@pytest.mark.parametrize("folder", ["engine", "models"])
+def test_the_tree_names_every_module(folder: str) -> None:
+    [tree] = re.findall(r"^```\n(pipecat_personaplex/\n.*?)^```", README.read_text(), re.S | re.M)
+    named = set(re.findall(r"\w+\.py", tree))
+    modules = {path.name for path in (README.parent / "pipecat_personaplex" / folder).glob("*.py")}
+    assert modules - {"__init__.py"} <= named
+
+
 def the_block(part: str) -> str:
     [block] = [block for block in blocks("python") if part in block]
     return block

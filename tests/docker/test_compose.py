@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipecat_personaplex import __version__
+from pipecat_personaplex.engine.download import NANO
 from tests.docker.files import (
     DOCKER,
     ROOT,
@@ -44,6 +45,13 @@ def test_images_are_pinned_and_ours_are_of_this_version(name: str) -> None:
 
 def test_the_image_without_a_gpu_has_the_version_too() -> None:
     assert CPU["services"]["engine"]["image"] == f"{ENGINE['image']}-cpu"
+
+
+def test_without_a_gpu_it_is_the_model_that_comes_along() -> None:
+    engine = CPU["services"]["engine"]
+    assert engine["environment"]["PERSONAPLEX_MODEL"] == NANO
+    assert "volumes" not in engine
+    assert "!pipecat_personaplex" in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
 
 
 @pytest.mark.parametrize("compose", [COMPOSE, CPU], ids=["compose", "cpu"])
