@@ -132,6 +132,7 @@ class Thinker:
         audio_logits: list[Tensor] = []
 
         def choose(codebook: int, logits: Tensor) -> Tensor:
+            logits = logits.float()
             audio_logits.append(logits[0])
             return choose_code(codebook, logits)
 

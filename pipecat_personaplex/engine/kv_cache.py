@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipecat_personaplex.kernels.kv_format import FP8, KVTensor
 from pipecat_personaplex.kernels.triton_support import have_triton
-from pipecat_personaplex.models.attention import KVStore
+from pipecat_personaplex.models.attention import KVStore, Rotation
 from pipecat_personaplex.models.layers import Rows
 from pipecat_personaplex.models.lm import PersonaPlexLM
 
@@ -293,12 +293,16 @@ class _KernelRings:
         self._plan = attention.Plan.of(heads, window, head_dim, cache.keys.dtype)
         queries = positions.shape[0] * steps
         self._workspace = attention.Workspace.of(self._plan, queries, positions.device)
+        self._turn: Rotation | None = None
+
+    def rotate_by(self, turn: Rotation) -> None:
+        self._turn = turn
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self._cache.kept_keys[layer], self._cache.kept_values[layer]
         where = (keys, values, self._slots, self._positions)
-        self._kernels.append(self._plan, k, v, *where)
-        return self._kernels.attend(self._plan, q, *where, self._workspace)
+        self._kernels.append(self._plan, k, v, *where, self._turn)
+        return self._kernels.attend(self._plan, q, *where, self._workspace, self._turn)
 
 
 @lru_cache

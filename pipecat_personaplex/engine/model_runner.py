@@ -169,7 +169,8 @@ class ModelRunner:
         )
         self._codec = CodecSlots(mimi, slots, device, masked=fixed)
         self._grid = TokenGrid(slots, config, device)
-        fused = fixed and device.type == "cuda" and fused_draws_work(device, config.lm.card)
+        cards = Widths(config.lm.text_card, config.lm.card)
+        fused = fixed and device.type == "cuda" and fused_draws_work(device, cards)
         self._sampler = SamplerState(slots, config.lm, device, fused=fused)
         # Where each slot's conversation starts and how many frames it has had: on the device
         # for the step, on the host for what shapes depend on.

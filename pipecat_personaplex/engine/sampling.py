@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -81,7 +81,7 @@ class SamplerState:
         slots: How many.
         config: For the cards.
         device: Where draws are made.
-        fused: Whether draws of fixed widths leave audio to a kernel: see ``fused_draws_work``.
+        fused: Whether draws of fixed widths are left to a kernel: see ``fused_draws_work``.
     """
 
     def __init__(self, slots: int, config: LMConfig, device: torch.device, *, fused: bool = False):
@@ -129,13 +129,12 @@ class SamplerState:
             widths: Candidates to rank, at least what ``wanted`` says; None ranks just as many.
         """
         rows = batch.rows
-        fused = self._fused and widths is not None and widths.audio == self.fixed.audio
+        fused = self._fused and widths == self.fixed
         if widths is None:
             widths = self.wanted(batch.slots)
         seeds, noise = self._seeds[rows], None
-        if widths.text or widths.audio:
-            streams, width = (1, widths.text) if fused else (1 + CODEBOOKS, max(widths))
-            noise = gumbel_noise(seeds, frames, streams, width)
+        if max(widths) and not fused:
+            noise = gumbel_noise(seeds, frames, 1 + CODEBOOKS, max(widths))
         return FrameSampler(
             widths=widths,
             seeds=seeds,
@@ -151,7 +150,7 @@ class SamplerState:
 
 @dataclass(frozen=True)
 class FrameSampler:
-    """The draws of one frame; ``fused`` leaves those of audio to a kernel of their own."""
+    """The draws of one frame; ``fused`` leaves them to a kernel."""
 
     widths: Widths
     seeds: Tensor
@@ -164,27 +163,27 @@ class FrameSampler:
     fused: bool = False
 
     def text(self, logits: Tensor) -> Tensor:
-        """float32 [B, text_card] -> [B] int64."""
+        """Floating-point [B, text_card] -> [B] int64."""
         return self._draw(logits, _TEXT, 0)
 
     def audio(self, codebook: int, logits: Tensor) -> Tensor:
-        """float32 [B, card] -> [B] int64."""
-        if not self.fused:
-            return self._draw(logits, _AUDIO, 1 + codebook)
-        from pipecat_personaplex.kernels.sampling import draw_codes
-
-        return draw_codes(
-            logits,
-            seeds=self.seeds,
-            frames=self.frames,
-            stream=1 + codebook,
-            scale=self.scale[:, _AUDIO],
-            noise_scale=self.noise_scale[:, _AUDIO],
-            top_k=self.top_k[:, _AUDIO],
-            width=self.widths.audio,
-        )
+        """Floating-point [B, card] -> [B] int64."""
+        return self._draw(logits, _AUDIO, 1 + codebook)
 
     def _draw(self, logits: Tensor, kind: int, stream: int) -> Tensor:
+        if self.fused:
+            from pipecat_personaplex.kernels.sampling import draw
+
+            return draw(
+                logits,
+                seeds=self.seeds,
+                frames=self.frames,
+                stream=stream,
+                scale=self.scale[:, kind],
+                noise_scale=self.noise_scale[:, kind],
+                top_k=self.top_k[:, kind],
+                width=self.widths[kind],
+            )
         # Equal logits, frequent in bfloat16, are told apart by token: which of them comes first
         # must not depend on how many candidates a neighbour in the batch wants.
         ranked = logits.double() - self.ties[: logits.shape[-1]]
@@ -200,46 +199,58 @@ class FrameSampler:
 
 
 @lru_cache
-def fused_draws_work(device: torch.device, card: int) -> bool:
-    """Whether the kernel for audio codes runs on ``device`` and draws what the plain path does.
+def fused_draws_work(device: torch.device, cards: Widths) -> bool:
+    """Whether the kernel runs on ``device`` and draws what the plain path does.
 
     Where it does not, that is logged once, and the plain path draws.
+
+    Args:
+        device: Where.
+        cards: The logits of a text token and of an audio code.
     """
     try:
-        reason = _try_fused_draws(device, card)
+        reason = _try_fused_draws(device, cards)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     if reason is not None:
-        logger.warning("audio codes are drawn without a kernel of their own: {}", reason)
+        logger.warning("tokens are drawn without a kernel of their own: {}", reason)
     return reason is None
 
 
-def _try_fused_draws(device: torch.device, card: int) -> str | None:
+def _try_fused_draws(device: torch.device, cards: Widths) -> str | None:
     """What is wrong with the kernel, or None."""
     if not have_triton():
         return "Triton is not installed"
-    from pipecat_personaplex.kernels.sampling import MAX_CARD
+    from pipecat_personaplex.kernels.sampling import can_draw
 
-    if card > MAX_CARD:
-        return f"it holds {MAX_CARD} logits, and the model has {card}"
-    rows, width = 8, min(FIXED_WIDTH, card)
+    widths = Widths(*(min(FIXED_WIDTH, card) for card in cards))
+    for card, width in zip(cards, widths, strict=True):
+        if not can_draw(card, width):
+            return f"it cannot rank {width} of {card:,} logits"
+    rows = 8
     row = torch.arange(rows, device=device)
-    logits = torch.randn(rows, card, generator=torch.Generator().manual_seed(0)).to(device) * 3
+    seeds, frames = row * 0x12345678901, 1000 * row
     greedy = (row % 4 == 0).float()[:, None].expand(rows, 2)
+    shares = 1 + row[:, None] * torch.tensor(widths, device=device) // rows
     plain = FrameSampler(
-        widths=Widths(0, width),
-        seeds=row * 0x12345678901,
-        frames=1000 * row,
+        widths=widths,
+        seeds=seeds,
+        frames=frames,
         scale=torch.where(greedy > 0, 1.0, 1.25),
         noise_scale=1.0 - greedy,
-        top_k=(1 + row * width // rows)[:, None].repeat(1, 2),
-        noise=gumbel_noise(row * 0x12345678901, 1000 * row, 1 + CODEBOOKS, width),
-        ties=torch.arange(card, device=device, dtype=torch.float64) * _TIE_STEP,
+        top_k=shares,
+        noise=gumbel_noise(seeds, frames, 1 + CODEBOOKS, max(widths)),
+        ties=torch.arange(max(cards), device=device, dtype=torch.float64) * _TIE_STEP,
     )
     fused = replace(plain, fused=True)
+    generator = torch.Generator().manual_seed(0)
+    text, audio = (3 * torch.randn(rows, card, generator=generator).to(device) for card in cards)
+    draws = [(text, plain.text, fused.text)]
     for codebook in range(CODEBOOKS):
-        # Rounded to bfloat16, as a head's output may be: many are equal then.
-        for given in (logits, logits.bfloat16().float()):
-            if not torch.equal(fused.audio(codebook, given), plain.audio(codebook, given)):
+        draws.append((audio, partial(plain.audio, codebook), partial(fused.audio, codebook)))
+    for logits, drawn, expected in draws:
+        # Rounded to bfloat16, as a head's output is: many are equal then.
+        for given in (logits, logits.bfloat16()):
+            if not torch.equal(drawn(given), expected(given)):
                 return "its draws differ from the plain path's"
     return None

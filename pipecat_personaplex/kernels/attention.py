@@ -8,6 +8,8 @@ result not on its neighbours. A second launch puts the parts together.
 
 A frame of several positions (Mimi's two) is written first and then attended to; each position then
 leaves out those that come after it.
+
+Queries and keys may come without their positions' rotation: then each is turned where it is read.
 """
 
 from __future__ import annotations
@@ -60,6 +62,19 @@ def _quantize(x):  # type: ignore[no-untyped-def]
     return (code | sign).to(tl.uint8), scale
 
 
+@triton.jit
+def _features(x, d, is_feature, cos, sin, angles, ROTATE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A vector at ``x``, its interleaved pairs turned by the angles at ``angles`` if so wished."""
+    y = tl.load(x + d, mask=is_feature, other=0.0)
+    if ROTATE:
+        other = tl.load(x + (d ^ 1), mask=is_feature, other=0.0).to(tl.float32)
+        c = tl.load(cos + angles + d // 2, mask=is_feature, other=0.0)
+        s = tl.load(sin + angles + d // 2, mask=is_feature, other=0.0)
+        turned = y.to(tl.float32) * c + other * tl.where(d % 2 == 0, -s, s)
+        y = turned.to(y.dtype)  # rounded, as it is where no kernel turns it
+    return y
+
+
 @triton.jit(do_not_specialize=["steps"])  # type: ignore[untyped-decorator]
 def _append(  # type: ignore[no-untyped-def]
     k,
@@ -70,6 +85,8 @@ def _append(  # type: ignore[no-untyped-def]
     value_scales,
     slots,
     positions,
+    cos,
+    sin,
     steps,
     k_row,
     k_head,
@@ -82,19 +99,21 @@ def _append(  # type: ignore[no-untyped-def]
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     QUANTIZED: tl.constexpr,
+    ROTATE: tl.constexpr,
 ):
     """One program for each new position and head: both vectors into their place."""
     head = tl.program_id(0)
-    row = tl.program_id(1) // steps
-    step = tl.program_id(1) % steps
+    query = tl.program_id(1)
+    row = query // steps
+    step = query % steps
     place = (tl.load(positions + row) + step) % WINDOW
     at = (tl.load(slots + row) * HEADS + head) * WINDOW + place
     d = tl.arange(0, BLOCK_DIM)
     is_feature = d < HEAD_DIM
-    k_at = k + row * k_row + head * k_head + step * k_step + d
-    v_at = v + row * v_row + head * v_head + step * v_step + d
-    new_key = tl.load(k_at, mask=is_feature, other=0.0)
-    new_value = tl.load(v_at, mask=is_feature, other=0.0)
+    k_at = k + row * k_row + head * k_head + step * k_step
+    v_at = v + row * v_row + head * v_head + step * v_step
+    new_key = _features(k_at, d, is_feature, cos, sin, query * (HEAD_DIM // 2), ROTATE)
+    new_value = tl.load(v_at + d, mask=is_feature, other=0.0)
     key_at = keys + at * HEAD_DIM + d
     value_at = values + at * HEAD_DIM + d
     if QUANTIZED:
@@ -118,6 +137,8 @@ def _attend_part(  # type: ignore[no-untyped-def]
     value_scales,
     slots,
     positions,
+    cos,
+    sin,
     sums,
     tops,
     totals,
@@ -133,6 +154,7 @@ def _attend_part(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
     SPLITS: tl.constexpr,
     QUANTIZED: tl.constexpr,
+    ROTATE: tl.constexpr,
 ):
     """One program for each query, head and split: its share of the ring's filled blocks."""
     split = tl.program_id(0)
@@ -151,8 +173,9 @@ def _attend_part(  # type: ignore[no-untyped-def]
         d = tl.arange(0, BLOCK_DIM)
         n = tl.arange(0, BLOCK)
         is_feature = d < HEAD_DIM
-        q_at = q + row * q_row + head * q_head + step * q_step + d
-        x = tl.load(q_at, mask=is_feature, other=0.0).to(tl.float32) * scale
+        q_at = q + row * q_row + head * q_head + step * q_step
+        x = _features(q_at, d, is_feature, cos, sin, query * (HEAD_DIM // 2), ROTATE)
+        x = x.to(tl.float32) * scale
         ring = (tl.load(slots + row) * HEADS + head) * WINDOW
         # A softmax of its own for each of a block's places: nothing is exchanged between threads
         # but the scores' sums until the loop is over.
@@ -235,6 +258,11 @@ def _merge(  # type: ignore[no-untyped-def]
     tl.store(out_at, y.to(out.dtype.element_ty), mask=is_feature)
 
 
+Turn = tuple[Tensor, Tensor]
+"""Cosines and sines of a frame's positions, one of each for every interleaved pair of features:
+float32 [B, 1, T, D / 2], contiguous."""
+
+
 class Plan(NamedTuple):
     """How the rings of a cache are read: constants of the host's.
 
@@ -283,6 +311,16 @@ class Workspace(NamedTuple):
         return Workspace(sums, tops, totals)
 
 
+def _angles(turn: Turn | None, queries: int, head_dim: int) -> Turn | tuple[None, None]:
+    """What the kernels take of a turn."""
+    if turn is None:
+        return None, None
+    for part in turn:
+        assert part.numel() == queries * (head_dim // 2) and part.is_contiguous()
+        assert part.dtype == torch.float32 and head_dim % 2 == 0
+    return turn
+
+
 def append(
     plan: Plan,
     k: Tensor,
@@ -291,6 +329,7 @@ def append(
     values: KVTensor,
     slots: Tensor,
     positions: Tensor,
+    turn: Turn | None = None,
 ) -> None:
     """Write a frame's keys and values into their rings.
 
@@ -302,8 +341,10 @@ def append(
         values: The same.
         slots: The rows' rings, int64 [B].
         positions: The first new position of each, int64 [B].
+        turn: Turns the keys first.
     """
     rows, heads, steps, head_dim = k.shape
+    cos, sin = _angles(turn, rows * steps, head_dim)
     assert slots.shape == positions.shape == (rows,), "one ring and one position a row"
     assert k.stride(3) == v.stride(3) == 1, "features lie side by side"
     with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
@@ -316,6 +357,8 @@ def append(
             values.scales,
             slots,
             positions,
+            cos,
+            sin,
             steps,
             *k.stride()[:3],
             *v.stride()[:3],
@@ -324,6 +367,7 @@ def append(
             HEAD_DIM=head_dim,
             BLOCK_DIM=triton.next_power_of_2(head_dim),
             QUANTIZED=keys.scales is not None,
+            ROTATE=turn is not None,
             num_warps=APPEND_WARPS,
         )
 
@@ -336,6 +380,7 @@ def attend(
     slots: Tensor,
     positions: Tensor,
     workspace: Workspace,
+    turn: Turn | None = None,
 ) -> Tensor:
     """Attend to what the rings hold after ``append``.
 
@@ -347,6 +392,7 @@ def attend(
         slots: The rows' rings, int64 [B].
         positions: The first new position of each, int64 [B].
         workspace: For at least B * T queries.
+        turn: Turns the queries first.
 
     Returns:
         [B, H, T, D] in ``q``'s dtype, its heads side by side in memory.
@@ -355,6 +401,7 @@ def attend(
     assert slots.shape == positions.shape == (rows,), "one ring and one position a row"
     assert q.stride(3) == 1, "features lie side by side"
     queries, block_dim = rows * steps, triton.next_power_of_2(head_dim)
+    cos, sin = _angles(turn, queries, head_dim)
     out = torch.empty(rows, steps, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         _attend_part[(plan.splits, heads, queries)](
@@ -365,6 +412,8 @@ def attend(
             values.scales,
             slots,
             positions,
+            cos,
+            sin,
             *workspace,
             math.log2(math.e) / math.sqrt(head_dim),
             steps,
@@ -376,6 +425,7 @@ def attend(
             BLOCK=plan.block,
             SPLITS=plan.splits,
             QUANTIZED=keys.scales is not None,
+            ROTATE=turn is not None,
             num_warps=PART_WARPS,
         )
         _merge[(heads, queries)](

@@ -10,11 +10,10 @@ from torch import Tensor
 from pipecat_personaplex.kernels.attention import Plan, Workspace, append, attend
 from pipecat_personaplex.kernels.kv_format import FP8, KVTensor
 
-# Largest difference allowed to outputs of about one, by the coarser of what is computed with:
-# float32 sums in another order, and the rounding of the output.
-_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-# A number of e4m3 is off by at most a sixteenth of itself, and what is stored by no more.
-_FP8_TOLERANCE = 1 / 16 + 1e-3
+# Largest difference allowed, of outputs that are about one and of what is stored as a share of its
+# vector's largest number, by the coarsest of what is computed with: float32 sums in another order;
+# one rounding to bfloat16; a number of e4m3, which is off by a sixteenth of itself at most.
+_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2, FP8: 1 / 16 + 2e-2}
 _STEPS = (1, 2)
 
 
@@ -59,18 +58,32 @@ def check(
         q, k, v = (noise(2, heads, steps, head_dim) for _ in range(3))
         positions = torch.tensor(starts, device=device)
         workspace = Workspace.of(plan, 2 * steps, device)
-        append(plan, k, v, keys, values, slots, positions)
-        got = attend(plan, q, keys, values, slots, positions, workspace)
+        shape = (2, 1, steps, head_dim // 2)
+        angle = torch.rand(shape, generator=generator, device=device) * 2 * math.pi
+        turn = angle.cos(), angle.sin()
+        append(plan, k, v, keys, values, slots, positions, turn)
+        got = attend(plan, q, keys, values, slots, positions, workspace, turn)
+        q, k = _rotated(q, angle), _rotated(k, angle)
         for row, (slot, start) in enumerate(zip((1, 0), starts, strict=True)):
             places = [(start + step) % window for step in range(steps)]
             for store, new in ((keys[slot], k[row]), (values[slot], v[row])):
-                _compare("stored", store[:, places].read(torch.float32), new.float(), kv_dtype)
+                wanted = new.float()
+                largest = wanted.abs().amax(dim=-1, keepdim=True)
+                error = (store[:, places].read(torch.float32) - wanted) / largest
+                _require_small("stored", error, dtype, kv_dtype)
             for step in range(steps):
                 seen = [*range(min(start + steps, window))]
                 for later in places[step + 1 :]:
                     seen.remove(later)
                 expected = _attention(q[row, :, step], keys[slot], values[slot], seen)
-                _compare("attended", got[row, :, step].float(), expected, dtype)
+                _require_small("attended", got[row, :, step].float() - expected, dtype)
+
+
+def _rotated(x: Tensor, angle: Tensor) -> Tensor:
+    """[B, H, T, D], its pairs as complex numbers turned by angles [B, 1, T, D / 2]."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    turned = pairs * torch.polar(torch.ones_like(angle), angle)
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
 def _attention(q: Tensor, keys: KVTensor, values: KVTensor, seen: list[int]) -> Tensor:
@@ -81,12 +94,7 @@ def _attention(q: Tensor, keys: KVTensor, values: KVTensor, seen: list[int]) -> 
     return (scores.softmax(dim=-1)[..., None] * v).sum(dim=1)
 
 
-def _compare(what: str, got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    error = (got - expected).abs()
-    if dtype == FP8:
-        error, limit = error / expected.abs().amax(dim=-1, keepdim=True), _FP8_TOLERANCE
-    else:
-        limit = _TOLERANCES[dtype]
-    worst = float(error.max())
+def _require_small(what: str, error: Tensor, *dtypes: torch.dtype) -> None:
+    worst, limit = float(error.abs().max()), max(_TOLERANCES[dtype] for dtype in dtypes)
     if not worst <= limit:  # nor is NaN
         raise ArithmeticError(f"{what} numbers differ by {worst:.3g}, more than {limit:.3g}")

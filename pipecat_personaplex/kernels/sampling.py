@@ -1,7 +1,8 @@
-"""Top-k and the Gumbel draw from it in one launch, for small vocabularies.
+"""Top-k and the Gumbel draw from it in one launch, or in two for a large vocabulary.
 
 A row is one program: it holds all logits, sorts the best, adds each rank's noise and takes the
-largest sum. Ranks, ties and noise are those of ``engine.sampling``, whose tokens it gives.
+largest sum. What one program cannot hold is first shortlisted by several, each from its part.
+Ranks, ties and noise are those of ``engine.sampling``, whose tokens it gives.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_CARD = 4096
-"""Logits that one program can hold."""
+MAX_SORTED = 4096
+"""Numbers that one program can sort."""
+PART = 2048
+"""Logits that a program shortlists."""
+DRAW_WARPS = 8
 
 
 @triton.jit
@@ -23,10 +27,39 @@ def _mix(x):  # type: ignore[no-untyped-def]
     return x ^ (x >> 16)
 
 
+@triton.jit
+def _sort_keys(logits, token, CARD: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Integers in the order of the logits; equal ones by token, the smaller first."""
+    x = tl.load(logits + token, mask=token < CARD, other=-float("inf")).to(tl.float32)
+    x = tl.where(x == 0.0, 0.0, x)  # -0.0 equals 0.0, though its bits do not
+    x = tl.where(x == x, x, -float("inf"))  # NaN has no place in an order
+    bits = x.to(tl.int32, bitcast=True)
+    order = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (order.to(tl.int64) << 32) | (0x7FFFFFFF - token).to(tl.int64)
+
+
+@triton.jit
+def _shortlist(  # type: ignore[no-untyped-def]
+    logits,
+    listed,
+    logits_stride,
+    CARD: tl.constexpr,
+    PART: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """One program for each row and part of its logits: the part's best."""
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    key = _sort_keys(logits + row * logits_stride, part * PART + tl.arange(0, PART), CARD)
+    place = (row * tl.num_programs(1) + part) * WIDTH + tl.arange(0, WIDTH)
+    tl.store(listed + place, tl.topk(key, WIDTH))
+
+
 @triton.jit(do_not_specialize=["stream"])  # type: ignore[untyped-decorator]
 def _draw(  # type: ignore[no-untyped-def]
     logits,
-    codes,
+    listed,
+    tokens,
     seeds,
     frames,
     scales,
@@ -36,19 +69,18 @@ def _draw(  # type: ignore[no-untyped-def]
     params_stride,
     stream,
     CARD: tl.constexpr,
+    LISTED: tl.constexpr,
     PADDED: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
+    """One program a row; it sorts the row's logits, or of those ``LISTED`` that are shortlisted."""
     row = tl.program_id(0).to(tl.int64)
-    token = tl.arange(0, PADDED)
-    x = tl.load(logits + row * logits_stride + token, mask=token < CARD, other=-float("inf"))
-    x = x.to(tl.float32)
-    x = tl.where(x == 0.0, 0.0, x)  # -0.0 equals 0.0, though its bits do not
-    x = tl.where(x == x, x, -float("inf"))  # NaN has no place in an order
-    # Integers in the order of the floats; equal ones by token, the smaller first.
-    bits = x.to(tl.int32, bitcast=True)
-    order = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    key = (order.to(tl.int64) << 32) | (0x7FFFFFFF - token).to(tl.int64)
+    place = tl.arange(0, PADDED)
+    if LISTED:
+        # Below every logit, even an infinite one.
+        key = tl.load(listed + row * LISTED + place, mask=place < LISTED, other=-(1 << 62))
+    else:
+        key = _sort_keys(logits + row * logits_stride, place, CARD)
     best = tl.topk(key, WIDTH)
     order = (best >> 32).to(tl.int32)
     value = (order ^ ((order >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
@@ -69,12 +101,22 @@ def _draw(  # type: ignore[no-untyped-def]
     score = value * scale + noise * noise_scale
     score = tl.where(rank < tl.load(top_ks + row * params_stride), score, -float("inf"))
     winner = tl.argmax(score, axis=0)
-    code = tl.sum(tl.where(rank == winner, token, 0), axis=0)
-    # A row that is not finite draws anything, but a code that has an embedding.
-    tl.store(codes + row, tl.minimum(code, CARD - 1).to(tl.int64))
+    drawn = tl.sum(tl.where(rank == winner, token, 0), axis=0)
+    # A row that is not finite draws anything, but a token that has an embedding.
+    tl.store(tokens + row, tl.minimum(drawn, CARD - 1).to(tl.int64))
 
 
-def draw_codes(
+def can_draw(card: int, width: int) -> bool:
+    """Whether ``draw`` ranks ``width`` of so many logits."""
+    return card <= MAX_SORTED or _listed(card, width) <= MAX_SORTED
+
+
+def _listed(card: int, width: int) -> int:
+    """Tokens on the shortlist of a large vocabulary."""
+    return -(-card // PART) * triton.next_power_of_2(width)
+
+
+def draw(
     logits: Tensor,
     *,
     seeds: Tensor,
@@ -88,7 +130,7 @@ def draw_codes(
     """Draw one token a row.
 
     Args:
-        logits: [B, card], float32 or bfloat16, a row's side by side; card at most ``MAX_CARD``.
+        logits: [B, card], float32 or bfloat16, a row's side by side; see ``can_draw``.
         seeds: [B] int64.
         frames: [B] int64.
         stream: Which of the frame's draws this is; keys the noise with seed and frame.
@@ -101,14 +143,29 @@ def draw_codes(
         Tokens, [B] int64.
     """
     rows, card = logits.shape
-    assert card <= MAX_CARD and logits.stride(1) == 1
+    assert can_draw(card, width) and logits.stride(1) == 1
     assert scale.stride() == noise_scale.stride() == top_k.stride()
-    padded = triton.next_power_of_2(card)
-    codes = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    sorted_width = triton.next_power_of_2(width)
+    tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    large = card > MAX_SORTED
+    length = _listed(card, width) if large else card
+    listed = tokens.new_empty(rows, length) if large else tokens
+    padded = triton.next_power_of_2(length)
     with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
+        if large:
+            _shortlist[(rows, -(-card // PART))](
+                logits,
+                listed,
+                logits.stride(0),
+                CARD=card,
+                PART=PART,
+                WIDTH=sorted_width,
+                num_warps=DRAW_WARPS,
+            )
         _draw[(rows,)](
             logits,
-            codes,
+            listed,
+            tokens,
             seeds,
             frames,
             scale,
@@ -118,8 +175,9 @@ def draw_codes(
             scale.stride(0),
             stream,
             CARD=card,
+            LISTED=length if large else 0,
             PADDED=padded,
-            WIDTH=min(triton.next_power_of_2(width), padded),
-            num_warps=8,
+            WIDTH=min(sorted_width, padded),
+            num_warps=DRAW_WARPS,
         )
-    return codes
+    return tokens

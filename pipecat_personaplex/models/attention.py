@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,23 @@ class Rotation(NamedTuple):
 
     cos: Tensor
     sin: Tensor
+
+
+@runtime_checkable
+class RotatingKVStore(KVStore, Protocol):
+    """One that turns queries and keys where it reads them, which spares launches."""
+
+    def rotate_by(self, turn: Rotation) -> None:
+        """Turn by these angles in every ``attend`` of the step."""
+        ...
+
+
+def left_to_layers(turn: Rotation, kv: KVStore) -> Rotation | None:
+    """The rotation, unless the store takes it over for this step."""
+    if isinstance(kv, RotatingKVStore):
+        kv.rotate_by(turn)
+        return None
+    return turn
 
 
 def rotary_frequencies(head_dim: int, max_period: float, device: torch.device) -> Tensor:

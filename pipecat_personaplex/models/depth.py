@@ -15,7 +15,7 @@ from pipecat_personaplex.models.layers import GatedMLP, RMSNorm, project
 from pipecat_personaplex.models.linear import KernelWeight, Linear, stack_linears
 
 Choose = Callable[[int, Tensor], Tensor]
-"""(codebook, logits [B, card]) -> codes [B]."""
+"""(codebook, logits [B, card], floating-point) -> codes [B]."""
 
 
 class FrameCache:
@@ -112,7 +112,7 @@ class DepthTransformer(nn.Module):
         Args:
             hidden: The temporal transformer's normed output, [B, input_dim].
             text: The frame's text token, [B].
-            choose: Picks each codebook's code from its logits (float32 [B, card]).
+            choose: Picks each codebook's code from its logits.
             steps: How many codebooks are wanted.
 
         Returns:
@@ -128,7 +128,7 @@ class DepthTransformer(nn.Module):
             x = given[step] + previous[:, None]
             for index, layer in enumerate(self.layers):
                 x = layer(x, step, index, cache)
-            code = choose(step, project(self.heads[step], x)[:, 0].float())
+            code = choose(step, project(self.heads[step], x)[:, 0])
             codes.append(code)
             if step + 1 < steps:
                 previous = self.emb[step](code)

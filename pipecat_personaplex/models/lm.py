@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from pipecat_personaplex.architecture import LMConfig
 from pipecat_personaplex.config import CODEBOOKS, TEXT
-from pipecat_personaplex.models.attention import KVStore, rotary_frequencies, rotation
+from pipecat_personaplex.models.attention import (
+    KVStore,
+    left_to_layers,
+    rotary_frequencies,
+    rotation,
+)
 from pipecat_personaplex.models.depth import DepthTransformer
 from pipecat_personaplex.models.layers import RMSNorm, project
 from pipecat_personaplex.models.linear import Linear
@@ -89,7 +94,7 @@ class PersonaPlexLM(nn.Module):
         Returns:
             The normed hidden states, [B, T, dim] or [B, 1, dim]; they feed both heads.
         """
-        turn = rotation(positions, self.frequencies)
+        turn = left_to_layers(rotation(positions, self.frequencies), kv)
         y: Tensor = self.out_norm(self.transformer(x, kv, turn, last_only))
         return y
 

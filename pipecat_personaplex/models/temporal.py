@@ -19,7 +19,7 @@ class TemporalLayer(nn.Module):
         self.gating = GatedMLP(dim, hidden)
 
     def forward(
-        self, x: Tensor, kv: KVStore, layer: int, turn: Rotation, last_only: bool
+        self, x: Tensor, kv: KVStore, layer: int, turn: Rotation | None, last_only: bool
     ) -> Tensor:
         """[B, T, dim] -> [B, T, dim], or with ``last_only`` [B, 1, dim]."""
         residual = x[:, -1:] if last_only else x
@@ -37,7 +37,7 @@ class TemporalTransformer(nn.Module):
             TemporalLayer(dim, num_heads, hidden) for _ in range(num_layers)
         )
 
-    def forward(self, x: Tensor, kv: KVStore, turn: Rotation, last_only: bool = False) -> Tensor:
+    def forward(self, x: Tensor, kv: KVStore, turn: Rotation | None, last_only: bool = False) -> Tensor:
         """[B, T, dim] -> [B, T, dim], or with ``last_only`` the last position's: [B, 1, dim]."""
         final = len(self.layers) - 1
         for index, layer in enumerate(self.layers):

@@ -26,6 +26,8 @@ _TYPES = {
     "key_scales": "*fp32",
     "value_scales": "*fp32",
     "scale": "fp32",
+    "cos": "*fp32",
+    "sin": "*fp32",
 }
 # Multiples of 16 wherever the engine runs them, which is what lets loads be wide.
 _STRIDES = ("row", "head", "step")
@@ -66,7 +68,7 @@ def report(
         "BLOCK_DIM": triton.next_power_of_2(head_dim),
     }
     split = shape | {"BLOCK": plan.block, "SPLITS": plan.splits}
-    kind: dict[str, Any] = {"QUANTIZED": quantized}
+    kind: dict[str, Any] = {"QUANTIZED": quantized, "ROTATE": True}
     if not quantized:
         kind |= {"key_scales": None, "value_scales": None}
     x, kept = _NAMES[dtype], _NAMES[kv_dtype]

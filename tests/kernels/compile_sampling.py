@@ -13,40 +13,51 @@ from triton.compiler import ASTSource
 
 from pipecat_personaplex.kernels import sampling
 
-_POINTERS = {
-    "codes": "*i64",
+_TYPES = {
+    "listed": "*i64",
+    "tokens": "*i64",
     "seeds": "*i64",
     "frames": "*i64",
     "scales": "*fp32",
     "noise_scales": "*fp32",
     "top_ks": "*i64",
 }
-_SIZES = {"CARD": 2048, "PADDED": 2048, "WIDTH": 256}
+_AUDIO = {"CARD": 2_048, "LISTED": 0, "PADDED": 2_048, "WIDTH": 256}
+_TEXT = {"CARD": 32_000, "LISTED": 4_096, "PADDED": 4_096, "WIDTH": 256}
+_PART = {"CARD": 32_000, "PART": sampling.PART, "WIDTH": 256}
+
+
+def report(name: str, capability: int, logits: str, sizes: dict[str, int]) -> dict[str, object]:
+    """What the compiler made of a kernel."""
+    kernel = getattr(sampling, name)
+    names = kernel.arg_names
+    types = {**_TYPES, "logits": logits, **dict.fromkeys(sizes, "constexpr")}
+    compiled = triton.compile(
+        ASTSource(
+            fn=kernel,
+            signature={name: types.get(name, "i32") for name in names},
+            constexprs={(names.index(name),): size for name, size in sizes.items()},
+        ),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": sampling.DRAW_WARPS},
+    )
+    return {
+        "kernel": name,
+        "capability": capability,
+        "logits": logits,
+        "card": sizes["CARD"],
+        "shared_bytes": compiled.metadata.shared,
+        "local_memory": ".local" in compiled.asm["ptx"],
+        "approximate_logarithm": "lg2.approx" in compiled.asm["ptx"],
+    }
 
 
 def main() -> None:
-    """Print a line of JSON for each card and type of logits."""
-    kernel = sampling._draw
-    names = kernel.arg_names
+    """Print a line of JSON for each kernel, card and type of logits."""
     for capability, logits in ((80, "*fp32"), (90, "*bf16"), (100, "*fp32")):
-        types = {**_POINTERS, "logits": logits, **dict.fromkeys(_SIZES, "constexpr")}
-        compiled = triton.compile(
-            ASTSource(
-                fn=kernel,
-                signature={name: types.get(name, "i32") for name in names},
-                constexprs={(names.index(name),): size for name, size in _SIZES.items()},
-            ),
-            target=GPUTarget("cuda", capability, 32),
-            options={"num_warps": 8},
-        )
-        report = {
-            "capability": capability,
-            "logits": logits,
-            "shared_bytes": compiled.metadata.shared,
-            "local_memory": ".local" in compiled.asm["ptx"],
-            "approximate_logarithm": "lg2.approx" in compiled.asm["ptx"],
-        }
-        print(json.dumps(report))
+        print(json.dumps(report("_draw", capability, logits, _AUDIO)))
+    for name, sizes in (("_shortlist", _PART), ("_draw", _TEXT)):
+        print(json.dumps(report(name, 90, "*fp32", sizes)))
 
 
 if __name__ == "__main__":

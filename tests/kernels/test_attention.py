@@ -12,6 +12,12 @@ from torch import Tensor
 from pipecat_personaplex.kernels.attention import Plan, Workspace, append, attend
 from pipecat_personaplex.kernels.attention_check import check
 from pipecat_personaplex.kernels.kv_format import FP8, KVTensor, quantize
+from pipecat_personaplex.models.attention import (
+    Rotation,
+    rotary_frequencies,
+    rotate,
+    rotation,
+)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 F32, BF16 = torch.float32, torch.bfloat16
@@ -39,13 +45,21 @@ class Rings:
             new = torch.randn(self.plan.heads, filled, self.plan.head_dim, device=DEVICE)
             store.put((slot, slice(None), slice(filled)), new)
 
-    def step(self, q: Tensor, k: Tensor, v: Tensor, slots: list[int], ages: list[int]) -> Tensor:
+    def step(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        slots: list[int],
+        ages: list[int],
+        turn: Rotation | None = None,
+    ) -> Tensor:
         where = torch.tensor(slots, device=DEVICE), torch.tensor(ages, device=DEVICE)
-        append(self.plan, k, v, self.keys, self.values, *where)
+        append(self.plan, k, v, self.keys, self.values, *where, turn)
         workspace = Workspace.of(self.plan, len(slots) * q.shape[2], DEVICE)
         for part in workspace:  # what no program writes shows
             part.fill_(torch.nan)
-        return attend(self.plan, q, self.keys, self.values, *where, workspace)
+        return attend(self.plan, q, self.keys, self.values, *where, workspace, turn)
 
     def expected(self, q: Tensor, slot: int, age: int) -> Tensor:
         """One row, [H, T, D], of what the ring holds now."""
@@ -125,6 +139,27 @@ def test_a_frame_of_two_positions(kv_dtype: torch.dtype) -> None:
     got = rings.step(q, k, v, slots, ages)
     for row, (slot, age) in enumerate(zip(slots, ages, strict=True)):
         close(got[row], rings.expected(q[row], slot, age))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize(("kv_dtype", "head_dim"), [(F32, 20), (FP8, 64)], ids=str)
+def test_queries_and_keys_are_turned_as_they_are_read(
+    kv_dtype: torch.dtype, head_dim: int, steps: int
+) -> None:
+    torch.manual_seed(4)
+    rings = Rings(4, 2, 33, head_dim, kv_dtype)
+    slots, ages = [2, 0, 3], [5, 32, 400]
+    for slot, age in zip(slots, ages, strict=True):
+        rings.fill(slot, age)
+    q, k, v = frame(3, 2, steps, head_dim, F32)
+    positions = torch.tensor(ages, device=DEVICE)[:, None] + torch.arange(steps, device=DEVICE)
+    turn = rotation(positions, rotary_frequencies(head_dim, 10_000, DEVICE))
+    got = rings.step(q, k, v, slots, ages, turn)
+    kept = rings.keys.read(F32)
+    plain = rings.step(rotate(q, turn), rotate(k, turn), v, slots, ages)
+    torch.testing.assert_close(got, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(kept, rings.keys.read(F32), equal_nan=True)
+    assert not torch.allclose(got, rings.step(q, k, v, slots, ages), atol=1e-2)
 
 
 def test_rows_that_share_the_scratch_slot_disturb_nobody() -> None:

@@ -16,20 +16,24 @@ from pipecat_personaplex.engine.kv_cache import Batch
 from pipecat_personaplex.engine.sampling import FrameSampler, SamplerState, Widths
 
 pytest.importorskip("triton")
+
+from pipecat_personaplex.kernels import sampling as kernels
+from pipecat_personaplex.kernels.sampling import can_draw
+
 CPU = torch.device("cpu")
 
 SESSIONS = [
-    SamplingParams(seed=0),
+    SamplingParams(seed=0, temperature_text=10.0),
     SamplingParams(seed=(1 << 63) - 1, temperature_audio=10.0, top_k_audio=1_000),
     SamplingParams.greedy(),
-    SamplingParams(seed=1 << 40, temperature_audio=1.5, top_k_audio=7),
-    SamplingParams(seed=5, temperature_audio=0.3, top_k_audio=1),
+    SamplingParams(seed=1 << 40, temperature_audio=1.5, top_k_audio=7, top_k_text=500),
+    SamplingParams(seed=5, temperature_audio=0.3, top_k_audio=1, temperature_text=2.0),
 ]
 
 
-def frame_sampler(card: int, frames: list[int]) -> FrameSampler:
+def frame_sampler(card: int, frames: list[int], text_card: int = 100) -> FrameSampler:
     """Of five slots in another order than their rows."""
-    state = SamplerState(6, replace(LMConfig(), card=card), CPU)
+    state = SamplerState(6, replace(LMConfig(), card=card, text_card=text_card), CPU)
     slots = [0, 1, 3, 4, 5]
     for slot, params in zip(slots, SESSIONS, strict=True):
         state.set(slot, params)
@@ -61,9 +65,33 @@ def test_the_kernel_draws_what_the_plain_path_draws(card: int, kind: str) -> Non
         assert drawn.tolist() == plain.audio(codebook, logits.float()).tolist()
 
 
+@pytest.mark.usefixtures("few_candidates")
+@pytest.mark.parametrize("card", [97, 257, 320])
+@pytest.mark.parametrize("kind", ["distinct", "equal", "bfloat16", "infinite"])
+def test_a_large_vocabulary_is_shortlisted_first(
+    card: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "MAX_SORTED", 96)
+    monkeypatch.setattr(kernels, "PART", 64)
+    generator = torch.Generator().manual_seed(card)
+    for frame in range(3):
+        plain = frame_sampler(40, [frame, 7, 1 << 33, 12, 100], text_card=card)
+        logits = 3 * torch.randn(5, card, generator=generator)
+        if kind == "equal":
+            logits = logits.round()
+        elif kind == "bfloat16":
+            logits = logits.bfloat16()
+        elif kind == "infinite":
+            logits[:, card // 2 :] = -torch.inf
+            logits[:, card - 1] = 4.0
+        drawn = replace(plain, fused=True).text(logits)
+        assert drawn.dtype == torch.int64
+        assert drawn.tolist() == plain.text(logits.float()).tolist()
+
+
 def test_at_the_models_own_size() -> None:
     generator = torch.Generator().manual_seed(0)
-    plain = frame_sampler(2_048, [3, 4, 5, 6, 7])
+    plain = frame_sampler(2_048, [3, 4, 5, 6, 7], text_card=32_000)
     two = replace(
         plain,
         **{
@@ -73,17 +101,30 @@ def test_at_the_models_own_size() -> None:
     )
     logits = 3 * torch.randn(2, 2_048, generator=generator)
     assert torch.equal(replace(two, fused=True).audio(2, logits), two.audio(2, logits))
+    logits = 3 * torch.randn(2, 32_000, generator=generator)
+    assert torch.equal(replace(two, fused=True).text(logits), two.text(logits))
+
+
+def test_what_one_program_cannot_sort_is_refused() -> None:
+    assert can_draw(32_000, 256) and can_draw(4_096, 256) and can_draw(100_000, 64)
+    assert not can_draw(32_769, 256) and not can_draw(32_000, 257)
 
 
 @pytest.mark.usefixtures("few_candidates")
-def test_a_row_that_is_not_finite_draws_a_code_and_disturbs_no_other() -> None:
+@pytest.mark.parametrize("shortlisted", [False, True])
+def test_a_row_that_is_not_finite_draws_a_token_and_disturbs_no_other(
+    shortlisted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shortlisted:
+        monkeypatch.setattr(kernels, "MAX_SORTED", 64)
+        monkeypatch.setattr(kernels, "PART", 32)
     plain = frame_sampler(40, [0, 1, 2, 3, 4])
-    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
-    expected = plain.audio(0, logits)
+    logits = torch.randn(5, 100, generator=torch.Generator().manual_seed(1))
+    expected = plain.text(logits)
     for bad in (torch.nan, torch.inf, -torch.inf):
         logits[1] = bad
-        drawn = replace(plain, fused=True).audio(0, logits)
-        assert 0 <= int(drawn[1]) < 40
+        drawn = replace(plain, fused=True).text(logits)
+        assert 0 <= int(drawn[1]) < 100
         assert drawn[[0, 2, 3, 4]].tolist() == expected[[0, 2, 3, 4]].tolist()
 
 
@@ -99,7 +140,7 @@ def warnings() -> Iterator[list[str]]:
 
 @pytest.mark.usefixtures("few_candidates")
 def test_the_kernel_passes_its_check(warnings: list[str]) -> None:
-    assert sampling.fused_draws_work(CPU, 16)
+    assert sampling.fused_draws_work(CPU, Widths(40, 16))
     assert warnings == []
 
 
@@ -108,22 +149,20 @@ def test_the_kernel_passes_its_check(warnings: list[str]) -> None:
 def test_a_kernel_that_fails_its_check_is_left_out_with_one_warning(
     wrong: str, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipecat_personaplex.kernels import sampling as kernels
-
     def draw(logits: torch.Tensor, **kwargs: object) -> torch.Tensor:
         if wrong == "raises":
             raise RuntimeError("no such instruction\nand a long dump")
         return torch.zeros(len(logits), dtype=torch.int64)
 
-    monkeypatch.setattr(kernels, "draw_codes", draw)
+    monkeypatch.setattr(kernels, "draw", draw)
     for _ in range(2):
-        assert not sampling.fused_draws_work(CPU, 8_192 if wrong == "card" else 16)
+        assert not sampling.fused_draws_work(CPU, Widths(600_000 if wrong == "card" else 40, 16))
     reason = {
         "raises": "RuntimeError: no such instruction",
         "differs": "its draws differ from the plain path's",
-        "card": "it holds 4096 logits, and the model has 8192",
+        "card": "it cannot rank 16 of 600,000 logits",
     }[wrong]
-    assert warnings == [f"audio codes are drawn without a kernel of their own: {reason}\n"]
+    assert warnings == [f"tokens are drawn without a kernel of their own: {reason}\n"]
 
 
 def test_widths_say_what_a_batch_wants() -> None:

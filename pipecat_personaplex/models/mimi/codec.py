@@ -13,6 +13,7 @@ from pipecat_personaplex.models.attention import (
     KVStore,
     Rotation,
     SelfAttention,
+    left_to_layers,
     rotary_frequencies,
     rotation,
 )
@@ -38,7 +39,7 @@ class CodecLayer(nn.Module):
         self.linear2 = Linear(hidden, dim)
         self.scale2 = nn.Parameter(torch.empty(dim), requires_grad=False)
 
-    def forward(self, x: Tensor, kv: KVStore, layer: int, turn: Rotation) -> Tensor:
+    def forward(self, x: Tensor, kv: KVStore, layer: int, turn: Rotation | None) -> Tensor:
         """[B, T, dim] -> [B, T, dim]."""
         x = x + self.scale1 * self.self_attn(self.norm1(x), kv, layer, turn)
         y: Tensor = x + self.scale2 * self.linear2(F.gelu(self.linear1(self.norm2(x))))
@@ -55,7 +56,7 @@ class CodecTransformer(nn.Module):
             for _ in range(config.num_layers)
         )
 
-    def forward(self, x: Tensor, kv: KVStore, turn: Rotation) -> Tensor:
+    def forward(self, x: Tensor, kv: KVStore, turn: Rotation | None) -> Tensor:
         """[B, T, dim] -> [B, T, dim]."""
         for index, layer in enumerate(self.layers):
             x = layer(x, kv, index, turn)
@@ -153,7 +154,7 @@ class Mimi(nn.Module):
             Codes, [B, 8] int64, semantic first.
         """
         x = self.encoder(pcm[..., None], state.encoder, rows)
-        x = self.encoder_transformer(x, kv, self.rotation(frames))
+        x = self.encoder_transformer(x, kv, left_to_layers(self.rotation(frames), kv))
         x = self.downsample(x, state.downsample, frames == 0, rows)
         return self.quantizer.encode(x[:, 0])
 
@@ -174,6 +175,6 @@ class Mimi(nn.Module):
         """
         x = self.quantizer.decode(codes)[:, None]
         x = self.upsample(x, state.upsample, rows)
-        x = self.decoder_transformer(x, kv, self.rotation(frames))
+        x = self.decoder_transformer(x, kv, left_to_layers(self.rotation(frames), kv))
         y: Tensor = self.decoder(x, state.decoder, rows)
         return y[..., 0]
