@@ -3,12 +3,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from pipecat_personaplex import Engine, EngineConfig
 from tests.golden_data import CHECKPOINT
 from tests.helpers.triton_interpreter import use_interpreter
 
 use_interpreter()  # before any test imports Triton
+torch.set_num_threads(1)  # small models: a second one costs more than it gives
 
 
 @pytest.fixture(scope="session")
