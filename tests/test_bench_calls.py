@@ -145,11 +145,15 @@ class FakeGraph:
 def test_a_part_that_cannot_be_captured_is_timed_as_it_is(
     monkeypatch: pytest.MonkeyPatch, captures: bool
 ) -> None:
+    streams = ["the thread's own"]
+
     @contextmanager
     def graph(_: FakeGraph) -> Iterator[None]:
+        before, streams[0] = streams[0], "the capture's"
         yield
-        if not captures:
+        if not captures:  # and PyTorch leaves the thread where it is
             raise RuntimeError("operation not permitted when stream is capturing")
+        streams[0] = before
 
     def call() -> None:
         FakeEvent.calls += 5
@@ -159,6 +163,8 @@ def test_a_part_that_cannot_be_captured_is_timed_as_it_is(
         ("synchronize", lambda: None),
         ("CUDAGraph", FakeGraph),
         ("graph", graph),
+        ("current_stream", lambda: streams[0]),
+        ("set_stream", lambda stream: streams.__setitem__(0, stream)),
         ("Event", lambda enable_timing: FakeEvent()),
     ):
         monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -167,4 +173,5 @@ def test_a_part_that_cannot_be_captured_is_timed_as_it_is(
     seconds = device_seconds(call, 4, torch.device("cuda"))
     logger.remove(sink)
     assert seconds == (0.003 if captures else 0.005)
+    assert streams == ["the thread's own"]
     assert ["not permitted" in line for line in warnings] == ([] if captures else [True])

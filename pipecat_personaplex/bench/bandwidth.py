@@ -18,6 +18,7 @@ from pipecat_personaplex.bench.calls import (
 )
 from pipecat_personaplex.bench.options import BenchOptions
 from pipecat_personaplex.bench.timing import device_seconds, release
+from pipecat_personaplex.models.attention import left_to_layers, rotation
 
 # Larger than any cache, smaller than what a card has left beside a model.
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
@@ -86,7 +87,9 @@ def _attention(served: Served, sessions: int, device: torch.device) -> tuple[flo
     prefix = noise_prefix(served, 2 * window_of(served), device)
     starts = fill_rings(ring, sessions, prefix)
     batch = batch_of(sessions, device)
-    kv = ring.at(batch, starts, torch.tensor(starts, device=device))
+    positions = torch.tensor(starts, device=device)
+    kv = ring.at(batch, starts, positions)
+    left_to_layers(rotation(positions[:, None], served.lm.frequencies), kv)
     shape = (sessions, config.num_heads, 1, config.dim // config.num_heads)
     q, k, v = torch.randn(3, *shape, device=device, dtype=served.lm.dtype)
 

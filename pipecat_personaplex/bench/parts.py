@@ -23,6 +23,7 @@ from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES, SamplingParams
 from pipecat_personaplex.engine.model_runner import CodecSlots
 from pipecat_personaplex.engine.sampling import SamplerState
 from pipecat_personaplex.engine.tokens import initial_column
+from pipecat_personaplex.models.attention import left_to_layers, rotation
 from pipecat_personaplex.models.mimi.codec import LATENTS_PER_FRAME
 
 ATTENTION = "of it attention"
@@ -124,14 +125,16 @@ def _parts(
 
     shape = (count, config.lm.num_heads, 1, config.lm.dim // config.lm.num_heads)
     q, k, v = torch.randn(3, *shape, device=device, dtype=lm.dtype)
+    turn = rotation(positions[:, None], lm.frequencies)
 
     @torch.inference_mode()
     def attention() -> None:
         kv = ring.at(batch, starts, positions)
+        left_to_layers(turn, kv)
         for layer in range(config.lm.num_layers):
             kv.attend(layer, q, k, v)
 
-    sampler = SamplerState(count, config.lm, device)
+    sampler = SamplerState.on(device, count, config.lm)
     for slot in range(count):
         sampler.set(slot, SamplingParams(seed=slot))
     # As a captured step ranks them.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -133,7 +134,7 @@ class PeerCall:
         from moshi.models.lm import LMGen
 
         self._device = device
-        with torch.no_grad():
+        with torch.no_grad(), _attention_as_it_comes():
             lm = loaders.get_moshi_lm(None, peer_lm_kwargs(config), device, dtype).eval()
             self._mimi = loaders.get_mimi(None, peer_mimi_config(config), device, CODEBOOKS)
             self._gen = LMGen(lm)
@@ -146,11 +147,23 @@ class PeerCall:
     @torch.no_grad()
     def step(self) -> None:
         """One frame: audio from the host, and audio and the text token back to it."""
-        codes = self._mimi.encode(self._pcm.to(self._device)[None, None])
-        tokens = self._gen.step(codes)
-        if tokens is not None:
-            self._mimi.decode(tokens[:, 1:]).cpu()
-            tokens[0, 0, 0].item()
+        with _attention_as_it_comes():
+            codes = self._mimi.encode(self._pcm.to(self._device)[None, None])
+            tokens = self._gen.step(codes)
+            if tokens is not None:
+                self._mimi.decode(tokens[:, 1:]).cpu()
+                tokens[0, 0, 0].item()
+
+
+@contextmanager
+def _attention_as_it_comes() -> Iterator[None]:
+    """With all of PyTorch's ways to attend, some of which ``prepare_device`` turns off."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def measure_peer(

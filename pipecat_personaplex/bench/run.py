@@ -20,6 +20,7 @@ from pipecat_personaplex.bench.parts import measure_parts
 from pipecat_personaplex.bench.peer import measure_peer
 from pipecat_personaplex.bench.prompts import measure_prompts
 from pipecat_personaplex.bench.steps import measure_steps
+from pipecat_personaplex.bench.timing import release
 from pipecat_personaplex.engine.memory import (
     MemoryPlan,
     available_bytes,
@@ -88,6 +89,7 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> Result:
         say("weights are random: the speed is the model's, the sound is noise")
     if "prompts" in options.measure:
         report["prefill"] = measure_prompts(served, options, device, say)
+        release(device)
     result = Result(report)
     if "steps" in options.measure:
         say(f"steps with {filled:,} of {window_of(served):,} frames of each window filled")

@@ -11,6 +11,7 @@ import torch
 from loguru import logger
 
 from pipecat_personaplex.config import FRAME_SECONDS
+from pipecat_personaplex.engine.graphs import stays_on_its_stream
 
 _WARM_UP = 5
 
@@ -79,7 +80,7 @@ def _event() -> torch.cuda.Event:
 def _captured(call: Callable[[], object]) -> Callable[[], None] | None:
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with stays_on_its_stream(), torch.cuda.graph(graph):
             call()
     except Exception as error:
         torch.cuda.synchronize()

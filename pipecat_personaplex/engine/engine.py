@@ -346,6 +346,7 @@ class Engine:
             torch.set_num_threads(cpu_threads(self.config.cpu_threads, self.checkpoint.lm))
         ending: PersonaPlexError = EngineStopped("the engine was stopped")
         try:
+            self._loop.warm_up()
             while not self._stopping:
                 self._wake.wait()
                 self._wake.clear()

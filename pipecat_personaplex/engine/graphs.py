@@ -7,8 +7,10 @@ A batch between two sizes is filled up with rows that step into a slot nobody ow
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Protocol
@@ -56,13 +58,13 @@ class CudaCapturer:
 
     def __init__(self, device: torch.device):
         self._device = device
+        self._stream = _capture_stream(device)
         with torch.cuda.device(device):
             self._pool = torch.cuda.graph_pool_handle()
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def capture(self, call: Callable[[], None]) -> Replay:
         """Record ``call`` on a stream of its own, after runs that do not count."""
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self._device), stays_on_its_stream():
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 for _ in range(_WARM_UPS):
@@ -75,6 +77,16 @@ class CudaCapturer:
             ):
                 call()
         return graph.replay
+
+
+@contextmanager
+def stays_on_its_stream() -> Iterator[None]:
+    """Go back to the thread's CUDA stream, where a capture that fails would not."""
+    stream = torch.cuda.current_stream()
+    try:
+        yield
+    finally:
+        torch.cuda.set_stream(stream)
 
 
 @lru_cache
@@ -131,6 +143,8 @@ class FixedStep:
             capturer: Records.
             reset: Makes the state of some slots new.
         """
+        # Graphs that nobody has any more must not be destroyed while another is recorded.
+        gc.collect()
         began, free = time.monotonic(), self._free_bytes()
         reason = None
         try:

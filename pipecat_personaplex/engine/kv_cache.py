@@ -23,6 +23,9 @@ from pipecat_personaplex.models.attention import KVStore, Rotation
 from pipecat_personaplex.models.layers import Rows
 from pipecat_personaplex.models.lm import PersonaPlexLM
 
+# Keys laid into a slot at once, of all layers.
+_POSITIONS_WRITTEN = 4096
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -159,10 +162,13 @@ class RingCache:
     def write(self, slot: int, first: int, keys: Tensor, values: Tensor) -> None:
         """Lay positions ``first``... into a slot's rings: each [layers, heads, n, head_dim]."""
         places = torch.arange(first, first + keys.shape[2], device=keys.device) % self.window
-        # A layer at a time: what becomes e4m3 takes several times its memory on the way.
-        for layer in range(keys.shape[0]):
-            self.kept_keys[layer, slot].put((slice(None), places), keys[layer])
-            self.kept_values[layer, slot].put((slice(None), places), values[layer])
+        # A few layers at a time: what becomes e4m3 takes several times its memory on the way.
+        count = max(1, _POSITIONS_WRITTEN // keys.shape[2])
+        for start in range(0, keys.shape[0], count):
+            layers = slice(start, start + count)
+            into = (slice(None), slice(None), places)
+            self.kept_keys[layers, slot].put(into, keys[layers])
+            self.kept_values[layers, slot].put(into, values[layers])
 
 
 def _attention_dtype(q: Tensor, kept: torch.dtype) -> torch.dtype:
@@ -284,13 +290,13 @@ class _KernelRings:
     """
 
     def __init__(self, cache: RingCache, batch: Batch, positions: Tensor, steps: int):
-        from pipecat_personaplex.kernels import attention
+        from pipecat_personaplex.kernels import attention, rings
 
-        self._kernels = attention
+        self._append, self._attend = rings.append, attention.attend
         self._cache, self._positions = cache, positions
         self._slots = _slots(batch.rows, positions.device)
         _, _, heads, window, head_dim = cache.keys.shape
-        self._plan = attention.Plan.of(heads, window, head_dim, cache.keys.dtype)
+        self._plan = rings.Plan.of(heads, window, head_dim, cache.keys.dtype)
         queries = positions.shape[0] * steps
         self._workspace = attention.Workspace.of(self._plan, queries, positions.device)
         self._turn: Rotation | None = None
@@ -301,8 +307,8 @@ class _KernelRings:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self._cache.kept_keys[layer], self._cache.kept_values[layer]
         where = (keys, values, self._slots, self._positions)
-        self._kernels.append(self._plan, k, v, *where, self._turn)
-        return self._kernels.attend(self._plan, q, *where, self._workspace, self._turn)
+        self._append(self._plan, k, v, *where, self._turn)
+        return self._attend(self._plan, q, *where, self._workspace, self._turn)
 
 
 @lru_cache

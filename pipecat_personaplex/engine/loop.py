@@ -67,14 +67,20 @@ class StepLoop:
         self._window = checkpoint.config.lm.window
         if config.cuda_graphs:
             self._runner.capture()
-        if self._device.type == "cuda":
-            self._runner.warm_up_prompts()
         self._pieces = _text_pieces(checkpoint)
         # The batch's audio is laid here, row by row, and handed on without another copy.
         self._staging = np.zeros((config.max_sessions, FRAME_SAMPLES), dtype=np.float32)
         self.prefixes = PrefixCache(config.prefix_cache_bytes)
         self.counters = Counters()
         self.clear()
+
+    def warm_up(self) -> None:
+        """Have the thread that will take turns do once what would hold up its first calls.
+
+        A GPU's libraries keep handles and workspaces for each thread.
+        """
+        if self._device.type == "cuda":
+            self._runner.warm_up_prompts(self._config.prefill_chunk)
 
     def clear(self) -> None:
         """Forget every session: all slots are free."""

@@ -14,7 +14,7 @@ from pipecat_personaplex.engine.graphs import Capturer, CudaCapturer, FixedStep,
 from pipecat_personaplex.engine.kv_cache import Batch, RingCache
 from pipecat_personaplex.engine.placement import prepare_device
 from pipecat_personaplex.engine.prompting import Prefill, Prefix, Prompt
-from pipecat_personaplex.engine.sampling import SamplerState, Widths, fused_draws_work
+from pipecat_personaplex.engine.sampling import SamplerState, Widths
 from pipecat_personaplex.engine.step_io import Answer, StepOutput
 from pipecat_personaplex.engine.tokens import TokenGrid, initial_column
 from pipecat_personaplex.models.attention import KVStore
@@ -24,8 +24,9 @@ from pipecat_personaplex.models.mimi.codec import LATENTS_PER_FRAME, CodecState,
 Starts = list[int] | None
 """Frames that each row of a batch has had, where the host knows it."""
 
-# The kernels' products take a prompt's positions 16, 32 or 64 at a time.
-_PROMPT_LENGTHS = (8, 24, 64)
+# The kernels' products take a prompt's positions 16, 32 or 64 at a time, and fewer outputs at a
+# time where that alone would be too few programs.
+_PROMPT_LENGTHS = (8, 24, 64, 128, 256)
 
 
 class Ages(NamedTuple):
@@ -169,9 +170,7 @@ class ModelRunner:
         )
         self._codec = CodecSlots(mimi, slots, device, masked=fixed)
         self._grid = TokenGrid(slots, config, device)
-        cards = Widths(config.lm.text_card, config.lm.card)
-        fused = fixed and device.type == "cuda" and fused_draws_work(device, cards)
-        self._sampler = SamplerState(slots, config.lm, device, fused=fused)
+        self._sampler = SamplerState.on(device, slots, config.lm)
         # Where each slot's conversation starts and how many frames it has had: on the device
         # for the step, on the host for what shapes depend on.
         self._prompt = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -218,12 +217,12 @@ class ModelRunner:
         if capturer is not None:
             self._fixed.capture(capturer, self._reset)
 
-    def warm_up_prompts(self) -> None:
-        """Compute prompts of each length that has kernels of its own.
+    def warm_up_prompts(self, longest: int) -> None:
+        """Compute prompts of each length that has kernels of its own, up to ``longest``.
 
         So that none has to be compiled while calls run.
         """
-        for frames in _PROMPT_LENGTHS:
+        for frames in (*(length for length in _PROMPT_LENGTHS if length < longest), longest):
             columns = initial_column(self.config).repeat(frames + 1, 1)
             prompt = Prompt(("warm up", ()), columns, None)
             Prefill(self.lm, prompt, self.device, self.config.lm.window).advance(frames)

@@ -97,6 +97,13 @@ class SamplerState:
         self._noise = torch.zeros(slots, 2, device=device)
         self._top_k = torch.ones(slots, 2, dtype=torch.int64, device=device)
 
+    @classmethod
+    def on(cls, device: torch.device, slots: int, config: LMConfig) -> SamplerState:
+        """One that leaves to a kernel what the device has one for."""
+        cards = Widths(config.text_card, config.card)
+        fused = device.type == "cuda" and fused_draws_work(device, cards)
+        return cls(slots, config, device, fused=fused)
+
     def set(self, slot: int, params: SamplingParams) -> None:
         """Give a slot its parameters, from the next frame on."""
         self._seeds[slot] = params.seed

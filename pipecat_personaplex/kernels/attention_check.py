@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from pipecat_personaplex.kernels.attention import Plan, Workspace, append, attend
+from pipecat_personaplex.kernels.attention import Workspace, attend
 from pipecat_personaplex.kernels.kv_format import FP8, KVTensor
+from pipecat_personaplex.kernels.rings import Plan, append
 
 # Largest difference allowed, of outputs that are about one and of what is stored as a share of its
 # vector's largest number, by the coarsest of what is computed with: float32 sums in another order;
@@ -81,7 +82,7 @@ def check(
 
 def _rotated(x: Tensor, angle: Tensor) -> Tensor:
     """[B, H, T, D], its pairs as complex numbers turned by angles [B, 1, T, D / 2]."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
     turned = pairs * torch.polar(torch.ones_like(angle), angle)
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 

@@ -27,7 +27,7 @@ def _mix(x):  # type: ignore[no-untyped-def]
     return x ^ (x >> 16)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _sort_keys(logits, token, CARD: tl.constexpr):  # type: ignore[no-untyped-def]
     """Integers in the order of the logits; equal ones by token, the smaller first."""
     x = tl.load(logits + token, mask=token < CARD, other=-float("inf")).to(tl.float32)
@@ -38,7 +38,7 @@ def _sort_keys(logits, token, CARD: tl.constexpr):  # type: ignore[no-untyped-de
     return (order.to(tl.int64) << 32) | (0x7FFFFFFF - token).to(tl.int64)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _shortlist(  # type: ignore[no-untyped-def]
     logits,
     listed,
@@ -113,7 +113,7 @@ def can_draw(card: int, width: int) -> bool:
 
 def _listed(card: int, width: int) -> int:
     """Tokens on the shortlist of a large vocabulary."""
-    return -(-card // PART) * triton.next_power_of_2(width)
+    return -(-card // PART) * int(triton.next_power_of_2(width))
 
 
 def draw(

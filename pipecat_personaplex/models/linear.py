@@ -94,9 +94,9 @@ class Linear(nn.Module):
         step = x.dim() == 2 or x.shape[-2] == 1
         return KernelWeight(self.weight, None, None) if self.kernel and step else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., K] -> [..., N]."""
-        return F.linear(x, self.weight)
+        return F.linear(x, self.weight, bias)
 
 
 class PackedLinear(nn.Module):
@@ -113,7 +113,7 @@ class PackedLinear(nn.Module):
             "packed", torch.ops.mkldnn._reorder_linear_weight(weight, None), persistent=False
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., K] -> [..., N], in ``x``'s dtype."""
         rows = x.to(self.dtype)
         alone = rows.numel() == rows.shape[-1]
@@ -121,7 +121,7 @@ class PackedLinear(nn.Module):
             # Of all batch sizes only 1 has a kernel that rounds in another order; a row must
             # not depend on whether it has neighbours.
             rows = rows.expand(2, *rows.shape[1:]).contiguous()
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, None, "none", [], None)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, bias, "none", [], None)
         return (y[:1] if alone else y).to(x.dtype)
 
 
@@ -332,7 +332,10 @@ def stack_linears(linears: Iterable[nn.Module]) -> KernelWeight | None:
     format = parts[0].format if len(parts) == len(layers) else "int4"
     if format == "int4" or any(part.format != format for part in parts):
         return None
-    weight = torch.cat([part.weight for part in parts])
+    # Low-bit weights go as bytes: not every PyTorch joins 8-bit floats.
+    kept = parts[0].weight.dtype
+    moved = kept if format is None else torch.uint8
+    weight = torch.cat([part.weight.view(moved) for part in parts]).view(kept)
     scales = [part.scale for part in parts if part.scale is not None]
     for layer, rows in zip(layers, weight.chunk(len(layers)), strict=True):
         whole = isinstance(layer, Linear)

@@ -37,7 +37,9 @@ class TemporalTransformer(nn.Module):
             TemporalLayer(dim, num_heads, hidden) for _ in range(num_layers)
         )
 
-    def forward(self, x: Tensor, kv: KVStore, turn: Rotation | None, last_only: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, kv: KVStore, turn: Rotation | None, last_only: bool = False
+    ) -> Tensor:
         """[B, T, dim] -> [B, T, dim], or with ``last_only`` the last position's: [B, 1, dim]."""
         final = len(self.layers) - 1
         for index, layer in enumerate(self.layers):

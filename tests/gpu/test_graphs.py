@@ -8,7 +8,7 @@ import torch
 from pipecat_personaplex.architecture import LMConfig
 from pipecat_personaplex.config import SamplingParams
 from pipecat_personaplex.engine.kv_cache import Batch
-from pipecat_personaplex.engine.sampling import SamplerState, fused_draws_work
+from pipecat_personaplex.engine.sampling import SamplerState, Widths, fused_draws_work
 from tests.gpu.machine import (
     CPU,
     DEVICE,
@@ -102,9 +102,9 @@ def test_what_nobody_owns_may_be_nan(dtype: torch.dtype = torch.bfloat16) -> Non
 
 
 @pytest.mark.skipif(not ON_CUDA, reason="the kernel is for CUDA")
-def test_audio_codes_are_drawn_by_the_kernel_as_by_the_plain_path() -> None:
+def test_tokens_are_drawn_by_the_kernel_as_by_the_plain_path() -> None:
     """At the model's size, thousands of rows; nearly all: sums may be rounded in another order."""
-    assert fused_draws_work(DEVICE, 2_048)
+    assert fused_draws_work(DEVICE, Widths(32_000, 2_048))
     kernel, plain = (SamplerState(64, LMConfig(), DEVICE, fused=fused) for fused in (True, False))
     for slot in range(64):
         kernel.set(slot, params(slot))
@@ -123,4 +123,6 @@ def test_audio_codes_are_drawn_by_the_kernel_as_by_the_plain_path() -> None:
                 logits = logits.bfloat16()
             tokens = expected.audio(codebook, logits.float())
             differing += int((fused.audio(codebook, logits) != tokens).sum())
+        logits = 3 * torch.randn(64, 32_000, generator=generator).to(DEVICE)
+        differing += int((fused.text(logits) != expected.text(logits)).sum())
     assert differing <= 2

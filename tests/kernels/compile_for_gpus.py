@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pipecat_personaplex.kernels import attention
+from pipecat_personaplex.kernels import attention, rings
 
 _NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float8_e4m3fn: "*fp8e4nv"}
 _TYPES = {
@@ -59,7 +59,7 @@ def report(
 ) -> dict[str, Any]:
     """What the compiler made of the kernels for one kind of ring."""
     target = GPUTarget("cuda", capability, 32)
-    plan = attention.Plan.of(heads, window, head_dim, kv_dtype)
+    plan = rings.Plan.of(heads, window, head_dim, kv_dtype)
     quantized = kv_dtype == torch.float8_e4m3fn
     shape: dict[str, Any] = {
         "HEADS": heads,
@@ -74,9 +74,9 @@ def report(
     x, kept = _NAMES[dtype], _NAMES[kv_dtype]
     bits = "*u8" if quantized else kept
     compile_kernel(
-        attention._append,
+        rings._append,
         target,
-        attention.APPEND_WARPS,
+        rings.APPEND_WARPS,
         {"k": x, "v": x, "keys": bits, "values": bits},
         shape | kind,
     )

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipecat_personaplex.kernels.attention import Plan, Workspace, append, attend
+from pipecat_personaplex.kernels.attention import Workspace, attend
 from pipecat_personaplex.kernels.attention_check import check
 from pipecat_personaplex.kernels.kv_format import FP8, KVTensor, quantize
+from pipecat_personaplex.kernels.rings import Plan, append
 from pipecat_personaplex.models.attention import (
     Rotation,
     rotary_frequencies,

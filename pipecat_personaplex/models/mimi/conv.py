@@ -53,8 +53,8 @@ class CausalConv(nn.Module):
         return self._product(x)
 
     def _product(self, windows: Tensor) -> Tensor:
-        y: Tensor = self.taps(windows)
-        return y if self.bias is None else y.add_(self.bias)
+        y: Tensor = self.taps(windows, self.bias)
+        return y
 
 
 class CausalConvTranspose(nn.Module):
