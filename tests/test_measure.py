@@ -21,6 +21,7 @@ SMALL = {
     "FRAMES": "2",
     "MINUTES": "0.001",
     "CALLERS": "1,2",
+    "CALLERS_BF16": "1",
 }
 
 
@@ -58,6 +59,17 @@ def test_what_is_not_measured_is_named(tmp_path: Path, changes: dict[str, str], 
     assert said in result.stdout
     assert result.stdout.endswith("not measured: one-int4 many-bf16\n")
     assert (tmp_path / "results.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(("mib", "callers"), [("81559", "32,44"), ("143771", "64,80")])
+def test_as_many_callers_as_the_card_holds(tmp_path: Path, mib: str, callers: str) -> None:
+    told = tmp_path / "bin" / "nvidia-smi"
+    told.parent.mkdir()
+    told.write_text(f"#!/bin/sh\necho {mib}\n")
+    told.chmod(0o755)
+    path = f"{told.parent}:{os.environ['PATH']}"
+    result = measure(tmp_path, "many-int8", PATH=path, CALLERS="", MODEL="--model /nowhere/at/all")
+    assert f"--sessions {callers} --quantization int8" in result.stdout
 
 
 def test_it_says_what_it_is_for() -> None:

@@ -7,7 +7,8 @@
 # It needs this checkout and a Python with torch, Triton, numpy, typer, rich, loguru, safetensors,
 # sentencepiece and huggingface_hub; for the comparison also einops and moshi 0.2.13
 # (pip install --no-deps), for pictures matplotlib. No Pipecat, no network, no checkpoint: weights
-# are random unless MODEL says otherwise.
+# are random unless MODEL says otherwise. The tests beside it want pytest, and for whole
+# conversations av, pyloudnorm, soundfile and soxr.
 #
 # FOLDER gets results.jsonl (one object a run), tables.md, log.txt and a picture of the step times.
 # A run that fails or takes too long is named at the end, and the others go on.
@@ -26,12 +27,19 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 python=${PYTHON:-python3}
 model=${MODEL:---random-7b}           # or: --model FOLDER
 device=${DEVICE:-cuda}
-budget=${BUDGET_SECONDS:-570}         # no run is begun after so long
-longest=${RUN_SECONDS:-200}           # of one run
+budget=${BUDGET_SECONDS:-400}         # no run is begun after so long
+longest=${RUN_SECONDS:-180}           # of one run
 minutes=${MINUTES:-0.5}               # in real time, for each number of callers
 frames=${FRAMES:-300}
-many=${CALLERS:-64,80}                # with bfloat16 keys and values: fewer for smaller cards
-many_fp8=${CALLERS_FP8:-64,160}       # with fp8 keys and values
+# Callers with 8-bit weights and bfloat16 or fp8 keys and values, and with bfloat16 throughout:
+# what 141 GB hold, or 80. Smaller cards: say so yourself.
+mib=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -n 1)
+if [ "${mib:-0}" -ge 120000 ]; then most=64,80 most_fp8=64,160 most_bf16=64; else
+    most=32,44 most_fp8=64,86 most_bf16=32
+fi
+many=${CALLERS:-$most}
+many_fp8=${CALLERS_FP8:-$most_fp8}
+many_bf16=${CALLERS_BF16:-$most_bf16}
 
 : >"$folder/results.jsonl"
 : >"$folder/tables.md"
@@ -69,20 +77,23 @@ run() {
     echo "$name: $((SECONDS - began)) seconds"
 }
 
-# One caller, against moshi: the whole report in bfloat16, then each kind of weights.
 one=(--sessions 1 --fill full --frames "$frames")
+real_time=(--fill full --frames "$frames" --minutes "$minutes" --measure steps,parts,bandwidth)
+
+# One caller, against moshi: the whole report in bfloat16; then with 8-bit weights.
 run one-bf16 "${one[@]}" --peer moshi
-run one-int8 "${one[@]}" --quantization int8 --peer moshi
-run one-fp8 "${one[@]}" --quantization fp8 --measure steps,parts,bandwidth
-run one-int4 "${one[@]}" --quantization int4 --measure steps,parts,bandwidth
+run one-int8 "${one[@]}" --quantization int8
 
 # Many callers, everyone's window full, in real time.
-real_time=(--fill full --frames "$frames" --minutes "$minutes")
-run many-int8 --sessions "$many" --quantization int8 "${real_time[@]}" \
-    --measure steps,parts,bandwidth --histogram "$folder/many-int8.png"
 run many-int8-kv-fp8 --sessions "$many_fp8" --quantization int8 --kv-dtype fp8 "${real_time[@]}" \
-    --measure steps,parts,bandwidth --histogram "$folder/many-int8-kv-fp8.png"
-run many-bf16 --sessions "${many%%,*}" "${real_time[@]}" --measure steps,parts
+    --histogram "$folder/many-int8-kv-fp8.png"
+run many-int8 --sessions "$many" --quantization int8 "${real_time[@]}" \
+    --histogram "$folder/many-int8.png"
+
+# The other kinds of weights.
+run one-fp8 "${one[@]}" --quantization fp8 --measure steps,parts,bandwidth
+run one-int4 "${one[@]}" --quantization int4 --measure steps,parts,bandwidth
+run many-bf16 --sessions "$many_bf16" "${real_time[@]}"
 
 # How a step grows with callers.
 run growth-bf16 --sessions 1,2,4,8,16,32 --fill full --frames 100 --measure steps
