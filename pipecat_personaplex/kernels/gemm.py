@@ -62,7 +62,11 @@ def _plan(
     few = block_rows == sizes[0]
     wanted = _PROGRAMS_FEW_ROWS if few else _PROGRAMS_MANY_ROWS
     programs = {size: -(-rows // block_rows) * -(-outputs // size) for size in _BLOCK_OUTPUTS}
-    block = next((size for size in _BLOCK_OUTPUTS if programs[size] >= wanted), _BLOCK_OUTPUTS[-1])
+    # The compiler takes int4's two products for a chain, whose warps share rows and not outputs
+    # where a block has no more outputs than rows: they would all do the same.
+    least = 2 * sizes[0] if kind == _INT4 else 0
+    blocks = [size for size in _BLOCK_OUTPUTS if size >= least]
+    block = next((size for size in blocks if programs[size] >= wanted), blocks[-1])
     if kind == _INT4:
         inner, row_bytes = PAIR, GROUP
     else:
@@ -129,18 +133,33 @@ def _weights(w, k, outputs_there, INNER: tl.constexpr, EVEN: tl.constexpr):  # t
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _four_bits(code, DTYPE: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Codes 0..15, which stand for -8..7, in the products' type."""
+    if WIDE:
+        return code.to(tl.float32) - 8.0
+    # The last bits of bfloat16's 128 count ones: no conversion, and a subtraction that is exact.
+    return (code.to(tl.uint16) | 0x4300).to(DTYPE, bitcast=True) - 136.0
+
+
+@triton.jit
+def _pair_scales(scale, pair, n, outputs_there, scale_stride):  # type: ignore[no-untyped-def]
+    """The scales of two groups, [N] each."""
+    at = scale + (2 * pair) * scale_stride + n
+    low = tl.load(at, mask=outputs_there, other=0.0)
+    return low, tl.load(at + scale_stride, mask=outputs_there, other=0.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _int4_pair(  # type: ignore[no-untyped-def]
-    low_x, high_x, w, scale, outputs_there, byte, scale_stride, total, WIDE: tl.constexpr
+    low_x, high_x, w, low_scale, high_scale, outputs_there, byte, total, WIDE: tl.constexpr
 ):
     """Two groups' share: their products, each times its group's scale."""
     codes = tl.load(w + byte[None, :], mask=outputs_there[:, None], other=0)
-    low = _narrow((codes & 15).to(tl.int8) - 8, low_x.dtype, WIDE)
-    high = _narrow((codes >> 4).to(tl.int8) - 8, low_x.dtype, WIDE)
+    low = _four_bits(codes & 15, low_x.dtype, WIDE)
+    high = _four_bits(codes >> 4, low_x.dtype, WIDE)
     zero = tl.zeros_like(total)
-    first = tl.load(scale, mask=outputs_there, other=0.0).to(tl.float32)
-    second = tl.load(scale + scale_stride, mask=outputs_there, other=0.0).to(tl.float32)
-    total += _dot(low_x, low, zero, WIDE) * first[None, :]
-    return total + _dot(high_x, high, zero, WIDE) * second[None, :]
+    total += _dot(low_x, low, zero, WIDE) * low_scale.to(tl.float32)[None, :]
+    return total + _dot(high_x, high, zero, WIDE) * high_scale.to(tl.float32)[None, :]
 
 
 # One kernel for all batches of a block size: rows are no reason to compile again.
@@ -182,21 +201,36 @@ def _gemm(  # type: ignore[no-untyped-def]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     squares = tl.zeros((BLOCK_M,), tl.float32)
+    if KIND == 2:
+        # Scales come an iteration ahead: no other load waits for them, and few warps wait at once.
+        next_low, next_high = _pair_scales(scale, 0, n, outputs_there, scale_stride)
+        next_low_gated, next_high_gated = next_low, next_high
+        if GATE:
+            next_low_gated, next_high_gated = _pair_scales(
+                scale, 0, gated, outputs_there, scale_stride
+            )
     for start in range(0, INNER, BLOCK_K):
         if KIND == 2:
+            low_scale, high_scale = next_low, next_high
+            low_gated, high_gated = next_low_gated, next_high_gated
+            following = tl.minimum(start + BLOCK_K, INNER - 1) // BLOCK_K
+            next_low, next_high = _pair_scales(scale, following, n, outputs_there, scale_stride)
+            if GATE:
+                next_low_gated, next_high_gated = _pair_scales(
+                    scale, following, gated, outputs_there, scale_stride
+                )
             half = tl.arange(0, BLOCK_K // 2)
             k = start + half
             low, squares = _input(x_rows, alpha, squares, k, rows_there, INNER, NORM, EVEN, WIDE)
             k += BLOCK_K // 2
             high, squares = _input(x_rows, alpha, squares, k, rows_there, INNER, NORM, EVEN, WIDE)
             byte = start // 2 + half
-            scales = scale + start // (BLOCK_K // 2) * scale_stride
             total = _int4_pair(
-                low, high, w_rows, scales + n, outputs_there, byte, scale_stride, total, WIDE
+                low, high, w_rows, low_scale, high_scale, outputs_there, byte, total, WIDE
             )
             if GATE:
                 up = _int4_pair(
-                    low, high, w_gated, scales + gated, outputs_there, byte, scale_stride, up, WIDE
+                    low, high, w_gated, low_gated, high_gated, outputs_there, byte, up, WIDE
                 )
         else:
             k = start + tl.arange(0, BLOCK_K)
