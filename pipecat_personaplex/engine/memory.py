@@ -292,7 +292,7 @@ def _workspace_bytes(
 def _codec_slot_bytes(mimi: Mimi, config: MimiConfig) -> int:
     """Convolutions' state, and the rings of encoder and decoder, in float32."""
     rings = 2 * 2 * config.num_layers * config.window * config.dimension
-    return mimi.new_state(1).storage.nbytes + rings * _FLOAT_BYTES["float32"]
+    return mimi.new_state(1).nbytes + rings * _FLOAT_BYTES["float32"]
 
 
 def _weight_bytes(

@@ -19,7 +19,7 @@ from pipecat_personaplex.engine.step_io import Answer, StepOutput
 from pipecat_personaplex.engine.tokens import TokenGrid, initial_column
 from pipecat_personaplex.models.attention import KVStore
 from pipecat_personaplex.models.lm import PersonaPlexLM
-from pipecat_personaplex.models.mimi.codec import LATENTS_PER_FRAME, CodecState, Mimi
+from pipecat_personaplex.models.mimi.codec import LATENTS_PER_FRAME, Mimi
 
 Starts = list[int] | None
 """Frames that each row of a batch has had, where the host knows it."""
@@ -49,7 +49,7 @@ class CodecSlots:
     def __init__(self, mimi: Mimi, slots: int, device: torch.device, *, masked: bool = False):
         config = mimi.config
         self._mimi = mimi
-        self._conv: CodecState = mimi.new_state(slots)
+        self._conv = mimi.new_state(slots)
         self._encoder_kv, self._decoder_kv = (
             RingCache(
                 layers=config.num_layers,
@@ -68,7 +68,7 @@ class CodecSlots:
     def nbytes(self) -> int:
         """Memory of all slots."""
         rings = self._encoder_kv.nbytes + self._decoder_kv.nbytes
-        return self._conv.storage.nbytes + rings
+        return self._conv.nbytes + rings
 
     def encode(self, batch: Batch, pcm: Tensor, starts: Starts, frames: Tensor) -> Tensor:
         """[B, 1920] -> [B, 8]; ``starts`` and ``frames`` count the frames encoded before."""
@@ -87,7 +87,7 @@ class CodecSlots:
 
     def start(self, slot: int, primed: CodecSlots) -> None:
         """Start a slot like slot 0 of ``primed``, which has decoded a frame and encoded none."""
-        self._conv.storage[slot] = primed._conv.storage[0]
+        self._conv[slot] = primed._conv[0]
         self._encoder_kv.clear(slot)
         self._decoder_kv.clear(slot)
         past = slice(LATENTS_PER_FRAME)
@@ -99,7 +99,7 @@ class CodecSlots:
         """Fill a slot's rings with zeros, as if its call were long, for measurements."""
         config = self._mimi.config
         head_dim = config.dimension // config.num_heads
-        zeros = self._conv.storage.new_zeros(()).expand(
+        zeros = self._conv.new_zeros(()).expand(
             config.num_layers, config.num_heads, config.window, head_dim
         )
         for ring in (self._encoder_kv, self._decoder_kv):

@@ -94,7 +94,7 @@ def test_what_nobody_owns_may_be_nan(dtype: torch.dtype = torch.bfloat16) -> Non
         tokens = []
         for pcm in noise(40, 5):
             if poisoned:
-                runner._codec._conv.storage[8] = torch.nan
+                runner._codec._conv[8] = torch.nan
                 runner._kv.values[:, 8] = torch.nan
             tokens.append(stepped(runner, list(range(5)), pcm))
         said.append(tokens)

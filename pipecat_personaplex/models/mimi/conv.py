@@ -2,8 +2,8 @@
 
 A frame is short and the layers are wide, so each convolution is one matrix product over the
 windows of its input, channels last: on a CPU that reads the weights once, at memory bandwidth.
-A layer's ``state`` has one row a slot; ``rows`` says which slots a call is for. All-zero rows are
-a fresh start.
+A layer's ``state`` has one row for each of its input's, and is written in place. All zeros are a
+fresh start.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipecat_personaplex.models.layers import Rows
 from pipecat_personaplex.models.linear import Linear
 
 
@@ -41,10 +40,10 @@ class CausalConv(nn.Module):
         self.taps = Linear(kernel * in_channels, out_channels)
         self.bias = _new_bias(out_channels) if bias else None
 
-    def forward(self, x: Tensor, state: Tensor, rows: Rows) -> Tensor:
-        """[B, T * stride, C_in] -> [B, T, C_out]; ``state`` is [slots, carry, C_in]."""
-        x = torch.cat((state[rows], x), dim=1)
-        state[rows] = x[:, -self.carry :]
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        """[B, T * stride, C_in] -> [B, T, C_out]; ``state`` is [B, carry, C_in]."""
+        x = torch.cat((state, x), dim=1)
+        state.copy_(x[:, -self.carry :])
         windows = x.unfold(1, self.kernel, self.stride)  # [B, T, C_in, kernel]
         return self._product(windows.transpose(2, 3).flatten(2))
 
@@ -75,14 +74,14 @@ class CausalConvTranspose(nn.Module):
         self.taps = Linear(in_channels, 2 * stride * out_channels)
         self.bias = _new_bias(out_channels)
 
-    def forward(self, x: Tensor, state: Tensor, rows: Rows) -> Tensor:
-        """[B, T, C_in] -> [B, T * stride, C_out]; ``state`` is [slots, stride, C_out]."""
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        """[B, T, C_in] -> [B, T * stride, C_out]; ``state`` is [B, stride, C_out]."""
         y: Tensor = self.taps(x)
         y = y.view(*x.shape[:2], 2, self.stride, self.out_channels)
         early, late = y.unbind(2)  # each [B, T, stride, C_out]
-        early[:, 0] += state[rows]
+        early[:, 0] += state
         early[:, 1:] += late[:, :-1]
-        state[rows] = late[:, -1]
+        state.copy_(late[:, -1])
         # The bias is added here, once: the part that was carried over must not bring another.
         return (early + self.bias).flatten(1, 2)
 
@@ -97,10 +96,10 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = CausalConv(dim, dim, kernel=4, stride=2, bias=False)
 
-    def forward(self, x: Tensor, state: Tensor, first: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x: Tensor, state: Tensor, first: Tensor) -> Tensor:
         """[B, 2, dim] -> [B, 1, dim]; ``first`` [B] is true for streams that start here."""
-        state[rows] = torch.where(first[:, None, None], x[:, :1], state[rows])
-        y: Tensor = self.conv(x, state, rows)
+        state.copy_(torch.where(first[:, None, None], x[:, :1], state))
+        y: Tensor = self.conv(x, state)
         return y
 
 
@@ -114,9 +113,9 @@ class Upsample(nn.Module):
         self.state_shape = (self.stride, dim)
         self.weight = nn.Parameter(torch.empty(2 * self.stride, dim), requires_grad=False)
 
-    def forward(self, x: Tensor, state: Tensor, rows: Rows) -> Tensor:
-        """[B, 1, dim] -> [B, 2, dim]; ``state`` is [slots, 2, dim]."""
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        """[B, 1, dim] -> [B, 2, dim]; ``state`` is [B, 2, dim]."""
         y = x * self.weight
-        early: Tensor = y[:, : self.stride] + state[rows]
-        state[rows] = y[:, self.stride :]
+        early: Tensor = y[:, : self.stride] + state
+        state.copy_(y[:, self.stride :])
         return early

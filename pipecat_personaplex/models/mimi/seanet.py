@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipecat_personaplex.architecture import MimiConfig
-from pipecat_personaplex.models.layers import Rows
 from pipecat_personaplex.models.mimi.conv import CausalConv, CausalConvTranspose
 
 StateShape = tuple[int, int]
@@ -25,9 +24,9 @@ class ResidualBlock(nn.Module):
         self.narrow = CausalConv(channels, inner, kernel)
         self.widen = CausalConv(inner, channels, 1)
 
-    def forward(self, x: Tensor, state: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
-        y = self.narrow(F.elu(x), state, rows)
+        y = self.narrow(F.elu(x), state)
         return self.widen.pointwise(F.elu_(y)).add_(x)
 
 
@@ -51,14 +50,14 @@ class Encoder(nn.Module):
         self.last = CausalConv(width, config.dimension, config.last_kernel_size)
         self.state_shapes.append(self.last.state_shape)
 
-    def forward(self, pcm: Tensor, states: States, rows: Rows) -> Tensor:
+    def forward(self, pcm: Tensor, states: States) -> Tensor:
         """[B, 1920, 1] -> [B, 2, dim]."""
         state = iter(states)
-        x = self.first(pcm, next(state), rows)
+        x = self.first(pcm, next(state))
         for block, down in zip(self.blocks, self.downs, strict=True):
-            x = block(x, next(state), rows)
-            x = down(F.elu_(x), next(state), rows)
-        y: Tensor = self.last(F.elu_(x), next(state), rows)
+            x = block(x, next(state))
+            x = down(F.elu_(x), next(state))
+        y: Tensor = self.last(F.elu_(x), next(state))
         return y
 
 
@@ -82,12 +81,12 @@ class Decoder(nn.Module):
         self.last = CausalConv(width, 1, config.last_kernel_size)
         self.state_shapes.append(self.last.state_shape)
 
-    def forward(self, latent: Tensor, states: States, rows: Rows) -> Tensor:
+    def forward(self, latent: Tensor, states: States) -> Tensor:
         """[B, 2, dim] -> [B, 1920, 1]."""
         state = iter(states)
-        x = self.first(latent, next(state), rows)
+        x = self.first(latent, next(state))
         for up, block in zip(self.ups, self.blocks, strict=True):
-            x = up(F.elu_(x), next(state), rows)
-            x = block(x, next(state), rows)
-        y: Tensor = self.last(F.elu_(x), next(state), rows)
+            x = up(F.elu_(x), next(state))
+            x = block(x, next(state))
+        y: Tensor = self.last(F.elu_(x), next(state))
         return y
