@@ -292,7 +292,7 @@ class _KernelRings:
     def __init__(self, cache: RingCache, batch: Batch, positions: Tensor, steps: int):
         from pipecat_personaplex.kernels import attention, rings
 
-        self._append, self._attend = rings.append, attention.attend
+        self._attend = attention.attend
         self._cache, self._positions = cache, positions
         self._slots = _slots(batch.rows, positions.device)
         _, _, heads, window, head_dim = cache.keys.shape
@@ -307,8 +307,7 @@ class _KernelRings:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self._cache.kept_keys[layer], self._cache.kept_values[layer]
         where = (keys, values, self._slots, self._positions)
-        self._append(self._plan, k, v, *where, self._turn)
-        return self._attend(self._plan, q, *where, self._workspace, self._turn)
+        return self._attend(self._plan, q, k, v, *where, self._workspace, self._turn)
 
 
 @lru_cache

@@ -6,8 +6,8 @@ into blocks, and the blocks shared out over a fixed number of programs for each 
 the grid depends on the host's constants alone, the work on the ring's length alone, and a row's
 result not on its neighbours. A second launch puts the parts together.
 
-A frame of several positions (Mimi's two) is written first and then attended to; each position then
-leaves out those that come after it.
+A frame's own keys and values (of Mimi's two positions, those that are not later) are attended to as
+they come, and laid into the ring on the way by one of the programs; what they replace nobody sees.
 
 Queries and keys may come without their positions' rotation: then each is turned where it is read.
 """
@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pipecat_personaplex.kernels.kv_format import KVTensor
-from pipecat_personaplex.kernels.rings import Plan, Turn, angles, features
+from pipecat_personaplex.kernels.rings import Plan, Turn, angles, features, put
 
 PART_WARPS = 4
 MERGE_WARPS = 2
@@ -36,8 +36,12 @@ _LOWEST = tl.constexpr(-1.0e30)
 @triton.jit(do_not_specialize=["steps"])  # type: ignore[untyped-decorator]
 def _attend_part(  # type: ignore[no-untyped-def]
     q,
+    k,
+    v,
     keys,
     values,
+    key_bits,
+    value_bits,
     key_scales,
     value_scales,
     slots,
@@ -52,6 +56,12 @@ def _attend_part(  # type: ignore[no-untyped-def]
     q_row,
     q_head,
     q_step,
+    k_row,
+    k_head,
+    k_step,
+    v_row,
+    v_head,
+    v_step,
     HEADS: tl.constexpr,
     WINDOW: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -61,7 +71,10 @@ def _attend_part(  # type: ignore[no-untyped-def]
     QUANTIZED: tl.constexpr,
     ROTATE: tl.constexpr,
 ):
-    """One program for each query, head and split: its share of the ring's filled blocks."""
+    """One program for each query, head and split: its share of the ring's filled blocks.
+
+    The first split has the new positions besides, and puts by its query's own.
+    """
     split = tl.program_id(0)
     head = tl.program_id(1)
     query = tl.program_id(2)
@@ -87,11 +100,34 @@ def _attend_part(  # type: ignore[no-untyped-def]
         top = tl.full([BLOCK], _LOWEST, tl.float32)
         total = tl.zeros([BLOCK], tl.float32)
         mixed = tl.zeros([BLOCK, BLOCK_DIM], tl.float32)
+        new_top = tl.max(top, axis=0)
+        new_total = tl.sum(total, axis=0)
+        new_mixed = tl.sum(mixed, axis=0)
+        if split == 0:
+            for new in range(step + 1):
+                k_at = k + row * k_row + head * k_head + new * k_step
+                v_at = v + row * v_row + head * v_head + new * v_step
+                angle = (query - step + new) * (HEAD_DIM // 2)
+                key = features(k_at, d, is_feature, cos, sin, angle, ROTATE)
+                value = tl.load(v_at + d, mask=is_feature, other=0.0)
+                at = ring + (tl.load(positions + row) + new) % WINDOW
+                mine = new == step
+                key = put(key, key_bits, key_scales, at, d, is_feature, mine, HEAD_DIM, QUANTIZED)
+                value = put(
+                    value, value_bits, value_scales, at, d, is_feature, mine, HEAD_DIM, QUANTIZED
+                )
+                score = tl.sum(key * x, axis=0)
+                higher = tl.maximum(new_top, score)
+                fade = tl.exp2(new_top - higher)
+                weight = tl.exp2(score - higher)
+                new_top = higher
+                new_total = new_total * fade + weight
+                new_mixed = new_mixed * fade + weight * value
         for block in tl.range(first, end, num_stages=_STAGES):
             place = block * BLOCK + n
             age = newest - place
             age = tl.where(age < 0, age + WINDOW, age)
-            seen = (place < filled) & (age >= steps - 1 - step)
+            seen = (place < filled) & (age >= steps)
             offsets = place[:, None] * HEAD_DIM + d[None, :]
             if HEAD_DIM == BLOCK_DIM:
                 mask = seen[:, None]
@@ -111,12 +147,13 @@ def _attend_part(  # type: ignore[no-untyped-def]
             if QUANTIZED:
                 weight *= tl.load(value_scales + ring + place, mask=seen, other=0.0)
             mixed = mixed * fade[:, None] + weight[:, None] * value.to(tl.float32)
-        highest = tl.max(top, axis=0)
+        highest = tl.maximum(tl.max(top, axis=0), new_top)
         weight = tl.exp2(top - highest)
+        new_weight = tl.exp2(new_top - highest)
         part = (query * HEADS + head) * SPLITS + split
         tl.store(tops + part, highest)
-        tl.store(totals + part, tl.sum(total * weight, axis=0))
-        mixed = tl.sum(mixed * weight[:, None], axis=0)
+        tl.store(totals + part, tl.sum(total * weight, axis=0) + new_total * new_weight)
+        mixed = tl.sum(mixed * weight[:, None], axis=0) + new_mixed * new_weight
         tl.store(sums + part * HEAD_DIM + d, mixed, mask=is_feature)
 
 
@@ -188,6 +225,8 @@ class Workspace(NamedTuple):
 def attend(
     plan: Plan,
     q: Tensor,
+    k: Tensor,
+    v: Tensor,
     keys: KVTensor,
     values: KVTensor,
     slots: Tensor,
@@ -195,32 +234,39 @@ def attend(
     workspace: Workspace,
     turn: Turn | None = None,
 ) -> Tensor:
-    """Attend to what the rings hold after ``append``.
+    """Attend to a frame's keys and values and to what the rings hold; lay the new ones into them.
 
     Args:
         plan: Of the rings.
         q: [B, H, T, D], any float, D contiguous.
+        k: The same.
+        v: The same.
         keys: One layer's, [slots, H, window, D].
         values: The same.
         slots: The rows' rings, int64 [B].
         positions: The first new position of each, int64 [B].
         workspace: For at least B * T queries.
-        turn: Turns the queries first.
+        turn: Turns queries and keys first.
 
     Returns:
         [B, H, T, D] in ``q``'s dtype, its heads side by side in memory.
     """
     rows, heads, steps, head_dim = q.shape
     assert slots.shape == positions.shape == (rows,), "one ring and one position a row"
-    assert q.stride(3) == 1, "features lie side by side"
+    assert q.stride(3) == k.stride(3) == v.stride(3) == 1, "features lie side by side"
+    assert steps <= plan.window, "a frame fits its ring"
     queries, block_dim = rows * steps, triton.next_power_of_2(head_dim)
     cos, sin = angles(turn, queries, head_dim)
     out = torch.empty(rows, steps, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         _attend_part[(plan.splits, heads, queries)](
             q,
+            k,
+            v,
             keys.data,
             values.data,
+            keys.bits,
+            values.bits,
             keys.scales,
             values.scales,
             slots,
@@ -231,6 +277,8 @@ def attend(
             math.log2(math.e) / math.sqrt(head_dim),
             steps,
             *q.stride()[:3],
+            *k.stride()[:3],
+            *v.stride()[:3],
             HEADS=heads,
             WINDOW=plan.window,
             HEAD_DIM=head_dim,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipecat_personaplex.kernels.attention import Workspace, attend
 from pipecat_personaplex.kernels.kv_format import FP8, KVTensor
-from pipecat_personaplex.kernels.rings import Plan, append
+from pipecat_personaplex.kernels.rings import Plan
 
 # Largest difference allowed, of outputs that are about one and of what is stored as a share of its
 # vector's largest number, by the coarsest of what is computed with: float32 sums in another order;
@@ -62,8 +62,7 @@ def check(
         shape = (2, 1, steps, head_dim // 2)
         angle = torch.rand(shape, generator=generator, device=device) * 2 * math.pi
         turn = angle.cos(), angle.sin()
-        append(plan, k, v, keys, values, slots, positions, turn)
-        got = attend(plan, q, keys, values, slots, positions, workspace, turn)
+        got = attend(plan, q, k, v, keys, values, slots, positions, workspace, turn)
         q, k = _rotated(q, angle), _rotated(k, angle)
         for row, (slot, start) in enumerate(zip((1, 0), starts, strict=True)):
             places = [(start + step) % window for step in range(steps)]

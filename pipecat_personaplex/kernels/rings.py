@@ -1,4 +1,4 @@
-"""Rings of keys and values: how programs read them, and a frame's new ones laid into them."""
+"""Rings of keys and values: how programs share them out, and how vectors come and are kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipecat_personaplex.kernels.kv_format import FP8_MAX, SMALLEST_AMAX, KVTensor
+from pipecat_personaplex.kernels.kv_format import FP8_MAX, SMALLEST_AMAX
 
 TARGET_PROGRAMS = 256
 """For one caller: two for each multiprocessor of the largest cards, or nearly. More would take
@@ -18,7 +18,6 @@ BLOCK_PLACES = 32
 """Places that a program reads at once, and fewer where they are more than BLOCK_BYTES: three
 programs and more, with two blocks on their way each, fit a multiprocessor."""
 BLOCK_BYTES = 8 << 10
-APPEND_WARPS = 1
 
 _FP8_MAX = tl.constexpr(FP8_MAX)
 _SMALLEST_AMAX = tl.constexpr(SMALLEST_AMAX)
@@ -27,7 +26,7 @@ _INT_STEP = tl.constexpr(8388608.0)  # 2**23: from here on, float32 holds intege
 
 @triton.jit
 def _quantize(x):  # type: ignore[no-untyped-def]
-    """float32 [D] -> e4m3 as uint8 [D] and a scale, as ``kv_format.quantize``."""
+    """float32 [D] -> e4m3 as uint8 [D], what it stands for, and a scale: see ``kv_format``."""
     # Compared as integers, a NaN is the largest of all and makes the scale one.
     amax = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=0).to(tl.float32, bitcast=True)
     scale = tl.where(amax < _SMALLEST_AMAX, _SMALLEST_AMAX, amax) / _FP8_MAX
@@ -41,7 +40,8 @@ def _quantize(x):  # type: ignore[no-untyped-def]
     steps = (y * per_step + _INT_STEP) - _INT_STEP
     code = (exponent + 6) * 8 + steps.to(tl.int32)
     sign = (x.to(tl.int32, bitcast=True) >> 24) & 0x80
-    return (code | sign).to(tl.uint8), scale
+    number = steps / per_step
+    return (code | sign).to(tl.uint8), tl.where(x < 0, -number, number), scale
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -57,57 +57,18 @@ def features(x, d, is_feature, cos, sin, angles, ROTATE: tl.constexpr):  # type:
     return y
 
 
-@triton.jit(do_not_specialize=["steps"])  # type: ignore[untyped-decorator]
-def _append(  # type: ignore[no-untyped-def]
-    k,
-    v,
-    keys,
-    values,
-    key_scales,
-    value_scales,
-    slots,
-    positions,
-    cos,
-    sin,
-    steps,
-    k_row,
-    k_head,
-    k_step,
-    v_row,
-    v_head,
-    v_step,
-    HEADS: tl.constexpr,
-    WINDOW: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    QUANTIZED: tl.constexpr,
-    ROTATE: tl.constexpr,
-):
-    """One program for each new position and head: both vectors into their place."""
-    head = tl.program_id(0)
-    query = tl.program_id(1)
-    row = query // steps
-    step = query % steps
-    place = (tl.load(positions + row) + step) % WINDOW
-    at = (tl.load(slots + row) * HEADS + head) * WINDOW + place
-    d = tl.arange(0, BLOCK_DIM)
-    is_feature = d < HEAD_DIM
-    k_at = k + row * k_row + head * k_head + step * k_step
-    v_at = v + row * v_row + head * v_head + step * v_step
-    new_key = features(k_at, d, is_feature, cos, sin, query * (HEAD_DIM // 2), ROTATE)
-    new_value = tl.load(v_at + d, mask=is_feature, other=0.0)
-    key_at = keys + at * HEAD_DIM + d
-    value_at = values + at * HEAD_DIM + d
+@triton.jit  # type: ignore[untyped-decorator]
+def put(x, kept, scales, at, d, is_feature, here, HEAD_DIM: tl.constexpr, QUANTIZED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Store a vector at place ``at`` of all rings, where ``here``; what a reader finds there."""
     if QUANTIZED:
-        key_code, key_scale = _quantize(new_key.to(tl.float32))
-        value_code, value_scale = _quantize(new_value.to(tl.float32))
-        tl.store(key_at, key_code, mask=is_feature)
-        tl.store(value_at, value_code, mask=is_feature)
-        tl.store(key_scales + at, key_scale)
-        tl.store(value_scales + at, value_scale)
+        stored, number, scale = _quantize(x.to(tl.float32))
+        number *= scale
+        tl.store(scales + at, scale, mask=here)
     else:
-        tl.store(key_at, new_key.to(keys.dtype.element_ty), mask=is_feature)
-        tl.store(value_at, new_value.to(values.dtype.element_ty), mask=is_feature)
+        stored = x.to(kept.dtype.element_ty)
+        number = stored.to(tl.float32)
+    tl.store(kept + at * HEAD_DIM + d, stored, mask=is_feature & here)
+    return number
 
 
 Turn = tuple[Tensor, Tensor]
@@ -149,54 +110,3 @@ def angles(turn: Turn | None, queries: int, head_dim: int) -> Turn | tuple[None,
         assert part.numel() == queries * (head_dim // 2) and part.is_contiguous()
         assert part.dtype == torch.float32 and head_dim % 2 == 0
     return turn
-
-
-def append(
-    plan: Plan,
-    k: Tensor,
-    v: Tensor,
-    keys: KVTensor,
-    values: KVTensor,
-    slots: Tensor,
-    positions: Tensor,
-    turn: Turn | None = None,
-) -> None:
-    """Write a frame's keys and values into their rings.
-
-    Args:
-        plan: Of the rings.
-        k: [B, H, T, D], any float, D contiguous.
-        v: The same.
-        keys: One layer's, [slots, H, window, D].
-        values: The same.
-        slots: The rows' rings, int64 [B].
-        positions: The first new position of each, int64 [B].
-        turn: Turns the keys first.
-    """
-    rows, heads, steps, head_dim = k.shape
-    cos, sin = angles(turn, rows * steps, head_dim)
-    assert slots.shape == positions.shape == (rows,), "one ring and one position a row"
-    assert k.stride(3) == v.stride(3) == 1, "features lie side by side"
-    with torch.cuda.device_of(k):  # type: ignore[no-untyped-call]
-        _append[(heads, rows * steps)](
-            k,
-            v,
-            keys.bits,
-            values.bits,
-            keys.scales,
-            values.scales,
-            slots,
-            positions,
-            cos,
-            sin,
-            steps,
-            *k.stride()[:3],
-            *v.stride()[:3],
-            HEADS=heads,
-            WINDOW=plan.window,
-            HEAD_DIM=head_dim,
-            BLOCK_DIM=triton.next_power_of_2(head_dim),
-            QUANTIZED=keys.scales is not None,
-            ROTATE=turn is not None,
-            num_warps=APPEND_WARPS,
-        )

@@ -119,7 +119,6 @@ def test_on_kernels_it_is_a_thousand_launches(triton_launches: Counter[str]) -> 
             # Two projections and the MLP's two, in each layer and in 6 for each of 8 codes; the
             # text head and eight others, and what the depth steps take of the hidden state.
             "_gemm": 4 * layers + 8 * 6 * 4 + 1 + 8 + 1,
-            "_append": layers + codec_layers,
             "_attend_part": layers + codec_layers,
             "_merge": layers + codec_layers,
             "_attend": 8 * 6,

@@ -73,18 +73,19 @@ def report(
         kind |= {"key_scales": None, "value_scales": None}
     x, kept = _NAMES[dtype], _NAMES[kv_dtype]
     bits = "*u8" if quantized else kept
-    compile_kernel(
-        rings._append,
-        target,
-        rings.APPEND_WARPS,
-        {"k": x, "v": x, "keys": bits, "values": bits},
-        shape | kind,
-    )
     part = compile_kernel(
         attention._attend_part,
         target,
         attention.PART_WARPS,
-        {"q": x, "keys": kept, "values": kept},
+        {
+            "q": x,
+            "k": x,
+            "v": x,
+            "keys": kept,
+            "values": kept,
+            "key_bits": bits,
+            "value_bits": bits,
+        },
         split | kind,
     )
     compile_kernel(

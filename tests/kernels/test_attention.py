@@ -12,7 +12,7 @@ from torch import Tensor
 from pipecat_personaplex.kernels.attention import Workspace, attend
 from pipecat_personaplex.kernels.attention_check import check
 from pipecat_personaplex.kernels.kv_format import FP8, KVTensor, quantize
-from pipecat_personaplex.kernels.rings import Plan, append
+from pipecat_personaplex.kernels.rings import Plan
 from pipecat_personaplex.models.attention import (
     Rotation,
     rotary_frequencies,
@@ -56,11 +56,10 @@ class Rings:
         turn: Rotation | None = None,
     ) -> Tensor:
         where = torch.tensor(slots, device=DEVICE), torch.tensor(ages, device=DEVICE)
-        append(self.plan, k, v, self.keys, self.values, *where, turn)
         workspace = Workspace.of(self.plan, len(slots) * q.shape[2], DEVICE)
         for part in workspace:  # what no program writes shows
             part.fill_(torch.nan)
-        return attend(self.plan, q, self.keys, self.values, *where, workspace, turn)
+        return attend(self.plan, q, k, v, self.keys, self.values, *where, workspace, turn)
 
     def expected(self, q: Tensor, slot: int, age: int) -> Tensor:
         """One row, [H, T, D], of what the ring holds now."""
