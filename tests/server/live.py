@@ -1,4 +1,4 @@
-"""A running server that can be asked whether anything is left of its clients."""
+"""A running server: what is left of its clients, and what it refuses them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
-from tests.helpers.servers import RunningServer
+from pipecat_personaplex.errors import SessionFailed
+from tests.helpers.servers import RunningServer, ServedFakeEngine
+from tests.server.clients import SessionClient
 
 WAIT = 20.0
 """Seconds after which a test gives up."""
@@ -54,3 +57,28 @@ class LiveServer(RunningServer):
 def open_files() -> int:
     """File descriptors of this process, which the server is in."""
     return len(os.listdir("/proc/self/fd"))
+
+
+async def close_all(server: LiveServer, fake: ServedFakeEngine) -> None:
+    """End what tests leave to be resumed."""
+    for session in fake.open_sessions:
+        session.fail(SessionFailed("enough"))
+    await server.until(lambda: server.sessions == 0)
+
+
+async def refusal(
+    server: LiveServer, *messages: str | bytes, after_open: bool = False
+) -> tuple[dict[str, Any], int]:
+    """The fatal error that these messages to ``/v1/session`` end in, and the close code."""
+    async with SessionClient.connect(server.ws_url) as client:
+        if after_open:
+            await client.open()
+            assert await client.message() == {"type": "ready"}
+        for message in messages:
+            await client.ws.send(message)
+        error, code = await client.ended()
+        assert error.get("type") == "error", error
+        assert error["fatal"] is True
+        text = error["message"]
+        assert text and "\n" not in text and "Traceback" not in text
+        return error, code
