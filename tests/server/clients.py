@@ -120,6 +120,18 @@ class SessionClient:
             return last, self.ws.close_code or 0
 
 
+async def cut(client: SessionClient) -> None:
+    """The network is gone: no close frame, nothing."""
+    client.ws.transport.abort()
+    await client.ws.wait_closed()
+
+
+async def finish(client: SessionClient) -> None:
+    """Close, and be told so."""
+    await client.say("close")
+    assert await client.ended() == ({"type": "closed"}, 1000)
+
+
 @dataclass
 class ChatClient:
     """A connection to ``/api/chat``, as clients of NVIDIA's server make it."""
