@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from pipecat_personaplex.protocol.frames import ServerFrame
 
 Pcm16 = npt.NDArray[np.int16]
+Sound = npt.NDArray[np.float32]
 FRAME = 1920
 _OPTIONS: dict[str, Any] = {
     "max_size": None,
@@ -36,6 +37,12 @@ def frames_of(samples: Pcm16) -> Pcm16:
 def loud(level: int) -> Pcm16:
     """A frame that can be told from others."""
     return np.full(FRAME, level, dtype=np.int16)
+
+
+def tone(frames: int, hertz: float = 300) -> Sound:
+    """A sine as frames [n, 1920]."""
+    time = np.arange(frames * FRAME) / 24_000
+    return (0.3 * np.sin(2 * np.pi * hertz * time)).astype(np.float32).reshape(-1, FRAME)
 
 
 @dataclass
@@ -137,7 +144,7 @@ class ChatClient:
     """A connection to ``/api/chat``, as clients of NVIDIA's server make it."""
 
     ws: ClientConnection
-    heard: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    heard: list[Sound] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -153,11 +160,11 @@ class ChatClient:
     async def handshake(self) -> None:
         assert await self.ws.recv() == b"\x00"
 
-    def encode(self, pcm: npt.NDArray[np.float32]) -> bytes:
+    def encode(self, pcm: Sound) -> bytes:
         pages: bytes = self._writer.append_pcm(pcm)
         return pages
 
-    async def push(self, pcm: npt.NDArray[np.float32]) -> None:
+    async def push(self, pcm: Sound) -> None:
         await self.ws.send(b"\x01" + self.encode(pcm))
 
     async def hear(self, samples: int) -> None:
@@ -172,7 +179,7 @@ class ChatClient:
             else:
                 raise AssertionError(message)
 
-    async def converse(self, pcm: Sequence[npt.NDArray[np.float32]]) -> None:
+    async def converse(self, pcm: Sequence[Sound]) -> None:
         """Frame by frame, at most ten ahead of the answers, as fast as it goes."""
         for index, frame in enumerate(pcm):
             await self.push(frame)
@@ -180,7 +187,7 @@ class ChatClient:
         await self.hear(len(pcm) * FRAME)
 
     @property
-    def sound(self) -> npt.NDArray[np.float32]:
+    def sound(self) -> Sound:
         return np.concatenate(self.heard)
 
     async def ended(self) -> tuple[str, int]:
