@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.helpers.servers import ServedFakeEngine
-from tests.server.live import LiveServer
+from tests.server.live import IMPATIENT, LiveServer
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +36,10 @@ def fake(request: pytest.FixtureRequest) -> ServedFakeEngine:
     engine: ServedFakeEngine = request.getfixturevalue("shared")[1]
     request.getfixturevalue("server")
     return engine
+
+
+@pytest.fixture(scope="module")
+def victim() -> Iterator[LiveServer]:
+    """A server for hostile clients; tests of them make it ``server``, by way of ``unharmed``."""
+    with LiveServer(ServedFakeEngine(max_sessions=64), IMPATIENT) as server:
+        yield server

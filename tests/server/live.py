@@ -1,19 +1,31 @@
-"""A running server: what is left of its clients, and what it refuses them."""
+"""A running server: what it refuses, what is left of its clients, and whether it serves others."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from hypothesis import HealthCheck, settings
+from websockets.sync.client import ClientConnection, connect
+
 from pipecat_personaplex.errors import SessionFailed
+from pipecat_personaplex.server.config import ServerConfig
 from tests.helpers.servers import RunningServer, ServedFakeEngine
 from tests.server.clients import SessionClient
 
 WAIT = 20.0
 """Seconds after which a test gives up."""
+IMPATIENT = ServerConfig(
+    hello_seconds=2.0, idle_seconds=3.0, resume_seconds=0.2, max_unsent_frames=30
+)
+"""The limits of a server that is soon rid of bad clients."""
+MANY = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None)
+"""How Hypothesis tries a server: slow examples are no fault, and none is kept."""
+OPEN = '{"type": "open", "voice": "NATF2"}'
 
 _OWN_TASKS = ("Host.", "Server.", "Event.", "Door.")
 
@@ -82,3 +94,38 @@ async def refusal(
         text = error["message"]
         assert text and "\n" not in text and "Traceback" not in text
         return error, code
+
+
+def unharmed(server: LiveServer) -> Iterator[LiveServer]:
+    """A server that is as it was, after the test: free slots, no file, no task, good service."""
+    call(server)
+    server.check_clean()
+    before = open_files()
+    yield server
+    call(server)
+    server.check_clean()
+    server.wait_until(lambda: open_files() <= before)
+
+
+def call(server: LiveServer) -> None:
+    """A client that behaves."""
+    with websocket(server, "/v1/session") as ws:
+        json.loads(ws.recv(10))
+        ws.send(OPEN)
+        assert json.loads(ws.recv(10))["type"] == "opened"
+        assert json.loads(ws.recv(10))["type"] == "ready"
+        for sequence in range(3):
+            ws.send(frame(sequence))
+            assert ws.recv(10)[1:5] == sequence.to_bytes(4, "big")
+        ws.send('{"type": "close"}')
+        assert json.loads(ws.recv(10)) == {"type": "closed"}
+
+
+def websocket(server: LiveServer, path: str) -> ClientConnection:
+    return connect(
+        server.ws_url + path, proxy=None, compression=None, max_size=None, close_timeout=1
+    )
+
+
+def frame(sequence: int, audio: bytes = bytes(3840)) -> bytes:
+    return b"\x01" + sequence.to_bytes(4, "big") + audio
