@@ -247,9 +247,20 @@ class Engine:
             EngineFailed: The engine has failed.
             VoiceNotFound: The persona's voice is unknown.
             PromptTooLong: The persona's prompt does not fit.
+            ConfigError: The persona is no ``Persona``, or the sampling no ``SamplingParams``.
         """
         with self._lock:
             self._require_room()  # refused at once, before any work
+        session = Session(
+            persona,
+            SamplingParams() if sampling is None else sampling,
+            on_ready=on_ready,
+            on_frame=on_frame,
+            on_end=on_end,
+            wake=self._wake.set,
+            spell=self._spell,
+            max_queued_frames=self.config.max_queued_frames,
+        )
         voice = self._voices.get(persona.voice)
         tokens = text_prompt_tokens(persona.text_prompt, self.checkpoint.tokenizer)
         prompt = build_prompt(voice, tokens, self.checkpoint.config)
@@ -259,16 +270,6 @@ class Engine:
                 prompt.frames,
                 self.config.context,
             )
-        session = Session(
-            persona,
-            sampling or SamplingParams(),
-            on_ready=on_ready,
-            on_frame=on_frame,
-            on_end=on_end,
-            wake=self._wake.set,
-            spell=self._spell,
-            max_queued_frames=self.config.max_queued_frames,
-        )
         with self._lock:
             self._require_room()
             self._open.add(session)

@@ -127,6 +127,9 @@ class Session:
 
     ``push`` and ``close`` may be called from any thread. Frames and the end are reported on the
     model thread through the callbacks given to ``open_session``.
+
+    Raises:
+        ConfigError: The persona is no ``Persona``, or the sampling no ``SamplingParams``.
     """
 
     def __init__(
@@ -141,8 +144,12 @@ class Session:
         spell: Callable[[str], list[int]],
         max_queued_frames: int,
     ):
+        if not isinstance(persona, Persona):
+            raise ConfigError(
+                f"persona must be a Persona (voice and text_prompt), not {type(persona).__name__}"
+            )
         self.persona = persona
-        self.sampling = sampling
+        self.sampling = _checked(sampling)
         self.error: PersonaPlexError | None = None
         self._on_ready = on_ready
         self._on_frame = on_frame
@@ -246,13 +253,12 @@ class Session:
         """Draw with these parameters from the next frame on.
 
         Raises:
+            ConfigError: These are no ``SamplingParams``.
             SessionFailed: The session is over.
         """
         self._require_open()
-        if not isinstance(sampling, SamplingParams):
-            raise ConfigError(f"sampling must be SamplingParams, not {type(sampling).__name__}")
         with self._lock:
-            self.sampling = self._new_sampling = sampling
+            self.sampling = self._new_sampling = _checked(sampling)
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until the prompt is in and frames are being answered.
@@ -359,3 +365,9 @@ class Session:
         finally:
             self._ended.set()
             self._ready.set()
+
+
+def _checked(sampling: SamplingParams) -> SamplingParams:
+    if not isinstance(sampling, SamplingParams):
+        raise ConfigError(f"sampling must be SamplingParams, not {type(sampling).__name__}")
+    return sampling

@@ -224,10 +224,11 @@ class RemoteEngine:
             EngineFull: They have said, just now, that every slot is taken.
             VoiceNotFound: None of them has the persona's voice.
             LimitReached: The persona does not fit into a message.
+            ConfigError: The persona is no ``Persona``, or the sampling no ``SamplingParams``.
         """
         session = RemoteSession(
             persona,
-            sampling or SamplingParams(),
+            SamplingParams() if sampling is None else sampling,
             on_ready=on_ready,
             on_frame=on_frame,
             on_end=on_end,

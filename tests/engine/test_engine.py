@@ -287,6 +287,20 @@ def test_bad_personas_are_refused_before_anything_is_taken(engine: Engine) -> No
     assert engine.stats().sessions == 0
 
 
+@pytest.mark.parametrize("wrong", ["NATF2", None, {"voice": "NATF2"}])
+def test_what_is_no_persona_is_refused(engine: Engine, wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=f"must be a Persona .*, not {type(wrong).__name__}"):
+        Call(engine, wrong)
+    assert engine.stats().sessions == 0
+
+
+@pytest.mark.parametrize("wrong", [{"seed": 1}, {}, 0, "greedy", SamplingParams])
+def test_what_is_no_sampling_is_refused(engine: Engine, wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=f"must be SamplingParams, not {type(wrong).__name__}"):
+        Call(engine, sampling=wrong)
+    assert engine.stats().sessions == 0
+
+
 def test_a_prompt_without_text_is_spoken_to_like_any_other(engine: Engine) -> None:
     call = Call(engine, Persona(voice="NATF2", text_prompt="  "))
     assert call.answer().index == 0

@@ -167,6 +167,14 @@ class TestLife:
             engine.stop()
             assert not any(t.name == "personaplex-remote" for t in threading.enumerate())
 
+    def test_what_is_no_persona_or_no_sampling_is_refused(self) -> None:
+        with FakeServer() as server, RemoteEngine(server.url) as engine:
+            with pytest.raises(ConfigError, match=r"must be a Persona .*, not str"):
+                engine.open_session("NATF2", on_frame=print)  # type: ignore[arg-type]
+            with pytest.raises(ConfigError, match="must be SamplingParams, not dict"):
+                engine.open_session(FRIEND, {}, on_frame=print)  # type: ignore[arg-type]
+            assert engine.stats().sessions == 0
+
     def test_a_session_closed_at_once_ends_without_an_error(self) -> None:
         with FakeServer() as server, RemoteEngine(server.url) as engine:
             for _ in range(20):
