@@ -21,6 +21,7 @@ class StreamResampler:
 
     def __init__(self, source_rate: int, target_rate: int):
         self.source_rate = source_rate
+        self.target_rate = target_rate
         self._resampler: av.AudioResampler | None = None
         if source_rate != target_rate:
             self._resampler = av.AudioResampler(format="flt", layout="mono", rate=target_rate)

@@ -18,7 +18,6 @@ from pipecat.frames.frames import (
     LLMServiceMetadataFrame,
     LLMUpdateSettingsFrame,
     MetricsFrame,
-    SpeechOutputAudioRawFrame,
     StartFrame,
     TTSSpeakFrame,
 )
@@ -29,7 +28,7 @@ from pipecat.services.settings import LLMSettings
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 from pipecat.utils.errors import ErrorCategory
 
-from pipecat_personaplex.audio import float_to_pcm16, pcm16_to_float
+from pipecat_personaplex.audio import pcm16_to_float
 from pipecat_personaplex.call import (
     Call,
     Event,
@@ -43,8 +42,8 @@ from pipecat_personaplex.config import SAMPLE_RATE
 from pipecat_personaplex.engine.interface import EngineLike
 from pipecat_personaplex.engine.session import SessionFrame
 from pipecat_personaplex.errors import EngineFull, PersonaPlexError, SessionFailed, UserError
-from pipecat_personaplex.gate import NoiseGate
 from pipecat_personaplex.metrics import CallFigures
+from pipecat_personaplex.output import AgentOutput
 from pipecat_personaplex.playout import PlayoutMeter
 from pipecat_personaplex.resampling import StreamResampler
 from pipecat_personaplex.settings import (
@@ -52,7 +51,6 @@ from pipecat_personaplex.settings import (
     SAMPLING_FIELDS,
     PersonaPlexLLMSettings,
 )
-from pipecat_personaplex.transcript import Transcript
 
 _TICK_SECONDS = 0.02
 # Every metrics frame becomes a message to the client, so figures are gathered for about 5 s.
@@ -107,15 +105,11 @@ class PersonaPlexLLMService(LLMService):
         super().__init__(settings=complete, **kwargs)
         self._engine = engine
         self._call = Call(engine, clock)
-        self._playout = playout
-        self._gate = None if noise_gate_dbfs is None else NoiseGate(noise_gate_dbfs)
-        self._transcript = Transcript()
+        self._output = AgentOutput(playout, noise_gate_dbfs)
         self._figures = CallFigures()
         self._started = False
         self._context_seen = False
         self._input: StreamResampler | None = None
-        self._output: StreamResampler | None = None
-        self._output_rate = SAMPLE_RATE
         self._clock_task: asyncio.Task[None] | None = None
         self._event_task: asyncio.Task[None] | None = None
         if greeting:
@@ -137,8 +131,7 @@ class PersonaPlexLLMService(LLMService):
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
         """Take the pipeline's output rate; input frames bring their own."""
         await super().setup(setup)
-        self._output_rate = setup.audio_out_sample_rate
-        self._output = StreamResampler(SAMPLE_RATE, self._output_rate)
+        self._output.set_rate(setup.audio_out_sample_rate)
 
     async def start(self, frame: StartFrame) -> None:
         """Open the session, whose prompt is computed in the background."""
@@ -292,39 +285,22 @@ class PersonaPlexLLMService(LLMService):
         )
 
     async def _deliver(self, answer: SessionFrame) -> None:
-        for frame in self._transcript.push(answer.text):
+        for frame in self._output.frames(answer):
             await self.push_frame(frame)
-        pcm, silent = self._gate.process(answer.pcm) if self._gate else (answer.pcm, False)
-        if not (silent and self._playout is not None and self._playout.long):
-            await self._push_audio(pcm)
         if self._figures.add(answer):
             await self._call_event_handler("on_late_frame", answer.timings)
         if self._figures.frames >= _METRICS_FRAMES:
             await self._push_metrics()
 
-    async def _push_audio(self, pcm: np.ndarray[Any, np.dtype[np.float32]]) -> None:
-        assert self._output is not None, "set up before any event"
-        samples = float_to_pcm16(self._output.push(pcm))
-        frame = SpeechOutputAudioRawFrame(samples.tobytes(), self._output_rate, 1)
-        # The model goes on talking whatever an interruption says; a hole in it helps nobody.
-        frame.interruptible = False
-        if self._playout is None:
-            await self.push_frame(frame)
-            return
-        mark = self._playout.sent(frame.num_frames / frame.sample_rate)
-        await self.push_frame(frame)
-        await self.push_frame(mark)
-
     async def _end_turn(self) -> None:
-        for frame in self._transcript.close():
+        for frame in self._output.end_turn():
             await self.push_frame(frame)
 
     async def _push_metrics(self) -> None:
         figures, self._figures = self._figures, CallFigures()
         data: list[MetricsData] = []
         if self.metrics_enabled:
-            backlog = self._playout.backlog if self._playout else None
-            data.append(figures.metrics(self.name, self._call, backlog))
+            data.append(figures.metrics(self.name, self._call, self._output.backlog))
         if self.usage_metrics_enabled:
             data.append(figures.usage(self.name))
         if data:

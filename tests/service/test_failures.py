@@ -90,7 +90,7 @@ async def test_a_failure_in_mid_call_ends_the_call(
 async def test_a_mistake_in_here_is_an_error_too(
     fake: FakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipecat_personaplex.service.float_to_pcm16", lambda pcm: 1 / 0)
+    monkeypatch.setattr("pipecat_personaplex.output.float_to_pcm16", lambda pcm: 1 / 0)
     fake.on_open = says(" Oh")
     service = PersonaPlexLLMService(fake, clock=clock)
     pipeline = RunningPipeline([service], clock=clock)
