@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import numpy as np
+from loguru import logger
 from pipecat.frames.frames import (
     CancelFrame,
     EndFrame,
@@ -41,7 +42,13 @@ from pipecat_personaplex.call import (
 from pipecat_personaplex.config import SAMPLE_RATE
 from pipecat_personaplex.engine.interface import EngineLike
 from pipecat_personaplex.engine.session import SessionFrame
-from pipecat_personaplex.errors import EngineFull, PersonaPlexError, SessionFailed, UserError
+from pipecat_personaplex.errors import (
+    ConfigError,
+    EngineFull,
+    PersonaPlexError,
+    SessionFailed,
+    UserError,
+)
 from pipecat_personaplex.metrics import CallFigures
 from pipecat_personaplex.output import AgentOutput
 from pipecat_personaplex.playout import PlayoutMeter
@@ -83,6 +90,9 @@ class PersonaPlexLLMService(LLMService):
             listeners can tell that it has stopped speaking; None leaves the audio alone.
         clock: Monotonic seconds, by which input is paced.
         **kwargs: For ``LLMService``.
+
+    Raises:
+        ConfigError: The engine is none, or a setting has a value that cannot be.
     """
 
     Settings = PersonaPlexLLMSettings
@@ -99,10 +109,18 @@ class PersonaPlexLLMService(LLMService):
         clock: Callable[[], float] = time.monotonic,
         **kwargs: Any,
     ):
+        if not callable(getattr(engine, "open_session", None)):
+            raise ConfigError(
+                f"engine must be a started Engine or RemoteEngine, not {type(engine).__name__}; "
+                "Engine.load(...) makes one"
+            )
         complete = self.Settings.defaults()
-        if settings is not None:
-            complete.apply_update(settings)
+        given = {} if settings is None else complete.apply_update(settings)
+        # What cannot be shows here, and not with the first caller.
+        complete.persona([])
+        complete.sampling()
         super().__init__(settings=complete, **kwargs)
+        self._warn_idle(given.keys())
         self._engine = engine
         self._call = Call(engine, clock)
         self._output = AgentOutput(playout, noise_gate_dbfs)
@@ -141,8 +159,8 @@ class PersonaPlexLLMService(LLMService):
         self._clock_task = self.create_task(self._follow_clock(), f"{self}::clock")
         try:
             self._open()
-        except PersonaPlexError as error:
-            await self._give_up(error)
+        except Exception as error:  # Pipecat would log it and go on with a call that is silent
+            await self._give_up(_failure(error))
 
     async def stop(self, frame: EndFrame) -> None:
         """Close the session."""
@@ -186,8 +204,7 @@ class PersonaPlexLLMService(LLMService):
         self, delta: LLMSettings
     ) -> dict[str, Any]:
         changed = await super()._update_settings(delta)
-        idle = changed.keys() - PERSONA_FIELDS - SAMPLING_FIELDS
-        self._warn_unhandled_updated_settings(idle)  # type: ignore[no-untyped-call]
+        self._warn_idle(changed.keys())
         if not self._started:
             return changed
         try:
@@ -198,6 +215,11 @@ class PersonaPlexLLMService(LLMService):
         except PersonaPlexError as error:
             return await self._refuse(changed, error)
         return changed
+
+    def _warn_idle(self, changed: Set[str]) -> None:
+        idle = changed - PERSONA_FIELDS - SAMPLING_FIELDS
+        if idle:
+            logger.warning(f"{self}: settings without effect: {', '.join(sorted(idle))}")
 
     async def _refuse(self, changed: dict[str, Any], error: PersonaPlexError) -> dict[str, Any]:
         """Take back settings that the engine would not have; returns what is left changed."""
@@ -247,9 +269,7 @@ class PersonaPlexLLMService(LLMService):
             async for event in self._call.events():
                 await self._handle_event(event)
         except Exception as error:
-            failure = SessionFailed(f"the call failed: {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            await self._give_up(failure)
+            await self._give_up(_failure(error))
         finally:
             await self._end_turn()
 
@@ -329,6 +349,15 @@ class PersonaPlexLLMService(LLMService):
             # It ends by itself, having closed what it has opened.
             await asyncio.wait({events}, timeout=_CLOSING_SECONDS)
             await self.cancel_task(events)
+
+
+def _failure(error: Exception) -> PersonaPlexError:
+    """The error itself if it is one of ours, else one that says what happened."""
+    if isinstance(error, PersonaPlexError):
+        return error
+    failure = SessionFailed(f"the call failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def _system_message(frame: LLMContextFrame) -> str:

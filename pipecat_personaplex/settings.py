@@ -79,7 +79,7 @@ class PersonaPlexLLMSettings(LLMSettings):
             ConfigError: A value is out of range.
         """
         return SamplingParams(
-            seed=assert_given(self.seed) or 0,
+            seed=0 if self.seed is None else assert_given(self.seed),
             temperature_audio=assert_given(self.temperature_audio),
             temperature_text=assert_given(self.temperature_text),
             top_k_audio=assert_given(self.top_k_audio),

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from loguru import logger
 
 from tests.helpers.engines import FakeEngine
 from tests.helpers.pipelines import ManualClock
@@ -19,6 +20,16 @@ def nothing_deprecated(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
 def fake() -> Iterator[FakeEngine]:
     with FakeEngine() as engine:
         yield engine
+
+
+@pytest.fixture
+def warnings_logged() -> Iterator[list[str]]:
+    messages: list[str] = []
+    sink = logger.add(
+        messages.append, format="{message}", filter=lambda record: record["level"].no == 30
+    )
+    yield messages
+    logger.remove(sink)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from pipecat.frames.frames import (
@@ -18,7 +19,13 @@ from pipecat.pipeline.worker import PipelineParams
 from pipecat.utils.errors import ErrorCategory
 
 from pipecat_personaplex.config import Persona
-from pipecat_personaplex.errors import EngineFailed, EngineFull, SessionFailed, VoiceNotFound
+from pipecat_personaplex.errors import (
+    ConfigError,
+    EngineFailed,
+    EngineFull,
+    SessionFailed,
+    VoiceNotFound,
+)
 from pipecat_personaplex.metrics import PersonaPlexMetricsData
 from pipecat_personaplex.playout import PlayoutMeter
 from pipecat_personaplex.service import PersonaPlexLLMService
@@ -103,6 +110,28 @@ async def test_a_mistake_in_here_is_an_error_too(
         assert not service.is_usable
         await pipeline.until_count(LLMFullResponseEndFrame, 1)
     assert not fake.open_sessions
+
+
+@pytest.mark.parametrize("engine", ["nano", None, 7, object()])
+def test_what_is_no_engine_is_refused_at_once(engine: Any):
+    with pytest.raises(ConfigError, match=f"not {type(engine).__name__}; Engine.load"):
+        PersonaPlexLLMService(engine)
+
+
+async def test_an_engine_that_breaks_when_it_is_asked_is_an_error_that_ends_the_call(
+    fake: FakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(*args: object, **options: object) -> None:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(fake, "open_session", broken)
+    service = PersonaPlexLLMService(fake, clock=clock)
+    async with RunningPipeline([service], clock=clock) as pipeline:
+        await pipeline.until(lambda: errors(pipeline))
+        (error,) = errors(pipeline)
+        assert error.error == "the call failed: AttributeError: no such thing"
+        assert isinstance(error.exception, SessionFailed)
+        assert error.category is ErrorCategory.SERVER and not service.is_usable
 
 
 async def test_an_engine_without_voices_says_so(clock: ManualClock):

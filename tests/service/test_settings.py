@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 from pipecat.frames.frames import (
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
@@ -12,7 +15,7 @@ from pipecat.frames.frames import (
 from pipecat.services.settings import LLMSettings
 
 from pipecat_personaplex.config import FRAME_SAMPLES, Persona, SamplingParams
-from pipecat_personaplex.errors import EngineFull, SessionFailed
+from pipecat_personaplex.errors import ConfigError, EngineFull, SessionFailed
 from pipecat_personaplex.service import PersonaPlexLLMService
 from tests.helpers.engines import FakeEngine
 from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, errors, started, tone
@@ -191,7 +194,7 @@ async def test_settings_for_another_service_pass_by_once(fake: FakeEngine, clock
 
 
 async def test_settings_that_the_model_does_not_have_do_nothing(
-    fake: FakeEngine, clock: ManualClock
+    fake: FakeEngine, clock: ManualClock, warnings_logged: list[str]
 ):
     service = PersonaPlexLLMService(fake, clock=clock)
     pipeline = RunningPipeline([service], clock=clock)
@@ -201,3 +204,47 @@ async def test_settings_that_the_model_does_not_have_do_nothing(
         await pipeline.send(LLMUpdateSettingsFrame(delta=LLMSettings(top_p=0.5)))
         await pipeline.until_count(LLMUpdateSettingsFrame, 1)
         assert len(fake.sessions) == 1 and not errors(pipeline)
+    assert [line.strip() for line in warnings_logged] == [
+        f"{service}: settings without effect: top_p"
+    ]
+
+
+def test_settings_that_the_model_does_not_have_are_named_at_once(
+    fake: FakeEngine, warnings_logged: list[str]
+):
+    given = Settings(temperature=0.3, top_k=5, max_tokens=3, model="foo", extra={"speed": 2})
+    service = PersonaPlexLLMService(fake, settings=given)
+    names = "max_tokens, model, speed, temperature, top_k"
+    assert [line.strip() for line in warnings_logged] == [
+        f"{service}: settings without effect: {names}"
+    ]
+
+
+@pytest.mark.parametrize(
+    "given", [None, Settings(), Settings.defaults(), Settings(seed=3, voice="NATM1", top_p=None)]
+)
+def test_settings_that_it_has_are_taken_without_a_word(
+    fake: FakeEngine, warnings_logged: list[str], given: Any
+):
+    PersonaPlexLLMService(fake, settings=given)
+    assert not warnings_logged
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperature_audio": 99}, "temperature_audio must be from 0"),
+        ({"temperature_text": "hot"}, "temperature_text must be a number"),
+        ({"temperature_text": float("nan")}, "temperature_text must be from 0"),
+        ({"top_k_text": 0}, "top_k_text must be an integer"),
+        ({"seed": -1}, "seed must be an integer"),
+        ({"seed": ""}, "seed must be an integer"),
+        ({"voice": 7}, "voice must be text"),
+        ({"system_instruction": ["You sell tea."]}, "text_prompt must be text"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_where_they_are_given(
+    fake: FakeEngine, wrong: dict[str, Any], message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        PersonaPlexLLMService(fake, settings=Settings(**wrong))
