@@ -60,6 +60,7 @@ class _Line:
     """A session with what the call knows of it."""
 
     persona: Persona
+    sampling: SamplingParams
     max_owed: int
     session: SessionLike = field(init=False)
     started: bool = False
@@ -72,6 +73,10 @@ class _Line:
         owed = self.pushed - self.answered
         # Asked for only where it matters: a short queue drops what would be owed for ever.
         return owed - self.session.stats().dropped_frames if owed >= self.max_owed else owed
+
+    def update(self, sampling: SamplingParams) -> None:
+        self.session.update(sampling)
+        self.sampling = sampling
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,11 @@ class Call:
         return self._line.persona if self._line else None
 
     @property
+    def sampling(self) -> SamplingParams | None:
+        """How they draw tokens; None if nobody does."""
+        return self._line.sampling if self._line else None
+
+    @property
     def owed_frames(self) -> int:
         """Input frames not answered yet, wherever they wait."""
         return self._pacer.waiting + (self._line.owed if self._line else 0)
@@ -128,7 +138,8 @@ class Call:
     def open(self, persona: Persona, sampling: SamplingParams) -> None:
         """Open a session, or have one take over from the session there is once it is ready.
 
-        Until then the old one goes on answering, and if it is not ready itself it is replaced.
+        Until then the old one goes on answering, and draws in the new way where it can; if it is
+        not ready itself it is replaced.
 
         Raises:
             PersonaPlexError: As ``Engine.open_session``; then nothing has changed.
@@ -150,12 +161,21 @@ class Call:
             self._line = line
         else:
             self._next = line
+            with suppress(PersonaPlexError):
+                self._line.update(sampling)
 
     def update(self, sampling: SamplingParams) -> None:
-        """Draw tokens in a new way from the next frame on."""
-        for line in (self._line, self._next):
-            if line is not None:
-                line.session.update(sampling)
+        """Draw tokens in a new way from the next frame on.
+
+        Raises:
+            PersonaPlexError: As ``SessionLike.update``; then nothing has changed.
+        """
+        if self._line is not None:
+            self._line.update(sampling)
+        if self._next is not None:
+            # One that has ended says so through on_end.
+            with suppress(PersonaPlexError):
+                self._next.update(sampling)
 
     def say(self, text: str) -> None:
         """Have the agent say these words, once it can."""
@@ -200,7 +220,7 @@ class Call:
         self._line = self._next = self._previous = None
 
     def _open_line(self, persona: Persona, sampling: SamplingParams) -> _Line:
-        line = _Line(persona, self._engine.max_owed)
+        line = _Line(persona, sampling, self._engine.max_owed)
         loop = asyncio.get_running_loop()
 
         def report(what: object) -> None:

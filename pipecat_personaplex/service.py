@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Set
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ from pipecat_personaplex.call import (
     SpeechCut,
     SpeechRefused,
 )
-from pipecat_personaplex.config import SAMPLE_RATE
+from pipecat_personaplex.config import SAMPLE_RATE, Persona
 from pipecat_personaplex.engine.interface import EngineLike
 from pipecat_personaplex.engine.session import SessionFrame
 from pipecat_personaplex.errors import (
@@ -125,6 +126,9 @@ class PersonaPlexLLMService(LLMService):
         self._call = Call(engine, clock)
         self._output = AgentOutput(playout, noise_gate_dbfs)
         self._figures = CallFigures()
+        # What was asked of the session that answers, and of one that is to take over from it. The
+        # prompts are without what LLMService puts behind them: it would do so again.
+        self._asked: dict[Persona, PersonaPlexLLMSettings] = {}
         self._started = False
         self._context_seen = False
         self._input: StreamResampler | None = None
@@ -199,10 +203,16 @@ class PersonaPlexLLMService(LLMService):
     def _open(self) -> None:
         persona = self._settings.persona(self._engine.voices)
         self._call.open(persona, self._settings.sampling())
+        asked = self.Settings(
+            voice=self._settings.voice, system_instruction=self._base_system_instruction
+        )
+        answering = {p: a for p, a in self._asked.items() if p == self._call.persona}
+        self._asked = {**answering, persona: asked}
 
     async def _update_settings(  # type: ignore[override]
         self, delta: LLMSettings
     ) -> dict[str, Any]:
+        prompt = self._base_system_instruction
         changed = await super()._update_settings(delta)
         self._warn_idle(changed.keys())
         if not self._started:
@@ -212,8 +222,10 @@ class PersonaPlexLLMService(LLMService):
                 self._open()
             elif changed.keys() & SAMPLING_FIELDS:
                 self._call.update(self._settings.sampling())
-        except PersonaPlexError as error:
-            return await self._refuse(changed, error)
+        except Exception as error:
+            if "system_instruction" in changed:
+                changed["system_instruction"] = prompt  # and not what LLMService has made of it
+            return await self._refuse(changed, _failure(error))
         return changed
 
     def _warn_idle(self, changed: Set[str]) -> None:
@@ -295,11 +307,9 @@ class PersonaPlexLLMService(LLMService):
                 await self._end_turn()
 
     async def _keep_persona(self, error: PersonaPlexError) -> None:
-        persona = self._call.persona
-        if persona is not None:
-            await super()._update_settings(
-                self.Settings(voice=persona.voice, system_instruction=persona.text_prompt or None)
-            )
+        persona, sampling = self._call.persona, self._call.sampling
+        if persona is not None and sampling is not None:
+            await super()._update_settings(replace(self._asked[persona], **asdict(sampling)))
         await self.push_error(
             f"the persona was not changed: {error}", error, category=ErrorCategory.APPLICATION
         )

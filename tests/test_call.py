@@ -18,7 +18,7 @@ from pipecat_personaplex.call import (
 )
 from pipecat_personaplex.config import FRAME_SAMPLES, Persona, SamplingParams
 from pipecat_personaplex.engine.session import SessionFrame
-from pipecat_personaplex.errors import EngineFailed, EngineFull, SessionFailed
+from pipecat_personaplex.errors import ConfigError, EngineFailed, EngineFull, SessionFailed
 from tests.helpers.engines import FakeEngine
 
 ANNA, BERT, CLEO = (Persona("NATF2", name) for name in ("Anna", "Bert", "Cleo"))
@@ -216,6 +216,52 @@ async def test_sampling_reaches_the_next_persona_too(fake: FakeEngine):
         story.call.open(BERT, SAMPLING)
         story.call.update(SamplingParams(seed=3))
         assert [s.sampling.seed for s in fake.sessions] == [3, 3]
+
+
+async def test_sampling_that_comes_with_a_persona_reaches_the_running_session_at_once(
+    fake: FakeEngine,
+):
+    async with begun(fake) as story:
+        fake.ready = False
+        story.call.open(BERT, SamplingParams(seed=3))
+        assert [s.sampling.seed for s in fake.sessions] == [3, 3]
+        assert story.call.sampling == SamplingParams(seed=3)
+        fake.sessions[1].fail(SessionFailed("out of memory"))
+        assert isinstance(await story.next(), PersonaRefused)
+        assert story.call.sampling == SamplingParams(seed=3)
+
+
+async def test_a_session_that_cannot_draw_in_a_new_way_goes_on_in_the_old(
+    fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+):
+    def mute(sampling: SamplingParams) -> None:
+        raise ConfigError("neither say nor update")
+
+    async with begun(fake) as story:
+        monkeypatch.setattr(fake.sessions[0], "update", mute)
+        with pytest.raises(ConfigError):
+            story.call.update(SamplingParams(seed=2))
+        fake.ready = False
+        story.call.open(BERT, SamplingParams(seed=3))
+        assert story.call.sampling == SAMPLING
+        fake.sessions[1].make_ready()
+        story.call.tick()
+        assert await story.next() == SessionEnded(ANNA, None)
+        assert story.call.sampling == SamplingParams(seed=3)
+
+
+async def test_a_next_persona_that_has_failed_hinders_no_update(
+    fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+):
+    def over(sampling: SamplingParams) -> None:
+        raise SessionFailed("the session is closed")
+
+    async with begun(fake) as story:
+        fake.ready = False
+        story.call.open(BERT, SAMPLING)
+        monkeypatch.setattr(fake.sessions[1], "update", over)
+        story.call.update(SamplingParams(seed=3))
+        assert story.call.sampling == fake.sessions[0].sampling == SamplingParams(seed=3)
 
 
 async def test_a_distant_engine_may_owe_more_and_nothing_is_lost_on_the_way(fake: FakeEngine):

@@ -165,6 +165,94 @@ async def test_a_new_persona_that_fails_while_it_is_prepared_keeps_the_old_one(
         await pipeline.until_count(SpeechOutputAudioRawFrame, 2)
 
 
+async def test_sampling_that_comes_with_a_persona_outlasts_its_refusal(
+    fake: FakeEngine, clock: ManualClock
+):
+    service = PersonaPlexLLMService(fake, clock=clock, settings=Settings(voice="NATF2"))
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        fake.ready = False
+        delta = Settings(voice="NATM1", temperature_text=0.0)
+        await pipeline.send(LLMUpdateSettingsFrame(delta=delta))
+        await pipeline.until(lambda: len(fake.sessions) == 2)
+        running, new = fake.sessions
+        # From the next frame on, as long as the prompt may take.
+        assert running.sampling == new.sampling == SamplingParams(temperature_text=0.0)
+        new.fail(SessionFailed("out of memory"))
+        await pipeline.until(lambda: errors(pipeline))
+        assert service.settings.voice == "NATF2"
+        assert service.settings.temperature_text == running.sampling.temperature_text == 0.0
+
+
+async def test_sampling_that_comes_with_a_persona_falls_where_there_is_no_slot(clock: ManualClock):
+    with FakeEngine(max_sessions=1) as fake:
+        service = PersonaPlexLLMService(fake, clock=clock)
+        pipeline = RunningPipeline([service], clock=clock)
+        events = Events(service)
+        async with pipeline:
+            await started(pipeline, events)
+            delta = Settings(voice="NATM1", temperature_text=0.0)
+            await pipeline.send(LLMUpdateSettingsFrame(delta=delta))
+            await pipeline.until(lambda: errors(pipeline))
+            assert service.settings.temperature_text == 0.7
+            assert fake.sessions[0].sampling == SamplingParams()
+
+
+async def test_settings_are_those_of_the_session_where_it_cannot_draw_in_a_new_way(
+    fake: FakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+):
+    def mute(sampling: SamplingParams) -> None:
+        raise ConfigError("neither say nor update")
+
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        monkeypatch.setattr(fake.sessions[0], "update", mute)
+        fake.ready = False
+        delta = Settings(voice="NATM1", temperature_text=0.0)
+        await pipeline.send(LLMUpdateSettingsFrame(delta=delta))
+        await pipeline.until(lambda: len(fake.sessions) == 2)
+        fake.sessions[1].fail(SessionFailed("out of memory"))
+        await pipeline.until(lambda: errors(pipeline))
+        assert service.settings.voice is None and service.settings.temperature_text == 0.7
+
+
+@pytest.mark.parametrize("refused", ["at once", "while it is prepared", "after another took over"])
+async def test_a_refusal_leaves_what_was_put_behind_the_prompt_as_it_was(
+    clock: ManualClock, refused: str
+):
+    with FakeEngine(max_sessions=1 if refused == "at once" else 3) as fake:
+        first = Settings(system_instruction="You sell hats.")
+        service = PersonaPlexLLMService(fake, clock=clock, settings=first)
+        service.append_system_instruction("Be brief.")
+        pipeline = RunningPipeline([service], clock=clock)
+        events = Events(service)
+        async with pipeline:
+            await started(pipeline, events)
+            expected = "You sell hats.\n\nBe brief."
+            if refused == "after another took over":
+                second = Settings(system_instruction="You sell cups.")
+                await pipeline.send(LLMUpdateSettingsFrame(delta=second))
+                await started(pipeline, events, 2)
+                expected = "You sell cups.\n\nBe brief."
+            fake.ready = False
+            third = Settings(system_instruction="You sell tea.")
+            await pipeline.send(LLMUpdateSettingsFrame(delta=third))
+            if refused != "at once":
+                await pipeline.until(lambda: "tea" in fake.sessions[-1].persona.text_prompt)
+                fake.sessions[-1].fail(SessionFailed("out of memory"))
+            await pipeline.until(lambda: errors(pipeline))
+            assert service.settings.system_instruction == expected
+            assert fake.open_sessions[0].persona.text_prompt == expected
+            # Nor does it double when more is put behind it.
+            service.append_system_instruction("Be kind.")
+            assert service.settings.system_instruction == f"{expected}\n\nBe kind."
+
+
 async def test_a_persona_that_nobody_has_heard_gives_up_its_slot(clock: ManualClock):
     with FakeEngine(max_sessions=1, ready=False) as fake:
         service = PersonaPlexLLMService(fake, clock=clock)
