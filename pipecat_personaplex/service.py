@@ -8,7 +8,6 @@ from collections.abc import Callable, Set
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 from loguru import logger
 from pipecat.frames.frames import (
     CancelFrame,
@@ -25,12 +24,11 @@ from pipecat.frames.frames import (
 )
 from pipecat.metrics.metrics import MetricsData
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
-from pipecat.services.llm_service import LLMService
+from pipecat.services.llm_service import LLMService, LLMWithBackendRole
 from pipecat.services.settings import LLMSettings
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 from pipecat.utils.errors import ErrorCategory
 
-from pipecat_personaplex.audio import pcm16_to_float
 from pipecat_personaplex.call import (
     Call,
     Event,
@@ -40,7 +38,8 @@ from pipecat_personaplex.call import (
     SpeechCut,
     SpeechRefused,
 )
-from pipecat_personaplex.config import SAMPLE_RATE, Persona
+from pipecat_personaplex.config import Persona
+from pipecat_personaplex.context import brings_tools, role_in
 from pipecat_personaplex.engine.interface import EngineLike
 from pipecat_personaplex.engine.session import SessionFrame
 from pipecat_personaplex.errors import (
@@ -50,10 +49,10 @@ from pipecat_personaplex.errors import (
     SessionFailed,
     UserError,
 )
+from pipecat_personaplex.input import CallerInput
 from pipecat_personaplex.metrics import CallFigures
 from pipecat_personaplex.output import AgentOutput
 from pipecat_personaplex.playout import PlayoutMeter
-from pipecat_personaplex.resampling import StreamResampler
 from pipecat_personaplex.settings import (
     PERSONA_FIELDS,
     SAMPLING_FIELDS,
@@ -73,6 +72,10 @@ class PersonaPlexLLMService(LLMService):
     The model listens and speaks at the same time and decides by itself when to do either. So
     there is no VAD, no turn detection and no interruption: an ``InterruptionFrame`` passes
     through and the model goes on.
+
+    The role belongs into ``Settings``. The system message of the first context is taken where
+    there is none, as a change of persona: it needs a second slot for a moment. Nothing else of a
+    context reaches the model: no history, and no tools, for it calls no functions.
 
     Event handlers available:
 
@@ -124,14 +127,14 @@ class PersonaPlexLLMService(LLMService):
         self._warn_idle(given.keys())
         self._engine = engine
         self._call = Call(engine, clock)
+        self._input = CallerInput()
         self._output = AgentOutput(playout, noise_gate_dbfs)
         self._figures = CallFigures()
         # What was asked of the session that answers, and of one that is to take over from it. The
         # prompts are without what LLMService puts behind them: it would do so again.
         self._asked: dict[Persona, PersonaPlexLLMSettings] = {}
         self._started = False
-        self._context_seen = False
-        self._input: StreamResampler | None = None
+        self._context_seen = self._tools_seen = False
         self._clock_task: asyncio.Task[None] | None = None
         self._event_task: asyncio.Task[None] | None = None
         if greeting:
@@ -149,6 +152,19 @@ class PersonaPlexLLMService(LLMService):
             service_name=self.name,
             user_turn_strategies=ExternalUserTurnStrategies(enable_interruptions=False),
         )
+
+    def llm_with_backend_role_objection(self, role: LLMWithBackendRole) -> str:
+        """Decline both roles: the model calls no tools, and answers no text."""
+        return (
+            f"{type(self).__name__} cannot be an LLMWithBackend {role}: its model calls no tools "
+            "and answers no text. Use it by itself, and put what the agent must know into "
+            "Settings(system_instruction=...)"
+        )
+
+    def register_function(self, function_name: str | None, handler: Any, **options: Any) -> None:
+        """Warn that the model calls no functions; the handler is kept, and never called."""
+        self._warn_of_tools()
+        super().register_function(function_name, handler, **options)
 
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
         """Take the pipeline's output rate; input frames bring their own."""
@@ -185,7 +201,7 @@ class PersonaPlexLLMService(LLMService):
         """Hear the caller, follow instructions, and push every frame on."""
         await super().process_frame(frame, direction)
         if isinstance(frame, InputAudioRawFrame):
-            self._hear(frame)
+            self._call.hear(self._input.pcm(frame))
         elif isinstance(frame, TTSSpeakFrame):
             self._call.say(frame.text)
         elif isinstance(frame, InterruptionFrame):
@@ -251,30 +267,29 @@ class PersonaPlexLLMService(LLMService):
             # Such a context makes LLMService hold back the response it expects until the user's
             # turn is over. This model answers no turn in particular, and is never to be silenced.
             self._speculation_gate.begin_speculation(False)
+        if brings_tools(frame.context):
+            self._warn_of_tools()
         first, self._context_seen = not self._context_seen, True
         # Later ones are what the aggregators wrote down, and the model has heard all that.
         if first and self._settings.system_instruction is None:
-            role = _system_message(frame)
+            role = role_in(frame.context)
             if role:
                 await self._update_settings(self.Settings(system_instruction=role))
 
-    # Input.
+    def _warn_of_tools(self) -> None:
+        if not self._tools_seen:
+            logger.warning(f"{self}: tools have no effect, this model calls no functions")
+        self._tools_seen = True
 
-    def _hear(self, frame: InputAudioRawFrame) -> None:
-        pcm = pcm16_to_float(np.frombuffer(frame.audio, dtype=np.int16))
-        if frame.num_channels > 1:
-            pcm = pcm.reshape(-1, frame.num_channels).mean(axis=1)
-        if self._input is None or self._input.source_rate != frame.sample_rate:
-            self._input = StreamResampler(frame.sample_rate, SAMPLE_RATE)
-        self._call.hear(self._input.push(pcm))
+    # The call.
 
     async def _follow_clock(self) -> None:
         while True:
             self._call.tick()
             await asyncio.sleep(_TICK_SECONDS)
 
-    # Output. Only the task that runs this pushes what the model says, so that frames which belong
-    # together stay together.
+    # Only the task that runs this pushes what the model says, so that frames which belong together
+    # stay together.
 
     async def _follow_events(self) -> None:
         try:
@@ -368,16 +383,3 @@ def _failure(error: Exception) -> PersonaPlexError:
     failure = SessionFailed(f"the call failed: {type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure
-
-
-def _system_message(frame: LLMContextFrame) -> str:
-    """The text of the context's first message, if that is a system message."""
-    messages = frame.context.get_messages()
-    first = messages[0] if messages else None
-    if not isinstance(first, dict) or first.get("role") not in ("system", "developer"):
-        return ""
-    content = first.get("content")
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return " ".join(part.get("text", "") for part in parts if isinstance(part, dict))

@@ -1,0 +1,62 @@
+"""What other services do and this one does not: it says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pipecat.frames.frames import LLMContextFrame
+from pipecat.pipeline.llm_with_backend import LLMWithBackend
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.services.llm_service import FunctionCallParams
+from pipecat.workers.llm.backend_llm_worker import BackendLLMWorker
+
+from pipecat_personaplex.service import PersonaPlexLLMService
+from tests.helpers.engines import FakeEngine
+from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, errors, started
+
+
+async def weather(params: FunctionCallParams) -> None:
+    """Look out of the window."""
+    raise AssertionError("nobody calls this")
+
+
+def test_a_registered_function_is_warned_of_once(fake: FakeEngine, warnings_logged: list[str]):
+    service = PersonaPlexLLMService(fake)
+    assert not warnings_logged
+    service.register_function("weather", weather, cancel_on_interruption=True)
+    service.register_function(None, weather)
+    assert service.has_function("weather")
+    assert [line.strip() for line in warnings_logged] == [
+        f"{service}: tools have no effect, this model calls no functions"
+    ]
+
+
+@pytest.mark.parametrize(("tools", "warned"), [([weather], 1), ([], 0), (None, 0)])
+async def test_a_context_with_tools_is_warned_of_once(
+    fake: FakeEngine, clock: ManualClock, warnings_logged: list[str], tools: Any, warned: int
+):
+    context = LLMContext() if tools is None else LLMContext(tools=tools)
+    context.add_message({"role": "user", "content": "My name is Anna."})
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        for count in (1, 2):
+            await pipeline.send(LLMContextFrame(context))
+            await pipeline.until_count(LLMContextFrame, count)
+        assert not errors(pipeline)
+    assert len([line for line in warnings_logged if "tools have no effect" in line]) == warned
+    # What was said before the call is not heard either.
+    assert [session.persona.text_prompt for session in fake.sessions] == [""]
+
+
+def test_it_declines_to_be_a_frontend(fake: FakeEngine):
+    with pytest.raises(ValueError, match=r"cannot be an LLMWithBackend frontend.* calls no tools"):
+        LLMWithBackend(frontend=PersonaPlexLLMService(fake), backend="clerk")
+
+
+def test_it_declines_to_be_a_backend(fake: FakeEngine):
+    with pytest.raises(ValueError, match="cannot be an LLMWithBackend backend"):
+        BackendLLMWorker(llm=PersonaPlexLLMService(fake), context=LLMContext())
