@@ -9,11 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipecat_personaplex.audio import Pcm
-from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.config import FRAME_SECONDS, Persona, SamplingParams
 from pipecat_personaplex.engine.interface import EngineLike, SessionLike
-from pipecat_personaplex.engine.session import SessionFrame
+from pipecat_personaplex.engine.session import MAX_SPEECH_FRAMES, SessionFrame
 from pipecat_personaplex.errors import EngineFull, PersonaPlexError
 from pipecat_personaplex.pacing import MAX_WAITING_FRAMES, InputPacer, PacingStats
+from pipecat_personaplex.speech import ForcedSpeech, most_frames
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class _Line:
     sampling: SamplingParams
     max_owed: int
     session: SessionLike = field(init=False)
+    speech: ForcedSpeech = field(default_factory=ForcedSpeech)
     started: bool = False
     pushed: int = 0
     answered: int = 0
@@ -124,6 +126,17 @@ class Call:
     def sampling(self) -> SamplingParams | None:
         """How they draw tokens; None if nobody does."""
         return self._line.sampling if self._line else None
+
+    @property
+    def speech_seconds(self) -> float:
+        """What is yet to be said takes no longer than this; 0 if nothing is, or nobody can.
+
+        What counts are words given to ``say``, up to the end of the turn they are in.
+        """
+        if self._closed or self._line is None:
+            return 0.0
+        frames = self._line.speech.frames_left + sum(map(most_frames, self._unsaid))
+        return min(frames, MAX_SPEECH_FRAMES) * FRAME_SECONDS
 
     @property
     def owed_frames(self) -> int:
@@ -256,6 +269,7 @@ class Call:
 
     def _answered(self, line: _Line, frame: SessionFrame) -> list[Event]:
         line.answered += 1
+        line.speech.push(frame.text)
         # Two sessions at once would be two voices, and twice the audio.
         ended = self._retire() if line is self._line else []
         if line is self._previous and not line.owed:
@@ -307,6 +321,8 @@ class Call:
                 self._line.session.say(text)
             except PersonaPlexError as error:
                 self._inbox.put_nowait((self._line, SpeechRefused(text, error)))
+            else:
+                self._line.speech.expect(text)
 
     def _pump(self) -> None:
         line = self._line

@@ -42,13 +42,8 @@ from pipecat_personaplex.config import Persona
 from pipecat_personaplex.context import brings_tools, role_in
 from pipecat_personaplex.engine.interface import EngineLike
 from pipecat_personaplex.engine.session import SessionFrame
-from pipecat_personaplex.errors import (
-    ConfigError,
-    EngineFull,
-    PersonaPlexError,
-    SessionFailed,
-    UserError,
-)
+from pipecat_personaplex.errors import ConfigError, PersonaPlexError, SessionFailed
+from pipecat_personaplex.failures import category_of, failure_of
 from pipecat_personaplex.input import CallerInput
 from pipecat_personaplex.metrics import CallFigures
 from pipecat_personaplex.output import AgentOutput
@@ -64,6 +59,9 @@ _TICK_SECONDS = 0.02
 _METRICS_FRAMES = 62
 # For the last frames to be pushed once a call is closed; nothing in them waits for anything.
 _CLOSING_SECONDS = 1.0
+# How much longer than they can take the last words are waited for: for a session that is still
+# being prepared, or a model that comes to a halt.
+_STALL_SECONDS = 10.0
 
 
 class PersonaPlexLLMService(LLMService):
@@ -72,6 +70,10 @@ class PersonaPlexLLMService(LLMService):
     The model listens and speaks at the same time and decides by itself when to do either. So
     there is no VAD, no turn detection and no interruption: an ``InterruptionFrame`` passes
     through and the model goes on.
+
+    An ``EndFrame`` ends the call once words that were forced have been said and the turn they are
+    in is over; should they not come, 10 s after the latest that they could have been. Nothing else
+    is waited for, and on a ``CancelFrame`` not even that.
 
     The role belongs into ``Settings``. The system message of the first context is taken where
     there is none, as a change of persona: it needs a second slot for a moment. Nothing else of a
@@ -180,15 +182,16 @@ class PersonaPlexLLMService(LLMService):
         try:
             self._open()
         except Exception as error:  # Pipecat would log it and go on with a call that is silent
-            await self._give_up(_failure(error))
+            await self._give_up(failure_of(error))
 
     async def stop(self, frame: EndFrame) -> None:
-        """Close the session."""
+        """Have the agent finish what it was told to say, and close the session."""
         await super().stop(frame)
+        await self._finish_speech()
         await self._teardown()
 
     async def cancel(self, frame: CancelFrame) -> None:
-        """Close the session."""
+        """Close the session, whatever is yet to be said."""
         await super().cancel(frame)
         await self._teardown()
 
@@ -241,7 +244,7 @@ class PersonaPlexLLMService(LLMService):
         except Exception as error:
             if "system_instruction" in changed:
                 changed["system_instruction"] = prompt  # and not what LLMService has made of it
-            return await self._refuse(changed, _failure(error))
+            return await self._refuse(changed, failure_of(error))
         return changed
 
     def _warn_idle(self, changed: Set[str]) -> None:
@@ -296,8 +299,9 @@ class PersonaPlexLLMService(LLMService):
             async for event in self._call.events():
                 await self._handle_event(event)
         except Exception as error:
-            await self._give_up(_failure(error))
+            await self._give_up(failure_of(error))
         finally:
+            self._call.close()  # nobody listens any more
             await self._end_turn()
 
     async def _handle_event(self, event: Event) -> None:
@@ -358,11 +362,16 @@ class PersonaPlexLLMService(LLMService):
         await self.push_error(str(error), error, force_treat_as_permanent=True)
 
     def _classify_error(self, exception: Exception) -> ErrorCategory | None:
-        if isinstance(exception, EngineFull):
-            return ErrorCategory.RATE_LIMIT
-        if isinstance(exception, UserError):
-            return ErrorCategory.INVALID_REQUEST
-        return ErrorCategory.SERVER if isinstance(exception, PersonaPlexError) else None
+        return category_of(exception)
+
+    async def _finish_speech(self) -> None:
+        # By the real clock: whatever paces the input may have stopped with it.
+        latest = time.monotonic() + self._call.speech_seconds + _STALL_SECONDS
+        while self._call.speech_seconds:  # the clock task has the model go on meanwhile
+            if time.monotonic() >= latest:
+                logger.warning(f"{self}: the call ends before all was said, the model is too slow")
+                break
+            await asyncio.sleep(_TICK_SECONDS)
 
     async def _teardown(self) -> None:
         self._call.close()
@@ -374,12 +383,3 @@ class PersonaPlexLLMService(LLMService):
             # It ends by itself, having closed what it has opened.
             await asyncio.wait({events}, timeout=_CLOSING_SECONDS)
             await self.cancel_task(events)
-
-
-def _failure(error: Exception) -> PersonaPlexError:
-    """The error itself if it is one of ours, else one that says what happened."""
-    if isinstance(error, PersonaPlexError):
-        return error
-    failure = SessionFailed(f"the call failed: {type(error).__name__}: {error}")
-    failure.__cause__ = error
-    return failure

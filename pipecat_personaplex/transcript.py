@@ -13,10 +13,7 @@ from pipecat.frames.frames import (
 )
 from pipecat.utils.text.base_text_aggregator import TextType
 
-from pipecat_personaplex.words import PieceDecoder
-
-TURN_GAP_FRAMES = 10
-"""Frames (80 ms) without text that end the agent's turn."""
+from pipecat_personaplex.words import TURN_GAP_FRAMES, PieceDecoder
 
 
 class Transcript:

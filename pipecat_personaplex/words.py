@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from pipecat_personaplex.config import FRAME_SECONDS
 
+TURN_GAP_FRAMES = 10
+"""Frames (80 ms) without text that end the agent's turn."""
+
 # How SentencePiece spells a character that its vocabulary lacks: its UTF-8 bytes, one a piece.
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 

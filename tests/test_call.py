@@ -197,6 +197,43 @@ async def test_words_wait_for_the_session_and_refusals_are_told(fake: FakeEngine
     story.call.close()
 
 
+async def test_what_is_yet_to_be_said_takes_time_until_it_is_over(fake: FakeEngine):
+    story = Story(fake)
+    story.call.say("Hello there.")
+    assert story.call.speech_seconds == 0  # nobody can
+    story.call.open(ANNA, SAMPLING)
+    unready = story.call.speech_seconds
+    assert 1 < unready < 10
+    story.call.tick()
+    await story.next()
+    assert unready < story.call.speech_seconds < 15
+    for _ in range(12):  # two pieces and a gap
+        assert story.call.speech_seconds > 0
+        story.hear()
+        await story.answer()
+    assert story.call.speech_seconds == 0
+    story.call.say("Goodbye.")
+    assert story.call.speech_seconds > 0
+    # They belong to the session that was told.
+    story.call.open(BERT, SAMPLING)
+    story.call.tick()
+    while await story.next() != SessionStarted(BERT):
+        pass
+    assert story.call.speech_seconds == 0
+    story.call.say("Goodbye.")
+    story.call.close()
+    assert story.call.speech_seconds == 0
+
+
+async def test_no_text_is_waited_for_longer_than_a_session_would_take_it():
+    with FakeEngine(ready=False) as fake:
+        story = Story(fake)
+        story.call.say("word " * 100_000)
+        story.call.open(ANNA, SAMPLING)
+        assert story.call.speech_seconds == 120
+        story.call.close()
+
+
 async def test_a_session_that_drops_input_is_not_waited_for(fake: FakeEngine):
     async with begun(fake) as story:
         session = fake.sessions[0]

@@ -13,7 +13,8 @@ from pipecat.frames.frames import (
 )
 from pipecat.utils.text.base_text_aggregator import TextType
 
-from pipecat_personaplex.transcript import TURN_GAP_FRAMES, Transcript
+from pipecat_personaplex.transcript import Transcript
+from pipecat_personaplex.words import TURN_GAP_FRAMES
 
 OPENING = [LLMFullResponseStartFrame, TTSStartedFrame]
 CLOSING = [TTSStoppedFrame, LLMFullResponseEndFrame]

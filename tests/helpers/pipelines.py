@@ -104,6 +104,14 @@ class RunningPipeline:
             await self.worker.queue_frame(EndFrame())
         await asyncio.wait_for(self._run, TIMEOUT)
 
+    async def end_in_time(self) -> None:
+        """End the pipeline while the clock runs on and the microphone is silent."""
+        ending = asyncio.create_task(self.end())
+        while not ending.done():
+            self.clock.now += 0.02
+            await asyncio.sleep(0.002)
+        await ending
+
     async def ended(self) -> None:
         """Wait until the pipeline has ended by itself."""
         await asyncio.wait_for(asyncio.shield(self._run), TIMEOUT)

@@ -11,11 +11,12 @@ from pipecat.frames.frames import (
     InputAudioRawFrame,
     LLMUpdateSettingsFrame,
     SpeechOutputAudioRawFrame,
+    TTSSpeakFrame,
     TTSTextFrame,
 )
 from pipecat.pipeline.worker import PipelineParams
 
-from pipecat_personaplex import Engine, Persona
+from pipecat_personaplex import Engine, EngineConfig, Persona
 from pipecat_personaplex.service import PersonaPlexLLMService
 from tests.helpers.pipelines import Events, RunningPipeline, started, tone
 
@@ -61,3 +62,19 @@ async def test_a_call_with_a_greeting_and_a_new_persona(engine: Engine):
     assert np.abs(pipeline.audio()).max() > 1_000
     assert np.diff(arrivals).max() <= 0.2
     assert engine.stats().sessions == 0
+
+
+async def test_a_goodbye_is_said_to_its_end_and_no_longer():
+    with Engine.load("nano", EngineConfig(device="cpu", max_sessions=1)) as nano:
+        service = PersonaPlexLLMService(nano)
+        pipeline = RunningPipeline([service])
+        events = Events(service)
+        async with pipeline:
+            await started(pipeline, events)
+            await pipeline.send(TTSSpeakFrame("Congratulations, Zoë… and goodbye!"))
+        # No microphone here: the clock of the service goes on behind the EndFrame.
+        said = "".join(frame.text for frame in pipeline.seen(TTSTextFrame))
+        assert said.endswith("Congratulations, Zoë... and goodbye!")
+        # The words take 34 frames, their turn's end ten more; 122 are the most that are waited for.
+        assert 40 <= len(pipeline.seen(SpeechOutputAudioRawFrame)) <= 80
+        assert nano.stats().sessions == 0

@@ -85,6 +85,7 @@ async def test_a_greeting_is_said_once_the_session_is_ready(clock: ManualClock):
             await pipeline.send(TTSSpeakFrame("And now this."))
             await pipeline.until_count(TTSSpeakFrame, 1)
             assert fake.sessions[0].said == ["Good morning!", "And now this."]
+            await pipeline.end_in_time()
 
 
 async def test_words_that_cannot_be_said_are_an_error_and_the_call_goes_on(

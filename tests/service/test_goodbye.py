@@ -1,0 +1,201 @@
+"""An EndFrame lets the agent finish what it was told to say."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from pipecat.frames.frames import (
+    CancelFrame,
+    EndFrame,
+    InterruptionFrame,
+    LLMFullResponseEndFrame,
+    TTSSpeakFrame,
+    TTSTextFrame,
+)
+
+from pipecat_personaplex.errors import EngineFailed
+from pipecat_personaplex.service import PersonaPlexLLMService
+from tests.helpers.engines import FakeEngine
+from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, errors, started, tone
+
+GOODBYE = "Goodbye and thank you for calling."
+
+
+def words(pipeline: RunningPipeline) -> str:
+    return "".join(frame.text for frame in pipeline.seen(TTSTextFrame))
+
+
+async def ending(pipeline: RunningPipeline, service: PersonaPlexLLMService) -> None:
+    """Send an EndFrame, and come back while the service holds it."""
+    reached = asyncio.Event()
+
+    @service.event_handler("on_before_process_frame")
+    async def on_before_process_frame(service: object, frame: object) -> None:
+        if isinstance(frame, EndFrame):
+            reached.set()
+
+    await pipeline.send(EndFrame())
+    await asyncio.wait_for(reached.wait(), 10)
+    for _ in range(3):  # as often as the service looks
+        await asyncio.sleep(0.02)
+    assert not pipeline.seen(EndFrame)
+
+
+async def test_a_goodbye_is_said_before_the_call_ends(fake: FakeEngine, clock: ManualClock):
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.send(TTSSpeakFrame(GOODBYE))
+        await ending(pipeline, service)
+        assert not fake.sessions[0].closed
+        await pipeline.end_in_time()
+    assert words(pipeline) == GOODBYE
+    assert not fake.open_sessions and not errors(pipeline)
+    # The turn has ended by itself: the model was heard for a gap behind the words.
+    kinds = [type(frame) for frame in pipeline.down]
+    assert kinds.index(LLMFullResponseEndFrame) < kinds.index(EndFrame)
+    assert kinds.count(LLMFullResponseEndFrame) == 1
+    assert len(fake.sessions[0].heard) >= len(GOODBYE.split()) + 10
+
+
+async def test_words_said_already_have_their_turn_out(fake: FakeEngine, clock: ManualClock):
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.send(TTSSpeakFrame("Goodbye."))
+        await pipeline.until_count(TTSSpeakFrame, 1)
+        await pipeline.speak(tone(0.24))
+        await pipeline.until_count(TTSTextFrame, 1)
+        fake.sessions[0].pieces += [" Take", " care."]
+        await pipeline.end_in_time()
+    assert words(pipeline) == "Goodbye. Take care."
+
+
+async def test_an_announcement_is_made_though_the_session_is_not_ready_yet(clock: ManualClock):
+    with FakeEngine(ready=False) as fake:
+        service = PersonaPlexLLMService(fake, clock=clock, greeting="We are closed.")
+        pipeline = RunningPipeline([service], clock=clock)
+        async with pipeline:
+            await ending(pipeline, service)
+            fake.sessions[0].make_ready()
+            await pipeline.end_in_time()
+    assert words(pipeline) == "We are closed."
+
+
+async def test_an_interruption_does_not_cut_the_goodbye(fake: FakeEngine, clock: ManualClock):
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.send(TTSSpeakFrame(GOODBYE))
+        await ending(pipeline, service)
+        await service.queue_frame(InterruptionFrame())
+        await pipeline.end_in_time()
+    assert words(pipeline).replace(" ", "") == GOODBYE.replace(" ", "")
+    assert pipeline.seen(InterruptionFrame)
+
+
+async def test_a_cancelled_call_waits_for_no_words(fake: FakeEngine, clock: ManualClock):
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.send(TTSSpeakFrame(GOODBYE))
+        await pipeline.until_count(TTSSpeakFrame, 1)
+        await pipeline.cancel()  # the clock stands still
+    assert not fake.open_sessions
+
+
+async def test_a_goodbye_can_be_cancelled(fake: FakeEngine, clock: ManualClock):
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.send(TTSSpeakFrame(GOODBYE))
+        await ending(pipeline, service)
+        # From a neighbour: the worker itself sends nothing after an EndFrame until that is through.
+        await service.queue_frame(CancelFrame())
+        await pipeline.ended()
+    assert not fake.open_sessions
+
+
+@pytest.mark.parametrize("stalled", ["the model", "the prompt"])
+async def test_a_stalled_engine_holds_the_end_up_for_a_while_and_not_for_ever(
+    clock: ManualClock,
+    warnings_logged: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stalled: str,
+):
+    monkeypatch.setattr("pipecat_personaplex.service._STALL_SECONDS", 0.2)
+    monkeypatch.setattr("pipecat_personaplex.speech._SLACK_FRAMES", 0)
+    with FakeEngine(ready=stalled == "the model") as fake:
+        service = PersonaPlexLLMService(fake, clock=clock, greeting="Bye.")
+        pipeline = RunningPipeline([service], clock=clock)
+        events = Events(service)
+        async with pipeline:
+            if stalled == "the model":
+                await started(pipeline, events)
+            fake.step.clear()
+            await ending(pipeline, service)
+            begun = time.monotonic()
+            await pipeline.end_in_time()
+            assert 0.5 < time.monotonic() - begun < 5
+            fake.step.set()
+        assert not fake.open_sessions and words(pipeline) == ""
+    assert [line for line in warnings_logged if "before all was said" in line]
+
+
+async def test_a_dead_engine_holds_nothing_up(fake: FakeEngine, clock: ManualClock):
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.send(TTSSpeakFrame(GOODBYE))
+        await ending(pipeline, service)
+        fake.fail(EngineFailed("the device is gone"))
+        await pipeline.ended()  # the clock stands still
+    assert isinstance(errors(pipeline)[0].exception, EngineFailed)
+
+
+async def test_a_call_that_never_had_a_session_ends_at_once(clock: ManualClock):
+    with FakeEngine(max_sessions=0) as fake:
+        service = PersonaPlexLLMService(fake, clock=clock, greeting=GOODBYE)
+        async with RunningPipeline([service], clock=clock) as pipeline:
+            await pipeline.until(lambda: errors(pipeline))
+            await pipeline.end()  # the clock stands still
+
+
+async def test_a_mistake_in_here_holds_nothing_up(
+    fake: FakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipecat_personaplex.output.float_to_pcm16", lambda pcm: 1 / 0)
+    service = PersonaPlexLLMService(fake, clock=clock, greeting=GOODBYE)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.speak(tone(0.1))
+        await pipeline.until(lambda: errors(pipeline))
+        await pipeline.end()  # the clock stands still
+    assert not fake.open_sessions
+
+
+async def test_words_that_were_refused_are_not_waited_for(fake: FakeEngine, clock: ManualClock):
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.send(TTSSpeakFrame(" "))
+        await pipeline.until(lambda: errors(pipeline))
+        await pipeline.end()  # the clock stands still
