@@ -1,0 +1,40 @@
+"""Calls that tests hold with an engine."""
+
+from __future__ import annotations
+
+import queue
+from typing import Any
+
+import numpy as np
+
+from pipecat_personaplex import Engine, Persona, SamplingParams, Session, SessionFrame
+from pipecat_personaplex.config import FRAME_SAMPLES
+from pipecat_personaplex.errors import PersonaPlexError
+from tests.golden_data import FRIEND, conversation
+
+SILENCE = np.zeros(FRAME_SAMPLES, dtype=np.float32)
+WAIT = 30.0
+
+
+class Call:
+    """An open session whose frames and end can be waited for."""
+
+    def __init__(self, engine: Engine, persona: Persona = FRIEND, **options: Any):
+        self.frames: queue.Queue[SessionFrame] = queue.Queue()
+        self.ends: queue.Queue[PersonaPlexError | None] = queue.Queue()
+        options.setdefault("on_frame", self.frames.put)
+        self.session: Session = engine.open_session(persona, on_end=self.ends.put, **options)
+
+    def answer(self, pcm: np.ndarray = SILENCE) -> SessionFrame:
+        self.session.push(pcm)
+        return self.frames.get(timeout=WAIT)
+
+    def hang_up(self) -> None:
+        self.session.close()
+        assert self.session.wait_ended(WAIT)
+
+
+def says(engine: Engine) -> list[int]:
+    """What a short greedy call says: a probe that the engine is as it should be."""
+    pcm = conversation("friend").user_pcm[: 6 * FRAME_SAMPLES]
+    return [f.text_token for f in engine.converse(FRIEND, pcm, SamplingParams.greedy()).frames]
