@@ -63,11 +63,13 @@ def put(x, kept, scales, at, d, is_feature, here, HEAD_DIM: tl.constexpr, QUANTI
     if QUANTIZED:
         stored, number, scale = _quantize(x.to(tl.float32))
         number *= scale
-        tl.store(scales + at, scale, mask=here)
+        if here:
+            tl.store(scales + at, scale)
     else:
         stored = x.to(kept.dtype.element_ty)
         number = stored.to(tl.float32)
-    tl.store(kept + at * HEAD_DIM + d, stored, mask=is_feature & here)
+    if here:
+        tl.store(kept + at * HEAD_DIM + d, stored, mask=is_feature)
     return number
 
 

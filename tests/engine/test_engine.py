@@ -296,7 +296,7 @@ def test_start_and_stop_from_many_threads_leave_one_engine(loaded_engine: Engine
 def test_configuration_is_checked_where_it_is_made() -> None:
     good = EngineConfig(device="cpu")
     for wrong in (
-        {"max_sessions": 0},
+        {"max_sessions": -1},
         {"max_sessions": True},
         {"dtype": "float16"},
         {"quantization": "int3"},
