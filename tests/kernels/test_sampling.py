@@ -66,43 +66,37 @@ def test_the_kernel_draws_what_the_plain_path_draws(card: int, kind: str) -> Non
 
 
 @pytest.mark.usefixtures("few_candidates")
-@pytest.mark.parametrize("card", [97, 257, 320])
+@pytest.mark.parametrize("card", [97, 257])
 @pytest.mark.parametrize("kind", ["distinct", "equal", "bfloat16", "infinite"])
 def test_a_large_vocabulary_is_shortlisted_first(
     card: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "MAX_SORTED", 96)
     monkeypatch.setattr(kernels, "PART", 64)
-    generator = torch.Generator().manual_seed(card)
-    for frame in range(3):
-        plain = frame_sampler(40, [frame, 7, 1 << 33, 12, 100], text_card=card)
-        logits = 3 * torch.randn(5, card, generator=generator)
-        if kind == "equal":
-            logits = logits.round()
-        elif kind == "bfloat16":
-            logits = logits.bfloat16()
-        elif kind == "infinite":
-            logits[:, card // 2 :] = -torch.inf
-            logits[:, card - 1] = 4.0
-        drawn = replace(plain, fused=True).text(logits)
-        assert drawn.dtype == torch.int64
-        assert drawn.tolist() == plain.text(logits.float()).tolist()
+    logits = 3 * torch.randn(5, card, generator=torch.Generator().manual_seed(card))
+    if kind == "equal":
+        logits = logits.round()
+    elif kind == "bfloat16":
+        logits = logits.bfloat16()
+    elif kind == "infinite":
+        logits[:, card // 2 :] = -torch.inf
+        logits[:, card - 1] = 4.0
+    plain = frame_sampler(40, [0, 7, 1 << 33, 12, 100], text_card=card)
+    drawn = replace(plain, fused=True).text(logits)
+    assert drawn.dtype == torch.int64
+    assert drawn.tolist() == plain.text(logits.float()).tolist()
 
 
-def test_at_the_models_own_size() -> None:
+def test_at_the_size_of_blocks_on_a_gpu() -> None:
+    """One row: the interpreter takes a second to sort 2,048 logits."""
     generator = torch.Generator().manual_seed(0)
-    plain = frame_sampler(2_048, [3, 4, 5, 6, 7], text_card=32_000)
-    two = replace(
-        plain,
-        **{
-            name: getattr(plain, name)[:2]
-            for name in ("seeds", "frames", "scale", "noise_scale", "top_k", "noise")
-        },
-    )
-    logits = 3 * torch.randn(2, 2_048, generator=generator)
-    assert torch.equal(replace(two, fused=True).audio(2, logits), two.audio(2, logits))
-    logits = 3 * torch.randn(2, 32_000, generator=generator)
-    assert torch.equal(replace(two, fused=True).text(logits), two.text(logits))
+    plain = frame_sampler(2_048, [3, 4, 5, 6, 7], text_card=4_500)
+    names = ("seeds", "frames", "scale", "noise_scale", "top_k", "noise")
+    one = replace(plain, **{name: getattr(plain, name)[1:2] for name in names})
+    fused = replace(one, fused=True)
+    codes, text = (3 * torch.randn(1, card, generator=generator) for card in (2_048, 4_500))
+    assert torch.equal(fused.audio(2, codes), one.audio(2, codes))
+    assert torch.equal(fused.text(text), one.text(text))
 
 
 def test_what_one_program_cannot_sort_is_refused() -> None:
