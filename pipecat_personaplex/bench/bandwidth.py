@@ -10,7 +10,7 @@ from torch import nn
 
 from pipecat_personaplex.bench.calls import (
     Served,
-    batch_of,
+    StepAttention,
     fill_rings,
     new_ring,
     noise_prefix,
@@ -18,7 +18,6 @@ from pipecat_personaplex.bench.calls import (
 )
 from pipecat_personaplex.bench.options import BenchOptions
 from pipecat_personaplex.bench.timing import device_seconds, release
-from pipecat_personaplex.models.attention import left_to_layers, rotation
 
 # Larger than any cache, smaller than what a card has left beside a model.
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
@@ -82,22 +81,12 @@ def measure_bandwidth(
 
 def _attention(served: Served, sessions: int, device: torch.device) -> tuple[float, int]:
     """Seconds of one step's attention in all layers, and the bytes of the rings it reads."""
-    config = served.config.lm
     ring = new_ring(served, sessions, device)
     prefix = noise_prefix(served, 2 * window_of(served), device)
-    starts = fill_rings(ring, sessions, prefix)
-    batch = batch_of(sessions, device)
-    positions = torch.tensor(starts, device=device)
-    kv = ring.at(batch, starts, positions)
-    left_to_layers(rotation(positions[:, None], served.lm.frequencies), kv)
-    shape = (sessions, config.num_heads, 1, config.dim // config.num_heads)
-    q, k, v = torch.randn(3, *shape, device=device, dtype=served.lm.dtype)
-
-    def call() -> None:
-        for layer in range(config.num_layers):
-            kv.attend(layer, q, k, v)
-
-    return device_seconds(call, _TIMES, device), ring.nbytes
+    attention = StepAttention(served, ring, fill_rings(ring, sessions, prefix), device)
+    kv = attention.open()
+    seconds = device_seconds(lambda: attention.attend(kv), _TIMES, device)
+    return seconds, ring.nbytes
 
 
 def _mlp(served: Served, rows: int, device: torch.device) -> tuple[float, int]:

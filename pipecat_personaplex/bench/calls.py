@@ -17,6 +17,7 @@ from pipecat_personaplex.engine.model_runner import ModelRunner
 from pipecat_personaplex.engine.placement import choose_kv_dtype
 from pipecat_personaplex.engine.prompting import Prefix
 from pipecat_personaplex.engine.tokens import initial_column
+from pipecat_personaplex.models.attention import KVStore, left_to_layers, rotation
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
 from pipecat_personaplex.subject import load_subject
@@ -91,6 +92,37 @@ def batch_of(count: int, device: torch.device) -> Batch:
     if device.type == "cuda":
         return Batch(slots, torch.arange(count, device=device))
     return Batch.of(slots, device)
+
+
+class StepAttention:
+    """The attention of a step in all layers, for callers in the first slots, to random inputs.
+
+    Args:
+        served: The model.
+        ring: The callers' keys and values.
+        starts: Each caller's place.
+        device: Where all that is.
+    """
+
+    def __init__(self, served: Served, ring: RingCache, starts: list[int], device: torch.device):
+        config = served.config.lm
+        shape = (len(starts), config.num_heads, 1, config.dim // config.num_heads)
+        self._qkv = torch.randn(3, *shape, device=device, dtype=served.lm.dtype)
+        self._layers = config.num_layers
+        self._ring, self._starts, self._batch = ring, starts, batch_of(len(starts), device)
+        self._positions = torch.tensor(starts, device=device)
+        self._turn = rotation(self._positions[:, None], served.lm.frequencies)
+
+    def open(self) -> KVStore:
+        """Begin a step; where the store turns queries and keys, it does so here too."""
+        kv = self._ring.at(self._batch, self._starts, self._positions)
+        left_to_layers(self._turn, kv)
+        return kv
+
+    def attend(self, kv: KVStore) -> None:
+        """Every layer, one after the other."""
+        for layer in range(self._layers):
+            kv.attend(layer, *self._qkv)
 
 
 def noise_prefix(served: Served, positions: int, device: torch.device) -> Prefix:

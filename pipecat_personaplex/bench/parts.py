@@ -11,6 +11,7 @@ from torch import nn
 
 from pipecat_personaplex.bench.calls import (
     Served,
+    StepAttention,
     batch_of,
     fill_rings,
     new_ring,
@@ -23,7 +24,6 @@ from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES, SamplingParams
 from pipecat_personaplex.engine.model_runner import CodecSlots
 from pipecat_personaplex.engine.sampling import SamplerState
 from pipecat_personaplex.engine.tokens import initial_column
-from pipecat_personaplex.models.attention import left_to_layers, rotation
 from pipecat_personaplex.models.mimi.codec import LATENTS_PER_FRAME
 
 ATTENTION = "of it attention"
@@ -123,16 +123,11 @@ def _parts(
         kv = ring.at(batch, starts, positions)
         return lm(lm.embed(column)[:, None], positions[:, None], kv)
 
-    shape = (count, config.lm.num_heads, 1, config.lm.dim // config.lm.num_heads)
-    q, k, v = torch.randn(3, *shape, device=device, dtype=lm.dtype)
-    turn = rotation(positions[:, None], lm.frequencies)
+    step = StepAttention(served, ring, starts, device)
 
     @torch.inference_mode()
     def attention() -> None:
-        kv = ring.at(batch, starts, positions)
-        left_to_layers(turn, kv)
-        for layer in range(config.lm.num_layers):
-            kv.attend(layer, q, k, v)
+        step.attend(step.open())
 
     sampler = SamplerState.on(device, count, config.lm)
     for slot in range(count):
