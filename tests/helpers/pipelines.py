@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from pipecat.pipeline.worker import PipelineParams, PipelineWorker, ProcessorUnu
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.workers.runner import WorkerRunner
 
+from pipecat_personaplex.engine.interface import EngineLike
 from pipecat_personaplex.service import PersonaPlexLLMService
 
 F = TypeVar("F", bound=Frame)
@@ -191,6 +193,19 @@ class Events:
 
 async def started(pipeline: RunningPipeline, events: Events, count: int = 1) -> None:
     await pipeline.until(lambda: len(events.named("on_session_started")) >= count)
+
+
+@asynccontextmanager
+async def on_call(
+    engine: EngineLike, clock: ManualClock, **options: Any
+) -> AsyncIterator[tuple[PersonaPlexLLMService, RunningPipeline, Events]]:
+    """A service alone in its pipeline, once its session has started."""
+    service = PersonaPlexLLMService(engine, clock=clock, **options)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    async with pipeline:
+        await started(pipeline, events)
+        yield service, pipeline, events
 
 
 def errors(pipeline: RunningPipeline) -> list[ErrorFrame]:

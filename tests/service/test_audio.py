@@ -16,7 +16,7 @@ from pipecat_personaplex.config import FRAME_SAMPLES
 from pipecat_personaplex.playout import PlayoutMeter
 from pipecat_personaplex.service import PersonaPlexLLMService
 from tests.helpers.engines import FakeEngine
-from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, started, tone
+from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, on_call, started, tone
 
 
 def dominant_hertz(pcm: np.ndarray, rate: int) -> float:
@@ -72,11 +72,7 @@ async def test_run_test_drives_it_too(fake: FakeEngine):
 async def test_silence_of_the_microphone_keeps_the_model_going(
     fake: FakeEngine, clock: ManualClock
 ):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (_, pipeline, _):
         for count in range(1, 26):
             clock.now += 0.08
             await pipeline.until_count(SpeechOutputAudioRawFrame, count - 1)
@@ -85,11 +81,7 @@ async def test_silence_of_the_microphone_keeps_the_model_going(
 
 
 async def test_a_stall_and_its_burst_leave_no_delay(fake: FakeEngine, clock: ManualClock):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (_, pipeline, _):
         begun = clock.now
         await pipeline.speak(tone(0.8))
         await pipeline.until_count(SpeechOutputAudioRawFrame, 10)
@@ -123,11 +115,7 @@ async def test_before_the_session_is_ready_only_the_latest_input_waits(clock: Ma
 async def test_a_slow_model_is_never_given_more_than_it_can_answer(
     fake: FakeEngine, clock: ManualClock
 ):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (_, pipeline, _):
         fake.step.clear()
         await pipeline.speak(tone(2.0))
         assert len(fake.sessions[0].heard) == 2  # one in the step, one behind it

@@ -30,7 +30,15 @@ from pipecat_personaplex.metrics import PersonaPlexMetricsData
 from pipecat_personaplex.playout import PlayoutMeter
 from pipecat_personaplex.service import PersonaPlexLLMService
 from tests.helpers.engines import FakeEngine, says
-from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, errors, started, tone
+from tests.helpers.pipelines import (
+    Events,
+    ManualClock,
+    RunningPipeline,
+    errors,
+    on_call,
+    started,
+    tone,
+)
 
 Settings = PersonaPlexLLMService.Settings
 
@@ -74,11 +82,7 @@ async def test_a_failure_in_mid_call_ends_the_call(
     fake: FakeEngine, clock: ManualClock, failure: EngineFailed | SessionFailed
 ):
     fake.on_open = says(" I", " was")
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (service, pipeline, events):
         await pipeline.speak(tone(0.16))
         await pipeline.until_count(TTSTextFrame, 1)
         fake.fail(failure)
@@ -99,11 +103,7 @@ async def test_a_mistake_in_here_is_an_error_too(
 ):
     monkeypatch.setattr("pipecat_personaplex.output.float_to_pcm16", lambda pcm: 1 / 0)
     fake.on_open = says(" Oh")
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (service, pipeline, _):
         await pipeline.speak(tone(0.1))
         await pipeline.until(lambda: errors(pipeline))
         assert "ZeroDivisionError" in errors(pipeline)[0].error
@@ -143,11 +143,8 @@ async def test_an_engine_without_voices_says_so(clock: ManualClock):
 
 
 async def test_tearing_down_three_times_is_tearing_down_once(fake: FakeEngine, clock: ManualClock):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (service, pipeline, events):
+        pass
     await service.cleanup()
     await service.cleanup()
     assert events.named("on_session_ended") == [(Persona("NATF2"), None)]

@@ -18,7 +18,15 @@ from pipecat.frames.frames import (
 from pipecat_personaplex.errors import EngineFailed
 from pipecat_personaplex.service import PersonaPlexLLMService
 from tests.helpers.engines import FakeEngine
-from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, errors, started, tone
+from tests.helpers.pipelines import (
+    Events,
+    ManualClock,
+    RunningPipeline,
+    errors,
+    on_call,
+    started,
+    tone,
+)
 
 GOODBYE = "Goodbye and thank you for calling."
 
@@ -44,11 +52,7 @@ async def ending(pipeline: RunningPipeline, service: PersonaPlexLLMService) -> N
 
 
 async def test_a_goodbye_is_said_before_the_call_ends(fake: FakeEngine, clock: ManualClock):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (service, pipeline, _):
         await pipeline.send(TTSSpeakFrame(GOODBYE))
         await ending(pipeline, service)
         assert not fake.sessions[0].closed
@@ -63,11 +67,7 @@ async def test_a_goodbye_is_said_before_the_call_ends(fake: FakeEngine, clock: M
 
 
 async def test_words_said_already_have_their_turn_out(fake: FakeEngine, clock: ManualClock):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (_, pipeline, _):
         await pipeline.send(TTSSpeakFrame("Goodbye."))
         await pipeline.until_count(TTSSpeakFrame, 1)
         await pipeline.speak(tone(0.24))
@@ -89,11 +89,7 @@ async def test_an_announcement_is_made_though_the_session_is_not_ready_yet(clock
 
 
 async def test_an_interruption_does_not_cut_the_goodbye(fake: FakeEngine, clock: ManualClock):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (service, pipeline, _):
         await pipeline.send(TTSSpeakFrame(GOODBYE))
         await ending(pipeline, service)
         await service.queue_frame(InterruptionFrame())
@@ -103,11 +99,7 @@ async def test_an_interruption_does_not_cut_the_goodbye(fake: FakeEngine, clock:
 
 
 async def test_a_cancelled_call_waits_for_no_words(fake: FakeEngine, clock: ManualClock):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (_, pipeline, _):
         await pipeline.send(TTSSpeakFrame(GOODBYE))
         await pipeline.until_count(TTSSpeakFrame, 1)
         await pipeline.cancel()  # the clock stands still
@@ -115,11 +107,7 @@ async def test_a_cancelled_call_waits_for_no_words(fake: FakeEngine, clock: Manu
 
 
 async def test_a_goodbye_can_be_cancelled(fake: FakeEngine, clock: ManualClock):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (service, pipeline, _):
         await pipeline.send(TTSSpeakFrame(GOODBYE))
         await ending(pipeline, service)
         # From a neighbour: the worker itself sends nothing after an EndFrame until that is through.
@@ -155,11 +143,7 @@ async def test_a_stalled_engine_holds_the_end_up_for_a_while_and_not_for_ever(
 
 
 async def test_a_dead_engine_holds_nothing_up(fake: FakeEngine, clock: ManualClock):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (service, pipeline, _):
         await pipeline.send(TTSSpeakFrame(GOODBYE))
         await ending(pipeline, service)
         fake.fail(EngineFailed("the device is gone"))
@@ -179,11 +163,7 @@ async def test_a_mistake_in_here_holds_nothing_up(
     fake: FakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("pipecat_personaplex.output.float_to_pcm16", lambda pcm: 1 / 0)
-    service = PersonaPlexLLMService(fake, clock=clock, greeting=GOODBYE)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock, greeting=GOODBYE) as (_, pipeline, _):
         await pipeline.speak(tone(0.1))
         await pipeline.until(lambda: errors(pipeline))
         await pipeline.end()  # the clock stands still
@@ -191,11 +171,7 @@ async def test_a_mistake_in_here_holds_nothing_up(
 
 
 async def test_words_that_were_refused_are_not_waited_for(fake: FakeEngine, clock: ManualClock):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (_, pipeline, _):
         await pipeline.send(TTSSpeakFrame(" "))
         await pipeline.until(lambda: errors(pipeline))
         await pipeline.end()  # the clock stands still

@@ -13,7 +13,7 @@ from pipecat.workers.llm.backend_llm_worker import BackendLLMWorker
 
 from pipecat_personaplex.service import PersonaPlexLLMService
 from tests.helpers.engines import FakeEngine
-from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, errors, started
+from tests.helpers.pipelines import ManualClock, errors, on_call
 
 
 async def weather(params: FunctionCallParams) -> None:
@@ -38,11 +38,7 @@ async def test_a_context_with_tools_is_warned_of_once(
 ):
     context = LLMContext() if tools is None else LLMContext(tools=tools)
     context.add_message({"role": "user", "content": "My name is Anna."})
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (_, pipeline, _):
         for count in (1, 2):
             await pipeline.send(LLMContextFrame(context))
             await pipeline.until_count(LLMContextFrame, count)

@@ -18,17 +18,22 @@ from pipecat_personaplex.config import FRAME_SAMPLES, Persona, SamplingParams
 from pipecat_personaplex.errors import ConfigError, EngineFull, SessionFailed
 from pipecat_personaplex.service import PersonaPlexLLMService
 from tests.helpers.engines import FakeEngine
-from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, errors, started, tone
+from tests.helpers.pipelines import (
+    Events,
+    ManualClock,
+    RunningPipeline,
+    errors,
+    on_call,
+    started,
+    tone,
+)
 
 Settings = PersonaPlexLLMService.Settings
 
 
 async def test_sampling_changes_apply_to_the_running_session(fake: FakeEngine, clock: ManualClock):
-    service = PersonaPlexLLMService(fake, clock=clock, settings=Settings(seed=7, top_k_text=5))
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    given = Settings(seed=7, top_k_text=5)
+    async with on_call(fake, clock, settings=given) as (service, pipeline, _):
         assert fake.sessions[0].sampling == SamplingParams(seed=7, top_k_text=5)
         await pipeline.send(LLMUpdateSettingsFrame(delta=Settings(temperature_audio=0.2)))
         await pipeline.until_count(LLMUpdateSettingsFrame, 1)
@@ -84,11 +89,7 @@ async def test_a_new_persona_takes_over_without_a_gap(fake: FakeEngine, clock: M
 
 
 async def test_an_answer_owed_at_the_hand_over_is_still_heard(fake: FakeEngine, clock: ManualClock):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (_, pipeline, events):
         fake.step.clear()
         await pipeline.speak(tone(0.08))
         await pipeline.send(LLMUpdateSettingsFrame(delta=Settings(voice="NATM1")))
@@ -133,11 +134,7 @@ async def test_no_slot_for_a_new_persona_keeps_the_old_one(clock: ManualClock):
 async def test_an_unknown_voice_for_a_new_persona_keeps_the_old_one(
     fake: FakeEngine, clock: ManualClock
 ):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (service, pipeline, _):
         await pipeline.send(LLMUpdateSettingsFrame(delta=Settings(voice="NATX9")))
         await pipeline.until(lambda: errors(pipeline))
         assert "NATF2, NATM1" in errors(pipeline)[0].error
@@ -149,11 +146,7 @@ async def test_an_unknown_voice_for_a_new_persona_keeps_the_old_one(
 async def test_a_new_persona_that_fails_while_it_is_prepared_keeps_the_old_one(
     fake: FakeEngine, clock: ManualClock
 ):
-    service = PersonaPlexLLMService(fake, clock=clock, settings=Settings(voice="NATF2"))
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock, settings=Settings(voice="NATF2")) as (service, pipeline, _):
         fake.ready = False
         await pipeline.send(LLMUpdateSettingsFrame(delta=Settings(voice="NATM1")))
         await pipeline.until(lambda: len(fake.sessions) == 2)
@@ -168,11 +161,7 @@ async def test_a_new_persona_that_fails_while_it_is_prepared_keeps_the_old_one(
 async def test_sampling_that_comes_with_a_persona_outlasts_its_refusal(
     fake: FakeEngine, clock: ManualClock
 ):
-    service = PersonaPlexLLMService(fake, clock=clock, settings=Settings(voice="NATF2"))
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock, settings=Settings(voice="NATF2")) as (service, pipeline, _):
         fake.ready = False
         delta = Settings(voice="NATM1", temperature_text=0.0)
         await pipeline.send(LLMUpdateSettingsFrame(delta=delta))
@@ -206,11 +195,7 @@ async def test_settings_are_those_of_the_session_where_it_cannot_draw_in_a_new_w
     def mute(sampling: SamplingParams) -> None:
         raise ConfigError("neither say nor update")
 
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (service, pipeline, _):
         monkeypatch.setattr(fake.sessions[0], "update", mute)
         fake.ready = False
         delta = Settings(voice="NATM1", temperature_text=0.0)
@@ -284,11 +269,7 @@ async def test_settings_for_another_service_pass_by_once(fake: FakeEngine, clock
 async def test_settings_that_the_model_does_not_have_do_nothing(
     fake: FakeEngine, clock: ManualClock, warnings_logged: list[str]
 ):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (service, pipeline, _):
         await pipeline.send(LLMUpdateSettingsFrame(delta=LLMSettings(top_p=0.5)))
         await pipeline.until_count(LLMUpdateSettingsFrame, 1)
         assert len(fake.sessions) == 1 and not errors(pipeline)

@@ -24,16 +24,20 @@ from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 
 from pipecat_personaplex.service import PersonaPlexLLMService
 from tests.helpers.engines import FakeEngine, says
-from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, errors, started, tone
+from tests.helpers.pipelines import (
+    Events,
+    ManualClock,
+    RunningPipeline,
+    errors,
+    on_call,
+    started,
+    tone,
+)
 
 
 async def test_what_the_agent_says_is_a_balanced_turn(fake: FakeEngine, clock: ManualClock):
     fake.on_open = says("", " Hello", " there", ".")
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (_, pipeline, _):
         await pipeline.speak(tone(1.2))
         await pipeline.until_count(LLMFullResponseEndFrame, 1)
     words = [f for f in pipeline.down if not isinstance(f, InputAudioRawFrame)]
@@ -91,11 +95,7 @@ async def test_a_greeting_is_said_once_the_session_is_ready(clock: ManualClock):
 async def test_words_that_cannot_be_said_are_an_error_and_the_call_goes_on(
     fake: FakeEngine, clock: ManualClock
 ):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (service, pipeline, _):
         await pipeline.send(TTSSpeakFrame(" "))
         await pipeline.until(lambda: errors(pipeline))
         assert service.is_usable
@@ -105,11 +105,7 @@ async def test_words_that_cannot_be_said_are_an_error_and_the_call_goes_on(
 
 async def test_interruptions_do_no_harm(fake: FakeEngine, clock: ManualClock):
     fake.on_open = says(" One", " two", " three", " four")
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (_, pipeline, _):
         await pipeline.speak(tone(0.16))
         await pipeline.until_count(TTSTextFrame, 1)
         await pipeline.send(InterruptionFrame())
@@ -134,11 +130,7 @@ async def test_the_metadata_turns_turn_taking_off(fake: FakeEngine, clock: Manua
 
 
 async def test_the_first_context_may_bring_the_role(fake: FakeEngine, clock: ManualClock):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    pipeline = RunningPipeline([service], clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
+    async with on_call(fake, clock) as (_, pipeline, events):
         context = LLMContext([{"role": "system", "content": "You sell tea."}])
         await pipeline.send(LLMContextFrame(context))
         await started(pipeline, events, 2)
