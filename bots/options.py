@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from pipecat_personaplex.cli.options import named_voice
+from pipecat_personaplex.config import AUTO_MODEL
 from pipecat_personaplex.errors import ConfigError
 
 # What has to be installed and set before a transport can serve anybody.
@@ -39,7 +40,7 @@ _OF_EVERY_CALL: _Options = {
     "max_sessions": (_positive, None),
 }
 _OF_A_MODEL: _Options = {
-    "model": (str, "auto"),
+    "model": (str, AUTO_MODEL),
     "device": (str, "auto"),
     "quantization": (str, None),
     "kv_dtype": (str, "auto"),

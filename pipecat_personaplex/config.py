@@ -39,6 +39,9 @@ RELEASED_WINDOW = 2_999
 """Frames the released model attends to; a longer prompt is refused."""
 
 
+AUTO_MODEL = "auto"
+"""Stands for the best model for a machine; ``./auto`` is a folder."""
+
 MOST_SESSIONS = 8
 """Callers at once where nobody says how many; a number that is given may be larger."""
 

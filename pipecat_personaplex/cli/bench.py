@@ -12,7 +12,6 @@ import typer
 from pipecat_personaplex.bench.options import MEASUREMENTS, BenchOptions, require_tools
 from pipecat_personaplex.cli.files import check_outputs, whole_files
 from pipecat_personaplex.cli.options import (
-    BEST,
     Context,
     CudaGraphs,
     Device,
@@ -23,7 +22,7 @@ from pipecat_personaplex.cli.options import (
     Threads,
     chosen_model,
 )
-from pipecat_personaplex.config import EngineConfig
+from pipecat_personaplex.config import AUTO_MODEL, EngineConfig
 from pipecat_personaplex.errors import ConfigError
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -41,7 +40,7 @@ The last line is JSON, for scripts: personaplex bench --random-7b | tail -n 1 | 
 
 def bench(
     ctx: typer.Context,
-    model: Model = BEST,
+    model: Model = AUTO_MODEL,
     random_1b: Annotated[
         bool,
         typer.Option(

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from pipecat_personaplex.cli.options import (
-    BEST,
     Context,
     Device,
     Dtype,
@@ -20,7 +19,7 @@ from pipecat_personaplex.cli.options import (
     Threads,
     chosen_model,
 )
-from pipecat_personaplex.config import EngineConfig
+from pipecat_personaplex.config import AUTO_MODEL, EngineConfig
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -36,7 +35,7 @@ The last line is JSON, for scripts: personaplex drift --quantization int8 | tail
 
 
 def drift(
-    model: Model = BEST,
+    model: Model = AUTO_MODEL,
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantization: Quantization = None,

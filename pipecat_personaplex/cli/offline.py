@@ -13,7 +13,6 @@ import typer
 
 from pipecat_personaplex.cli.files import check_outputs, whole_files
 from pipecat_personaplex.cli.options import (
-    BEST,
     Context,
     CudaGraphs,
     Device,
@@ -25,6 +24,7 @@ from pipecat_personaplex.cli.options import (
     chosen_model,
 )
 from pipecat_personaplex.config import (
+    AUTO_MODEL,
     CODEBOOKS,
     FRAME_SAMPLES,
     FRAME_SECONDS,
@@ -110,7 +110,7 @@ def offline(
             rich_help_panel="Conversation",
         ),
     ] = "",
-    model: Model = BEST,
+    model: Model = AUTO_MODEL,
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantization: Quantization = None,

@@ -8,10 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from pipecat_personaplex import config
+from pipecat_personaplex.config import AUTO_MODEL
 from pipecat_personaplex.errors import ConfigError, VoiceError
-
-BEST = "auto"
-"""The model that ``--model`` stands for where it is not given."""
 
 Model = Annotated[
     str,
@@ -103,7 +101,7 @@ CudaGraphs = Annotated[
 
 def chosen_model(model: str, device: str) -> str:
     """The model that ``--model`` means; where the choice is ours, a line says so."""
-    if model != BEST:  # without torch
+    if model != AUTO_MODEL:  # without torch
         return model
     from pipecat_personaplex.engine.choice import choose_model
 

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from pipecat_personaplex import config
-from pipecat_personaplex.cli.options import BEST, ForDevice, Model, chosen_model
+from pipecat_personaplex.cli.options import ForDevice, Model, chosen_model
+from pipecat_personaplex.config import AUTO_MODEL
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -30,7 +31,7 @@ def quantize(
         Path,
         typer.Option("--output", "-o", metavar="FOLDER", help="The folder to make."),
     ],
-    model: Model = BEST,
+    model: Model = AUTO_MODEL,
     device: ForDevice = "auto",
 ) -> None:
     """Write a folder with low-bit weights, which loads faster and needs no --quantization.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipecat_personaplex.cli.options import (
-    BEST,
     Context,
     CudaGraphs,
     Device,
@@ -25,7 +24,7 @@ from pipecat_personaplex.cli.options import (
     chosen_model,
     named_voice,
 )
-from pipecat_personaplex.config import MOST_SESSIONS, EngineConfig
+from pipecat_personaplex.config import AUTO_MODEL, MOST_SESSIONS, EngineConfig
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.server.config import ServerConfig
 
@@ -48,7 +47,7 @@ _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 def serve(
     ctx: typer.Context,
-    model: Model = BEST,
+    model: Model = AUTO_MODEL,
     max_sessions: Annotated[
         int | None,
         typer.Option(

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from pipecat_personaplex.cli.files import check_outputs, whole_files
-from pipecat_personaplex.cli.options import BEST, Device, ForDevice, Model, chosen_model
-from pipecat_personaplex.config import FRAME_SECONDS, EngineConfig
+from pipecat_personaplex.cli.options import Device, ForDevice, Model, chosen_model
+from pipecat_personaplex.config import AUTO_MODEL, FRAME_SECONDS, EngineConfig
 from pipecat_personaplex.errors import VoiceError
 
 _SUFFIXES = (".pt", ".safetensors")
@@ -24,7 +24,7 @@ voices = typer.Typer(no_args_is_help=True, help="List a checkpoint's voices, or 
 
 personaplex voices list --model ./personaplex-7b-v1""",
 )
-def list_voices(model: Model = BEST, device: ForDevice = "auto") -> None:
+def list_voices(model: Model = AUTO_MODEL, device: ForDevice = "auto") -> None:
     """List the voices that a checkpoint has.
 
     A voice is the first part of the prompt: its frames, 80 ms each, take room in the model's
@@ -70,7 +70,7 @@ def encode(
             help="The voice: .pt, as NVIDIA's server loads it, or .safetensors.",
         ),
     ],
-    model: Model = BEST,
+    model: Model = AUTO_MODEL,
     device: Device = "auto",
     dtype: Annotated[
         Literal["bfloat16", "float32"],

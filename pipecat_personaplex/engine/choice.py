@@ -5,11 +5,10 @@ from __future__ import annotations
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 
+from pipecat_personaplex.config import AUTO_MODEL
 from pipecat_personaplex.engine.download import NANO, explain
 from pipecat_personaplex.engine.layout import MODEL_FILE
 
-AUTO = "auto"
-"""Stands for the best model for a machine; ``./auto`` is a folder."""
 RELEASE = "nvidia/personaplex-7b-v1"
 
 
@@ -23,7 +22,7 @@ def choose_model(model: str, device: str) -> tuple[str, str | None]:
     Returns:
         The model, and, where it was chosen here, a line for a person that says which and why.
     """
-    if model != AUTO:
+    if model != AUTO_MODEL:
         return model, None
     reason = _why_not_the_release(device)
     if reason is None:

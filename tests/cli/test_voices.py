@@ -24,14 +24,20 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert err == ""
 
 
+@pytest.mark.parametrize("command", ["voices list", "quantize --quantization int8 --output"])
 @pytest.mark.parametrize("given", ["option", "variable"])
 def test_the_model_is_chosen_for_the_device(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    given: str,
+    command: str,
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     if given == "variable":
         monkeypatch.setenv("PERSONAPLEX_DEVICE", "cpu")
-    assert main(["voices", "list", *(["--device", "cpu"] if given == "option" else [])]) == 0
+    arguments = command.split() + ([str(tmp_path / "made")] if "output" in command else [])
+    assert main([*arguments, *(["--device", "cpu"] if given == "option" else [])]) == 0
     assert "the device is to be the CPU" in capsys.readouterr().err
 
 
