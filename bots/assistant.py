@@ -18,8 +18,8 @@ from pipecat.runner.types import RunnerArguments
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 
 from bots.host import BotHost, Call
-from pipecat_personaplex.playout import PlayoutMeter
-from pipecat_personaplex.service import PersonaPlexLLMService
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
+from pipecat_personaplex.service.playout import PlayoutMeter
 
 # NVIDIA's wording: the one assistant role that the model was trained on.
 TEACHER = (

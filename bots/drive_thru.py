@@ -28,11 +28,11 @@ from pipecat.turns.user_start import TranscriptionUserTurnStartStrategy
 from pipecat.turns.user_stop import SpeechTimeoutUserTurnStopStrategy
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies, UserTurnStrategies
 
+from bots.call_log import CallRecord, record_folder
 from bots.host import BotHost, Call
-from bots.records import CallRecord, record_folder
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.playout import PlayoutMeter
-from pipecat_personaplex.service import PersonaPlexLLMService
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
+from pipecat_personaplex.service.playout import PlayoutMeter
 
 # NVIDIA's example of a service role: employer, name, and all there is to know.
 RESTAURANT = (

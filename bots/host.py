@@ -28,8 +28,8 @@ from pipecat.runner.types import (
 from pipecat.transports.base_transport import BaseTransport
 from pipecat.workers.runner import WorkerRunner
 
-from bots.door import Door, one_line
-from bots.models import connect_engine, load_engine
+from bots.busy import Door, one_line
+from bots.engines import connect_engine, load_engine
 from bots.options import BotParser
 from bots.transports import (
     open_transport,
@@ -37,11 +37,11 @@ from bots.transports import (
     shorten_microphone_buffer,
     transport_of,
 )
-from pipecat_personaplex.config import MOST_SESSIONS, EngineConfig
-from pipecat_personaplex.engine.interface import EngineLike
+from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig
 from pipecat_personaplex.errors import EngineFull, PersonaPlexError, UserError, VoiceNotFound
-from pipecat_personaplex.protocol.chat import CHAT_PATH
-from pipecat_personaplex.settings import PersonaPlexLLMSettings
+from pipecat_personaplex.interface import EngineLike
+from pipecat_personaplex.protocol.moshi import MOSHI_PATH
+from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
 
 # "Try again later", of the codes that a WebSocket closes with.
 _WS_BUSY = 1013
@@ -185,7 +185,7 @@ class BotHost:
         """Callers at once."""
         assert self._engine is not None, "main() comes first"
         asked: int | None = self._args.max_sessions
-        return asked or min(MOST_SESSIONS, self._engine.max_sessions or MOST_SESSIONS)
+        return asked or min(DEFAULT_MAX_SESSIONS, self._engine.max_sessions or DEFAULT_MAX_SESSIONS)
 
     async def answer(self, runner_args: RunnerArguments) -> None:
         """Take one call, from its connection to its end; what goes wrong ends only this call."""
@@ -262,7 +262,7 @@ class BotHost:
 
 def _any_voice(args: argparse.Namespace) -> bool:
     """Whether voices are a matter of the engine's: NVIDIA's server does not tell which it has."""
-    return any(url.rstrip("/").endswith(CHAT_PATH) for url in args.engine)
+    return any(url.rstrip("/").endswith(MOSHI_PATH) for url in args.engine)
 
 
 def _engine_for(args: argparse.Namespace) -> AbstractContextManager[EngineLike]:

@@ -17,7 +17,7 @@ from pipecat.runner.utils import create_transport
 from pipecat.transports.base_transport import BaseTransport, TransportParams
 from pipecat.transports.websocket.fastapi import FastAPIWebsocketParams
 
-from pipecat_personaplex.config import SAMPLE_RATE
+from pipecat_personaplex.constants import SAMPLE_RATE
 
 # Telephone audio. Pipecat's resamplers hold back up to 150 ms, so every pipeline runs at the rate
 # of its transport, and the service converts.

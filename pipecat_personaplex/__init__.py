@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
     from pipecat_personaplex.engine.engine import Engine
-    from pipecat_personaplex.engine.session import Session, SessionFrame
-    from pipecat_personaplex.playout import PlayoutMeter
+    from pipecat_personaplex.interface import SessionFrame
     from pipecat_personaplex.remote import RemoteEngine
-    from pipecat_personaplex.service import PersonaPlexLLMService
+    from pipecat_personaplex.service.llm import PersonaPlexLLMService
+    from pipecat_personaplex.service.playout import PlayoutMeter
+    from pipecat_personaplex.session import Session
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,12 +34,12 @@ _HOMES = {
     "Engine": "engine.engine",
     "EngineConfig": "config",
     "Persona": "config",
-    "PersonaPlexLLMService": "service",
-    "PlayoutMeter": "playout",
+    "PersonaPlexLLMService": "service.llm",
+    "PlayoutMeter": "service.playout",
     "RemoteEngine": "remote",
     "SamplingParams": "config",
-    "Session": "engine.session",
-    "SessionFrame": "engine.session",
+    "Session": "session",
+    "SessionFrame": "interface",
 }
 
 

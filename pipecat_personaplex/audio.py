@@ -1,4 +1,8 @@
-"""PCM in and out of files: mono, 24 kHz, float32 from -1 to 1."""
+"""PCM audio, mono 24 kHz float32 from -1 to 1: in frames, in 16 bits, and in files.
+
+The libraries for files are imported where they are used: the model step needs none of them, and
+runs on machines that have none.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyloudnorm
-import soundfile
-import soxr
 
-from pipecat_personaplex.config import SAMPLE_RATE
+from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE
 from pipecat_personaplex.errors import InvalidAudio
 
 Pcm = npt.NDArray[np.float32]
@@ -20,6 +21,67 @@ Pcm = npt.NDArray[np.float32]
 _PCM16_SCALE = 32_768
 # The block over which loudness is measured (ITU-R BS.1770).
 _LOUDNESS_BLOCK = 0.4
+
+
+class FrameBuffer:
+    """Cuts a stream of audio chunks of any length into frames of 1,920 samples (80 ms).
+
+    Example::
+
+        buffer = FrameBuffer()
+        for frame in buffer.push(pcm):
+            session.push(frame)
+    """
+
+    def __init__(self) -> None:
+        self._partial = np.empty(FRAME_SAMPLES, dtype=np.float32)
+        self._size = 0
+
+    @property
+    def partial_samples(self) -> int:
+        """Samples that wait for the rest of their frame, 0 to 1,919."""
+        return self._size
+
+    def completed_by(self, samples: int) -> int:
+        """How many frames a chunk of this many samples would complete."""
+        return (self._size + samples) // FRAME_SAMPLES
+
+    def push(self, pcm: Pcm) -> list[Pcm]:
+        """Add a chunk and return the frames that are now complete.
+
+        Args:
+            pcm: float32 [n] mono 24 kHz. A chunk that is exactly one frame is returned without a
+                copy, so the caller must not change it afterwards.
+
+        Returns:
+            Frames, float32 [1920] each, in order.
+        """
+        if not self._size and len(pcm) == FRAME_SAMPLES:
+            return [pcm]
+        frames: list[Pcm] = []
+        start = 0
+        while start < len(pcm):
+            count = min(FRAME_SAMPLES - self._size, len(pcm) - start)
+            end = self._size + count
+            self._partial[self._size : end] = pcm[start : start + count]
+            self._size = end % FRAME_SAMPLES
+            start += count
+            if end == FRAME_SAMPLES:
+                frames.append(self._partial.copy())
+        return frames
+
+    def skip(self, frames: int) -> int:
+        """Discard the next frames of the stream, the partial one first.
+
+        Args:
+            frames: How many; at least 1.
+
+        Returns:
+            Samples of the next chunk that belong to the discarded frames.
+        """
+        samples = frames * FRAME_SAMPLES - self._size
+        self._size = 0
+        return samples
 
 
 def pcm16_to_float(samples: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
@@ -42,6 +104,9 @@ def read_audio(path: str | Path) -> Pcm:
     Raises:
         InvalidAudio: The file is missing, unreadable or empty, or its samples are not finite.
     """
+    import soundfile
+    import soxr
+
     path = Path(path)
     if not path.exists():
         raise InvalidAudio(f"audio file {path} does not exist")
@@ -68,6 +133,8 @@ def write_wav(path: str | Path, pcm: Pcm) -> None:
     Raises:
         InvalidAudio: The file cannot be written.
     """
+    import soundfile
+
     try:
         soundfile.write(path, float_to_pcm16(pcm), SAMPLE_RATE, subtype="PCM_16", format="WAV")
     except (soundfile.LibsndfileError, OSError) as error:
@@ -88,6 +155,8 @@ def normalize_loudness(pcm: Pcm, lufs: float = -24.0) -> Pcm:
     Raises:
         InvalidAudio: The recording is too short to measure, or silent.
     """
+    import pyloudnorm
+
     if pcm.shape[0] < _LOUDNESS_BLOCK * SAMPLE_RATE:
         raise InvalidAudio(
             f"the recording lasts {pcm.shape[0] / SAMPLE_RATE:.2f} s; loudness needs at least "

@@ -8,25 +8,6 @@ from typing import Literal, get_args
 
 from pipecat_personaplex.errors import ConfigError
 
-SAMPLE_RATE = 24_000
-FRAME_SAMPLES = 1_920
-FRAME_SECONDS = FRAME_SAMPLES / SAMPLE_RATE
-
-CODEBOOKS = 8
-"""Codebooks per speaker that the language model uses."""
-STREAMS = 1 + 2 * CODEBOOKS
-TEXT = 0
-AGENT_CODES = slice(1, 1 + CODEBOOKS)
-USER_CODES = slice(1 + CODEBOOKS, STREAMS)
-USER_SEMANTIC = USER_CODES.start
-USER_ACOUSTIC = slice(USER_SEMANTIC + 1, STREAMS)
-DELAYS = (0, 0, *[1] * 7, 0, *[1] * 7)
-
-TEXT_EPAD = 0
-TEXT_PAD = 3
-ZERO_TOKEN = -1
-"""A token that embeds to exactly zero."""
-
 _MAX_TOP_K = 1_000_000
 _MIN_CONTEXT = 64
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
@@ -35,14 +16,11 @@ Quantization = Literal["int8", "fp8", "int4"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 """How the transformers' weights can be kept instead of in floating point."""
 
-RELEASED_WINDOW = 2_999
-"""Frames the released model attends to; a longer prompt is refused."""
-
 
 AUTO_MODEL = "auto"
 """Stands for the best model for a machine; ``./auto`` is a folder."""
 
-MOST_SESSIONS = 8
+DEFAULT_MAX_SESSIONS = 8
 """Callers at once where nobody says how many; a number that is given may be larger."""
 
 
@@ -65,7 +43,7 @@ class EngineConfig:
             takes the checkpoint's, and fewer make room for more callers. What is longer ago, the
             persona included, is forgotten.
         max_sessions: Slots, that is callers at once; 0 takes as many as the device's free memory
-            holds, ``MOST_SESSIONS`` at most.
+            holds, ``DEFAULT_MAX_SESSIONS`` at most.
         max_queued_frames: Input a session may have waiting, in frames of 80 ms; past it the
             oldest frame is dropped and counted.
         prefix_cache_bytes: Bound on the memory of prompts kept for the next caller with the

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipecat_personaplex.config import FRAME_SECONDS
+from pipecat_personaplex.constants import FRAME_SECONDS
 
 TURN_GAP_FRAMES = 10
 """Frames (80 ms) without text that end the agent's turn."""

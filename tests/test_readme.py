@@ -24,8 +24,8 @@ from tests.helpers.servers import ServeProcess
 
 README = Path(__file__).parent.parent / "README.md"
 MODEL = "nvidia/personaplex-7b-v1"
-# What this very run is made of; what takes minutes, and has a shorter run in tests/test_bench.py;
-# and what ends with its user: tests/cli/test_serve.py.
+# What this very run is made of; what takes minutes, and has a shorter run in
+# tests/bench/test_bench.py; and what ends with its user: tests/cli/test_serve.py.
 ELSEWHERE = ("make ", "personaplex bench", "personaplex serve")
 
 

@@ -9,18 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipecat_personaplex.architecture import ModelConfig
+from pipecat_personaplex.bench.models import load_subject
 from pipecat_personaplex.bench.options import Fill
-from pipecat_personaplex.config import FRAME_SAMPLES, EngineConfig, Quantization, SamplingParams
-from pipecat_personaplex.engine.kv_cache import Batch, RingCache
+from pipecat_personaplex.config import EngineConfig, Quantization, SamplingParams
+from pipecat_personaplex.constants import FRAME_SAMPLES
+from pipecat_personaplex.engine.batch import Batch
+from pipecat_personaplex.engine.kv_cache import RingCache
 from pipecat_personaplex.engine.model_runner import ModelRunner
-from pipecat_personaplex.engine.placement import choose_kv_dtype
-from pipecat_personaplex.engine.prompting import Prefix
-from pipecat_personaplex.engine.tokens import initial_column
-from pipecat_personaplex.models.attention import KVStore, left_to_layers, rotation
+from pipecat_personaplex.engine.prefill import Prefix
+from pipecat_personaplex.models.attention import KVStore, offer_rotation, rotation
+from pipecat_personaplex.models.config import ModelConfig
+from pipecat_personaplex.models.delay_pattern import initial_column
+from pipecat_personaplex.models.device import resolve_kv_dtype
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
-from pipecat_personaplex.subject import load_subject
 
 # So that callers' rings do not all go round in the same step.
 _STAGGER = 37
@@ -60,7 +62,7 @@ def load_served(model: str, engine: EngineConfig) -> Served:
         config=ours.config.with_context(engine.context),
         lm=ours.lm,
         mimi=ours.mimi,
-        kv_dtype=choose_kv_dtype(engine.kv_dtype, ours.lm.dtype, device),
+        kv_dtype=resolve_kv_dtype(engine.kv_dtype, ours.lm.dtype, device),
         quantization=engine.quantization or ours.config.quantization,
         cuda_graphs=engine.cuda_graphs,
     )
@@ -116,7 +118,7 @@ class StepAttention:
     def open(self) -> KVStore:
         """Begin a step; where the store turns queries and keys, it does so here too."""
         kv = self._ring.at(self._batch, self._starts, self._positions)
-        left_to_layers(self._turn, kv)
+        offer_rotation(self._turn, kv)
         return kv
 
     def attend(self, kv: KVStore) -> None:

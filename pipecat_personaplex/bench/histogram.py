@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipecat_personaplex.config import FRAME_SECONDS
+from pipecat_personaplex.constants import FRAME_SECONDS
 
 _FRAME_MS = FRAME_SECONDS * 1e3
 _BINS = 80

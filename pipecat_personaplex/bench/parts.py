@@ -20,10 +20,11 @@ from pipecat_personaplex.bench.calls import (
 )
 from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.timing import device_seconds, release
-from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES, SamplingParams
-from pipecat_personaplex.engine.model_runner import CodecSlots
+from pipecat_personaplex.config import SamplingParams
+from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES
+from pipecat_personaplex.engine.codec_slots import CodecSlots
 from pipecat_personaplex.engine.sampling import SamplerState
-from pipecat_personaplex.engine.tokens import initial_column
+from pipecat_personaplex.models.delay_pattern import initial_column
 from pipecat_personaplex.models.mimi.codec import LATENTS_PER_FRAME
 
 ATTENTION = "of it attention"

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from loguru import logger
 
-from pipecat_personaplex.architecture import ModelConfig
 from pipecat_personaplex.bench.calls import (
     Served,
     load_served,
@@ -22,7 +21,8 @@ from pipecat_personaplex.bench.calls import (
 )
 from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.timing import timed
-from pipecat_personaplex.config import CODEBOOKS, DELAYS, FRAME_SAMPLES
+from pipecat_personaplex.constants import CODEBOOKS, DELAYS, FRAME_SAMPLES
+from pipecat_personaplex.models.config import ModelConfig
 
 _ROUNDS = 5
 # The first calls compile moshi's norms and capture its CUDA graphs.

@@ -10,10 +10,12 @@ import torch
 from pipecat_personaplex.bench.calls import Served, new_ring, new_runner, window_of
 from pipecat_personaplex.bench.options import BenchOptions
 from pipecat_personaplex.bench.timing import median_ms, synchronize
-from pipecat_personaplex.config import STREAMS, SamplingParams
-from pipecat_personaplex.engine.kv_cache import Batch
-from pipecat_personaplex.engine.prompting import Prefill, Prefix, PrefixCache, Prompt
-from pipecat_personaplex.engine.tokens import prompt_columns
+from pipecat_personaplex.config import SamplingParams
+from pipecat_personaplex.constants import STREAMS
+from pipecat_personaplex.engine.batch import Batch
+from pipecat_personaplex.engine.prefill import Prefill, Prefix, PrefixCache
+from pipecat_personaplex.engine.prompt import Prompt
+from pipecat_personaplex.models.delay_pattern import prompt_columns
 
 
 def measure_prompts(

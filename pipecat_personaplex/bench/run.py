@@ -11,25 +11,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipecat_personaplex.architecture import ModelConfig
 from pipecat_personaplex.bench.bandwidth import copy_bandwidth, measure_bandwidth
 from pipecat_personaplex.bench.calls import load_served, window_of
 from pipecat_personaplex.bench.machine import describe_machine, used_bytes
+from pipecat_personaplex.bench.models import RANDOM_MODELS, read_architecture
 from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.parts import measure_parts
 from pipecat_personaplex.bench.peer import measure_peer
 from pipecat_personaplex.bench.prompts import measure_prompts
 from pipecat_personaplex.bench.steps import measure_steps
 from pipecat_personaplex.bench.timing import release
-from pipecat_personaplex.engine.memory import (
+from pipecat_personaplex.engine.memory_plan import (
     MemoryPlan,
     available_bytes,
     plan_engine,
     require_memory,
 )
-from pipecat_personaplex.engine.placement import choose_target
-from pipecat_personaplex.engine.weights import Target
-from pipecat_personaplex.subject import RANDOM_MODELS, read_architecture
+from pipecat_personaplex.models.config import ModelConfig
+from pipecat_personaplex.models.device import Target, resolve_target
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> Result:
         CheckpointError: The model cannot be loaded.
     """
     engine = options.engine
-    target = choose_target(engine.device, engine.dtype, engine.quantization)
+    target = resolve_target(engine.device, engine.dtype, engine.quantization)
     device = target.device
     config = read_architecture(options.model).with_context(engine.context)
     fill = Fill.of(options, config.lm.window, config.mimi.window)

@@ -11,7 +11,7 @@ import torch
 from pipecat_personaplex.bench.calls import Served, new_runner, noise_prefix, start, stepping
 from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.timing import figures, real_time_factor, release, synchronize, timed
-from pipecat_personaplex.config import FRAME_SECONDS
+from pipecat_personaplex.constants import FRAME_SECONDS
 
 Say = Callable[[str], None]
 

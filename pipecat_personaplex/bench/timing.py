@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from loguru import logger
 
-from pipecat_personaplex.config import FRAME_SECONDS
-from pipecat_personaplex.engine.graphs import stays_on_its_stream
+from pipecat_personaplex.constants import FRAME_SECONDS
+from pipecat_personaplex.engine.cuda_graphs import stays_on_its_stream
 
 _WARM_UP = 5
 

@@ -70,7 +70,7 @@ def drift(
     error of the logits in relation to their spread, how often the likeliest token is the same,
     how far the distributions are apart, and whether the error grows over the conversation.
     """
-    from pipecat_personaplex.drift import DriftOptions, run
+    from pipecat_personaplex.bench.drift import DriftOptions, run
 
     engine = EngineConfig(
         device=device,

@@ -33,7 +33,7 @@ def new(
     The key file's line, which has only the key's hash, goes to standard output. The key itself is
     shown on standard error, this once.
     """
-    from pipecat_personaplex.server.keys import new_key
+    from pipecat_personaplex.server.auth import new_key
 
     key, line = new_key(name, max_sessions)
     typer.echo(line)

@@ -23,22 +23,14 @@ from pipecat_personaplex.cli.options import (
     Threads,
     chosen_model,
 )
-from pipecat_personaplex.config import (
-    AUTO_MODEL,
-    CODEBOOKS,
-    FRAME_SAMPLES,
-    FRAME_SECONDS,
-    SAMPLE_RATE,
-    EngineConfig,
-    Persona,
-    SamplingParams,
-)
+from pipecat_personaplex.config import AUTO_MODEL, EngineConfig, Persona, SamplingParams
+from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from pipecat_personaplex.errors import ConfigError, UserError, VoiceError
 from pipecat_personaplex.words import words_of
 
 if TYPE_CHECKING:
     from pipecat_personaplex.audio import Pcm
-    from pipecat_personaplex.engine.conversation import Conversation
+    from pipecat_personaplex.engine.converse import Conversation
     from pipecat_personaplex.engine.engine import Engine
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -189,8 +181,8 @@ def offline(
     check_outputs(chosen, [input_] if voice_file is None else [input_, voice_file])
 
     from pipecat_personaplex.audio import read_audio, write_wav
+    from pipecat_personaplex.checkpoint.voices import VoiceLibrary
     from pipecat_personaplex.engine.engine import Engine
-    from pipecat_personaplex.engine.voices import VoiceLibrary
 
     pcm = read_audio(input_)
     model = chosen_model(model, device)

@@ -103,9 +103,9 @@ def chosen_model(model: str, device: str) -> str:
     """The model that ``--model`` means; where the choice is ours, a line says so."""
     if model != AUTO_MODEL:  # without torch
         return model
-    from pipecat_personaplex.engine.choice import choose_model
+    from pipecat_personaplex.checkpoint.hub import resolve_model
 
-    chosen, note = choose_model(model, device)
+    chosen, note = resolve_model(model, device)
     typer.echo(note, err=True)
     return chosen
 

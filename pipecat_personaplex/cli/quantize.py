@@ -39,10 +39,10 @@ def quantize(
     It has the release's layout, and computes what the release does with the same --quantization.
     `personaplex drift` tells what that costs in quality.
     """
-    from pipecat_personaplex.engine.checkpoint import loading_bar
-    from pipecat_personaplex.engine.download import resolve
-    from pipecat_personaplex.engine.layout import MODEL_FILE
-    from pipecat_personaplex.engine.saving import save_quantized
+    from pipecat_personaplex.checkpoint.export import save_quantized
+    from pipecat_personaplex.checkpoint.hub import resolve
+    from pipecat_personaplex.checkpoint.layout import MODEL_FILE
+    from pipecat_personaplex.checkpoint.loader import loading_bar
 
     shown = sys.stderr.isatty()
     folder = resolve(chosen_model(model, device), progress=shown)

@@ -24,7 +24,7 @@ from pipecat_personaplex.cli.options import (
     chosen_model,
     named_voice,
 )
-from pipecat_personaplex.config import AUTO_MODEL, MOST_SESSIONS, EngineConfig
+from pipecat_personaplex.config import AUTO_MODEL, DEFAULT_MAX_SESSIONS, EngineConfig
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.server.config import ServerConfig
 
@@ -54,7 +54,7 @@ def serve(
             envvar="PERSONAPLEX_MAX_SESSIONS",
             min=1,
             help="Callers at once; one more is refused.",
-            show_default=f"as many as fit into the device's memory, {MOST_SESSIONS} at most",
+            show_default=f"as many as fit into the device's memory, {DEFAULT_MAX_SESSIONS} at most",
             rich_help_panel="Model",
         ),
     ] = None,
@@ -188,9 +188,14 @@ def serve(
     voices = [named_voice(text) for text in add_voice or ()]
     _require_server()
 
-    from pipecat_personaplex.server.door import Door
-    from pipecat_personaplex.server.keys import KeyRing
-    from pipecat_personaplex.server.run import Address, Host, allow_files, reload_keys_on_hangup
+    from pipecat_personaplex.server.admission import AdmissionController
+    from pipecat_personaplex.server.auth import ApiKeys
+    from pipecat_personaplex.server.runner import (
+        Address,
+        ServerRunner,
+        allow_files,
+        reload_keys_on_hangup,
+    )
     from pipecat_personaplex.server.state import ServerState
 
     config = ServerConfig(
@@ -203,7 +208,7 @@ def serve(
         max_speed=max_speed,
     )
     _log(debug=ctx.obj.debug)
-    keys = None if api_key_file is None else KeyRing.read(api_key_file)
+    keys = None if api_key_file is None else ApiKeys.read(api_key_file)
     if keys is None and host not in _THIS_MACHINE:
         typer.echo(
             f"warning: whoever reaches {host} can use this server; --api-key-file asks for keys",
@@ -219,8 +224,8 @@ def serve(
         return engine
 
     model = chosen_model(model, device)
-    state = ServerState(config, Path(model).resolve().name, Door(config, keys))
-    served = Host(state, Address(host, port, ssl_certfile, ssl_keyfile), load)
+    state = ServerState(config, Path(model).resolve().name, AdmissionController(config, keys))
+    served = ServerRunner(state, Address(host, port, ssl_certfile, ssl_keyfile), load)
     allow_files(config.max_connections)
     if api_key_file is not None:
         reload_keys_on_hangup(state, api_key_file)

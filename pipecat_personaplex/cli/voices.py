@@ -10,7 +10,8 @@ import typer
 
 from pipecat_personaplex.cli.files import check_outputs, whole_files
 from pipecat_personaplex.cli.options import Device, ForDevice, Model, chosen_model
-from pipecat_personaplex.config import AUTO_MODEL, FRAME_SECONDS, EngineConfig
+from pipecat_personaplex.config import AUTO_MODEL, EngineConfig
+from pipecat_personaplex.constants import FRAME_SECONDS
 from pipecat_personaplex.errors import VoiceError
 
 _SUFFIXES = (".pt", ".safetensors")
@@ -34,7 +35,7 @@ def list_voices(model: Model = AUTO_MODEL, device: ForDevice = "auto") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipecat_personaplex.engine.voices import VoiceLibrary
+    from pipecat_personaplex.checkpoint.voices import VoiceLibrary
 
     chosen = chosen_model(model, device)
     library = VoiceLibrary.of_model(chosen, progress=sys.stderr.isatty())
@@ -90,8 +91,8 @@ def encode(
     config = EngineConfig(device=device, dtype=dtype, max_sessions=1)
 
     from pipecat_personaplex.audio import read_audio
+    from pipecat_personaplex.checkpoint.voices import export_voice
     from pipecat_personaplex.engine.engine import Engine
-    from pipecat_personaplex.engine.voices import export_voice
 
     pcm = read_audio(recording)
     engine = Engine.load(chosen_model(model, device), config, progress=sys.stderr.isatty())

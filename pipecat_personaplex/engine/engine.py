@@ -14,43 +14,36 @@ from typing import Self
 import torch
 from loguru import logger
 
-from pipecat_personaplex.audio import read_audio
-from pipecat_personaplex.config import MOST_SESSIONS, EngineConfig, Persona, SamplingParams
-from pipecat_personaplex.engine.checkpoint import (
+from pipecat_personaplex.audio import Pcm, read_audio
+from pipecat_personaplex.checkpoint.hub import resolve, resolve_model
+from pipecat_personaplex.checkpoint.layout import CONFIG_FILE, MODEL_FILES, VOICES_FILE
+from pipecat_personaplex.checkpoint.loader import (
     Checkpoint,
     load_checkpoint,
     loading_bar,
     read_config,
     require_files,
-    settle_quantization,
+    resolve_quantization,
 )
-from pipecat_personaplex.engine.choice import choose_model
-from pipecat_personaplex.engine.conversation import Conversation, converse
-from pipecat_personaplex.engine.download import resolve
-from pipecat_personaplex.engine.layout import CONFIG_FILE, MODEL_FILES, VOICES_FILE
-from pipecat_personaplex.engine.loop import StepLoop
-from pipecat_personaplex.engine.memory import plan_engine, require_memory, settle_sessions
-from pipecat_personaplex.engine.model_runner import encode_stream
-from pipecat_personaplex.engine.placement import (
-    choose_kv_dtype,
-    choose_target,
+from pipecat_personaplex.checkpoint.voices import Voice, VoiceLibrary, encode_voice, load_voice_file
+from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig, Persona, SamplingParams
+from pipecat_personaplex.engine.codec_slots import encode_stream
+from pipecat_personaplex.engine.converse import Conversation, converse
+from pipecat_personaplex.engine.memory_plan import plan_engine, require_memory, resolve_max_sessions
+from pipecat_personaplex.engine.prompt import build_prompt, speech_tokens, text_prompt_tokens
+from pipecat_personaplex.engine.step_loop import PendingSession, StepLoop
+from pipecat_personaplex.errors import EngineFailed, EngineFull, EngineStopped, PersonaPlexError
+from pipecat_personaplex.interface import EngineStats, SessionFrame
+from pipecat_personaplex.models.device import (
     cpu_threads,
     prepare_device,
+    resolve_kv_dtype,
+    resolve_target,
 )
-from pipecat_personaplex.engine.prompting import build_prompt, speech_tokens, text_prompt_tokens
-from pipecat_personaplex.engine.scheduler import Opening
-from pipecat_personaplex.engine.session import Pcm, Session, SessionFrame
-from pipecat_personaplex.engine.stats import EngineStats
-from pipecat_personaplex.engine.voices import Voice, VoiceLibrary, encode_voice, load_voice_file
-from pipecat_personaplex.errors import (
-    EngineFailed,
-    EngineFull,
-    EngineStopped,
-    PersonaPlexError,
-)
+from pipecat_personaplex.session import Session
 
 # One in the step, and one so that the session can join the next without asking.
-_MAX_OWED = 2
+_MAX_IN_FLIGHT_FRAMES = 2
 
 
 class Engine:
@@ -62,7 +55,7 @@ class Engine:
     Args:
         checkpoint: A loaded checkpoint.
         voices: The voices that personas may name.
-        config: How to run; without a number of sessions there are ``MOST_SESSIONS``, as only
+        config: How to run; without a number of sessions there are ``DEFAULT_MAX_SESSIONS``, as only
             ``load`` knows what fits.
 
     Raises:
@@ -70,7 +63,7 @@ class Engine:
     """
 
     def __init__(self, checkpoint: Checkpoint, voices: VoiceLibrary, config: EngineConfig):
-        config = replace(config, max_sessions=config.max_sessions or MOST_SESSIONS)
+        config = replace(config, max_sessions=config.max_sessions or DEFAULT_MAX_SESSIONS)
         self.config = config
         checkpoint = replace(checkpoint, config=checkpoint.config.with_context(config.context))
         self.checkpoint = checkpoint
@@ -87,7 +80,7 @@ class Engine:
         # Guards what callers and the model thread share: who is open, and who is to be.
         self._lock = threading.Lock()
         self._open: set[Session] = set()
-        self._arrivals: deque[Opening] = deque()
+        self._arrivals: deque[PendingSession] = deque()
         self._refused = 0
 
     @classmethod
@@ -108,9 +101,9 @@ class Engine:
                 with these options, or the device has too little memory.
         """
         config = config or EngineConfig()
-        target = choose_target(config.device, config.dtype, config.quantization)
-        choose_kv_dtype(config.kv_dtype, target.dtype, target.device)
-        chosen, note = choose_model(str(model), config.device)
+        target = resolve_target(config.device, config.dtype, config.quantization)
+        resolve_kv_dtype(config.kv_dtype, target.dtype, target.device)
+        chosen, note = resolve_model(str(model), config.device)
         if note is not None:
             logger.info(note)
         folder = resolve(chosen, progress=progress)
@@ -118,8 +111,8 @@ class Engine:
         # Small files first: what is wrong with them shows before gigabytes are read.
         architecture = read_config(folder / CONFIG_FILE).with_context(config.context)
         voices = VoiceLibrary.from_archive(folder / VOICES_FILE, architecture)
-        settle_quantization(folder, architecture, config.quantization, target.device)
-        config = settle_sessions(architecture, config, target)
+        resolve_quantization(folder, architecture, config.quantization, target.device)
+        config = resolve_max_sessions(architecture, config, target)
         require_memory(plan_engine(architecture, config, target), target.device)
         with loading_bar(progress) as advanced:
             checkpoint = load_checkpoint(folder, **target._asdict(), progress=advanced)
@@ -190,9 +183,9 @@ class Engine:
         return self._voices.names
 
     @property
-    def max_owed(self) -> int:
+    def max_in_flight_frames(self) -> int:
         """Frames that a session in good order may owe: given, and not answered yet."""
-        return _MAX_OWED
+        return _MAX_IN_FLIGHT_FRAMES
 
     @property
     def max_sessions(self) -> int:
@@ -273,7 +266,7 @@ class Engine:
         with self._lock:
             self._require_room()
             self._open.add(session)
-            self._arrivals.append(Opening(session, prompt))
+            self._arrivals.append(PendingSession(session, prompt))
         self._wake.set()
         return session
 
@@ -367,7 +360,7 @@ class Engine:
         for session in left:
             self._end(session, None if session.closed else ending)
 
-    def _take_arrivals(self) -> list[Opening]:
+    def _take_arrivals(self) -> list[PendingSession]:
         with self._lock:
             arrivals = list(self._arrivals)
             self._arrivals.clear()

@@ -3,128 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipecat_personaplex.architecture import ModelConfig
-from pipecat_personaplex.config import AGENT_CODES, FRAME_SAMPLES, STREAMS, TEXT, SamplingParams
-from pipecat_personaplex.engine.graphs import Capturer, CudaCapturer, FixedStep, spare_slots
-from pipecat_personaplex.engine.kv_cache import Batch, RingCache
-from pipecat_personaplex.engine.placement import prepare_device
-from pipecat_personaplex.engine.prompting import Prefill, Prefix, Prompt
-from pipecat_personaplex.engine.sampling import SamplerState, Widths
-from pipecat_personaplex.engine.step_io import Answer, StepOutput
-from pipecat_personaplex.engine.tokens import TokenGrid, initial_column
-from pipecat_personaplex.models.attention import KVStore
+from pipecat_personaplex.config import SamplingParams
+from pipecat_personaplex.constants import AGENT_CODES, STREAMS, TEXT
+from pipecat_personaplex.engine.batch import Batch, HostPositions
+from pipecat_personaplex.engine.codec_slots import CodecSlots
+from pipecat_personaplex.engine.cuda_graphs import Capturer, CudaCapturer, FixedStep, spare_slots
+from pipecat_personaplex.engine.kv_cache import RingCache
+from pipecat_personaplex.engine.prefill import Prefill, Prefix
+from pipecat_personaplex.engine.prompt import Prompt
+from pipecat_personaplex.engine.sampling import CandidateCounts, SamplerState
+from pipecat_personaplex.engine.step_buffers import StepOutput, StepResult
+from pipecat_personaplex.engine.token_grid import TokenGrid
+from pipecat_personaplex.models.config import ModelConfig
+from pipecat_personaplex.models.delay_pattern import initial_column
+from pipecat_personaplex.models.device import prepare_device
 from pipecat_personaplex.models.lm import PersonaPlexLM
-from pipecat_personaplex.models.mimi.codec import LATENTS_PER_FRAME, Mimi
-
-Starts = list[int] | None
-"""Frames that each row of a batch has had, where the host knows it."""
+from pipecat_personaplex.models.mimi.codec import Mimi
 
 # The kernels' products take a prompt's positions 16, 32 or 64 at a time, and fewer outputs at a
 # time where that alone would be too few programs.
 _PROMPT_LENGTHS = (8, 24, 64, 128, 256)
-
-
-class Ages(NamedTuple):
-    """What the host knows of a batch's sessions: frames they have had, and positions in all."""
-
-    frames: list[int]
-    positions: list[int]
-
-
-class CodecSlots:
-    """The codec's streaming state for a number of slots: convolutions, keys and values.
-
-    Args:
-        mimi: The codec.
-        slots: How many.
-        device: Where it runs.
-        masked: As in ``RingCache``.
-    """
-
-    def __init__(self, mimi: Mimi, slots: int, device: torch.device, *, masked: bool = False):
-        config = mimi.config
-        self._mimi = mimi
-        self._conv = mimi.new_state(slots)
-        self._encoder_kv, self._decoder_kv = (
-            RingCache(
-                layers=config.num_layers,
-                slots=slots,
-                heads=config.num_heads,
-                window=config.window,
-                head_dim=config.dimension // config.num_heads,
-                dtype=torch.float32,
-                device=device,
-                masked=masked,
-            )
-            for _ in range(2)
-        )
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of all slots."""
-        rings = self._encoder_kv.nbytes + self._decoder_kv.nbytes
-        return self._conv.nbytes + rings
-
-    def encode(self, batch: Batch, pcm: Tensor, starts: Starts, frames: Tensor) -> Tensor:
-        """[B, 1920] -> [B, 8]; ``starts`` and ``frames`` count the frames encoded before."""
-        kv = self._open(self._encoder_kv, batch, starts, frames)
-        return self._mimi.encode(pcm, self._conv, kv, frames, batch.rows)
-
-    def decode(self, batch: Batch, codes: Tensor, starts: Starts, frames: Tensor) -> Tensor:
-        """[B, 8] -> [B, 1920]; ``starts`` and ``frames`` count the frames decoded before."""
-        kv = self._open(self._decoder_kv, batch, starts, frames)
-        return self._mimi.decode(codes, self._conv, kv, frames, batch.rows)
-
-    @staticmethod
-    def _open(rings: RingCache, batch: Batch, starts: Starts, frames: Tensor) -> KVStore:
-        places = None if starts is None else [LATENTS_PER_FRAME * start for start in starts]
-        return rings.at(batch, places, LATENTS_PER_FRAME * frames, LATENTS_PER_FRAME)
-
-    def start(self, slot: int, primed: CodecSlots) -> None:
-        """Start a slot like slot 0 of ``primed``, which has decoded a frame and encoded none."""
-        self._conv[slot] = primed._conv[0]
-        self._encoder_kv.clear(slot)
-        self._decoder_kv.clear(slot)
-        past = slice(LATENTS_PER_FRAME)
-        mine, theirs = self._decoder_kv, primed._decoder_kv
-        mine.keys[:, slot, :, past] = theirs.keys[:, 0, :, past]
-        mine.values[:, slot, :, past] = theirs.values[:, 0, :, past]
-
-    def age(self, slot: int) -> None:
-        """Fill a slot's rings with zeros, as if its call were long, for measurements."""
-        config = self._mimi.config
-        head_dim = config.dimension // config.num_heads
-        zeros = self._conv.new_zeros(()).expand(
-            config.num_layers, config.num_heads, config.window, head_dim
-        )
-        for ring in (self._encoder_kv, self._decoder_kv):
-            ring.write(slot, 0, zeros, zeros)
-
-
-def encode_stream(mimi: Mimi, pcm: Tensor) -> Tensor:
-    """Encode a whole recording frame by frame from a fresh state.
-
-    Args:
-        mimi: The codec.
-        pcm: float32 mono 24 kHz, a whole number of frames of 1,920 samples.
-
-    Returns:
-        Codes, [frames, 8] int64, on ``pcm``'s device.
-    """
-    codec = CodecSlots(mimi, 1, pcm.device)
-    batch = Batch.of([0], pcm.device)
-    with torch.inference_mode():
-        return torch.cat(
-            [
-                codec.encode(batch, frame[None], [index], torch.tensor([index], device=pcm.device))
-                for index, frame in enumerate(pcm.view(-1, FRAME_SAMPLES))
-            ]
-        )
 
 
 class ModelRunner:
@@ -307,7 +209,7 @@ class ModelRunner:
         if self._fixed is not None:
             wanted = self._sampler.wanted(batch.slots)
             return self._fixed.step(batch.slots, pcm, forced_text, wanted)
-        ages = Ages(
+        ages = HostPositions(
             [self._host_frames[slot] for slot in batch.slots],
             [self._host_prompt[slot] + self._host_frames[slot] for slot in batch.slots],
         )
@@ -317,8 +219,8 @@ class ModelRunner:
         return StepOutput.of(answer.tokens(), answer.audio)
 
     def _answer_fixed(
-        self, batch: Batch, pcm: Tensor, forced_text: Tensor, widths: Widths
-    ) -> Answer:
+        self, batch: Batch, pcm: Tensor, forced_text: Tensor, widths: CandidateCounts
+    ) -> StepResult:
         answer = self._answer(batch, pcm, forced_text, widths, None)
         if self._spare:
             # Rows that nobody owns never have a past to attend to.
@@ -330,9 +232,9 @@ class ModelRunner:
         batch: Batch,
         pcm: Tensor,
         forced_text: Tensor | None,
-        widths: Widths | None,
-        ages: Ages | None,
-    ) -> Answer:
+        widths: CandidateCounts | None,
+        ages: HostPositions | None,
+    ) -> StepResult:
         """``step`` with everything on the device.
 
         With ``widths`` and without ``ages``, nothing it does depends on what the host knows.
@@ -358,4 +260,4 @@ class ModelRunner:
         audio = self._codec.decode(batch, said.agent_codes, decoded, frames + 1)
 
         self._frames[rows] = frames + 1
-        return Answer(said, audio, hidden.isfinite().all(dim=1))
+        return StepResult(said, audio, hidden.isfinite().all(dim=1))

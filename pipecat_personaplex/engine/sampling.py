@@ -16,10 +16,11 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from pipecat_personaplex.architecture import LMConfig
-from pipecat_personaplex.config import CODEBOOKS, SamplingParams
-from pipecat_personaplex.engine.kv_cache import Batch
-from pipecat_personaplex.kernels.triton_support import have_triton
+from pipecat_personaplex.config import SamplingParams
+from pipecat_personaplex.constants import CODEBOOKS
+from pipecat_personaplex.engine.batch import Batch
+from pipecat_personaplex.kernels.availability import have_triton
+from pipecat_personaplex.models.config import LMConfig
 
 FIXED_WIDTH = 256
 """Candidates a stream where the number may not depend on who is in the batch."""
@@ -59,19 +60,19 @@ def gumbel_noise(seeds: Tensor, frames: Tensor, streams: int, width: int) -> Ten
     return uniform.log_().neg_().log_().neg_()
 
 
-class Widths(NamedTuple):
+class CandidateCounts(NamedTuple):
     """Candidates to rank in text and in each codebook; 0 says that every row is greedy."""
 
     text: int
     audio: int
 
-    def hold(self, wanted: Widths) -> bool:
+    def hold(self, wanted: CandidateCounts) -> bool:
         """Whether these are enough for what is wanted."""
         return wanted.text <= self.text and wanted.audio <= self.audio
 
-    def widened(self, wanted: Widths) -> Widths:
+    def widened(self, wanted: CandidateCounts) -> CandidateCounts:
         """Enough for both."""
-        return Widths(max(self.text, wanted.text), max(self.audio, wanted.audio))
+        return CandidateCounts(max(self.text, wanted.text), max(self.audio, wanted.audio))
 
 
 class SamplerState:
@@ -85,11 +86,13 @@ class SamplerState:
     """
 
     def __init__(self, slots: int, config: LMConfig, device: torch.device, *, fused: bool = False):
-        self._cards = Widths(config.text_card, config.card)
-        self.fixed = Widths(min(FIXED_WIDTH, config.text_card), min(FIXED_WIDTH, config.card))
+        self._cards = CandidateCounts(config.text_card, config.card)
+        self.fixed = CandidateCounts(
+            min(FIXED_WIDTH, config.text_card), min(FIXED_WIDTH, config.card)
+        )
         self._fused = fused
         self._ties = torch.arange(max(self._cards), device=device, dtype=torch.float64) * _TIE_STEP
-        self._wanted = [Widths(0, 0)] * slots
+        self._wanted = [CandidateCounts(0, 0)] * slots
         self._seeds = torch.zeros(slots, dtype=torch.int64, device=device)
         # [slots, text or audio]. Greedy rows: logits unscaled and noise times zero, so that
         # rank 0 wins.
@@ -100,7 +103,7 @@ class SamplerState:
     @classmethod
     def on(cls, device: torch.device, slots: int, config: LMConfig) -> SamplerState:
         """One that leaves to a kernel what the device has one for."""
-        cards = Widths(config.text_card, config.card)
+        cards = CandidateCounts(config.text_card, config.card)
         fused = device.type == "cuda" and fused_draws_work(device, cards)
         return cls(slots, config, device, fused=fused)
 
@@ -118,16 +121,18 @@ class SamplerState:
             self._noise[slot, kind] = 1.0 if temperature else 0.0
             self._top_k[slot, kind] = top_k if temperature else 1
             wanted[kind] = top_k if temperature else 0
-        self._wanted[slot] = Widths(*wanted)
+        self._wanted[slot] = CandidateCounts(*wanted)
 
-    def wanted(self, slots: Iterable[int]) -> Widths:
+    def wanted(self, slots: Iterable[int]) -> CandidateCounts:
         """Candidates that the most demanding of ``slots`` asks for."""
-        wanted = Widths(0, 0)
+        wanted = CandidateCounts(0, 0)
         for slot in slots:
             wanted = wanted.widened(self._wanted[slot])
         return wanted
 
-    def frame(self, batch: Batch, frames: Tensor, widths: Widths | None = None) -> FrameSampler:
+    def frame(
+        self, batch: Batch, frames: Tensor, widths: CandidateCounts | None = None
+    ) -> FrameSampler:
         """Prepare one frame's draws.
 
         Args:
@@ -159,7 +164,7 @@ class SamplerState:
 class FrameSampler:
     """The draws of one frame; ``fused`` leaves them to a kernel."""
 
-    widths: Widths
+    widths: CandidateCounts
     seeds: Tensor
     frames: Tensor
     scale: Tensor
@@ -179,7 +184,7 @@ class FrameSampler:
 
     def _draw(self, logits: Tensor, kind: int, stream: int) -> Tensor:
         if self.fused:
-            from pipecat_personaplex.kernels.sampling import draw
+            from pipecat_personaplex.kernels.topk_sampling import draw
 
             return draw(
                 logits,
@@ -206,7 +211,7 @@ class FrameSampler:
 
 
 @lru_cache
-def fused_draws_work(device: torch.device, cards: Widths) -> bool:
+def fused_draws_work(device: torch.device, cards: CandidateCounts) -> bool:
     """Whether the kernel runs on ``device`` and draws what the plain path does.
 
     Where it does not, that is logged once, and the plain path draws.
@@ -224,13 +229,13 @@ def fused_draws_work(device: torch.device, cards: Widths) -> bool:
     return reason is None
 
 
-def _try_fused_draws(device: torch.device, cards: Widths) -> str | None:
+def _try_fused_draws(device: torch.device, cards: CandidateCounts) -> str | None:
     """What is wrong with the kernel, or None."""
     if not have_triton():
         return "Triton is not installed"
-    from pipecat_personaplex.kernels.sampling import can_draw
+    from pipecat_personaplex.kernels.topk_sampling import can_draw
 
-    widths = Widths(*(min(FIXED_WIDTH, card) for card in cards))
+    widths = CandidateCounts(*(min(FIXED_WIDTH, card) for card in cards))
     for card, width in zip(cards, widths, strict=True):
         if not can_draw(card, width):
             return f"it cannot rank {width} of {card:,} logits"

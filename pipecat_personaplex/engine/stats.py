@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-_RECENT_STEPS = 1024
+from pipecat_personaplex.interface import STEP_BOUNDS_MS
 
-STEP_BOUNDS_MS = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 100, 160, 320)
-"""Upper bounds of the step-time histogram: fine where a step becomes too slow for its frame."""
+_RECENT_STEPS = 1024
 
 
 @dataclass
@@ -37,43 +36,3 @@ class Counters:
         # list() of a deque is one step of the interpreter: the model thread cannot interfere.
         recent = list(self.step_seconds)
         return float(np.percentile(recent, percentile)) * 1e3 if recent else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """The engine now, and over its last 1,024 steps.
-
-    Attributes:
-        healthy: False once the device or the model thread has failed.
-        sessions: Open sessions.
-        queued_frames: Input frames that wait, all sessions together.
-        max_sessions: Slots.
-        steps: Steps since the start.
-        frames: Frames answered since the start, all sessions together.
-        late_frames: Of these, answered more than 80 ms after their last sample arrived.
-        refused: Sessions refused because all slots were taken.
-        step_p50_ms: Median step time.
-        step_p99_ms: 99th percentile of it.
-        step_seconds_total: Time in steps since the start.
-        step_histogram: Steps since the start by duration: one count for each of
-            ``STEP_BOUNDS_MS``, and those beyond.
-        prefix_hits: Prompts found in the prefix cache.
-        prefix_misses: Prompts computed.
-        prefix_bytes: Memory the prefix cache holds.
-    """
-
-    healthy: bool
-    sessions: int
-    queued_frames: int
-    max_sessions: int
-    steps: int
-    frames: int
-    late_frames: int
-    refused: int
-    step_p50_ms: float
-    step_p99_ms: float
-    step_seconds_total: float
-    step_histogram: tuple[int, ...]
-    prefix_hits: int
-    prefix_misses: int
-    prefix_bytes: int

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pipecat_personaplex.config import Quantization
-from pipecat_personaplex.kernels.formats import GROUP, PAIR, LowBit, dequantize, quantize
+from pipecat_personaplex.quantization.weights import GROUP, PAIR, LowBit, dequantize, quantize
 
 # The interpreter cannot multiply bfloat16, and cuts floats off where it should round them to it:
 # there tiles are widened, which changes no product.

@@ -26,7 +26,7 @@ class KVStore(Protocol):
         ...
 
 
-class Rotation(NamedTuple):
+class RotaryCosSin(NamedTuple):
     """Rotary angles of a step, shared by all layers: each [B, 1, T, D/2] float32."""
 
     cos: Tensor
@@ -37,12 +37,12 @@ class Rotation(NamedTuple):
 class RotatingKVStore(KVStore, Protocol):
     """One that turns queries and keys where it reads them, which spares launches."""
 
-    def rotate_by(self, turn: Rotation) -> None:
+    def rotate_by(self, turn: RotaryCosSin) -> None:
         """Turn by these angles in every ``attend`` of the step."""
         ...
 
 
-def left_to_layers(turn: Rotation, kv: KVStore) -> Rotation | None:
+def offer_rotation(turn: RotaryCosSin, kv: KVStore) -> RotaryCosSin | None:
     """The rotation, unless the store takes it over for this step."""
     if isinstance(kv, RotatingKVStore):
         kv.rotate_by(turn)
@@ -57,17 +57,17 @@ def rotary_frequencies(head_dim: int, max_period: float, device: torch.device) -
     return torch.exp(exponents * (-2.0 * log_period / head_dim))
 
 
-def rotation(positions: Tensor, frequencies: Tensor) -> Rotation:
+def rotation(positions: Tensor, frequencies: Tensor) -> RotaryCosSin:
     """Angles at ``positions`` [B, T] int64."""
     places = positions[:, None, :, None]
     angles = places.float() * frequencies
     # In float32, as the reference, until its rounding begins to tell: calls have no time limit.
     exact = (places.double() * frequencies.double()).remainder(_TURN).float()
     angles = torch.where(places < _FLOAT32_POSITIONS, angles, exact)
-    return Rotation(angles.cos(), angles.sin())
+    return RotaryCosSin(angles.cos(), angles.sin())
 
 
-def rotate(x: Tensor, by: Rotation) -> Tensor:
+def rotate(x: Tensor, by: RotaryCosSin) -> Tensor:
     """Rotate interleaved feature pairs: [..., B, H, T, D] -> the same, in float32 inside."""
     real, imag = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack(
@@ -91,7 +91,7 @@ class SelfAttention(nn.Module):
         x: Tensor,
         kv: KVStore,
         layer: int,
-        turn: Rotation | None,
+        turn: RotaryCosSin | None,
         last_only: bool = False,
         *,
         norm: RMSNorm | None = None,

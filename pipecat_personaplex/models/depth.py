@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipecat_personaplex.config import CODEBOOKS
+from pipecat_personaplex.constants import CODEBOOKS
+from pipecat_personaplex.kernels.availability import depth_attention_works
 from pipecat_personaplex.models.attention import SelfAttention
-from pipecat_personaplex.models.kernel_choice import frame_attention_works
 from pipecat_personaplex.models.layers import GatedMLP, RMSNorm, project
 from pipecat_personaplex.models.linear import KernelWeight, Linear, stack_linears
 
@@ -41,7 +41,7 @@ class FrameCache:
             self._past.append((k.new_empty(shape), v.new_empty(shape)))
         keys, values = self._past[layer]
         if self._kernel:
-            from pipecat_personaplex.kernels.frame_attention import frame_attention
+            from pipecat_personaplex.kernels.depth_attention import frame_attention
 
             return frame_attention(q, k, v, keys, values, self._step)
         keys[:, :, self._step : self._step + 1] = k
@@ -100,7 +100,7 @@ class DepthTransformer(nn.Module):
     def use_kernels(self) -> None:
         """Take as few launches as the device allows; once the weights are where they stay."""
         self._stacked_inputs = stack_linears(self.inputs)
-        self._attention_kernel = frame_attention_works(
+        self._attention_kernel = depth_attention_works(
             self.text_emb.weight.device, self.text_emb.weight.dtype
         )
 

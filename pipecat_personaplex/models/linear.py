@@ -12,14 +12,8 @@ from loguru import logger
 from torch import Tensor, nn
 
 from pipecat_personaplex.config import Quantization
-from pipecat_personaplex.kernels.formats import (
-    GROUP,
-    LowBit,
-    dequantize,
-    int4_codes,
-    quantize,
-)
-from pipecat_personaplex.models.kernel_choice import gemm_works, one_line
+from pipecat_personaplex.kernels.availability import gemm_works, one_line
+from pipecat_personaplex.quantization.weights import GROUP, LowBit, dequantize, int4_codes, quantize
 
 # Below this many weights the call into oneDNN costs more than the product it speeds up.
 _PACK_MIN_WEIGHTS = 1 << 17

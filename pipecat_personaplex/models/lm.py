@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipecat_personaplex.architecture import LMConfig
-from pipecat_personaplex.config import CODEBOOKS, TEXT
+from pipecat_personaplex.constants import CODEBOOKS, TEXT
 from pipecat_personaplex.models.attention import (
     KVStore,
-    left_to_layers,
+    offer_rotation,
     rotary_frequencies,
     rotation,
 )
+from pipecat_personaplex.models.config import LMConfig
 from pipecat_personaplex.models.depth import DepthTransformer
 from pipecat_personaplex.models.layers import RMSNorm, project
 from pipecat_personaplex.models.linear import Linear
@@ -94,7 +94,7 @@ class PersonaPlexLM(nn.Module):
         Returns:
             The normed hidden states, [B, T, dim] or [B, 1, dim]; they feed both heads.
         """
-        turn = left_to_layers(rotation(positions, self.frequencies), kv)
+        turn = offer_rotation(rotation(positions, self.frequencies), kv)
         y: Tensor = self.out_norm(self.transformer(x, kv, turn, last_only))
         return y
 

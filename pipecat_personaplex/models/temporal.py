@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pipecat_personaplex.models.attention import KVStore, Rotation, SelfAttention
+from pipecat_personaplex.models.attention import KVStore, RotaryCosSin, SelfAttention
 from pipecat_personaplex.models.layers import GatedMLP, RMSNorm
 
 
@@ -19,7 +19,7 @@ class TemporalLayer(nn.Module):
         self.gating = GatedMLP(dim, hidden)
 
     def forward(
-        self, x: Tensor, kv: KVStore, layer: int, turn: Rotation | None, last_only: bool
+        self, x: Tensor, kv: KVStore, layer: int, turn: RotaryCosSin | None, last_only: bool
     ) -> Tensor:
         """[B, T, dim] -> [B, T, dim], or with ``last_only`` [B, 1, dim]."""
         residual = x[:, -1:] if last_only else x
@@ -38,7 +38,7 @@ class TemporalTransformer(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, kv: KVStore, turn: Rotation | None, last_only: bool = False
+        self, x: Tensor, kv: KVStore, turn: RotaryCosSin | None, last_only: bool = False
     ) -> Tensor:
         """[B, T, dim] -> [B, T, dim], or with ``last_only`` the last position's: [B, 1, dim]."""
         final = len(self.layers) - 1

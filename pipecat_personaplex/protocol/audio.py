@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipecat_personaplex.audio import Pcm, float_to_pcm16, pcm16_to_float
-from pipecat_personaplex.config import FRAME_SAMPLES, SAMPLE_RATE
+from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE
 from pipecat_personaplex.errors import ConfigError, InvalidAudio
-from pipecat_personaplex.protocol.messages import AudioFormat
+from pipecat_personaplex.protocol.session_messages import AudioFormat
 
 _PCM16 = np.dtype("<i2")
 _PCM16_BYTES = FRAME_SAMPLES * _PCM16.itemsize

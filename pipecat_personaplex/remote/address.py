@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.protocol.chat import CHAT_PATH
-from pipecat_personaplex.protocol.messages import SESSION_PATH
+from pipecat_personaplex.protocol.moshi import MOSHI_PATH
+from pipecat_personaplex.protocol.session_messages import SESSION_PATH
 
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 
@@ -43,12 +43,12 @@ class Address:
                 "as api_key"
             )
         path = parts.path.rstrip("/")
-        if not path.endswith((CHAT_PATH, SESSION_PATH)):
+        if not path.endswith((MOSHI_PATH, SESSION_PATH)):
             path += SESSION_PATH
         scheme = _SCHEMES[parts.scheme]
         return cls(
             urlunsplit((scheme, parts.netloc, path, "", "")),
-            path.endswith(CHAT_PATH),
+            path.endswith(MOSHI_PATH),
             _checked_key(api_key),
             ssl_context if scheme == "wss" else None,
         )

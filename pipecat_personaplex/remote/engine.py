@@ -11,26 +11,26 @@ from dataclasses import replace
 from typing import Self, get_args
 
 from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
-from pipecat_personaplex.engine.session import SessionFrame, SessionStats
 from pipecat_personaplex.errors import (
     ConfigError,
     EngineStopped,
     EngineUnreachable,
     PersonaPlexError,
 )
+from pipecat_personaplex.interface import SessionFrame, SessionStats
 from pipecat_personaplex.protocol.audio import open_codec
-from pipecat_personaplex.protocol.chat import OggOpusWriter
-from pipecat_personaplex.protocol.messages import AudioFormat
+from pipecat_personaplex.protocol.moshi import OggOpusWriter
+from pipecat_personaplex.protocol.session_messages import AudioFormat
 from pipecat_personaplex.remote.address import Address
-from pipecat_personaplex.remote.chat import ChatServer
-from pipecat_personaplex.remote.life import Life
-from pipecat_personaplex.remote.outbox import MAX_FRAMES
-from pipecat_personaplex.remote.reasons import Rejected
-from pipecat_personaplex.remote.servers import Server, all_voices, require_room, why_none
+from pipecat_personaplex.remote.connection import PermanentlyUnreachable
+from pipecat_personaplex.remote.delivery import MAX_FRAMES
+from pipecat_personaplex.remote.moshi import MoshiServer
+from pipecat_personaplex.remote.native import NativeServer, opening
+from pipecat_personaplex.remote.server import Server
+from pipecat_personaplex.remote.server_pool import all_voices, require_room, why_none
 from pipecat_personaplex.remote.session import RemoteSession, require_fitting
-from pipecat_personaplex.remote.session_server import SessionServer
+from pipecat_personaplex.remote.session_task import SessionTask
 from pipecat_personaplex.remote.stats import RemoteStats, total
-from pipecat_personaplex.remote.stream import opening
 
 _NOTHING = SessionStats(0, 0, 0, 0)
 
@@ -96,7 +96,7 @@ class RemoteEngine:
         self._lifecycle = threading.Lock()
         # Guards what callers and the thread share: whether it runs, and who is open.
         self._lock = threading.Lock()
-        self._lives: set[Life] = set()
+        self._lives: set[SessionTask] = set()
         self._past = _NOTHING
         self._refused = 0
 
@@ -142,9 +142,9 @@ class RemoteEngine:
     def _server(self, address: Address) -> Server:
         if address.chat:
             OggOpusWriter()  # now, and not with the first caller
-            return ChatServer(address)
+            return MoshiServer(address)
         open_codec(self._audio)  # likewise
-        return SessionServer(address, self._audio)
+        return NativeServer(address, self._audio)
 
     def stop(self) -> None:
         """End every session and the thread; does nothing if it does not run.
@@ -180,7 +180,7 @@ class RemoteEngine:
         return all_voices(self._servers)
 
     @property
-    def max_owed(self) -> int:
+    def max_in_flight_frames(self) -> int:
         """Frames that a session in good order may owe: as many are on their way at once."""
         return MAX_FRAMES
 
@@ -236,7 +236,7 @@ class RemoteEngine:
             max_queued_frames=self._max_queued_frames,
             mute=min((server.mute for server in self._servers), default=""),
         )
-        life = Life(session, self._servers, self._over)
+        life = SessionTask(session, self._servers, self._over)
         require_fitting("persona", opening(session, self._audio).model_dump_json())
         with self._lock:
             if not self._running:
@@ -294,11 +294,11 @@ class RemoteEngine:
     def _note_look(self) -> None:
         servers = self._servers
         if any(server.reachable for server in servers) or all(
-            isinstance(server.error, Rejected) for server in servers
+            isinstance(server.error, PermanentlyUnreachable) for server in servers
         ):
             self._looked.set()
 
-    def _over(self, life: Life) -> None:
+    def _over(self, life: SessionTask) -> None:
         with self._lock:
             self._lives.discard(life)
             self._past = replace(total([self._past, life.session.stats()]), queued_frames=0)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from pipecat_personaplex.config import FRAME_SECONDS, Persona, SamplingParams
-from pipecat_personaplex.engine.session import Session, SessionFrame
+from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.constants import FRAME_SECONDS
 from pipecat_personaplex.errors import ConfigError, LimitReached, PersonaPlexError
-from pipecat_personaplex.protocol.messages import MAX_MESSAGE_BYTES, Say
+from pipecat_personaplex.interface import SessionFrame
+from pipecat_personaplex.protocol.session_messages import MAX_MESSAGE_BYTES, Say
+from pipecat_personaplex.session import Session
 
 _MAX_UNSAID = 64
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipecat_personaplex.engine.session import SessionStats
+from pipecat_personaplex.interface import SessionStats
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from pipecat_personaplex.errors import AccessDenied, EngineFailed, PersonaPlexError
-from pipecat_personaplex.protocol.chat import CHAT_PATH
-from pipecat_personaplex.protocol.messages import SESSION_PATH, Error, error_message
-from pipecat_personaplex.server.chat import chat_endpoint
+from pipecat_personaplex.protocol.moshi import MOSHI_PATH
+from pipecat_personaplex.protocol.session_messages import SESSION_PATH, Error, error_message
 from pipecat_personaplex.server.metrics import CONTENT_TYPE
-from pipecat_personaplex.server.session import session_endpoint
+from pipecat_personaplex.server.moshi_endpoint import moshi_endpoint
+from pipecat_personaplex.server.session_endpoint import session_endpoint
 from pipecat_personaplex.server.state import ServerState
-from pipecat_personaplex.server.wire import FAILED
+from pipecat_personaplex.server.websocket import FAILED
 
 _RETRY_SECONDS = 5
 _NO_FAULT_OF_YOURS = "the server failed to answer; its log says why"
@@ -42,9 +42,9 @@ def create_app(state: ServerState) -> Starlette:
             Route("/metrics", pages.metrics),
             Route("/v1/voices", pages.voices),
             Route(SESSION_PATH, _upgrade_required),
-            Route(CHAT_PATH, _upgrade_required),
+            Route(MOSHI_PATH, _upgrade_required),
             WebSocketRoute(SESSION_PATH, session_endpoint(state)),
-            WebSocketRoute(CHAT_PATH, chat_endpoint(state)),
+            WebSocketRoute(MOSHI_PATH, moshi_endpoint(state)),
             WebSocketRoute("/{path:path}", _no_such_websocket),
         ],
         middleware=[Middleware(_Entrance, state=state)],

@@ -20,9 +20,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.protocol.messages import MAX_MESSAGE_BYTES
+from pipecat_personaplex.protocol.session_messages import MAX_MESSAGE_BYTES
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.protocols import WEBSOCKET, http_protocol
+from pipecat_personaplex.server.uvicorn_protocols import WEBSOCKET, http_protocol
 
 BACKLOG = 2048
 """Connections that may wait to be accepted: a thousand clients that come back at once."""

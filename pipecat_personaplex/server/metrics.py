@@ -14,8 +14,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from pipecat_personaplex.engine.stats import STEP_BOUNDS_MS, EngineStats
-from pipecat_personaplex.server.door import Door
+from pipecat_personaplex.interface import STEP_BOUNDS_MS, EngineStats
+from pipecat_personaplex.server.admission import AdmissionController
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -33,7 +33,7 @@ class Metrics:
         messages_refused: Messages from clients that could not be used.
     """
 
-    def __init__(self, stats: Callable[[], EngineStats | None], door: Door):
+    def __init__(self, stats: Callable[[], EngineStats | None], door: AdmissionController):
         self._registry = CollectorRegistry()
         self.sessions_opened = Counter(
             "personaplex_sessions_opened",
@@ -55,7 +55,7 @@ class Metrics:
 
 
 class _Asked(Collector):
-    def __init__(self, stats: Callable[[], EngineStats | None], door: Door):
+    def __init__(self, stats: Callable[[], EngineStats | None], door: AdmissionController):
         self._stats = stats
         self._door = door
 
@@ -96,7 +96,7 @@ def _buckets(counts: Sequence[int]) -> list[tuple[str, float]]:
     return list(zip(bounds, accumulate(counts), strict=True))
 
 
-def _refusals(door: Door, stats: EngineStats | None) -> Metric:
+def _refusals(door: AdmissionController, stats: EngineStats | None) -> Metric:
     refusals = CounterMetricFamily(
         "personaplex_refusals", "Clients and sessions not let in", labels=["reason"]
     )

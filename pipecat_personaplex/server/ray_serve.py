@@ -20,13 +20,13 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipecat_personaplex.config import MOST_SESSIONS, EngineConfig
+from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig
 from pipecat_personaplex.errors import EngineFailed
-from pipecat_personaplex.protocol.messages import SESSION_PATH, Hello
+from pipecat_personaplex.protocol.session_messages import SESSION_PATH, Hello
+from pipecat_personaplex.server.admission import AdmissionController
 from pipecat_personaplex.server.app import create_app
+from pipecat_personaplex.server.auth import ApiKeys
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.door import Door
-from pipecat_personaplex.server.keys import KeyRing
 from pipecat_personaplex.server.state import ServerState
 
 _TARGET_LOAD = 0.7
@@ -42,7 +42,7 @@ class RayArgs(BaseModel):
     Attributes:
         model: A folder that every node has, or a Hugging Face repo id.
         engine: As ``EngineConfig``; its ``max_sessions`` are the slots of one replica,
-            ``MOST_SESSIONS`` where it is left out.
+            ``DEFAULT_MAX_SESSIONS`` where it is left out.
         limits: As ``ServerConfig``, except that sessions cannot be resumed, and that
             ``drain_seconds`` has its place below.
         api_key_file: As ``personaplex serve --api-key-file``, on every node; None for no keys.
@@ -58,7 +58,9 @@ class RayArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
-    engine: EngineConfig = Field(default_factory=lambda: EngineConfig(max_sessions=MOST_SESSIONS))
+    engine: EngineConfig = Field(
+        default_factory=lambda: EngineConfig(max_sessions=DEFAULT_MAX_SESSIONS)
+    )
     limits: ServerConfig = Field(default_factory=lambda: ServerConfig(resume_seconds=0.0))
     api_key_file: str | None = None
     min_replicas: int = Field(default=1, ge=1)
@@ -72,7 +74,7 @@ class RayArgs(BaseModel):
     @classmethod
     def _engine(cls, options: dict[str, Any]) -> EngineConfig:
         # Pydantic would ignore what a dataclass does not know; a misspelt option must be an error.
-        return _made(EngineConfig, options, max_sessions=MOST_SESSIONS)
+        return _made(EngineConfig, options, max_sessions=DEFAULT_MAX_SESSIONS)
 
     @field_validator("limits", mode="before")
     @classmethod
@@ -153,9 +155,9 @@ class EngineReplica:
 
         self._engine = Engine.load(args.model, args.engine)
         self._engine.start()
-        keys = None if args.api_key_file is None else KeyRing.read(args.api_key_file)
+        keys = None if args.api_key_file is None else ApiKeys.read(args.api_key_file)
         self._state = ServerState(
-            args.limits, Path(args.model).name, Door(args.limits, keys), self._engine
+            args.limits, Path(args.model).name, AdmissionController(args.limits, keys), self._engine
         )
         self._gauges = {name: Gauge(f"personaplex_{name}") for name in _FIGURES}
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipecat_personaplex.engine.interface import EngineLike
-from pipecat_personaplex.engine.stats import EngineStats
 from pipecat_personaplex.errors import (
     BadMessage,
     ConfigError,
@@ -14,8 +12,9 @@ from pipecat_personaplex.errors import (
     InvalidAudio,
     PersonaPlexError,
 )
+from pipecat_personaplex.interface import EngineLike, EngineStats
+from pipecat_personaplex.server.admission import AdmissionController
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.door import Door
 from pipecat_personaplex.server.metrics import Metrics
 
 
@@ -49,7 +48,7 @@ class ServerState:
 
     config: ServerConfig
     model: str
-    door: Door
+    door: AdmissionController
     loaded: ServedEngine | None = None
     metrics: Metrics = field(init=False)
 

@@ -16,7 +16,7 @@ from pipecat.runner.types import DailyRunnerArguments
 from bots.assistant import converse
 from bots.host import Call
 from bots.transports import open_transport, sample_rate, transport_of, transport_params
-from pipecat_personaplex.settings import PersonaPlexLLMSettings
+from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
 from tests.golden_data import CHECKPOINT
 from tests.helpers.bots import BotProcess, run_bot
 from tests.helpers.engines import FakeEngine

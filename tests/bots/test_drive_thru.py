@@ -15,12 +15,12 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.transports.base_output import BaseOutputTransport
 from pipecat.transports.base_transport import BaseTransport, TransportParams
 
+from bots.call_log import CallRecord, record_folder
 from bots.drive_thru import speech_to_text, take_order
 from bots.host import Call
-from bots.records import CallRecord, record_folder
-from pipecat_personaplex.config import SAMPLE_RATE
+from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.settings import PersonaPlexLLMSettings
+from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
 from tests.helpers.engines import FakeEngine
 
 CHUNK = SAMPLE_RATE // 50

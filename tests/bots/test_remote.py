@@ -30,7 +30,7 @@ async def test_a_caller_is_answered_by_the_server() -> None:
 def test_no_model_is_loaded_for_it() -> None:
     program = (
         "import sys, bots.assistant\n"
-        "from bots.models import connect_engine\n"
+        "from bots.engines import connect_engine\n"
         "connect_engine(['ws://127.0.0.1:1'], None)\n"
         "assert 'torch' not in sys.modules"
     )

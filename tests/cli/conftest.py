@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from loguru import logger
 
-from pipecat_personaplex.config import FRAME_SAMPLES, SAMPLE_RATE
+from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE
 from tests.golden_data import conversation
 
 

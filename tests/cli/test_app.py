@@ -15,7 +15,7 @@ import soundfile
 from pipecat_personaplex import Engine, __version__
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.cli import offline as offline_module
-from pipecat_personaplex.config import SAMPLE_RATE
+from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.errors import SessionFailed
 from tests.golden_data import CHECKPOINT
 from tests.helpers.commands import offline, one_line, process

@@ -12,7 +12,8 @@ import soundfile
 from pipecat_personaplex import Engine
 from pipecat_personaplex.audio import read_audio
 from pipecat_personaplex.cli import main
-from pipecat_personaplex.config import AGENT_CODES, FRAME_SAMPLES, SAMPLE_RATE, TEXT, EngineConfig
+from pipecat_personaplex.config import EngineConfig
+from pipecat_personaplex.constants import AGENT_CODES, FRAME_SAMPLES, SAMPLE_RATE, TEXT
 from pipecat_personaplex.errors import SessionFailed
 from pipecat_personaplex.words import words_of
 from tests.golden_data import CHECKPOINT, RESTAURANT, VOICE_SAMPLE, conversation

@@ -17,9 +17,9 @@ from websockets.sync.client import connect
 
 from pipecat_personaplex import Engine
 from pipecat_personaplex.cli import main
+from pipecat_personaplex.server.auth import ApiKeys, new_key
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.keys import KeyRing, new_key
-from pipecat_personaplex.server.run import Address
+from pipecat_personaplex.server.runner import Address
 from pipecat_personaplex.server.state import ServerState
 from tests.golden_data import CHECKPOINT, VOICE_SAMPLE
 from tests.helpers.commands import one_line
@@ -222,7 +222,7 @@ def test_what_the_options_say_is_what_the_server_does(monkeypatch: pytest.Monkey
         def run(self, announce: object) -> bool:
             return True
 
-    monkeypatch.setattr("pipecat_personaplex.server.run.Host", NoHost)
+    monkeypatch.setattr("pipecat_personaplex.server.runner.ServerRunner", NoHost)
     assert main(SERVE) == 0
     assert (
         main(
@@ -290,7 +290,7 @@ def test_a_new_key(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
             keys.write(out)
         assert err.startswith(f"the key of {name}, which is shown only now: ")
         made[name] = err.split()[-1]
-    ring = KeyRing.read(file)
+    ring = ApiKeys.read(file)
     assert {name: getattr(ring.guest_of(key), "name", None) for name, key in made.items()} == {
         "bot": "bot",
         "trial": "trial",

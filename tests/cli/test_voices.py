@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from pipecat_personaplex.cli import main
-from pipecat_personaplex.config import SAMPLE_RATE
+from pipecat_personaplex.constants import SAMPLE_RATE
 from tests.golden_data import CHECKPOINT, VOICE_SAMPLE
 from tests.helpers.commands import one_line
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipecat_personaplex import __version__
-from pipecat_personaplex.engine.download import NANO
+from pipecat_personaplex.checkpoint.hub import NANO
 from tests.docker.files import (
     DOCKER,
     ROOT,

@@ -9,9 +9,9 @@ import yaml
 from starlette.routing import Route
 
 from pipecat_personaplex import __version__
+from pipecat_personaplex.server.admission import AdmissionController
 from pipecat_personaplex.server.app import create_app
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.door import Door
 from pipecat_personaplex.server.state import ServerState
 from tests.docker.files import (
     DOCKER,
@@ -46,7 +46,7 @@ def test_the_image_is_of_this_version() -> None:
 
 @pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
 def test_probes_ask_for_pages_that_there_are(probe: str) -> None:
-    app = create_app(ServerState(ServerConfig(), "model", Door(ServerConfig())))
+    app = create_app(ServerState(ServerConfig(), "model", AdmissionController(ServerConfig())))
     pages = {route.path for route in app.routes if isinstance(route, Route)}
     assert CONTAINER[probe]["httpGet"]["path"] in pages
     assert CONTAINER[probe]["httpGet"]["port"] == CONTAINER["ports"][0]["name"]

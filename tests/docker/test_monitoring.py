@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipecat_personaplex.engine.stats import STEP_BOUNDS_MS, EngineStats
+from pipecat_personaplex.engine.stats import STEP_BOUNDS_MS
+from pipecat_personaplex.interface import EngineStats
+from pipecat_personaplex.server.admission import AdmissionController
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.door import Door
 from pipecat_personaplex.server.metrics import Metrics
 from tests.docker.files import DOCKER, options_of, read_yaml
 
@@ -52,7 +53,7 @@ def exported() -> dict[str, set[str]]:
         prefix_misses=0,
         prefix_bytes=0,
     )
-    metrics = Metrics(lambda: stats, Door(ServerConfig()))
+    metrics = Metrics(lambda: stats, AdmissionController(ServerConfig()))
     metrics.sessions_opened.labels("/v1/session")
     labels: dict[str, set[str]] = {}
     for line in metrics.render().decode().splitlines():

@@ -11,21 +11,14 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pipecat_personaplex import (
-    Engine,
-    EngineConfig,
-    Persona,
-    SamplingParams,
-    Session,
-    SessionFrame,
-)
-from pipecat_personaplex.config import FRAME_SAMPLES
-from pipecat_personaplex.engine.checkpoint import load_checkpoint
-from pipecat_personaplex.engine.kv_cache import Batch
+from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams, Session, SessionFrame
+from pipecat_personaplex.checkpoint.loader import load_checkpoint
+from pipecat_personaplex.checkpoint.voices import VoiceLibrary
+from pipecat_personaplex.constants import FRAME_SAMPLES
+from pipecat_personaplex.engine.batch import Batch
 from pipecat_personaplex.engine.model_runner import ModelRunner
-from pipecat_personaplex.engine.prompting import Prefill, Prompt, build_prompt, text_prompt_tokens
-from pipecat_personaplex.engine.run_cache import RunCache
-from pipecat_personaplex.engine.voices import VoiceLibrary
+from pipecat_personaplex.engine.prefill import Prefill, PromptKVCache
+from pipecat_personaplex.engine.prompt import Prompt, build_prompt, text_prompt_tokens
 from tests.golden_data import CHECKPOINT, FRIEND, RESTAURANT, VOICE_SAMPLE, conversation
 from tests.helpers.checkpoints import WIDE, write_checkpoint
 
@@ -190,7 +183,7 @@ def test_500_frames_past_the_window_match_a_plain_recomputation(loaded_engine: E
         run_step(pcm)
 
     total = len(columns)
-    cache = RunCache(
+    cache = PromptKVCache(
         layers=config.lm.num_layers,
         heads=config.lm.num_heads,
         length=total,

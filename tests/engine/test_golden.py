@@ -9,12 +9,15 @@ import torch
 
 from pipecat_personaplex import Engine, Persona, SamplingParams
 from pipecat_personaplex.audio import pcm16_to_float
-from pipecat_personaplex.config import AGENT_CODES, FRAME_SAMPLES, TEXT, USER_CODES
-from pipecat_personaplex.engine.conversation import Conversation
-from pipecat_personaplex.engine.kv_cache import Batch, RingCache, _KernelRings
-from pipecat_personaplex.engine.model_runner import CodecSlots, encode_stream
-from pipecat_personaplex.engine.prompting import Prefill, build_prompt, text_prompt_tokens
-from pipecat_personaplex.kernels.triton_support import have_triton
+from pipecat_personaplex.constants import AGENT_CODES, FRAME_SAMPLES, TEXT, USER_CODES
+from pipecat_personaplex.engine.batch import Batch
+from pipecat_personaplex.engine.codec_slots import CodecSlots, encode_stream
+from pipecat_personaplex.engine.converse import Conversation
+from pipecat_personaplex.engine.kv_cache import RingCache
+from pipecat_personaplex.engine.prefill import Prefill
+from pipecat_personaplex.engine.prompt import build_prompt, text_prompt_tokens
+from pipecat_personaplex.engine.ring_attention import TritonRingAttention
+from pipecat_personaplex.kernels.availability import have_triton
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from tests.golden_data import GOLDEN, VOICE_SAMPLE, GoldenConversation, conversation
 
@@ -56,8 +59,8 @@ def test_the_attention_kernels_say_what_the_reference_says(
 ) -> None:
     def at(
         ring: RingCache, batch: Batch, starts: list[int], positions: torch.Tensor, steps: int = 1
-    ) -> _KernelRings:
-        return _KernelRings(ring, batch, positions, steps)
+    ) -> TritonRingAttention:
+        return TritonRingAttention(ring, batch, positions, steps)
 
     monkeypatch.setattr(RingCache, "at", at)  # in the interpreter: a few frames
     golden, frames = conversation("friend"), 4

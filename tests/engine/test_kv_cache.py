@@ -9,17 +9,16 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from pipecat_personaplex.engine.kv_cache import (
-    Batch,
-    RingCache,
-    _FilledRings,
-    _KernelRings,
-    _kernels_run,
-    _MaskedRings,
+from pipecat_personaplex.engine.batch import Batch
+from pipecat_personaplex.engine.kv_cache import RingCache
+from pipecat_personaplex.engine.prefill import PromptKVCache
+from pipecat_personaplex.engine.ring_attention import (
+    MaskedRingAttention,
+    SlicedRingAttention,
+    TritonRingAttention,
 )
-from pipecat_personaplex.engine.run_cache import RunCache
-from pipecat_personaplex.kernels.kv_format import FP8, KVTensor
-from pipecat_personaplex.kernels.triton_support import have_triton
+from pipecat_personaplex.kernels.availability import _kernels_run, have_triton
+from pipecat_personaplex.quantization.kv import FP8, KVTensor
 
 CPU = torch.device("cpu")
 needs_triton = pytest.mark.skipif(not have_triton(), reason="Triton is for Linux")
@@ -62,7 +61,12 @@ def as_kept(x: Tensor, kv_dtype: torch.dtype) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "kind", [_FilledRings, _MaskedRings, pytest.param(_KernelRings, marks=needs_triton)]
+    "kind",
+    [
+        SlicedRingAttention,
+        MaskedRingAttention,
+        pytest.param(TritonRingAttention, marks=needs_triton),
+    ],
 )
 @pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16, FP8])
 @pytest.mark.parametrize("steps", [1, 2])
@@ -72,7 +76,7 @@ def test_ring_attention_sees_the_window_and_nothing_else(
 ) -> None:
     torch.manual_seed(0)
     ring = new_ring(kv_dtype)
-    if kind is _MaskedRings:  # masked places are read, and weigh nothing
+    if kind is MaskedRingAttention:  # masked places are read, and weigh nothing
         ring.kept_keys.zero_()
         ring.kept_values.zero_()
     # The interpreter cuts what a GPU rounds to bfloat16.
@@ -87,14 +91,14 @@ def test_ring_attention_sees_the_window_and_nothing_else(
             ring.write(slot, position, k[:, :, None], v[:, :, None])
             history[slot].append((as_kept(k, kv_dtype), as_kept(v, kv_dtype)))
     # The interpreter takes its time; the oldest ring goes round in it all the same.
-    frames = 4 if kind is _KernelRings else 3 * WINDOW // steps
+    frames = 4 if kind is TritonRingAttention else 3 * WINDOW // steps
     for _ in range(frames):
         starts = [len(history[slot]) for slot in slots]
         shape = (2, len(slots), HEADS, steps, DIM)
         q, k, v = torch.randn(shape), torch.randn(shape), torch.randn(shape)
         view = (
             kind(ring, batch, starts, steps)
-            if kind is _FilledRings
+            if kind is SlicedRingAttention
             else kind(ring, batch, torch.tensor(starts), steps)
         )
         got = [view.attend(layer, q[layer], k[layer], v[layer]) for layer in range(2)]
@@ -120,7 +124,7 @@ def test_ring_attention_sees_the_window_and_nothing_else(
 def test_a_ring_takes_queries_of_a_lower_precision() -> None:
     torch.manual_seed(2)
     outs = []
-    for kind in (_FilledRings, _MaskedRings, _KernelRings):
+    for kind in (SlicedRingAttention, MaskedRingAttention, TritonRingAttention):
         torch.manual_seed(2)
         ring, positions = new_ring(torch.float32), torch.tensor([0])
         ring.kept_keys.zero_()
@@ -128,7 +132,9 @@ def test_a_ring_takes_queries_of_a_lower_precision() -> None:
         q, k, v = torch.randn(3, 1, HEADS, 1, DIM, dtype=torch.bfloat16)
         batch = Batch.of([3], CPU)
         rings = (
-            kind(ring, batch, [0], 1) if kind is _FilledRings else kind(ring, batch, positions, 1)
+            kind(ring, batch, [0], 1)
+            if kind is SlicedRingAttention
+            else kind(ring, batch, positions, 1)
         )
         outs.append(rings.attend(1, q, k, v))
         torch.testing.assert_close(ring.keys[1, 3, :, 0], k[0, :, 0].float())
@@ -143,7 +149,7 @@ def test_a_prefix_is_kept_as_steps_are() -> None:
     stepped, laid = new_ring(FP8), new_ring(FP8)
     for position in range(WINDOW + 4):
         place = slice(position, position + 1)
-        rings = _FilledRings(stepped, Batch.of([2], CPU), [position], 1)
+        rings = SlicedRingAttention(stepped, Batch.of([2], CPU), [position], 1)
         for layer in range(2):
             k, v = keys[layer][None, :, place], values[layer][None, :, place]
             rings.attend(layer, k, k, v)
@@ -164,7 +170,7 @@ def test_what_8_bits_take() -> None:
 
 @needs_triton
 def test_kernels_that_fail_their_check_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipecat_personaplex.kernels import attention_check
+    from pipecat_personaplex.kernels import ring_attention_check as attention_check
 
     ring = (CPU, HEADS, WINDOW, DIM, torch.float32, torch.float32)
     assert _kernels_run.__wrapped__(*ring)
@@ -185,7 +191,7 @@ def test_kernels_that_fail_their_check_are_not_used(monkeypatch: pytest.MonkeyPa
 def test_a_prompt_in_runs_is_a_banded_causal_pass(chunks: list[int]) -> None:
     torch.manual_seed(1)
     q, k, v = (torch.randn(1, HEADS, 20, DIM) for _ in range(3))
-    cache = RunCache(
+    cache = PromptKVCache(
         layers=1,
         heads=HEADS,
         length=20,

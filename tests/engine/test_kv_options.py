@@ -11,13 +11,13 @@ import torch
 from loguru import logger
 
 from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams
+from pipecat_personaplex.bench.drift import DriftOptions, examine, teach
 from pipecat_personaplex.cli import main
-from pipecat_personaplex.config import FRAME_SAMPLES
-from pipecat_personaplex.drift import DriftOptions, examine, teach
-from pipecat_personaplex.engine.conversation import Conversation
-from pipecat_personaplex.engine.placement import choose_kv_dtype
+from pipecat_personaplex.constants import FRAME_SAMPLES
+from pipecat_personaplex.engine.converse import Conversation
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.kernels.kv_format import FP8
+from pipecat_personaplex.models.device import resolve_kv_dtype
+from pipecat_personaplex.quantization.kv import FP8
 from tests.golden_data import CHECKPOINT, FRIEND, RESTAURANT, VOICE_SAMPLE, conversation
 from tests.helpers.checkpoints import WIDE, write_checkpoint
 
@@ -137,10 +137,10 @@ def test_a_card_that_does_not_know_8_bits_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
     device = torch.device("cuda")
     with pytest.raises(ConfigError, match=r"8\.9 or more and cuda has 8\.6; take bfloat16"):
-        choose_kv_dtype("fp8", torch.bfloat16, device)
-    assert choose_kv_dtype("bfloat16", torch.bfloat16, device) == torch.bfloat16
+        resolve_kv_dtype("fp8", torch.bfloat16, device)
+    assert resolve_kv_dtype("bfloat16", torch.bfloat16, device) == torch.bfloat16
     capability = (8, 9)
-    assert choose_kv_dtype("fp8", torch.bfloat16, device) == FP8
+    assert resolve_kv_dtype("fp8", torch.bfloat16, device) == FP8
 
 
 def test_drift_reports_what_it_compared(capsys: pytest.CaptureFixture[str]) -> None:

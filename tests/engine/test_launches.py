@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipecat_personaplex.architecture import ModelConfig
 from pipecat_personaplex.engine import kv_cache
-from pipecat_personaplex.engine.graphs import batch_sizes
+from pipecat_personaplex.engine.cuda_graphs import batch_sizes
 from pipecat_personaplex.engine.model_runner import ModelRunner
 from pipecat_personaplex.models import depth
+from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.linear import Linear
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
@@ -96,7 +96,11 @@ def test_without_kernels_it_needs_nothing_of_the_host() -> None:
 def triton_launches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Every kernel is taken to work."""
     pytest.importorskip("triton")
-    from pipecat_personaplex.kernels import attention, frame_attention, gemm, rings, sampling
+    from pipecat_personaplex.kernels import depth_attention as frame_attention
+    from pipecat_personaplex.kernels import gemm
+    from pipecat_personaplex.kernels import ring_attention as attention
+    from pipecat_personaplex.kernels import ring_ops as rings
+    from pipecat_personaplex.kernels import topk_sampling as sampling
 
     launches: Counter[str] = Counter()
     for module in (attention, frame_attention, gemm, rings, sampling):

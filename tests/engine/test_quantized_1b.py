@@ -10,9 +10,9 @@ from statistics import median
 
 import pytest
 
-from pipecat_personaplex import drift
+from pipecat_personaplex.bench import drift
+from pipecat_personaplex.bench.drift import DriftOptions, Lesson, Thinker, examine, teach
 from pipecat_personaplex.config import EngineConfig, Quantization
-from pipecat_personaplex.drift import DriftOptions, Lesson, Thinker, examine, teach
 from tests.helpers.memory import loading_peak
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

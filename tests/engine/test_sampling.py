@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pipecat_personaplex import SamplingParams
-from pipecat_personaplex.architecture import LMConfig
-from pipecat_personaplex.engine.kv_cache import Batch
+from pipecat_personaplex.engine.batch import Batch
 from pipecat_personaplex.engine.sampling import SamplerState, gumbel_noise
+from pipecat_personaplex.models.config import LMConfig
 
 CPU = torch.device("cpu")
 CARDS = LMConfig()

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams, SessionFrame
-from pipecat_personaplex.config import FRAME_SAMPLES, TEXT_EPAD, TEXT_PAD
+from pipecat_personaplex.constants import FRAME_SAMPLES, TEXT_EPAD, TEXT_PAD
 from pipecat_personaplex.errors import (
     ConfigError,
     InvalidAudio,

@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipecat_personaplex.config import FRAME_SAMPLES, STREAMS, SamplingParams
-from pipecat_personaplex.engine.checkpoint import Checkpoint, load_checkpoint
-from pipecat_personaplex.engine.kv_cache import Batch
+from pipecat_personaplex.checkpoint.loader import Checkpoint, load_checkpoint
+from pipecat_personaplex.config import SamplingParams
+from pipecat_personaplex.constants import FRAME_SAMPLES, STREAMS
+from pipecat_personaplex.engine.batch import Batch
 from pipecat_personaplex.engine.model_runner import ModelRunner
-from pipecat_personaplex.engine.prompting import Prefill, Prefix, Prompt
-from pipecat_personaplex.engine.tokens import prompt_columns
+from pipecat_personaplex.engine.prefill import Prefill, Prefix
+from pipecat_personaplex.engine.prompt import Prompt
+from pipecat_personaplex.models.delay_pattern import prompt_columns
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CHECKPOINT = GOLDEN / "tiny-personaplex"

@@ -18,13 +18,13 @@ from pipecat_personaplex.bench.calls import (
     stepping,
     window_of,
 )
+from pipecat_personaplex.bench.models import read_architecture
 from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.steps import soak
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.config import EngineConfig
-from pipecat_personaplex.engine.memory import available_bytes, plan_engine
-from pipecat_personaplex.engine.placement import choose_target
-from pipecat_personaplex.subject import read_architecture
+from pipecat_personaplex.engine.memory_plan import available_bytes, plan_engine
+from pipecat_personaplex.models.device import resolve_target
 
 pytestmark = [
     pytest.mark.gpu,
@@ -47,7 +47,7 @@ def an_empty_card() -> Iterator[None]:
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_the_plan_is_what_is_taken(quantization: str | None) -> None:
     engine = EngineConfig(device="cuda", quantization=quantization, max_sessions=4)  # type: ignore[arg-type]
-    target = choose_target("cuda", "auto", quantization)  # type: ignore[arg-type]
+    target = resolve_target("cuda", "auto", quantization)  # type: ignore[arg-type]
     plan = plan_engine(read_architecture("random-1b"), engine, target)
     before = torch.cuda.memory_allocated()
     served = load_served("random-1b", engine)
@@ -90,7 +90,7 @@ def test_full_windows_in_real_time() -> None:
     """Everyone's frame at once: none is late, and no state leaves its bounds."""
     engine = EngineConfig(device="cuda")
     served = load_served("random-1b", engine)
-    device = choose_target("cuda", "auto", None).device
+    device = resolve_target("cuda", "auto", None).device
     options = BenchOptions("random-1b", engine, fill="full")
     fill = Fill.of(options, window_of(served), served.config.mimi.window)
     runner = new_runner(served, SOAK_CALLERS, device)

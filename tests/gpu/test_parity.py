@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipecat_personaplex.config import AGENT_CODES, STREAMS, TEXT
-from pipecat_personaplex.engine.kv_cache import Batch, RingCache
-from pipecat_personaplex.engine.model_runner import encode_stream
+from pipecat_personaplex.constants import AGENT_CODES, STREAMS, TEXT
+from pipecat_personaplex.engine.batch import Batch
+from pipecat_personaplex.engine.codec_slots import encode_stream
+from pipecat_personaplex.engine.kv_cache import RingCache
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from tests.gpu.machine import CHECKPOINT, CPU, DEVICE, GOLDEN, checkpoint, needs_device
 

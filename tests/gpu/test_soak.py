@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipecat_personaplex.config import FRAME_SECONDS
+from pipecat_personaplex.constants import FRAME_SECONDS
 from tests.gpu.machine import (
     DEVICE,
     ON_CUDA,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipecat_personaplex import Engine, Persona, SamplingParams, Session, SessionFrame
-from pipecat_personaplex.config import FRAME_SAMPLES
+from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.errors import PersonaPlexError
 from tests.golden_data import FRIEND, conversation
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipecat_personaplex.architecture import LMConfig, MimiConfig, ModelConfig
+from pipecat_personaplex.models.config import LMConfig, MimiConfig, ModelConfig
 from tests.golden_data import CHECKPOINT
 
 MODEL_FILE = "model.safetensors"

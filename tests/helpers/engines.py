@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES, Persona, SamplingParams
-from pipecat_personaplex.engine.session import FrameTimings, Pcm, SessionFrame, SessionStats
+from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES
 from pipecat_personaplex.errors import (
     ConfigError,
     EngineFull,
@@ -17,6 +18,7 @@ from pipecat_personaplex.errors import (
     SessionFailed,
     VoiceNotFound,
 )
+from pipecat_personaplex.interface import FrameTimings, SessionFrame, SessionStats, new_session_id
 
 _CODES = np.zeros(CODEBOOKS, dtype=np.int64)
 
@@ -36,12 +38,13 @@ class FakeSession:
         on_ready: Callable[[], object] | None,
         on_end: Callable[[PersonaPlexError | None], object] | None,
     ):
+        self.id = new_session_id()
         self.persona = persona
         self.sampling = sampling
         self.said: list[str] = []
         self.pieces: list[str] = []
         self.gain = 1.0
-        self.dropped = 0
+        self.dropped_frames = 0
         self.error: PersonaPlexError | None = None
         self.closed = False
         self._engine = engine
@@ -72,8 +75,8 @@ class FakeSession:
         return self._ended.wait(timeout)
 
     def stats(self) -> SessionStats:
-        waiting = len(self.heard) - self._answered - self.dropped
-        return SessionStats(self._answered, 0, self.dropped, waiting)
+        waiting = len(self.heard) - self._answered - self.dropped_frames
+        return SessionStats(self._answered, 0, self.dropped_frames, waiting)
 
     def close(self) -> None:
         self.closed = True
@@ -135,7 +138,7 @@ class FakeEngine:
         ready: bool = True,
     ):
         self.max_sessions = max_sessions
-        self.max_owed = 2
+        self.max_in_flight_frames = 2
         self.ready = ready
         self.step = threading.Event()
         self.step.set()

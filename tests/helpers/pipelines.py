@@ -21,8 +21,8 @@ from pipecat.pipeline.worker import PipelineParams, PipelineWorker, ProcessorUnu
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.workers.runner import WorkerRunner
 
-from pipecat_personaplex.engine.interface import EngineLike
-from pipecat_personaplex.service import PersonaPlexLLMService
+from pipecat_personaplex.interface import EngineLike
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
 
 F = TypeVar("F", bound=Frame)
 TIMEOUT = 10.0

@@ -19,12 +19,13 @@ from typing import Any
 import httpx
 from websockets.sync.client import connect
 
-from pipecat_personaplex.engine.stats import STEP_BOUNDS_MS, EngineStats
+from pipecat_personaplex.engine.stats import STEP_BOUNDS_MS
 from pipecat_personaplex.errors import EngineFailed, PersonaPlexError
+from pipecat_personaplex.interface import EngineStats
+from pipecat_personaplex.server.admission import AdmissionController
+from pipecat_personaplex.server.auth import ApiKeys, KeyLine
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.door import Door
-from pipecat_personaplex.server.keys import KeyLine, KeyRing
-from pipecat_personaplex.server.run import Address, Host
+from pipecat_personaplex.server.runner import Address, ServerRunner
 from pipecat_personaplex.server.state import ServedEngine, ServerState
 from tests.golden_data import CHECKPOINT
 from tests.helpers.engines import FakeEngine
@@ -95,10 +96,10 @@ class RunningServer:
         ready: bool = True,
     ):
         config = config or ServerConfig()
-        door = Door(config, None if keys is None else KeyRing(keys))
+        door = AdmissionController(config, None if keys is None else ApiKeys(keys))
         self.state = ServerState(config, "tiny", door)
         load = engine if callable(engine) else lambda: engine
-        self.host = Host(self.state, address or Address(port=0), load)
+        self.host = ServerRunner(self.state, address or Address(port=0), load)
         self.url = self.host.url
         self.ws_url = self.url.replace("http", "ws", 1)
         self.error: BaseException | None = None

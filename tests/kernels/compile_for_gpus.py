@@ -14,7 +14,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pipecat_personaplex.kernels import attention, rings
+from pipecat_personaplex.kernels import ring_attention as attention
+from pipecat_personaplex.kernels import ring_ops as rings
 
 _NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float8_e4m3fn: "*fp8e4nv"}
 _TYPES = {

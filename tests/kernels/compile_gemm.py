@@ -14,7 +14,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pipecat_personaplex.config import QUANTIZATIONS, Quantization
-from pipecat_personaplex.kernels import frame_attention, gemm
+from pipecat_personaplex.kernels import depth_attention as frame_attention
+from pipecat_personaplex.kernels import gemm
 
 _WEIGHTS = {None: "*bf16", "int8": "*i8", "fp8": "*fp8e4nv", "int4": "*u8"}
 _SCALES = {None: "*bf16", "int8": "*bf16", "fp8": "*fp32", "int4": "*bf16"}

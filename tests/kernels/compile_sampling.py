@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pipecat_personaplex.kernels import sampling
+from pipecat_personaplex.kernels import topk_sampling as sampling
 
 _TYPES = {
     "listed": "*i64",

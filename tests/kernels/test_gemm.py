@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipecat_personaplex.config import QUANTIZATIONS, Quantization
-from pipecat_personaplex.kernels.formats import LowBit, dequantize, quantize
+from pipecat_personaplex.quantization.weights import LowBit, dequantize, quantize
 
 pytest.importorskip("triton")
 

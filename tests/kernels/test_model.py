@@ -7,12 +7,11 @@ import torch
 from loguru import logger
 from torch import Tensor, nn
 
+from pipecat_personaplex.checkpoint.loader import load_checkpoint
 from pipecat_personaplex.config import Quantization
-from pipecat_personaplex.engine.checkpoint import load_checkpoint
-from pipecat_personaplex.kernels.formats import LowBit, quantize
+from pipecat_personaplex.kernels.availability import depth_attention_works, gemm_works
 from pipecat_personaplex.models import depth as depth_module
 from pipecat_personaplex.models import linear as linear_module
-from pipecat_personaplex.models.kernel_choice import frame_attention_works, gemm_works
 from pipecat_personaplex.models.layers import GatedMLP, RMSNorm
 from pipecat_personaplex.models.linear import (
     BlockLinear,
@@ -22,11 +21,12 @@ from pipecat_personaplex.models.linear import (
     stack_linears,
 )
 from pipecat_personaplex.models.lm import PersonaPlexLM
+from pipecat_personaplex.quantization.weights import LowBit, quantize
 from tests.golden_data import CHECKPOINT
 
 pytest.importorskip("triton")
 
-from pipecat_personaplex.kernels import frame_attention as attention_module
+from pipecat_personaplex.kernels import depth_attention as attention_module
 from pipecat_personaplex.kernels import gemm as gemm_module
 
 CPU = torch.device("cpu")
@@ -203,7 +203,7 @@ def test_where_kernels_fail_the_log_says_so_once() -> None:
     try:
         for _ in range(2):
             assert not gemm_works(nowhere, "int8")
-            assert not frame_attention_works(nowhere, torch.bfloat16)
+            assert not depth_attention_works(nowhere, torch.bfloat16)
             assert not gemm_works(CPU, "int8")
     finally:
         logger.remove(sink)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from pipecat_personaplex.config import QUANTIZATIONS, Quantization
-from pipecat_personaplex.kernels.formats import dequantize, quantize
 from pipecat_personaplex.models.layers import GatedMLP, RMSNorm
 from pipecat_personaplex.models.linear import (
     BlockLinear,
@@ -16,6 +15,7 @@ from pipecat_personaplex.models.linear import (
     PackedLinear,
     optimize_linear,
 )
+from pipecat_personaplex.quantization.weights import dequantize, quantize
 
 
 def linear(rows: int, columns: int, quantizable: bool = True) -> Linear:

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipecat_personaplex.architecture import LMConfig, MimiConfig, ModelConfig
 from pipecat_personaplex.bench.peer import peer_lm_kwargs, peer_mimi_config
-from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES
-from pipecat_personaplex.engine.checkpoint import Checkpoint, load_checkpoint
-from pipecat_personaplex.engine.kv_cache import Batch, RingCache
-from pipecat_personaplex.engine.layout import MIMI_FILE, MODEL_FILE
-from pipecat_personaplex.engine.model_runner import CodecSlots, encode_stream
+from pipecat_personaplex.checkpoint.layout import MIMI_FILE, MODEL_FILE
+from pipecat_personaplex.checkpoint.loader import Checkpoint, load_checkpoint
+from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES
+from pipecat_personaplex.engine.batch import Batch
+from pipecat_personaplex.engine.codec_slots import CodecSlots, encode_stream
+from pipecat_personaplex.engine.kv_cache import RingCache
+from pipecat_personaplex.models.config import LMConfig, MimiConfig, ModelConfig
 from tests.helpers.checkpoints import write_checkpoint
 
 CPU = torch.device("cpu")

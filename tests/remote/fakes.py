@@ -16,9 +16,9 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from pipecat_personaplex.config import CODEBOOKS
-from pipecat_personaplex.engine.session import FrameTimings
-from pipecat_personaplex.protocol.frames import ClientFrame, ServerFrame
+from pipecat_personaplex.constants import CODEBOOKS
+from pipecat_personaplex.interface import FrameTimings
+from pipecat_personaplex.protocol.session_frames import ClientFrame, ServerFrame
 
 Script = Callable[[ServerConnection], Awaitable[None]]
 WAIT = 20.0

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from pipecat_personaplex.config import FRAME_SAMPLES, Persona, SamplingParams
-from pipecat_personaplex.engine.session import Pcm, SessionFrame
+from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.errors import PersonaPlexError
+from pipecat_personaplex.interface import SessionFrame
 from pipecat_personaplex.remote import RemoteEngine, RemoteSession
 
 WAIT = 20.0

@@ -13,10 +13,8 @@ import pytest
 from websockets.asyncio.server import ServerConnection
 
 import pipecat_personaplex
-from pipecat_personaplex.call import Call, SessionStarted
-from pipecat_personaplex.config import FRAME_SAMPLES, FRAME_SECONDS, Persona, SamplingParams
-from pipecat_personaplex.engine.interface import EngineLike
-from pipecat_personaplex.engine.session import SessionFrame
+from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS
 from pipecat_personaplex.errors import (
     ConfigError,
     EngineStopped,
@@ -26,8 +24,10 @@ from pipecat_personaplex.errors import (
     SessionFailed,
     VoiceNotFound,
 )
+from pipecat_personaplex.interface import EngineLike, SessionFrame
 from pipecat_personaplex.remote import RemoteEngine
 from pipecat_personaplex.server.listen import tls_context
+from pipecat_personaplex.service.call import Call, SessionStarted
 from tests.helpers.servers import self_signed, trusting
 from tests.remote.fakes import FakeServer, say
 from tests.remote.helpers import FRIEND, WAIT, Caller, tone, until
@@ -124,7 +124,7 @@ class TestLife:
         engine: EngineLike = RemoteEngine("ws://127.0.0.1:1")
         assert pipecat_personaplex.RemoteEngine is RemoteEngine
         assert not hasattr(engine, "add_voice")
-        assert engine.max_owed == 8
+        assert engine.max_in_flight_frames == 8
         assert engine.max_sessions == 0, "nobody has told it yet"
 
     def test_it_must_run(self) -> None:

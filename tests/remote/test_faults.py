@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pipecat_personaplex import Engine
-from pipecat_personaplex.config import FRAME_SAMPLES, FRAME_SECONDS, Persona, SamplingParams
-from pipecat_personaplex.engine.session import Pcm, SessionFrame
+from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS
 from pipecat_personaplex.errors import (
     ConfigError,
     EngineFull,
@@ -18,6 +19,7 @@ from pipecat_personaplex.errors import (
     SessionLost,
     VoiceNotFound,
 )
+from pipecat_personaplex.interface import SessionFrame
 from pipecat_personaplex.remote import RemoteEngine
 from tests.golden_data import RESTAURANT, conversation
 from tests.helpers.servers import RunningServer, ServeProcess

@@ -8,10 +8,11 @@ from loguru import logger
 from websockets.asyncio.server import ServerConnection
 
 from pipecat_personaplex.errors import EngineUnreachable, SessionFailed, SessionLost
-from pipecat_personaplex.remote import RemoteEngine, stream
+from pipecat_personaplex.remote import RemoteEngine
+from pipecat_personaplex.remote import native as stream
 from tests.remote.fakes import FakeServer, say
 from tests.remote.helpers import Caller, tone
-from tests.remote.test_servers import greet
+from tests.remote.test_server_pool import greet
 
 
 async def listen(websocket: ServerConnection) -> None:

@@ -19,7 +19,7 @@ from pipecat_personaplex.errors import (
     SessionLost,
     SpeechTooLong,
 )
-from pipecat_personaplex.protocol.messages import MAX_MESSAGE_BYTES
+from pipecat_personaplex.protocol.session_messages import MAX_MESSAGE_BYTES
 from pipecat_personaplex.remote import RemoteEngine
 from tests.remote.fakes import FakeServer, Script, answer, refuse, say
 from tests.remote.helpers import Caller, tone

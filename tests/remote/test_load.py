@@ -9,8 +9,9 @@ import time
 import numpy as np
 import pytest
 
-from pipecat_personaplex.config import FRAME_SECONDS, Persona, SamplingParams
-from pipecat_personaplex.engine.session import SessionFrame
+from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.constants import FRAME_SECONDS
+from pipecat_personaplex.interface import SessionFrame
 from pipecat_personaplex.remote import RemoteEngine
 from tests.helpers.servers import ServeProcess
 from tests.remote.helpers import WAIT, tone, until

@@ -12,7 +12,7 @@ from pipecat.frames.frames import LLMUpdateSettingsFrame, SpeechOutputAudioRawFr
 
 from pipecat_personaplex.errors import EngineFull, SessionLost
 from pipecat_personaplex.remote import RemoteEngine
-from pipecat_personaplex.service import PersonaPlexLLMService
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from tests.helpers.pipelines import Events, RunningPipeline, errors, started, tone
 from tests.remote.fakes import FakeServer
 from tests.remote.helpers import FRIEND

@@ -15,7 +15,7 @@ import sphn
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from pipecat_personaplex.protocol.frames import ServerFrame
+from pipecat_personaplex.protocol.session_frames import ServerFrame
 
 Pcm16 = npt.NDArray[np.int16]
 Sound = npt.NDArray[np.float32]

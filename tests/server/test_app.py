@@ -26,9 +26,9 @@ from pipecat_personaplex.errors import (
     LimitReached,
     PersonaPlexError,
 )
-from pipecat_personaplex.protocol.messages import Error, parse_server, rebuild_error
+from pipecat_personaplex.protocol.session_messages import Error, parse_server, rebuild_error
+from pipecat_personaplex.server.auth import new_key
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.keys import new_key
 from tests.golden_data import CHECKPOINT
 from tests.helpers.servers import RunningServer, ServedFakeEngine, eventually, failing
 

@@ -18,10 +18,10 @@ from loguru import logger
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from pipecat_personaplex.server.admission import AdmissionController
+from pipecat_personaplex.server.auth import ApiKeys, new_key
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.door import Door
-from pipecat_personaplex.server.keys import KeyRing, new_key
-from pipecat_personaplex.server.run import reload_keys_on_hangup
+from pipecat_personaplex.server.runner import reload_keys_on_hangup
 from pipecat_personaplex.server.state import ServerState
 from tests.helpers.servers import RunningServer, ServedFakeEngine, ServeProcess, eventually
 
@@ -233,7 +233,7 @@ def test_a_hangup_in_the_midst_of_a_line_of_the_log(tmp_path: Path) -> None:
     keys.write_text(f"{new_key('bot')[1]}\n")
     keys.chmod(0o600)
     config = ServerConfig()
-    state = ServerState(config, "tiny", Door(config, KeyRing([])))
+    state = ServerState(config, "tiny", AdmissionController(config, ApiKeys([])))
     before = state.door.keys
     lines: list[str] = []
     written = asyncio.Event()

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 
-from pipecat_personaplex.server import wire
+from pipecat_personaplex.server import websocket as wire
 from pipecat_personaplex.server.config import ServerConfig
 from tests.helpers.servers import ServedFakeEngine
 from tests.server.clients import SessionClient

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from pipecat_personaplex import Engine
-from pipecat_personaplex.protocol.chat import OggOpusWriter
+from pipecat_personaplex.protocol.moshi import OggOpusWriter
 from tests.server.live import IMPATIENT, MANY, OPEN, LiveServer, frame, unharmed, websocket
 
 REFUSED_SECONDS = 2.0

@@ -11,9 +11,10 @@ import pytest
 from loguru import logger
 from websockets.exceptions import ConnectionClosed
 
-from pipecat_personaplex.server import listen, protocols
+from pipecat_personaplex.server import listen
+from pipecat_personaplex.server import uvicorn_protocols as protocols
+from pipecat_personaplex.server.auth import new_key
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.keys import new_key
 from tests.helpers.servers import (
     RunningServer,
     ServedFakeEngine,

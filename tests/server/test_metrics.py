@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipecat_personaplex.engine.stats import STEP_BOUNDS_MS, Counters, EngineStats
+from pipecat_personaplex.engine.stats import STEP_BOUNDS_MS, Counters
+from pipecat_personaplex.interface import EngineStats
+from pipecat_personaplex.server.admission import AdmissionController
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.door import Door
 from pipecat_personaplex.server.metrics import Metrics
 
 
@@ -38,7 +39,7 @@ def samples(metrics: Metrics) -> dict[str, float]:
 
 
 def test_before_there_is_an_engine() -> None:
-    found = samples(Metrics(lambda: None, Door(ServerConfig())))
+    found = samples(Metrics(lambda: None, AdmissionController(ServerConfig())))
     assert found["personaplex_healthy"] == 0
     assert found["personaplex_connections"] == 0
     assert "personaplex_sessions" not in found
@@ -48,7 +49,7 @@ def test_what_the_engine_did() -> None:
     counters = Counters()
     for seconds in (0.004, 0.030, 0.0301, 0.079, 0.081, 2.0):
         counters.count_step(seconds)
-    found = samples(Metrics(lambda: stats(counters), Door(ServerConfig())))
+    found = samples(Metrics(lambda: stats(counters), AdmissionController(ServerConfig())))
     assert found["personaplex_sessions"] == 3
     assert found["personaplex_max_sessions"] == 8
     assert found["personaplex_queued_frames"] == 2
@@ -72,7 +73,7 @@ def test_what_the_engine_did() -> None:
 
 
 def test_what_the_server_did() -> None:
-    door = Door(ServerConfig())
+    door = AdmissionController(ServerConfig())
     metrics = Metrics(lambda: None, door)
     metrics.sessions_opened.labels("/v1/session").inc()
     metrics.sessions_opened.labels("/api/chat").inc(2)
@@ -92,6 +93,6 @@ def test_what_the_server_did() -> None:
 
 
 def test_two_servers_in_a_process_do_not_meet() -> None:
-    one, other = (Metrics(lambda: None, Door(ServerConfig())) for _ in range(2))
+    one, other = (Metrics(lambda: None, AdmissionController(ServerConfig())) for _ in range(2))
     one.resumes.inc()
     assert samples(other)["personaplex_resumes_total"] == 0

@@ -15,9 +15,9 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from pipecat_personaplex.engine.stats import EngineStats
 from pipecat_personaplex.errors import EngineFailed
-from pipecat_personaplex.protocol.messages import SESSION_PATH, Hello
+from pipecat_personaplex.interface import EngineStats
+from pipecat_personaplex.protocol.session_messages import SESSION_PATH, Hello
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray"),

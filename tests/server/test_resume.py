@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from pipecat_personaplex import Engine
 from pipecat_personaplex.audio import pcm16_to_float
 from pipecat_personaplex.config import SamplingParams
-from pipecat_personaplex.protocol.frames import ServerFrame
+from pipecat_personaplex.protocol.session_frames import ServerFrame
 from pipecat_personaplex.server.config import ServerConfig
 from tests.golden_data import FRIEND, conversation
 from tests.helpers.servers import ServedFakeEngine

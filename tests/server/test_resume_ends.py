@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipecat_personaplex.errors import EngineFailed, SessionFailed
+from pipecat_personaplex.server.auth import new_key
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.keys import new_key
 from tests.helpers.servers import ServedFakeEngine
 from tests.server.clients import SessionClient, cut, finish, loud
 from tests.server.live import LiveServer

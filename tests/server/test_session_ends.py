@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed
 
 from pipecat_personaplex.errors import EngineFailed, PersonaPlexError, SessionFailed
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.table import HostedSession
+from pipecat_personaplex.server.sessions import ResumableSession
 from tests.helpers.servers import ServedFakeEngine
 from tests.server.clients import SessionClient
 from tests.server.live import LiveServer, refusal
@@ -55,11 +55,11 @@ async def test_a_session_that_fails(
 async def test_a_defect_of_ours_is_one_sessions_failure(
     server: LiveServer, fake: ServedFakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: HostedSession, frame: object) -> bytes:
+    def broken(self: ResumableSession, frame: object) -> bytes:
         raise ZeroDivisionError("a secret of the server's")
 
     async with SessionClient.opened(server.ws_url) as client:
-        monkeypatch.setattr(HostedSession, "pack", broken)
+        monkeypatch.setattr(ResumableSession, "pack", broken)
         await client.push()
         error, code = await client.ended()
         assert (error["code"], code) == ("session_failed", 1011)
@@ -88,7 +88,7 @@ async def test_a_defect_after_the_engine_has_opened_frees_the_slot(
         raise ZeroDivisionError
 
     async with SessionClient.connect(server.ws_url) as client:
-        monkeypatch.setattr(HostedSession, "__init__", broken)
+        monkeypatch.setattr(ResumableSession, "__init__", broken)
         await client.say("open", voice="NATF2")
         error, code = await client.ended()
     assert (error["code"], code) == ("session_failed", 1011)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pipecat_personaplex.errors import PromptTooLong, SpeechTooLong
-from pipecat_personaplex.server.keys import new_key
+from pipecat_personaplex.server.auth import new_key
 from tests.helpers.engines import FakeSession
 from tests.helpers.servers import ServedFakeEngine
 from tests.server.clients import SessionClient

@@ -12,9 +12,9 @@ from pipecat.frames.frames import (
 from pipecat.pipeline.worker import PipelineParams
 from pipecat.tests.utils import SleepFrame, run_test
 
-from pipecat_personaplex.config import FRAME_SAMPLES
-from pipecat_personaplex.playout import PlayoutMeter
-from pipecat_personaplex.service import PersonaPlexLLMService
+from pipecat_personaplex.constants import FRAME_SAMPLES
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
+from pipecat_personaplex.service.playout import PlayoutMeter
 from tests.helpers.engines import FakeEngine
 from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, on_call, started, tone
 

@@ -17,7 +17,7 @@ from pipecat.frames.frames import (
 from pipecat.pipeline.worker import PipelineParams
 
 from pipecat_personaplex import Engine, EngineConfig, Persona
-from pipecat_personaplex.service import PersonaPlexLLMService
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from tests.helpers.pipelines import Events, RunningPipeline, started, tone
 
 Settings = PersonaPlexLLMService.Settings

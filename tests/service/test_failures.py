@@ -26,9 +26,9 @@ from pipecat_personaplex.errors import (
     SessionFailed,
     VoiceNotFound,
 )
-from pipecat_personaplex.metrics import PersonaPlexMetricsData
-from pipecat_personaplex.playout import PlayoutMeter
-from pipecat_personaplex.service import PersonaPlexLLMService
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
+from pipecat_personaplex.service.metrics import PersonaPlexMetricsData
+from pipecat_personaplex.service.playout import PlayoutMeter
 from tests.helpers.engines import FakeEngine, says
 from tests.helpers.pipelines import (
     Events,
@@ -101,7 +101,7 @@ async def test_a_failure_in_mid_call_ends_the_call(
 async def test_a_mistake_in_here_is_an_error_too(
     fake: FakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipecat_personaplex.output.float_to_pcm16", lambda pcm: 1 / 0)
+    monkeypatch.setattr("pipecat_personaplex.service.frames.float_to_pcm16", lambda pcm: 1 / 0)
     fake.on_open = says(" Oh")
     async with on_call(fake, clock) as (service, pipeline, _):
         await pipeline.speak(tone(0.1))

@@ -16,7 +16,7 @@ from pipecat.frames.frames import (
 )
 
 from pipecat_personaplex.errors import EngineFailed
-from pipecat_personaplex.service import PersonaPlexLLMService
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from tests.helpers.engines import FakeEngine
 from tests.helpers.pipelines import (
     Events,
@@ -123,8 +123,8 @@ async def test_a_stalled_engine_holds_the_end_up_for_a_while_and_not_for_ever(
     monkeypatch: pytest.MonkeyPatch,
     stalled: str,
 ):
-    monkeypatch.setattr("pipecat_personaplex.service._STALL_SECONDS", 0.2)
-    monkeypatch.setattr("pipecat_personaplex.speech._SLACK_FRAMES", 0)
+    monkeypatch.setattr("pipecat_personaplex.service.llm._STALL_SECONDS", 0.2)
+    monkeypatch.setattr("pipecat_personaplex.service.forced_speech._SLACK_FRAMES", 0)
     with FakeEngine(ready=stalled == "the model") as fake:
         service = PersonaPlexLLMService(fake, clock=clock, greeting="Bye.")
         pipeline = RunningPipeline([service], clock=clock)
@@ -162,7 +162,7 @@ async def test_a_call_that_never_had_a_session_ends_at_once(clock: ManualClock):
 async def test_a_mistake_in_here_holds_nothing_up(
     fake: FakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipecat_personaplex.output.float_to_pcm16", lambda pcm: 1 / 0)
+    monkeypatch.setattr("pipecat_personaplex.service.frames.float_to_pcm16", lambda pcm: 1 / 0)
     async with on_call(fake, clock, greeting=GOODBYE) as (_, pipeline, _):
         await pipeline.speak(tone(0.1))
         await pipeline.until(lambda: errors(pipeline))

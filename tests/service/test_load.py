@@ -27,8 +27,8 @@ from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 from pipecat.workers.runner import WorkerRunner
 
 from pipecat_personaplex import Engine, EngineConfig
-from pipecat_personaplex.playout import PlayoutMeter
-from pipecat_personaplex.service import PersonaPlexLLMService
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
+from pipecat_personaplex.service.playout import PlayoutMeter
 from tests.golden_data import CHECKPOINT
 from tests.helpers.pipelines import TIMEOUT
 from tests.helpers.transports import FakeTransport

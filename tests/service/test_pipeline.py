@@ -34,10 +34,11 @@ from pipecat.turns.user_start import TranscriptionUserTurnStartStrategy
 from pipecat.turns.user_stop import SpeechTimeoutUserTurnStopStrategy
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies, UserTurnStrategies
 
-from pipecat_personaplex.config import FRAME_SAMPLES, Persona
+from pipecat_personaplex.config import Persona
+from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.errors import EngineFailed
-from pipecat_personaplex.playout import PlayoutMeter
-from pipecat_personaplex.service import PersonaPlexLLMService
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
+from pipecat_personaplex.service.playout import PlayoutMeter
 from tests.helpers.engines import FakeEngine
 from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, started, tone
 

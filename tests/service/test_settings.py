@@ -14,9 +14,10 @@ from pipecat.frames.frames import (
 )
 from pipecat.services.settings import LLMSettings
 
-from pipecat_personaplex.config import FRAME_SAMPLES, Persona, SamplingParams
+from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.errors import ConfigError, EngineFull, SessionFailed
-from pipecat_personaplex.service import PersonaPlexLLMService
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from tests.helpers.engines import FakeEngine
 from tests.helpers.pipelines import (
     Events,

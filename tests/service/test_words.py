@@ -22,7 +22,7 @@ from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.frame_processor import FrameDirection
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 
-from pipecat_personaplex.service import PersonaPlexLLMService
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from tests.helpers.engines import FakeEngine, says
 from tests.helpers.pipelines import (
     Events,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pipecat_personaplex.architecture import LMConfig, MimiConfig, ModelConfig
+from pipecat_personaplex.models.config import LMConfig, MimiConfig, ModelConfig
 from training.nano import script, wordings
 from training.nano.clips import VOICE_SAMPLE_FRAMES, AgentClip, Caller, Pool, UserClip
 

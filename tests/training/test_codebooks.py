@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from pystoi import stoi
 
-from pipecat_personaplex.config import SAMPLE_RATE
+from pipecat_personaplex.constants import SAMPLE_RATE
 from tests.training.models import CONFIG
 from training.nano.codebooks import fit_codebooks, k_means, restart_dead
 from training.nano.codec import new_codec

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipecat_personaplex.config import AGENT_CODES, TEXT, TEXT_EPAD, TEXT_PAD, USER_CODES
-from pipecat_personaplex.engine.prompting import build_prompt, text_prompt_tokens
-from pipecat_personaplex.engine.voices import Voice
+from pipecat_personaplex.checkpoint.voices import Voice
+from pipecat_personaplex.constants import AGENT_CODES, TEXT, TEXT_EPAD, TEXT_PAD, USER_CODES
+from pipecat_personaplex.engine.prompt import build_prompt, text_prompt_tokens
 from tests.training.models import CONFIG, Letters, invented_pool
 from training.nano import dialogues, script, wordings
 from training.nano.clips import AgentClip, UserClip, share_beginnings

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from pipecat_personaplex.config import CODEBOOKS, FRAME_SAMPLES
-from pipecat_personaplex.engine.kv_cache import Batch
-from pipecat_personaplex.engine.model_runner import CodecSlots, encode_stream
-from pipecat_personaplex.engine.run_cache import RunCache
+from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES
+from pipecat_personaplex.engine.batch import Batch
+from pipecat_personaplex.engine.codec_slots import CodecSlots, encode_stream
+from pipecat_personaplex.engine.prefill import PromptKVCache
 from tests.training.models import CONFIG
 from training.nano.codec import new_codec
 from training.nano.parallel_codec import decode_latents, encode_latents
@@ -46,7 +46,7 @@ def test_lm_pass_equals_engine_steps() -> None:
     hidden = hidden_states(lm, columns, positions)
 
     config = CONFIG.lm
-    cache = RunCache(
+    cache = PromptKVCache(
         layers=config.num_layers,
         heads=config.num_heads,
         length=FRAMES,

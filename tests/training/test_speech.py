@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipecat_personaplex.config import FRAME_SAMPLES, SAMPLE_RATE
-from pipecat_personaplex.engine.download import resolve
+from pipecat_personaplex.checkpoint.hub import resolve
+from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE
 from training.nano import script
 from training.nano.calls import interrupting_calls, question_calls
 from training.nano.clips import speak_turn

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipecat_personaplex.engine.checkpoint import load_checkpoint
+from pipecat_personaplex.checkpoint.loader import load_checkpoint
 from tests.golden_data import CHECKPOINT
 from tests.training.models import CONFIG, invented_pool
 from training.nano import lm as lm_training

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipecat_personaplex.engine.checkpoint import read_config
-from pipecat_personaplex.engine.layout import (
+from pipecat_personaplex.checkpoint.layout import (
     CONFIG_FILE,
     MIMI_FILE,
     MODEL_FILE,
@@ -19,7 +18,8 @@ from pipecat_personaplex.engine.layout import (
     lm_layout,
     mimi_layout,
 )
-from pipecat_personaplex.engine.weights import FileSource
+from pipecat_personaplex.checkpoint.loader import read_config
+from pipecat_personaplex.checkpoint.weights import FileSource
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano.codec import new_codec
 from training.nano.parallel_lm import new_lm

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipecat_personaplex.config import SAMPLE_RATE
+from pipecat_personaplex.constants import SAMPLE_RATE
 from training.nano import script, wordings
 from training.nano.clips import Background, speak_turn, tell_story
 from training.nano.codec_data import place

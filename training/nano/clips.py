@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipecat_personaplex.audio import normalize_loudness
-from pipecat_personaplex.config import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
+from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano import script, wordings
 from training.nano.codec_data import place, vary

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipecat_personaplex.architecture import MimiConfig
+from pipecat_personaplex.models.config import MimiConfig
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano.codebooks import fit_codebooks, restart_dead
 from training.nano.codec_data import Batch, CodecData

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipecat_personaplex.config import FRAME_SAMPLES, FRAME_SECONDS
+from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS
 from training.nano.espeak import Manner, Pcm, Utterance, speaker
 from training.nano.material import WORDS, sentence
 from training.nano.noise import TRAINING_NOISES, rms

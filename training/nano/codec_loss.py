@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipecat_personaplex.config import SAMPLE_RATE
+from pipecat_personaplex.constants import SAMPLE_RATE
 
 # Window lengths in samples: long ones tell pitch, short ones timing.
 _WINDOWS = (1536, 512, 192)

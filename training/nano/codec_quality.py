@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from pystoi import stoi
 
-from pipecat_personaplex.config import FRAME_SAMPLES, SAMPLE_RATE
+from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano.espeak import Pcm, speaker
 from training.nano.material import sentence

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipecat_personaplex.config import FRAME_SAMPLES
+from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano.clips import encode_all
 from training.nano.codec import load_codec

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipecat_personaplex.architecture import ModelConfig
-from pipecat_personaplex.config import (
+from pipecat_personaplex.constants import (
     AGENT_CODES,
     CODEBOOKS,
     STREAMS,
@@ -25,12 +24,9 @@ from pipecat_personaplex.config import (
     USER_CODES,
     ZERO_TOKEN,
 )
-from pipecat_personaplex.engine.prompting import (
-    SILENCE_FRAMES,
-    Tokenizer,
-    text_prompt_tokens,
-)
-from pipecat_personaplex.engine.tokens import prompt_columns
+from pipecat_personaplex.engine.prompt import SILENCE_FRAMES, Tokenizer, text_prompt_tokens
+from pipecat_personaplex.models.config import ModelConfig
+from pipecat_personaplex.models.delay_pattern import prompt_columns
 from training.nano import script, wordings
 from training.nano.clips import AgentClip, Caller, Pool, UserClip
 

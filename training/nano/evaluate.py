@@ -14,16 +14,9 @@ import numpy as np
 import torch
 from pystoi import stoi
 
-from pipecat_personaplex.config import (
-    FRAME_SAMPLES,
-    SAMPLE_RATE,
-    TEXT_EPAD,
-    TEXT_PAD,
-    EngineConfig,
-    Persona,
-    SamplingParams,
-)
-from pipecat_personaplex.engine.conversation import Conversation
+from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
+from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE, TEXT_EPAD, TEXT_PAD
+from pipecat_personaplex.engine.converse import Conversation
 from pipecat_personaplex.engine.engine import Engine
 from training.nano import script
 from training.nano.adopt import finished_codec

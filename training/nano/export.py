@@ -17,9 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipecat_personaplex.architecture import ModelConfig
-from pipecat_personaplex.config import CODEBOOKS, SAMPLE_RATE
-from pipecat_personaplex.engine.layout import (
+from pipecat_personaplex.checkpoint.layout import (
     CONFIG_FILE,
     MIMI_FILE,
     MODEL_FILE,
@@ -29,6 +27,8 @@ from pipecat_personaplex.engine.layout import (
     lm_layout,
     mimi_layout,
 )
+from pipecat_personaplex.constants import CODEBOOKS, SAMPLE_RATE
+from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano.clips import voice_sample

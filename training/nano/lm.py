@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from pipecat_personaplex.architecture import LMConfig, ModelConfig
+from pipecat_personaplex.models.config import LMConfig, ModelConfig
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from training.nano import wordings
 from training.nano.clips import Pool

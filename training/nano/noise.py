@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipecat_personaplex.config import SAMPLE_RATE
+from pipecat_personaplex.constants import SAMPLE_RATE
 from training.nano.espeak import Pcm
 
 Noise = Callable[[np.random.Generator, int], Pcm]

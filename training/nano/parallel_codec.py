@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipecat_personaplex.config import FRAME_SAMPLES
+from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.models.attention import rotation
 from pipecat_personaplex.models.mimi.codec import LATENTS_PER_FRAME, CodecTransformer, Mimi
 from pipecat_personaplex.models.mimi.conv import CausalConv, CausalConvTranspose, Downsample

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipecat_personaplex.architecture import LMConfig
-from pipecat_personaplex.config import CODEBOOKS, TEXT
+from pipecat_personaplex.constants import CODEBOOKS, TEXT
 from pipecat_personaplex.models.attention import SelfAttention
+from pipecat_personaplex.models.config import LMConfig
 from pipecat_personaplex.models.depth import DepthLayer, DepthTransformer
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from training.nano.parallel_codec import CausalRun

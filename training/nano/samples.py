@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import soundfile
 
-from pipecat_personaplex.config import SAMPLE_RATE, EngineConfig, Persona, SamplingParams
+from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
+from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.engine.engine import Engine
 from training.nano.calls import TestCall, question_calls, reference
 from training.nano.espeak import Pcm

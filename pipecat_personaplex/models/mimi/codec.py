@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipecat_personaplex.architecture import MimiConfig
 from pipecat_personaplex.models.attention import (
     KVStore,
-    Rotation,
+    RotaryCosSin,
     SelfAttention,
-    left_to_layers,
+    offer_rotation,
     rotary_frequencies,
     rotation,
 )
+from pipecat_personaplex.models.config import MimiConfig
 from pipecat_personaplex.models.layers import Rows
 from pipecat_personaplex.models.linear import Linear
 from pipecat_personaplex.models.mimi.conv import Downsample, Upsample
@@ -42,7 +42,7 @@ class CodecLayer(nn.Module):
         self.linear2 = Linear(hidden, dim)
         self.scale2 = nn.Parameter(torch.empty(dim), requires_grad=False)
 
-    def forward(self, x: Tensor, kv: KVStore, layer: int, turn: Rotation | None) -> Tensor:
+    def forward(self, x: Tensor, kv: KVStore, layer: int, turn: RotaryCosSin | None) -> Tensor:
         """[B, T, dim] -> [B, T, dim]."""
         x = _add_scaled(x, self.scale1, self.self_attn(self.norm1(x), kv, layer, turn))
         return _add_scaled(x, self.scale2, self.linear2(F.gelu(self.linear1(self.norm2(x)))))
@@ -63,7 +63,7 @@ class CodecTransformer(nn.Module):
             for _ in range(config.num_layers)
         )
 
-    def forward(self, x: Tensor, kv: KVStore, turn: Rotation | None) -> Tensor:
+    def forward(self, x: Tensor, kv: KVStore, turn: RotaryCosSin | None) -> Tensor:
         """[B, T, dim] -> [B, T, dim]."""
         for index, layer in enumerate(self.layers):
             x = layer(x, kv, index, turn)
@@ -113,7 +113,7 @@ class Mimi(nn.Module):
         """The convolutions' state for fresh streams, [slots, size]; keys and values are beside."""
         return self.frequencies.new_zeros(slots, self._state_size)
 
-    def rotation(self, frames: Tensor) -> Rotation:
+    def rotation(self, frames: Tensor) -> RotaryCosSin:
         """Rotary angles of the frames' two latents: ``frames`` [B] counts from 0."""
         pair = torch.arange(LATENTS_PER_FRAME, device=frames.device)
         return rotation(frames[:, None] * LATENTS_PER_FRAME + pair, self.frequencies)
@@ -134,7 +134,7 @@ class Mimi(nn.Module):
         convs = state[:, : self._encoder_size]
         with _states(convs, rows, self._encoder_shapes) as (*seanet, downsample):
             x = self.encoder(pcm[..., None], seanet)
-            x = self.encoder_transformer(x, kv, left_to_layers(self.rotation(frames), kv))
+            x = self.encoder_transformer(x, kv, offer_rotation(self.rotation(frames), kv))
             x = self.downsample(x, downsample, frames == 0)
         return self.quantizer.encode(x[:, 0])
 
@@ -157,7 +157,7 @@ class Mimi(nn.Module):
         convs = state[:, self._encoder_size :]
         with _states(convs, rows, self._decoder_shapes) as (upsample, *seanet):
             x = self.upsample(x, upsample)
-            x = self.decoder_transformer(x, kv, left_to_layers(self.rotation(frames), kv))
+            x = self.decoder_transformer(x, kv, offer_rotation(self.rotation(frames), kv))
             y: Tensor = self.decoder(x, seanet)
         return y[..., 0]
 

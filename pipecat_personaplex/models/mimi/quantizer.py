@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipecat_personaplex.config import CODEBOOKS
+from pipecat_personaplex.constants import CODEBOOKS
 
 
 class ResidualQuantizer(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipecat_personaplex.architecture import MimiConfig
+from pipecat_personaplex.models.config import MimiConfig
 from pipecat_personaplex.models.mimi.conv import CausalConv, CausalConvTranspose
 
 StateShape = tuple[int, int]

@@ -1,0 +1,164 @@
+"""A session as an event loop sees it: its callbacks arrive as events.
+
+Sessions call back on another thread (the model thread, or the remote engine's). ``open_session``
+turns these callbacks into events on the event loop; ``AsyncSession`` adds a bounded queue for a
+consumer that may be slow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.errors import LimitReached, PersonaPlexError
+from pipecat_personaplex.interface import EngineLike, SessionFrame, SessionLike
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The prompt has been computed; frames are answered from now on."""
+
+
+@dataclass(frozen=True)
+class Draining:
+    """The server is stopping; the session ends after this many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The session has ended; ``error`` is None if it was closed on purpose."""
+
+    error: PersonaPlexError | None
+
+
+SessionEvent = Ready | SessionFrame | Ended
+"""What an engine's session reports, in this order: Ready, frames, Ended."""
+
+Event = SessionEvent | Draining
+"""What ``AsyncSession.next`` returns."""
+
+
+def open_session(
+    engine: EngineLike,
+    persona: Persona,
+    sampling: SamplingParams,
+    deliver: Callable[[SessionEvent], object],
+) -> SessionLike:
+    """Open a session whose callbacks become calls of ``deliver`` on the running event loop.
+
+    Args:
+        engine: Where the session is opened.
+        persona: Voice and role.
+        sampling: How tokens are sampled.
+        deliver: Called on the event loop with each event, in order. It is never called before
+            this function returns.
+
+    Raises:
+        PersonaPlexError: As ``Engine.open_session``.
+    """
+    loop = asyncio.get_running_loop()
+
+    def report(event: SessionEvent) -> None:
+        # A closed loop has no listener, and the calling thread must not fail because of it.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(deliver, event)
+
+    return engine.open_session(
+        persona,
+        sampling,
+        on_ready=lambda: report(Ready()),
+        on_frame=report,
+        on_end=lambda error: report(Ended(error)),
+    )
+
+
+class AsyncSession:
+    """A session with a bounded queue of events for one consumer on the event loop.
+
+    More than ``max_waiting`` events in the queue mean that the consumer does not keep up. The
+    session then ends with ``LimitReached``: late sound is of no use, and a gap would be heard.
+
+    Args:
+        max_waiting: Events that may wait in the queue.
+
+    Example::
+
+        session = AsyncSession(max_waiting=100)
+        session.open(engine, persona, SamplingParams())
+        while not isinstance(event := await session.next(), Ended):
+            ...
+    """
+
+    def __init__(self, max_waiting: int):
+        self.ready = False
+        self._max_waiting = max_waiting
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._session: SessionLike | None = None
+        self._ended: Ended | None = None
+        self._on_end: list[Callable[[], object]] = []
+
+    def open(self, engine: EngineLike, persona: Persona, sampling: SamplingParams) -> None:
+        """Open the engine's session; to be called once.
+
+        Raises:
+            PersonaPlexError: As ``Engine.open_session``.
+        """
+        self._session = open_session(engine, persona, sampling, self.put)
+
+    @property
+    def session(self) -> SessionLike:
+        """The engine's session."""
+        assert self._session is not None, "open() comes first"
+        return self._session
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session has ended on purpose, without an error."""
+        return self._ended is not None and self._ended.error is None
+
+    def add_end_callback(self, callback: Callable[[], object]) -> None:
+        """Have ``callback`` called once, as soon as the session has ended."""
+        self._on_end.append(callback)
+
+    async def next(self) -> Event:
+        """Wait for the next event. ``Ended`` is the last, and is returned again from then on.
+
+        Only one task may wait at a time. A cancelled call takes no event from the queue.
+        """
+        if self._ended is not None and self._events.empty():
+            return self._ended
+        return await self._events.get()
+
+    def put(self, event: Event) -> None:
+        """Queue an event; dropped once the session has ended."""
+        if self._ended is not None:
+            return
+        if isinstance(event, Ended):
+            self.end(event.error)
+        elif self._events.qsize() >= self._max_waiting:
+            self.end(LimitReached("the client does not read what it is sent"), at_once=True)
+        else:
+            self.ready = self.ready or isinstance(event, Ready)
+            self._events.put_nowait(event)
+
+    def end(self, error: PersonaPlexError | None, *, at_once: bool = False) -> None:
+        """End the session and free its slot; does nothing if it has ended.
+
+        Args:
+            error: Why it ends; None if on purpose.
+            at_once: Whether to drop the events that wait; else ``Ended`` follows them.
+        """
+        if self._ended is not None:
+            return
+        self._ended = Ended(error)
+        self.session.close()
+        while at_once and not self._events.empty():
+            self._events.get_nowait()
+        self._events.put_nowait(self._ended)
+        for callback in self._on_end:
+            callback()

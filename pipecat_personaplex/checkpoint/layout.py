@@ -1,0 +1,252 @@
+"""Where each of our parameters stands in a released checkpoint.
+
+Names and shapes are those of ``nvidia/personaplex-7b-v1``: our modules are laid out for running,
+the release for training, and this file alone knows both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from pipecat_personaplex.constants import CODEBOOKS
+from pipecat_personaplex.models.config import LMConfig, MimiConfig
+from pipecat_personaplex.models.lm import PersonaPlexLM
+from pipecat_personaplex.models.mimi.codec import Mimi
+from pipecat_personaplex.models.mimi.conv import CausalConv, CausalConvTranspose
+
+MODEL_FILE = "model.safetensors"
+MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
+TOKENIZER_FILE = "tokenizer_spm_32k_3.model"
+VOICES_FILE = "voices.tgz"
+CONFIG_FILE = "config.json"
+MODEL_FILES = (MODEL_FILE, MIMI_FILE, TOKENIZER_FILE)
+RELEASE_FILES = (MODEL_FILE, MIMI_FILE, TOKENIZER_FILE, VOICES_FILE, CONFIG_FILE)
+
+DEPTH_STACK = "depformer.layers.0.self_attn.out_proj.weight"
+"""A tensor stacked over depth steps: its rows tell how many a file holds."""
+
+# Depth sets of the caller's codebooks, and codebooks past the eighth.
+_SPARE = re.compile(
+    r"(depformer_in|depformer_emb|linears)\.\d+\.weight"
+    r"|depformer\.layers\.\d+\.gating\.\d+\.linear_(in|out)\.weight"
+    r"|quantizer\.rvq_(first|rest)\.vq\.layers\.\d+\._codebook\.\w+"
+)
+
+
+class Entry(NamedTuple):
+    """One tensor of a file, or some of its rows, and the parameter it belongs to.
+
+    Attributes:
+        target: The parameter's name in our module.
+        name: The tensor's name in the file.
+        shape: The tensor's shape in the file.
+        rows: First and end row of the part that is read; None for the whole.
+        into: The first row that it fills of a parameter made of several parts.
+        usage: The tensor, [shape[0]], that divides it row by row (a codebook's counts).
+        axes: The order in which the parameter takes the tensor's axes; None as they stand.
+    """
+
+    target: str
+    name: str
+    shape: tuple[int, ...]
+    rows: tuple[int, int] | None = None
+    into: int = 0
+    usage: str | None = None
+    axes: tuple[int, ...] | None = None
+
+
+class _Shapes:
+    """Entries that take their shape from the module's own parameters."""
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+        self._shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+    def __getitem__(self, target: str) -> tuple[int, ...]:
+        return self._shapes[target]
+
+    def same(self, target: str, name: str | None = None) -> Entry:
+        """The file's tensor has the parameter's shape, and its name unless one is given."""
+        return Entry(target, name or target, self[target])
+
+    def norm(self, target: str, name: str | None = None) -> Entry:
+        """RMSNorm weights are stored with two leading axes."""
+        return Entry(target, name or target, (1, 1, *self[target]))
+
+    def conv(self, target: str, name: str) -> Entry:
+        """A convolution's kernel, which we keep as a matrix with the channels last."""
+        conv = self._model.get_submodule(target)
+        rows, columns = self[f"{target}.taps.weight"]
+        if isinstance(conv, CausalConvTranspose):
+            shape, axes = (columns, conv.out_channels, 2 * conv.stride), (2, 1, 0)
+        else:
+            assert isinstance(conv, CausalConv)
+            shape, axes = (rows, columns // conv.kernel, conv.kernel), (0, 2, 1)
+        return Entry(f"{target}.taps.weight", name, shape, axes=axes)
+
+    def stacked(self, target: str, name: str, step: int, steps: int) -> Entry:
+        """One step's rows of a tensor stacked over the depth steps."""
+        height, width = self[target]
+        return Entry(
+            target, name, (steps * height, width), rows=(step * height, (step + 1) * height)
+        )
+
+
+def lm_layout(model: PersonaPlexLM, steps: int) -> list[Entry]:
+    """Entries for every parameter of the language model.
+
+    Args:
+        model: Its parameters give the shapes; they may be on the meta device.
+        steps: Depth steps in the file, 8 or 16. The first eight are read.
+    """
+    return list(_lm(_Shapes(model), model.config, steps))
+
+
+def _lm(shapes: _Shapes, config: LMConfig, steps: int) -> Iterator[Entry]:
+    table = config.card + 1
+    yield shapes.same("text_emb.weight")
+    for stream in range(2 * CODEBOOKS):
+        yield Entry(
+            "audio_emb.weight", f"emb.{stream}.weight", (table, config.dim), into=stream * table
+        )
+    for index in range(config.num_layers):
+        layer = f"transformer.layers.{index}"
+        yield shapes.norm(f"{layer}.norm1.alpha")
+        yield shapes.norm(f"{layer}.norm2.alpha")
+        yield from _attention(shapes, layer, layer)
+        yield shapes.same(f"{layer}.gating.linear_in.weight")
+        yield shapes.same(f"{layer}.gating.linear_out.weight")
+    yield shapes.norm("out_norm.alpha")
+    yield shapes.same("text_linear.weight")
+    yield from _depth(shapes, config.depformer_num_layers, steps)
+
+
+def _attention(shapes: _Shapes, ours: str, theirs: str) -> Iterator[Entry]:
+    yield shapes.same(f"{ours}.self_attn.in_proj.weight", f"{theirs}.self_attn.in_proj_weight")
+    yield shapes.same(f"{ours}.self_attn.out_proj.weight", f"{theirs}.self_attn.out_proj.weight")
+
+
+def _depth(shapes: _Shapes, num_layers: int, steps: int) -> Iterator[Entry]:
+    yield shapes.same("depth.text_emb.weight", "depformer_text_emb.weight")
+    for step in range(CODEBOOKS):
+        yield shapes.same(f"depth.inputs.{step}.weight", f"depformer_in.{step}.weight")
+        yield shapes.same(f"depth.heads.{step}.weight", f"linears.{step}.weight")
+    for step in range(CODEBOOKS - 1):
+        yield shapes.same(f"depth.emb.{step}.weight", f"depformer_emb.{step}.weight")
+    for index in range(num_layers):
+        ours, theirs = f"depth.layers.{index}", f"depformer.layers.{index}"
+        yield shapes.norm(f"{ours}.norm1.alpha", f"{theirs}.norm1.alpha")
+        yield shapes.norm(f"{ours}.norm2.alpha", f"{theirs}.norm2.alpha")
+        for step in range(CODEBOOKS):
+            attention = f"{ours}.self_attn.{step}"
+            yield shapes.stacked(
+                f"{attention}.in_proj.weight", f"{theirs}.self_attn.in_proj_weight", step, steps
+            )
+            yield shapes.stacked(
+                f"{attention}.out_proj.weight", f"{theirs}.self_attn.out_proj.weight", step, steps
+            )
+            for part in ("linear_in", "linear_out"):
+                tail = f"gating.{step}.{part}.weight"
+                yield shapes.same(f"{ours}.{tail}", f"{theirs}.{tail}")
+
+
+def mimi_layout(model: Mimi) -> list[Entry]:
+    """Entries for every parameter of the codec: eight of the file's codebooks."""
+    return list(_mimi(_Shapes(model), model.config))
+
+
+def _mimi(shapes: _Shapes, config: MimiConfig) -> Iterator[Entry]:
+    stages = len(config.ratios)
+    yield from _seanet(shapes, "encoder", _encoder_order(stages))
+    yield from _seanet(shapes, "decoder", _decoder_order(stages))
+    for side in ("encoder_transformer", "decoder_transformer"):
+        for index in range(config.num_layers):
+            yield from _codec_layer(
+                shapes, f"{side}.layers.{index}", f"{side}.transformer.layers.{index}"
+            )
+    yield shapes.conv("downsample.conv", "downsample.conv.conv.conv.weight")
+    taps, dim = shapes["upsample.weight"]
+    yield Entry(
+        "upsample.weight", "upsample.convtr.convtr.convtr.weight", (dim, 1, taps), axes=(2, 1, 0)
+    )
+    for ours, theirs in (("semantic", "rvq_first"), ("acoustic", "rvq_rest")):
+        yield from _codebooks(shapes, f"quantizer.{ours}", f"quantizer.{theirs}")
+
+
+def _encoder_order(stages: int) -> Iterator[tuple[int, str, str]]:
+    """(index in the release's Sequential, our name, kind); activations take the gaps."""
+    yield 0, "first", "conv"
+    for stage in range(stages):
+        yield 1 + 3 * stage, f"blocks.{stage}", "block"
+        yield 3 + 3 * stage, f"downs.{stage}", "conv"
+    yield 2 + 3 * stages, "last", "conv"
+
+
+def _decoder_order(stages: int) -> Iterator[tuple[int, str, str]]:
+    yield 0, "first", "conv"
+    for stage in range(stages):
+        yield 2 + 3 * stage, f"ups.{stage}", "convtr"
+        yield 3 + 3 * stage, f"blocks.{stage}", "block"
+    yield 2 + 3 * stages, "last", "conv"
+
+
+def _seanet(shapes: _Shapes, side: str, order: Iterator[tuple[int, str, str]]) -> Iterator[Entry]:
+    for index, ours, kind in order:
+        theirs = f"{side}.model.{index}"
+        if kind == "block":
+            parts = [("narrow", "block.1.conv.conv"), ("widen", "block.3.conv.conv")]
+        else:
+            parts = [("", f"{kind}.{kind}")]
+        for part, tail in parts:
+            target = ".".join(filter(None, (side, ours, part)))
+            yield shapes.conv(target, f"{theirs}.{tail}.weight")
+            yield shapes.same(f"{target}.bias", f"{theirs}.{tail}.bias")
+
+
+def _codec_layer(shapes: _Shapes, ours: str, theirs: str) -> Iterator[Entry]:
+    yield from _attention(shapes, ours, theirs)
+    for branch in (1, 2):
+        yield shapes.same(f"{ours}.norm{branch}.weight", f"{theirs}.norm{branch}.weight")
+        yield shapes.same(f"{ours}.norm{branch}.bias", f"{theirs}.norm{branch}.bias")
+        yield shapes.same(f"{ours}.scale{branch}", f"{theirs}.layer_scale_{branch}.scale")
+        yield shapes.same(f"{ours}.linear{branch}.weight", f"{theirs}.linear{branch}.weight")
+
+
+def _codebooks(shapes: _Shapes, ours: str, theirs: str) -> Iterator[Entry]:
+    for side in ("input_proj", "output_proj"):
+        # Stored as kernel-1 convolutions.
+        yield Entry(f"{ours}.{side}", f"{theirs}.{side}.weight", (*shapes[f"{ours}.{side}"], 1))
+    count, bins, dim = shapes[f"{ours}.centroids"]
+    for index in range(count):
+        book = f"{theirs}.vq.layers.{index}._codebook"
+        yield Entry(
+            f"{ours}.centroids",
+            f"{book}.embedding_sum",
+            (bins, dim),
+            into=index,
+            usage=f"{book}.cluster_usage",
+        )
+
+
+def scale_name(name: str) -> str:
+    """Of the scales that belong to a low-bit tensor."""
+    return f"{name}.scale"
+
+
+def unknown_tensor(
+    layout: Sequence[Entry], names: Iterable[str], low_bit: bool = False
+) -> str | None:
+    """The first tensor of a file that would go unread though it is no spare one.
+
+    A layer more than configured, or a bias where the model has none, would otherwise be dropped
+    in silence.
+    """
+    read = {entry.name for entry in layout} | {entry.usage for entry in layout}
+    if low_bit:
+        read |= {scale_name(entry.name) for entry in layout}
+    unread = sorted(name for name in names if name not in read and not _SPARE.fullmatch(name))
+    return unread[0] if unread else None

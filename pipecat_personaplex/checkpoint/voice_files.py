@@ -1,0 +1,179 @@
+"""Preset voices as files: what NVIDIA's server writes and reads, and the same in safetensors.
+
+A preset is ``{"embeddings": [N, 1, 1, dim], "cache": [1, 17, 4]}``: the model's inputs at
+positions 0..N-1, and the last four columns of the token grid, position p in column p % 4.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pipecat_personaplex.constants import (
+    AGENT_CODES,
+    DELAYS,
+    MAX_PROMPT_FRAMES,
+    STREAMS,
+    TEXT,
+    TEXT_PAD,
+    USER_CODES,
+    ZERO_TOKEN,
+)
+from pipecat_personaplex.errors import VoiceError
+from pipecat_personaplex.models.config import ModelConfig
+from pipecat_personaplex.models.delay_pattern import prompt_columns
+from pipecat_personaplex.models.lm import PersonaPlexLM
+
+CACHE_COLUMNS = 4
+MAX_VOICE_BYTES = 64 << 20
+"""A voice that fills the whole window takes 49 MB in float32."""
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_FORMAT = 'a voice is {"embeddings": [N, 1, 1, dim], "cache": [1, 17, 4]}'
+
+
+class Preset(NamedTuple):
+    """The two tensors of a preset: [N, dim] float and [17, 4] int64."""
+
+    embeddings: Tensor
+    cache: Tensor
+
+
+def parse_preset(data: bytes, suffix: str, label: str, config: ModelConfig) -> Preset:
+    """Read a voice file's content; no code in it is ever run.
+
+    Args:
+        data: The file.
+        suffix: ``".pt"`` or ``".safetensors"``.
+        label: What errors call it.
+        config: The model that the voice is for.
+
+    Raises:
+        VoiceError: The content is not a voice for this model.
+    """
+    parse = {".pt": _parse_pt, ".safetensors": _parse_safetensors}.get(suffix)
+    if parse is None:
+        raise VoiceError(f"voice {label} must be a .pt or .safetensors file, not {suffix!r}")
+    if len(data) > MAX_VOICE_BYTES:
+        raise VoiceError(f"voice {label} is larger than {MAX_VOICE_BYTES >> 20} MiB")
+    return _check(parse(data, label), label, config)
+
+
+def _parse_pt(data: bytes, label: str) -> Any:
+    # torch's reader inflates what is compressed: the sizes are checked before it may.
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as members:
+                total = sum(member.file_size for member in members.infolist())
+        except zipfile.BadZipFile as error:
+            raise VoiceError(f"voice {label} is not a readable .pt file: {error}") from None
+        if total > MAX_VOICE_BYTES:
+            raise VoiceError(f"voice {label} unpacks to more than {MAX_VOICE_BYTES >> 20} MiB")
+    try:
+        return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except Exception as error:
+        # Whatever a damaged or hostile pickle provokes; torch's own text advises to trust it.
+        raise VoiceError(
+            f"voice {label} is cut off, not a .pt file, or holds something other than tensors "
+            f"({type(error).__name__}); {_FORMAT}"
+        ) from None
+
+
+def _parse_safetensors(data: bytes, label: str) -> Any:
+    try:
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise VoiceError(f"voice {label} is not a safetensors file: {error}") from None
+
+
+def _check(content: Any, label: str, config: ModelConfig) -> Preset:
+    tensors = []
+    for key in Preset._fields:
+        tensor = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+            raise VoiceError(f"voice {label} holds no tensor {key!r}; {_FORMAT}")
+        tensors.append(tensor)
+    embeddings, cache = tensors
+    length, dim = embeddings.shape[0] if embeddings.ndim else 0, config.lm.dim
+    if embeddings.shape != (length, 1, 1, dim) or not 0 < length < MAX_PROMPT_FRAMES:
+        raise VoiceError(
+            f"voice {label}: embeddings are {list(embeddings.shape)}, expected "
+            f"[1..{MAX_PROMPT_FRAMES - 1}, 1, 1, {dim}]; the voice was made for another model"
+        )
+    if embeddings.dtype not in _FLOATS or not embeddings.isfinite().all():
+        raise VoiceError(f"voice {label}: embeddings must be finite floats")
+    if cache.shape != (1, STREAMS, CACHE_COLUMNS) or cache.dtype != torch.int64:
+        raise VoiceError(
+            f"voice {label}: cache is {list(cache.shape)} {cache.dtype}, expected "
+            f"[1, {STREAMS}, {CACHE_COLUMNS}] torch.int64"
+        )
+    highest = torch.full((STREAMS, 1), config.lm.card)
+    highest[TEXT] = config.lm.text_card
+    if (cache[0] < ZERO_TOKEN).any() or (cache[0] > highest).any():
+        raise VoiceError(
+            f"voice {label}: cache holds tokens outside {ZERO_TOKEN}..{config.lm.text_card} "
+            f"(text) and {ZERO_TOKEN}..{config.lm.card} (audio)"
+        )
+    # Copies, so that a small view does not keep, or write to, what the file brought along.
+    return Preset(embeddings.detach()[:, 0, 0].clone(), cache[0].clone())
+
+
+@torch.inference_mode()
+def make_preset(codes: Tensor, lm: PersonaPlexLM, config: ModelConfig) -> Preset:
+    """Turn a sample's codes into a preset.
+
+    Args:
+        codes: [F, 8] int64, F at least 2.
+        lm: The language model whose inputs are kept.
+        config: Its configuration.
+
+    Returns:
+        Embeddings of positions 0..F-2 and the cache that the reference has once it has stepped
+        through F frames.
+    """
+    frames = torch.empty(len(codes), STREAMS, dtype=torch.int64)
+    frames[:, TEXT] = TEXT_PAD
+    frames[:, AGENT_CODES] = codes
+    frames[:, USER_CODES] = torch.tensor(config.sine_codes)
+    columns = prompt_columns(frames, config)
+    device = lm.text_emb.weight.device
+    last = len(codes) - 1
+    embeddings = lm.embed(columns[:last].to(device)).cpu()
+    # The last frame completes position F - 1 and leaves its delayed codes at F; the other
+    # streams of that column still hold what stood there four positions before.
+    cache = torch.full((STREAMS, CACHE_COLUMNS), ZERO_TOKEN)
+    for position in range(max(0, last - CACHE_COLUMNS + 1), last + 1):
+        cache[:, position % CACHE_COLUMNS] = columns[position]
+    delayed = torch.tensor(DELAYS, dtype=torch.bool)
+    cache[delayed, (last + 1) % CACHE_COLUMNS] = columns[last + 1, delayed]
+    return Preset(embeddings.clone(), cache)
+
+
+def write_preset(preset: Preset, path: Path) -> None:
+    """Write a ``.pt`` that NVIDIA's server loads too, or a ``.safetensors`` file.
+
+    Raises:
+        VoiceError: The suffix is neither, or the file cannot be written.
+    """
+    content = {
+        "embeddings": preset.embeddings[:, None, None].contiguous(),
+        "cache": preset.cache[None].contiguous(),
+    }
+    if path.suffix == ".pt":
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        data = buffer.getvalue()
+    elif path.suffix == ".safetensors":
+        data = safetensors.torch.save(content)
+    else:
+        raise VoiceError(f"a voice file ends in .pt or .safetensors, not {path.suffix!r}")
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise VoiceError(f"voice file {path} cannot be written: {error.strerror}") from None

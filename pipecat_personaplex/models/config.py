@@ -1,0 +1,357 @@
+"""A checkpoint's architecture, read from its ``config.json``: frozen and strict.
+
+The file holds overrides of the 7B under ``lm`` and ``mimi``; absent keys mean the released model's
+values. Keys that our code reads become fields; keys that describe the one architecture we implement
+are accepted with that value only; others are errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from pipecat_personaplex.config import QUANTIZATIONS, Quantization
+from pipecat_personaplex.constants import CODEBOOKS, DELAYS, FRAME_SAMPLES, TEXT_PAD
+from pipecat_personaplex.errors import ConfigError
+
+
+def _reject_unknown(section: str, values: Mapping[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(
+            f"config.json: unknown {section} key {unknown[0]!r}; known are: "
+            + ", ".join(sorted(known))
+        )
+
+
+def _require_fixed(section: str, values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+    for key, expected in fixed.items():
+        if key in values and values[key] != expected:
+            raise ConfigError(
+                f"config.json: {section}.{key} is {values[key]!r}; only {expected!r} is implemented"
+            )
+
+
+def _require_positive(config: Any, section: str) -> None:
+    for spec in dataclasses.fields(config):
+        value = getattr(config, spec.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not math.isfinite(number) or number <= 0:
+                raise ConfigError(
+                    f"config.json: {section}.{spec.name} must be positive, not {value!r}"
+                )
+
+
+def _typed(cls: type[Any], section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick the fields of ``cls`` from ``values``; a value of the wrong type is an error."""
+    chosen = {}
+    for spec in dataclasses.fields(cls):
+        if spec.name not in values:
+            continue
+        value, default = values[spec.name], spec.default
+        if isinstance(default, tuple):
+            ok = isinstance(value, list | tuple) and all(type(v) is int for v in value)
+            value = tuple(value) if ok else value
+        elif isinstance(default, float):
+            ok = type(value) in (int, float)
+        else:
+            ok = type(value) is type(default)
+        if not ok:
+            expected = (
+                "a list of integers" if isinstance(default, tuple) else type(default).__name__
+            )
+            raise ConfigError(f"config.json: {section}.{spec.name} must be {expected}: {value!r}")
+        chosen[spec.name] = value
+    return chosen
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """The language model: temporal and depth transformers (PersonaPlex 7B defaults)."""
+
+    dim: int = 4096
+    num_layers: int = 32
+    num_heads: int = 32
+    hidden_scale: float = 4.125
+    context: int = 3000
+    max_period: float = 10_000.0
+    text_card: int = 32_000
+    card: int = 2048
+    dep_q: int = 16
+    depformer_dim: int = 1024
+    depformer_dim_feedforward: int = 4224
+    depformer_num_heads: int = 16
+    depformer_num_layers: int = 6
+
+    _FIXED: ClassVar[Any] = {
+        "existing_text_padding_id": TEXT_PAD,
+        "n_q": 2 * CODEBOOKS,
+        "causal": True,
+        "layer_scale": None,
+        "gating": "silu",
+        "norm": "rms_norm_f32",
+        "positional_embedding": "rope",
+        "depformer_causal": True,
+        "depformer_layer_scale": None,
+        "depformer_multi_linear": True,
+        "depformer_max_period": 10_000,
+        "depformer_gating": "silu",
+        "depformer_pos_emb": "none",
+        "depformer_weights_per_step": True,
+        "delays": list(DELAYS),
+    }
+    # Present in released files, with no effect on what we compute.
+    _IGNORED: ClassVar[Any] = ("depformer_context",)
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "lm")
+        for name, dim, heads in (
+            ("lm.dim", self.dim, self.num_heads),
+            ("lm.depformer_dim", self.depformer_dim, self.depformer_num_heads),
+        ):
+            if dim % heads or (dim // heads) % 2:
+                raise ConfigError(
+                    f"config.json: {name} {dim} must split into {heads} heads of even size"
+                )
+        if self.dep_q not in (CODEBOOKS, 2 * CODEBOOKS):
+            raise ConfigError(f"config.json: lm.dep_q is {self.dep_q}; expected 8 or 16")
+        if self.context < 2:
+            raise ConfigError(f"config.json: lm.context is {self.context}; expected at least 2")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LMConfig:
+        """Read the ``lm`` section of a ``config.json``."""
+        fields = {spec.name for spec in dataclasses.fields(cls)}
+        _reject_unknown("lm", values, fields | set(cls._FIXED) | set(cls._IGNORED))
+        _require_fixed("lm", values, cls._FIXED)
+        return cls(**_typed(cls, "lm", values))
+
+    @property
+    def window(self) -> int:
+        """Frames attended to: the reference's ring masks its oldest slot once it is full."""
+        return self.context - 1
+
+    @property
+    def hidden(self) -> int:
+        """Width of the temporal transformer's gated MLP."""
+        return 2 * int(self.hidden_scale * self.dim) // 3
+
+    @property
+    def depformer_hidden(self) -> int:
+        """Width of the depth transformer's gated MLP."""
+        return 2 * self.depformer_dim_feedforward // 3
+
+
+@dataclass(frozen=True)
+class MimiConfig:
+    """The codec (released Mimi defaults). ``ratios`` are in decoder order."""
+
+    dimension: int = 512
+    n_filters: int = 64
+    ratios: tuple[int, ...] = (8, 6, 5, 4)
+    kernel_size: int = 7
+    residual_kernel_size: int = 3
+    last_kernel_size: int = 3
+    compress: int = 2
+    num_heads: int = 8
+    num_layers: int = 8
+    dim_feedforward: int = 2048
+    context: int = 250
+    max_period: float = 10_000.0
+    codebook_dim: int = 256
+    bins: int = 2048
+
+    _FIXED: ClassVar[Any] = {
+        "seanet": {
+            "channels": 1,
+            "causal": True,
+            "n_residual_layers": 1,
+            "activation": "ELU",
+            "dilation_base": 2,
+            "disable_norm_outer_blocks": 0,
+            "norm": "none",
+            "pad_mode": "constant",
+            "true_skip": True,
+        },
+        "transformer": {
+            "causal": True,
+            "layer_scale": 0.01,
+            "conv_layout": True,
+            "gating": "none",
+            "norm": "layer_norm",
+            "positional_embedding": "rope",
+        },
+    }
+    _SECTIONS: ClassVar[Any] = {
+        "seanet": {
+            "dimension",
+            "n_filters",
+            "ratios",
+            "kernel_size",
+            "residual_kernel_size",
+            "last_kernel_size",
+            "compress",
+        },
+        "transformer": {
+            "d_model",
+            "num_heads",
+            "num_layers",
+            "dim_feedforward",
+            "context",
+            "max_period",
+            "input_dimension",
+            "output_dimensions",
+        },
+        # The file may store more codebooks (n_q) than the eight we load.
+        "quantizer": {"dimension", "n_q", "bins", "input_dimension", "output_dimension"},
+    }
+
+    # Said more than once in a config.json.
+    _SAME_DIMENSION: ClassVar[Any] = {
+        "transformer": ("d_model", "input_dimension", "output_dimensions"),
+        "quantizer": ("input_dimension", "output_dimension"),
+    }
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "mimi")
+        samples = 2
+        for ratio in self.ratios:
+            samples *= ratio
+        if samples != FRAME_SAMPLES:
+            raise ConfigError(
+                f"config.json: mimi.seanet.ratios {list(self.ratios)} give {samples} samples a "
+                f"frame; expected {FRAME_SAMPLES}"
+            )
+        if min(self.kernel_size, self.residual_kernel_size, self.last_kernel_size) < 2:
+            raise ConfigError("config.json: mimi.seanet's kernels must have at least 2 taps")
+        if self.context < 4:
+            raise ConfigError(f"config.json: mimi context is {self.context}; expected at least 4")
+        if self.dimension % self.num_heads or (self.dimension // self.num_heads) % 2:
+            raise ConfigError(
+                f"config.json: mimi dimension {self.dimension} must split into {self.num_heads} "
+                "heads of even size"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MimiConfig:
+        """Read the ``mimi`` section of a ``config.json``."""
+        _reject_unknown("mimi", values, set(cls._SECTIONS))
+        flat: dict[str, Any] = {}
+        for name, known in cls._SECTIONS.items():
+            section = values.get(name, {})
+            if not isinstance(section, Mapping):
+                raise ConfigError(f"config.json: mimi.{name} must be an object")
+            fixed = cls._FIXED.get(name, {})
+            _reject_unknown(f"mimi.{name}", section, known | set(fixed))
+            _require_fixed(f"mimi.{name}", section, fixed)
+            if name == "quantizer":
+                flat |= {k: v for k, v in section.items() if k == "bins"}
+                if "dimension" in section:
+                    flat["codebook_dim"] = section["dimension"]
+                stored = section.get("n_q", CODEBOOKS)
+                if type(stored) is not int or stored < CODEBOOKS:
+                    raise ConfigError(
+                        f"config.json: mimi.quantizer.n_q is {section['n_q']}; "
+                        f"at least {CODEBOOKS} codebooks are needed"
+                    )
+            else:
+                flat |= section
+        config = cls(**_typed(cls, "mimi", flat))
+        for name, keys in cls._SAME_DIMENSION.items():
+            for key in keys:
+                given = values.get(name, {}).get(key, config.dimension)
+                if given not in (config.dimension, [config.dimension]):
+                    raise ConfigError(
+                        f"config.json: mimi.{name}.{key} is {given!r}; expected the codec's "
+                        f"dimension, {config.dimension}"
+                    )
+        return config
+
+    @property
+    def window(self) -> int:
+        """Latent frames (40 ms) attended to."""
+        return self.context - 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A checkpoint's architecture and the codes that its prompts are filled with.
+
+    ``quantization`` says how the file keeps the transformers' weights; None is floating point.
+    """
+
+    lm: LMConfig = field(default_factory=LMConfig)
+    mimi: MimiConfig = field(default_factory=MimiConfig)
+    silence_codes: tuple[int, ...] = (948, 243, 1178, 546, 1736, 1030, 1978, 2008)
+    sine_codes: tuple[int, ...] = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
+    quantization: Quantization | None = None
+
+    # What the Hub's config.json says beside the architecture.
+    _IGNORED: ClassVar[Any] = (
+        "model_type",
+        "moshi_name",
+        "mimi_name",
+        "tokenizer_name",
+        "version",
+        "architectures",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("silence_codes", "sine_codes"):
+            codes = getattr(self, name)
+            if len(codes) != CODEBOOKS or not all(0 <= c < self.lm.card for c in codes):
+                raise ConfigError(
+                    f"config.json: {name} must be {CODEBOOKS} codes from 0 to {self.lm.card - 1}: "
+                    f"{list(codes)}"
+                )
+        if self.mimi.bins != self.lm.card:
+            raise ConfigError(
+                f"config.json: the codec has {self.mimi.bins} codes a codebook and the language "
+                f"model {self.lm.card}; they must agree"
+            )
+
+    def with_context(self, context: int) -> ModelConfig:
+        """The same model that attends to fewer frames; with 0 as it is.
+
+        Raises:
+            ConfigError: To more than it was made for.
+        """
+        if context > self.lm.context:
+            raise ConfigError(
+                f"context {context} is more than the {self.lm.context} frames that this "
+                "checkpoint was made for; use fewer, or 0 for all of them"
+            )
+        return dataclasses.replace(
+            self, lm=dataclasses.replace(self.lm, context=context or self.lm.context)
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """Read a parsed ``config.json``; an empty one is the released 7B."""
+        known = {"lm", "mimi", "silence_codes", "sine_codes", "quantization", *cls._IGNORED}
+        _reject_unknown("top-level", values, known)
+        for name in ("lm", "mimi"):
+            if not isinstance(values.get(name, {}), Mapping):
+                raise ConfigError(f"config.json: {name} must be an object")
+        quantization = values.get("quantization")
+        if quantization not in (None, *QUANTIZATIONS):
+            raise ConfigError(
+                f"config.json: quantization is {quantization!r}; known are: "
+                + ", ".join(QUANTIZATIONS)
+            )
+        return cls(
+            lm=LMConfig.from_dict(values.get("lm", {})),
+            mimi=MimiConfig.from_dict(values.get("mimi", {})),
+            quantization=quantization,
+            **_typed(
+                cls,
+                "top-level",
+                {k: v for k, v in values.items() if k in ("silence_codes", "sine_codes")},
+            ),
+        )

@@ -1,0 +1,1 @@
+"""Low-bit formats of weights and of keys and values."""

@@ -1,0 +1,308 @@
+"""One caller's side of the engine: audio in, frames out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipecat_personaplex.audio import FrameBuffer, Pcm
+from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.constants import FRAME_SECONDS, ZERO_TOKEN
+from pipecat_personaplex.errors import (
+    ConfigError,
+    InvalidAudio,
+    PersonaPlexError,
+    SessionFailed,
+    SpeechTooLong,
+)
+from pipecat_personaplex.interface import (
+    MAX_SPEECH_FRAMES,
+    SessionFrame,
+    SessionStats,
+    new_session_id,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedFrame:
+    """A full input frame and when its last sample arrived (monotonic seconds)."""
+
+    pcm: Pcm
+    arrived: float
+
+
+def checked_pcm(pcm: Pcm) -> Pcm:
+    """Samples as the codec takes them: finite float32 mono, clipped to full scale.
+
+    Raises:
+        InvalidAudio: Anything else.
+    """
+    if not isinstance(pcm, np.ndarray) or pcm.dtype != np.float32 or pcm.ndim != 1:
+        got = (
+            f"{pcm.dtype} {list(pcm.shape)}" if isinstance(pcm, np.ndarray) else type(pcm).__name__
+        )
+        raise InvalidAudio(
+            f"audio must be a float32 numpy array of one dimension (mono, 24 kHz, -1 to 1), not "
+            f"{got}; for 16-bit samples use pipecat_personaplex.audio.pcm16_to_float"
+        )
+    bad = pcm.size - int(np.count_nonzero(np.isfinite(pcm)))
+    if bad:
+        raise InvalidAudio(
+            f"{bad} of {pcm.size} samples are NaN or infinite; the push was ignored, the session "
+            "goes on"
+        )
+    return np.clip(pcm, -1.0, 1.0)
+
+
+class Session:
+    """A conversation in progress; made by ``Engine.open_session``.
+
+    ``push`` and ``close`` may be called from any thread. Frames and the end are reported on the
+    model thread through the callbacks given to ``open_session``.
+
+    Raises:
+        ConfigError: The persona is no ``Persona``, or the sampling no ``SamplingParams``.
+    """
+
+    def __init__(
+        self,
+        persona: Persona,
+        sampling: SamplingParams,
+        *,
+        on_ready: Callable[[], object] | None,
+        on_frame: Callable[[SessionFrame], object],
+        on_end: Callable[[PersonaPlexError | None], object] | None,
+        wake: Callable[[], None],
+        spell: Callable[[str], list[int]],
+        max_queued_frames: int,
+    ):
+        if not isinstance(persona, Persona):
+            raise ConfigError(
+                f"persona must be a Persona (voice and text_prompt), not {type(persona).__name__}"
+            )
+        self.id = new_session_id()
+        self.persona = persona
+        self.sampling = _checked(sampling)
+        self.error: PersonaPlexError | None = None
+        self._on_ready = on_ready
+        self._on_frame = on_frame
+        self._on_end = on_end
+        self._wake = wake
+        self._spell = spell
+        self._max_queued = max_queued_frames
+        self._lock = threading.Lock()
+        self._buffer = FrameBuffer()
+        # Bounded: past max_queued_frames the oldest frame goes, so that a caller whose audio
+        # arrives faster than it can be answered loses sound rather than gaining delay.
+        self._queue: deque[QueuedFrame] = deque()
+        # Bounded by MAX_SPEECH_FRAMES; one token leaves with each frame.
+        self._forced_text: deque[int] = deque()
+        self._new_sampling: SamplingParams | None = None
+        self._ready = threading.Event()
+        self._closed = threading.Event()
+        self._ended = threading.Event()
+        self._frames = self._late = self._dropped = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session is over, by ``close`` or by an error."""
+        return self._closed.is_set()
+
+    def push(self, pcm: Pcm) -> None:
+        """Give the session audio of its caller; never blocks.
+
+        Args:
+            pcm: float32 mono 24 kHz, any length; samples beyond full scale are clipped.
+
+        Raises:
+            InvalidAudio: Not finite float32 mono. Nothing was taken; the session goes on.
+            SessionFailed: The session is over.
+        """
+        self._require_open()
+        pcm = checked_pcm(pcm)
+        with self._lock:
+            full = self._enqueue(pcm, time.monotonic())
+        if full:
+            self._wake()
+
+    def _require_open(self) -> None:
+        if self.closed:
+            self._raise_error()
+            raise SessionFailed("the session is closed; open another")
+
+    def _raise_error(self) -> None:
+        if self.error is not None:
+            # Each time another: one raised again and again would gather every traceback.
+            raise SessionFailed(str(self.error)) from self.error
+
+    def _enqueue(self, pcm: Pcm, now: float) -> bool:
+        """Queue the frames that these samples complete.
+
+        Returns:
+            Whether there is at least one.
+        """
+        excess = self._buffer.completed_by(len(pcm)) - self._max_queued
+        if excess > 0:
+            # More than the whole queue: skip what would be dropped without cutting it.
+            pcm = pcm[self._buffer.skip(excess) :]
+            self._dropped += excess
+        frames = self._buffer.push(pcm)
+        self._queue.extend(QueuedFrame(frame, now) for frame in frames)
+        while len(self._queue) > self._max_queued:
+            self._queue.popleft()
+            self._dropped += 1
+        return bool(frames)
+
+    def say(self, text: str) -> None:
+        """Have the agent say these words next, after any it has still to say.
+
+        The words are forced into the inner monologue at a speaking pace; the sound remains the
+        model's own, sampled as always, and what it says afterwards is free again.
+
+        Args:
+            text: A sentence or more, in plain words.
+
+        Raises:
+            SpeechTooLong: More than two minutes would wait to be said; nothing was taken.
+            SessionFailed: The session is over.
+        """
+        self._require_open()
+        tokens = self._spell(text)
+        with self._lock:
+            waiting = len(self._forced_text) + len(tokens)
+            if waiting > MAX_SPEECH_FRAMES:
+                raise SpeechTooLong(waiting, MAX_SPEECH_FRAMES)
+            self._forced_text.extend(tokens)
+
+    def update(self, sampling: SamplingParams) -> None:
+        """Draw with these parameters from the next frame on.
+
+        Raises:
+            ConfigError: These are no ``SamplingParams``.
+            SessionFailed: The session is over.
+        """
+        self._require_open()
+        with self._lock:
+            self.sampling = self._new_sampling = _checked(sampling)
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Wait until the prompt is in and frames are being answered.
+
+        Args:
+            timeout: Seconds, or None for no limit. Not for use on the model thread.
+
+        Returns:
+            Whether the session is ready.
+
+        Raises:
+            PersonaPlexError: The session ended with an error.
+        """
+        ready = self._ready.wait(timeout)
+        self._raise_error()
+        return ready and not self.closed
+
+    def close(self) -> None:
+        """End the session. Its slot is free for the next caller at once; never blocks."""
+        self._closed.set()
+        self._wake()
+
+    def wait_ended(self, timeout: float | None = None) -> bool:
+        """Wait until no further callback will come: after ``close`` or an error."""
+        return self._ended.wait(timeout)
+
+    def stats(self) -> SessionStats:
+        """Counters so far."""
+        with self._lock:
+            return SessionStats(self._frames, self._late, self._dropped, len(self._queue))
+
+    @property
+    def dropped_frames(self) -> int:
+        """Input frames dropped so far; takes no lock."""
+        return self._dropped
+
+    # What follows is for the model thread.
+
+    @property
+    def queued_frames(self) -> int:
+        """Full input frames that wait; may be asked for on any thread."""
+        return len(self._queue)
+
+    def has_frame(self) -> bool:
+        """Whether a full input frame waits."""
+        return bool(self._queue)
+
+    def take(self) -> QueuedFrame | None:
+        """The oldest full input frame."""
+        with self._lock:
+            return self._queue.popleft() if self._queue else None
+
+    def take_forced_text(self) -> int:
+        """The text token to force in the next step; -1 for none."""
+        with self._lock:
+            return self._forced_text.popleft() if self._forced_text else ZERO_TOKEN
+
+    def take_new_sampling(self) -> SamplingParams | None:
+        """Parameters that have changed since last asked."""
+        with self._lock:
+            changed, self._new_sampling = self._new_sampling, None
+            return changed
+
+    def mark_ready(self) -> None:
+        """The prompt is in.
+
+        Raises:
+            SessionFailed: The caller's callback raised.
+        """
+        self._ready.set()
+        if self._on_ready is not None and not self.closed:
+            self._call_back("on_ready", self._on_ready)
+
+    @property
+    def next_index(self) -> int:
+        """Index of the frame to be answered next."""
+        return self._frames
+
+    def deliver(self, frame: SessionFrame) -> None:
+        """Hand a frame to the caller.
+
+        Raises:
+            SessionFailed: Its callback raised.
+        """
+        with self._lock:
+            self._frames += 1
+            self._late += frame.timings.total_ms > FRAME_SECONDS * 1e3
+        if self.closed:
+            return
+        self._call_back("on_frame", self._on_frame, frame)
+
+    def _call_back(self, name: str, callback: Callable[..., object], *args: object) -> None:
+        try:
+            callback(*args)
+        except BaseException as error:  # also CancelledError: no callback may end the thread
+            raise SessionFailed(
+                f"the session's {name} callback raised {type(error).__name__}: {error}"
+            ) from error
+
+    def end(self, error: PersonaPlexError | None) -> None:
+        """Report the end, once."""
+        if self._ended.is_set():
+            return
+        self.error = error
+        self._closed.set()
+        try:
+            if self._on_end is not None:
+                self._on_end(error)
+        finally:
+            self._ended.set()
+            self._ready.set()
+
+
+def _checked(sampling: SamplingParams) -> SamplingParams:
+    if not isinstance(sampling, SamplingParams):
+        raise ConfigError(f"sampling must be SamplingParams, not {type(sampling).__name__}")
+    return sampling

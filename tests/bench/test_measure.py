@@ -1,0 +1,108 @@
+"""The script that measures a card, on the tiny checkpoint and a CPU; and what it needs there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.golden_data import CHECKPOINT
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "tests/gpu/measure.sh"
+SMALL = {
+    "PYTHON": sys.executable,
+    "MODEL": f"--model {CHECKPOINT} --threads 1",
+    "DEVICE": "cpu",
+    "FRAMES": "2",
+    "MINUTES": "0.001",
+    "CALLERS": "1,2",
+    "CALLERS_BF16": "1",
+}
+
+
+def measure(*arguments: str | Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **SMALL, **changes},
+    )
+
+
+def test_a_run_leaves_its_results(tmp_path: Path) -> None:
+    result = measure(tmp_path, "many-int8")
+    assert result.returncode == 0, result.stdout
+    [line] = (tmp_path / "results.jsonl").read_text().splitlines()
+    run = json.loads(line)
+    assert run["run"] == "many-int8" and set(run["report"]["sessions"]) == {"1", "2"}
+    tables = (tmp_path / "tables.md").read_text()
+    assert tables.startswith("## many-int8\n\n`personaplex bench --model")
+    assert "| callers | window filled |" in tables and "{" not in tables
+    assert (tmp_path / "many-int8.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"MODEL": "--model /nowhere/at/all"}, "one-int4: exit code 2"),
+        ({"BUDGET_SECONDS": "0"}, "one-int4: skipped"),
+    ],
+)
+def test_what_is_not_measured_is_named(tmp_path: Path, changes: dict[str, str], said: str) -> None:
+    result = measure(tmp_path, "one-int4", "many-bf16", **changes)
+    assert result.returncode == 1
+    assert said in result.stdout
+    assert result.stdout.endswith("not measured: one-int4 many-bf16\n")
+    assert (tmp_path / "results.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(("mib", "callers"), [("81559", "32,44"), ("143771", "64,80")])
+def test_as_many_callers_as_the_card_holds(tmp_path: Path, mib: str, callers: str) -> None:
+    told = tmp_path / "bin" / "nvidia-smi"
+    told.parent.mkdir()
+    told.write_text(f"#!/bin/sh\necho {mib}\n")
+    told.chmod(0o755)
+    path = f"{told.parent}:{os.environ['PATH']}"
+    result = measure(tmp_path, "many-int8", PATH=path, CALLERS="", MODEL="--model /nowhere/at/all")
+    assert f"--sessions {callers} --quantization int8" in result.stdout
+
+
+def test_it_says_what_it_is_for() -> None:
+    result = measure()
+    assert result.returncode == 2
+    assert result.stdout.startswith("Measure a CUDA card")
+
+
+# Machines with a card to measure on often have torch and little else.
+NEEDLESS = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent}:
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Absent())
+from pipecat_personaplex.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_what_the_bench_does_without() -> None:
+    absent = "av pipecat pyloudnorm soundfile soxr sphn starlette uvicorn websockets"
+    options = ["--model", str(CHECKPOINT), "--device", "cpu", "--threads", "1", "--frames", "1"]
+    result = subprocess.run(
+        [
+            *(sys.executable, "-c", NEEDLESS.format(absent=set(absent.split()))),
+            *("bench", *options, "--sessions", "1", "--measure", "steps"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["sessions"]["1"]["p50_ms"] > 0

@@ -1,0 +1,290 @@
+"""A saved folder of low-bit weights: what loads from it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams
+from pipecat_personaplex.checkpoint import export as saving
+from pipecat_personaplex.checkpoint.export import save_quantized
+from pipecat_personaplex.checkpoint.layout import RELEASE_FILES
+from pipecat_personaplex.checkpoint.loader import Checkpoint, load_checkpoint
+from pipecat_personaplex.cli import main
+from pipecat_personaplex.config import QUANTIZATIONS, Quantization
+from pipecat_personaplex.errors import CheckpointError, ConfigError, UserError
+from pipecat_personaplex.models import device as placement
+from tests.golden_data import CHECKPOINT, conversation
+from tests.helpers.checkpoints import MIMI_FILE, MODEL_FILE, WIDE, Tensors, edit, write_checkpoint
+
+CPU = torch.device("cpu")
+IN_PROJ = "transformer.layers.0.self_attn.in_proj_weight"
+STACK = "depformer.layers.0.self_attn.out_proj.weight"
+
+
+def load(folder: Path, quantization: Quantization | None = None, **options: object) -> Checkpoint:
+    return load_checkpoint(
+        folder, device=CPU, dtype=torch.float32, quantization=quantization, **options
+    )
+
+
+@pytest.fixture(scope="module", params=QUANTIZATIONS)
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / f"tiny-{request.param}"
+    save_quantized(CHECKPOINT, folder, request.param)
+    return folder
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """An int8 folder to be spoilt."""
+    save_quantized(CHECKPOINT, tmp_path / "copy", "int8")
+    return tmp_path / "copy"
+
+
+def quantization_of(folder: Path) -> Quantization:
+    found: Quantization = json.loads((folder / "config.json").read_text())["quantization"]
+    return found
+
+
+def assert_same_tensors(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    for ours, theirs in (
+        (one.named_parameters, other.named_parameters),
+        (one.named_buffers, other.named_buffers),
+    ):
+        mine, yours = dict(ours()), dict(theirs())
+        assert mine.keys() == yours.keys()
+        for name, tensor in mine.items():
+            if not tensor.is_mkldnn:
+                assert tensor.dtype == yours[name].dtype
+                # Compared as bytes: not all types know equality.
+                pair = (t.contiguous().view(torch.uint8) for t in (tensor, yours[name]))
+                assert torch.equal(*pair), name
+
+
+def test_it_loads_as_the_original_does_with_its_quantization(saved: Path) -> None:
+    quantization = quantization_of(saved)
+    once, now = load(saved), load(CHECKPOINT, quantization)
+    assert once.quantization == now.quantization == quantization
+    assert_same_tensors(once.lm, now.lm)
+    assert_same_tensors(once.mimi, now.mimi)
+    assert_same_tensors(load(saved, quantization).lm, now.lm)
+    assert once.config.lm.dep_q == 8
+
+
+def test_a_call_says_the_same_to_the_bit(saved: Path) -> None:
+    quantization = quantization_of(saved)
+    config = EngineConfig(device="cpu", max_sessions=1, cpu_threads=1)
+    pcm = conversation("restaurant").user_pcm[: 8 * 1920]
+    said = []
+    for engine in (
+        Engine.load(saved, config),
+        Engine.load(CHECKPOINT, EngineConfig(**{**vars(config), "quantization": quantization})),
+    ):
+        with engine:
+            talk = engine.converse(Persona(engine.voices[0]), pcm, SamplingParams(seed=3))
+        said.append(talk)
+    assert (said[0].pcm == said[1].pcm).all()
+    assert [f.text_token for f in said[0].frames] == [f.text_token for f in said[1].frames]
+
+
+def test_what_the_file_holds(saved: Path) -> None:
+    quantization = quantization_of(saved)
+    tensors, original = load_file(saved / MODEL_FILE), load_file(CHECKPOINT / MODEL_FILE)
+    kinds = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "int4": torch.uint8}
+    assert tensors[IN_PROJ].dtype == kinds[quantization]
+    depth = kinds["int8" if quantization == "int4" else quantization]
+    assert tensors[STACK].dtype == depth
+    # Of sixteen depth sets eight are kept; nothing else is lost, and the precise is as it was.
+    assert tensors[STACK].shape[0] == original[STACK].shape[0] // 2
+    assert tensors[f"{STACK}.scale"].shape == (tensors[STACK].shape[0],)
+    for name in ("text_emb.weight", "out_norm.alpha", "text_linear.weight", "linears.7.weight"):
+        assert torch.equal(tensors[name], original[name])
+    assert "linears.8.weight" not in tensors
+    assert sorted(path.name for path in saved.iterdir()) == sorted(RELEASE_FILES)
+    assert (saved / MIMI_FILE).read_bytes() == (CHECKPOINT / MIMI_FILE).read_bytes()
+
+
+def test_weights_of_real_widths_too(tmp_path: Path) -> None:
+    wide = write_checkpoint(tmp_path / "wide", WIDE)
+    for quantization in QUANTIZATIONS:
+        save_quantized(wide, tmp_path / quantization, quantization)
+        once, now = load(tmp_path / quantization).lm, load(wide, quantization).lm
+        assert_same_tensors(once, now)
+        hidden = torch.randn(2, WIDE.lm.dim)
+        assert torch.equal(once.text_logits(hidden), now.text_logits(hidden))
+    sizes = [(tmp_path / name / MODEL_FILE).stat().st_size for name in ("int4", "int8")]
+    assert sizes[0] < sizes[1] < (wide / MODEL_FILE).stat().st_size
+
+
+def test_progress_counts_up_to_the_end(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    save_quantized(
+        CHECKPOINT, tmp_path / "out", "int4", lambda done, total: calls.append((done, total))
+    )
+    done = [call[0] for call in calls]
+    assert done == sorted(done)
+    assert calls[-1][0] == calls[-1][1]
+
+
+def test_without_config_json_the_new_one_says_all_there_is_to_say(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    saving._write_config(tmp_path / "none.json", path, "fp8")
+    assert json.loads(path.read_text()) == {"lm": {"dep_q": 8}, "quantization": "fp8"}
+
+
+@pytest.mark.parametrize("other", [q for q in QUANTIZATIONS if q != "int8"])
+def test_another_quantization_is_refused(copy: Path, other: Quantization) -> None:
+    expected = f"holds int8 weights, which cannot become {other}; leave the quantization out"
+    with pytest.raises(ConfigError, match=expected):
+        load(copy, other)
+    with pytest.raises(ConfigError, match=expected):
+        Engine.load(copy, EngineConfig(device="cpu", quantization=other))
+
+
+def test_low_bit_weights_are_not_quantised_again(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds int8 weights already; quantize the release"):
+        save_quantized(copy, tmp_path / "again", "int4")
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda t: t.pop(f"{IN_PROJ}.scale"), rf"tensor {IN_PROJ}.scale is missing from"),
+        (lambda t: t.pop(IN_PROJ), rf"tensor {IN_PROJ} is missing from"),
+        (
+            lambda t: t.update({f"{STACK}.scale": torch.ones(12).bfloat16()}),
+            rf"tensor {STACK}.scale is \[12\], expected \[256\]",
+        ),
+        (
+            lambda t: t.update({IN_PROJ: torch.zeros(192, 60, dtype=torch.int8)}),
+            rf"tensor {IN_PROJ} is \[192, 60\], expected \[192, 64\]",
+        ),
+        (
+            lambda t: t.update({IN_PROJ: torch.zeros(192, 64)}),
+            rf"tensor {IN_PROJ} is F32, expected I8; .* config\.json, which is int8",
+        ),
+        (
+            lambda t: t.update({f"{IN_PROJ}.scale": torch.ones(192)}),
+            rf"tensor {IN_PROJ}.scale is F32, expected BF16",
+        ),
+        (
+            lambda t: t.update({"text_linear.weight": t["text_linear.weight"].to(torch.int8)}),
+            r"tensor text_linear.weight is I8, expected one of F32, F16, BF16",
+        ),
+        (
+            lambda t: t.update({"out_proj.scale": torch.ones(3)}),
+            r"tensor out_proj.scale has no place in the model",
+        ),
+    ],
+)
+def test_a_spoilt_folder(copy: Path, change: Callable[[Tensors], object], expected: str) -> None:
+    edit(copy / MODEL_FILE, change)
+    with pytest.raises(CheckpointError, match=expected) as caught:
+        load(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_whose_config_forgot_its_quantization(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    del config["quantization"]
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"\.scale has no place in the model"):
+        load(copy)
+
+
+@pytest.mark.parametrize("value", ["int3", 8, ["int8"], {}])
+def test_an_unknown_quantization(copy: Path, value: object) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "quantization": value}))
+    expected = f"quantization is {value!r}; known are: int8, fp8, int4"
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        load(copy)
+
+
+def test_fp8_wants_a_card_that_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    expected = "quantization fp8 needs a GPU of compute capability 8.9 or more and cuda:0"
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        placement.require_runnable("fp8", card)
+    placement.require_runnable("int4", card)
+    placement.require_runnable("fp8", CPU)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    placement.require_runnable("fp8", card)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "folder", "link"):
+        with pytest.raises(UserError, match=f"{name} is there already; choose another folder"):
+            save_quantized(CHECKPOINT, tmp_path / name, "int8")
+    with pytest.raises(UserError, match=r"there is no folder .*missing; create it first"):
+        save_quantized(CHECKPOINT, tmp_path / "missing" / "out", "int8")
+    assert sorted(leftovers(tmp_path)) == ["file", "folder", "link"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+FULL = """
+import resource, sys
+from pipecat_personaplex.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+sys.exit(main(["quantize", "--model", sys.argv[1], "--quantization", "int8", "-o", sys.argv[2]]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+def test_no_half_folder_is_left_where_there_is_no_room(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL, str(CHECKPOINT), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: .*File too large\n", done.stderr)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_copy_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(source: Path, to: Path) -> None:
+        raise OSError(28, "No space left on device", str(to))
+
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    output = tmp_path / "out"
+    arguments = ["quantize", "--model", str(CHECKPOINT), "--quantization", "int8", "-o"]
+    assert main([*arguments, str(output)]) == 1
+    assert capsys.readouterr().err.endswith("No space left on device\n")
+    assert leftovers(tmp_path) == []
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    arguments = ["quantize", "--model", str(CHECKPOINT), "--output", str(output)]
+    assert main([*arguments, "--quantization", "int4"]) == 0
+    assert re.fullmatch(
+        rf"{output}: model.safetensors [\d.]+ -> [\d.]+ GB\n", capsys.readouterr().out
+    )
+    assert quantization_of(output) == "int4"
+    assert main([*arguments, "--quantization", "int4"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main([*arguments, "--quantization", "int3"]) == 2
+    assert "int3" in capsys.readouterr().err
+    assert main(["quantize", "--quantization", "int8", "-o", "x", "--model", "/no/where"]) == 2
+    # Drift compares with floating point, which such a folder has not.
+    assert main(["drift", "--model", str(output), "--device", "cpu", "--frames", "20"]) == 2
+    assert "holds int4 weights, and drift compares with float32" in capsys.readouterr().err

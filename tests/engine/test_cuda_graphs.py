@@ -1,0 +1,390 @@
+"""A step that is captured once and replayed says what the step itself says.
+
+Graphs are recorded by a stand-in here, which is as strict as CUDA is: see ``helpers.recording``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from loguru import logger
+
+from pipecat_personaplex import Engine, EngineConfig, SamplingParams
+from pipecat_personaplex.constants import FRAME_SAMPLES
+from pipecat_personaplex.engine.batch import Batch
+from pipecat_personaplex.engine.cuda_graphs import Capturer, batch_sizes, spare_slots
+from pipecat_personaplex.engine.model_runner import ModelRunner
+from pipecat_personaplex.engine.prefill import Prefill, Prefix
+from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.quantization.kv import KVTensor
+from tests.engine.test_batching import (
+    Caller,
+    assert_same,
+    callers,
+    friend_prompt,
+    say_alone,
+    say_together,
+)
+from tests.engine.test_golden import assert_equals_reference
+from tests.golden_data import CHECKPOINT, conversation
+from tests.helpers.recording import (
+    NotCapturable,
+    Recorder,
+    RecordingCapturer,
+    no_host_reads,
+    tensors,
+)
+
+CPU = torch.device("cpu")
+SLOTS = 6
+
+
+def fixed_runner(engine: Engine) -> ModelRunner:
+    checkpoint = engine.checkpoint
+    config = checkpoint.config
+    return ModelRunner(config, checkpoint.lm, checkpoint.mimi, SLOTS, CPU, fixed=True)
+
+
+@pytest.fixture(scope="module")
+def base_engine() -> Engine:
+    return Engine.load(CHECKPOINT, EngineConfig(device="cpu", dtype="float32", max_sessions=SLOTS))
+
+
+@pytest.fixture
+def capturer() -> RecordingCapturer:
+    return RecordingCapturer()
+
+
+@pytest.fixture
+def graph_engine(base_engine: Engine, capturer: RecordingCapturer) -> Engine:
+    """One whose steps are replayed."""
+    engine = Engine(base_engine.checkpoint, base_engine._voices, base_engine.config)
+    runner = fixed_runner(engine)
+    runner.capture(capturer)
+    assert runner.captured
+    engine._loop._runner = runner
+    return engine
+
+
+@pytest.fixture
+def warnings() -> Iterator[list[str]]:
+    said: list[str] = []
+    sink = logger.add(said.append, level="WARNING", format="{message}")
+    yield said
+    logger.remove(sink)
+
+
+@pytest.fixture
+def prefix(base_engine: Engine) -> Prefix:
+    prompt = friend_prompt(base_engine)
+    prefix = Prefill(base_engine.checkpoint.lm, prompt, CPU).advance(prompt.frames)
+    assert prefix is not None
+    return prefix
+
+
+def of_fixed_widths(engine: Engine) -> list[Caller]:
+    first, second, third = callers(engine)
+    third.sampling = replace(third.sampling, top_k_text=200)
+    return [first, second, third]
+
+
+@pytest.mark.parametrize("name", ["restaurant", "friend"])
+def test_a_replayed_conversation_is_the_references(
+    graph_engine: Engine, capturer: RecordingCapturer, name: str
+) -> None:
+    golden = conversation(name)
+    with graph_engine:
+        said = graph_engine.converse(golden.persona, golden.user_pcm, SamplingParams.greedy())
+    assert_equals_reference(said, golden)
+    assert capturer.replays >= len(said.frames)
+
+
+def test_sessions_that_come_and_go_while_graphs_replay(
+    base_engine: Engine,
+    graph_engine: Engine,
+    capturer: RecordingCapturer,
+    warnings: list[str],
+) -> None:
+    """Batches of one to three, of which three is filled up to four."""
+    with base_engine:
+        alone = say_alone(base_engine, of_fixed_widths(base_engine))
+    before = capturer.replays
+    with graph_engine:
+        together = say_together(graph_engine, of_fixed_widths(graph_engine))
+        assert_same(alone, together)
+        assert capturer.replays - before == graph_engine.stats().steps
+        again = say_together(graph_engine, of_fixed_widths(graph_engine)[::-1])
+    assert_same(alone, again[::-1])
+    assert warnings == []
+
+
+def test_a_session_that_wants_more_candidates_is_stepped_without_a_graph_and_said_once(
+    base_engine: Engine,
+    graph_engine: Engine,
+    capturer: RecordingCapturer,
+    warnings: list[str],
+) -> None:
+    with base_engine:
+        alone = say_alone(base_engine, callers(base_engine))
+    before = capturer.replays
+    with graph_engine:
+        assert_same(alone, say_together(graph_engine, callers(graph_engine)))
+        wide = len(alone[2].frames)
+        assert capturer.replays - before == graph_engine.stats().steps - wide
+    (warning,) = warnings
+    assert "draws from the 300 likeliest tokens, and graphs rank 256" in warning
+
+
+def steps(
+    runner: ModelRunner, prefix: Prefix, between: Callable[[int], None] = lambda tick: None
+) -> list[list[int]]:
+    """What three of six slots say over 30 frames, one of them late, one with new sampling."""
+    noise = np.random.default_rng(3).uniform(-0.3, 0.3, (30, 3, FRAME_SAMPLES))
+    said = []
+    for tick, pcm in enumerate(torch.from_numpy(noise.astype(np.float32))):
+        if tick == 0:
+            runner.join(1, prefix, SamplingParams(seed=1))
+            runner.join(4, prefix, SamplingParams(seed=2))
+        if tick == 9:
+            runner.join(2, prefix, SamplingParams(seed=3))
+        if tick == 15:
+            runner.set_sampling(4, SamplingParams(seed=9, temperature_text=2.0, top_k_audio=40))
+        between(tick)
+        slots = [1, 4] if tick < 9 else [1, 2, 4]
+        forced = torch.tensor([-1, 5, -1][: len(slots)]) if tick % 7 == 3 else None
+        output = runner.step(Batch.of(slots, CPU), pcm[: len(slots)], forced)
+        said += output.tokens().tolist()
+        assert output.finite.all()
+    return said
+
+
+def tables(runner: ModelRunner) -> dict[str, int]:
+    """Every tensor that lives as long as the runner, and where it is."""
+    places: dict[str, int] = {}
+    for name in ("_kv", "_grid", "_sampler", "_codec", "_fixed"):
+        owner = getattr(runner, name)
+        owners = {name: owner}
+        for part in ("_encoder_kv", "_decoder_kv", "_buffers"):
+            if hasattr(owner, part):
+                owners[f"{name}.{part}"] = getattr(owner, part)
+        for path, each in owners.items():
+            for key, value in vars(each).items():
+                if isinstance(value, KVTensor):
+                    value = (value.data, value.scales)
+                for index, tensor in enumerate(tensors(value)):
+                    places[f"{path}.{key}.{index}"] = tensor.data_ptr()
+    for name in ("_prompt", "_frames"):
+        places[name] = getattr(runner, name).data_ptr()
+    return places
+
+
+def test_joining_and_stepping_move_no_table(
+    base_engine: Engine, prefix: Prefix, capturer: RecordingCapturer
+) -> None:
+    checkpoint = base_engine.checkpoint
+    plain = ModelRunner(checkpoint.config, checkpoint.lm, checkpoint.mimi, SLOTS, CPU)
+    runner = fixed_runner(base_engine)
+    runner.capture(capturer)
+    before = tables(runner)
+    assert len(before) > 18
+    assert steps(runner, prefix) == steps(plain, prefix)
+    assert tables(runner) == before
+
+
+def test_what_is_in_the_slot_that_nobody_owns_disturbs_no_session(
+    base_engine: Engine, prefix: Prefix, capturer: RecordingCapturer
+) -> None:
+    runner = fixed_runner(base_engine)
+    runner.capture(capturer)
+    expected = steps(runner, prefix)
+
+    def poison(tick: int) -> None:
+        codec = runner._codec
+        codec._conv[SLOTS] = torch.nan
+        for ring in (runner._kv, codec._encoder_kv, codec._decoder_kv):
+            ring.keys[:, SLOTS] = torch.nan
+            ring.values[:, SLOTS] = torch.nan
+
+    assert steps(runner, prefix, poison) == expected
+    assert runner._codec._conv[SLOTS].isnan().any()
+    assert runner._frames[SLOTS] == 0
+
+
+def test_an_output_stays_as_it_is_when_the_next_step_runs(
+    base_engine: Engine, prefix: Prefix, capturer: RecordingCapturer
+) -> None:
+    runner = fixed_runner(base_engine)
+    runner.capture(capturer)
+    runner.join(0, prefix, SamplingParams())
+    batch, pcm = Batch.of([0], CPU), torch.zeros(1, FRAME_SAMPLES)
+    output = runner.step(batch, pcm)
+    tokens, audio = output.tokens().clone(), output.pcm.clone()
+    runner.step(batch, pcm + 0.1)
+    assert torch.equal(output.tokens(), tokens)
+    assert torch.equal(output.pcm, audio)
+
+
+class Refusing:
+    def capture(self, call: Callable[[], None]) -> Callable[[], object]:
+        raise RuntimeError("operation not permitted when stream is capturing\nand a long dump")
+
+
+class Lying:
+    """Replays nothing."""
+
+    def capture(self, call: Callable[[], None]) -> Callable[[], object]:
+        call()
+        return lambda: None
+
+
+@pytest.mark.parametrize(
+    ("capturer", "reason"),
+    [
+        (Refusing(), "RuntimeError: operation not permitted when stream is capturing"),
+        (Lying(), "a replayed step does not say what the step itself says"),
+    ],
+)
+def test_what_cannot_be_captured_runs_without_a_graph_and_is_said_once(
+    base_engine: Engine, prefix: Prefix, warnings: list[str], capturer: Capturer, reason: str
+) -> None:
+    checkpoint = base_engine.checkpoint
+    plain = ModelRunner(checkpoint.config, checkpoint.lm, checkpoint.mimi, SLOTS, CPU)
+    runner = fixed_runner(base_engine)
+    runner.capture(capturer)
+    assert not runner.captured
+    assert steps(runner, prefix) == steps(plain, prefix)
+    assert warnings == [f"steps run without graphs, which makes them slower: {reason}\n"]
+
+
+@pytest.mark.parametrize("column", [0, -1], ids=["a token", "a sample"])
+def test_a_graph_whose_second_row_is_wrong_is_not_used(
+    base_engine: Engine, warnings: list[str], capturer: RecordingCapturer, column: int
+) -> None:
+    runner = fixed_runner(base_engine)
+    step = runner._fixed
+    assert step is not None
+
+    class Spoiling:
+        def capture(self, call: Callable[[], None]) -> Callable[[], object]:
+            replay = capturer.capture(call)
+
+            def spoilt() -> None:
+                replay()
+                step._buffers._out[1, column] ^= 1 << 30
+
+            return spoilt
+
+    runner.capture(Spoiling())
+    assert not runner.captured
+    (warning,) = warnings
+    assert "a replayed step does not say what the step itself says" in warning
+
+
+def test_on_a_cpu_nothing_is_captured(base_engine: Engine) -> None:
+    checkpoint = base_engine.checkpoint
+    runner = ModelRunner(checkpoint.config, checkpoint.lm, checkpoint.mimi, 1, CPU)
+    runner.capture()
+    assert not runner.captured
+    assert runner.graph_bytes == 0
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_an_engine_captures_unless_it_is_told_not_to(
+    base_engine: Engine, monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    captured: list[ModelRunner] = []
+    monkeypatch.setattr(ModelRunner, "capture", lambda runner: captured.append(runner))
+    config = replace(base_engine.config, cuda_graphs=wanted)
+    Engine(base_engine.checkpoint, base_engine._voices, config)
+    assert len(captured) == wanted
+
+
+def test_cuda_graphs_is_true_or_false() -> None:
+    with pytest.raises(ConfigError, match="cuda_graphs must be true or false, not 'no'"):
+        EngineConfig(cuda_graphs="no")  # type: ignore[arg-type]
+
+
+def test_batch_sizes_end_with_every_slot() -> None:
+    assert batch_sizes(1) == (1,)
+    assert batch_sizes(3) == (1, 2, 3)
+    assert batch_sizes(8) == (1, 2, 4, 8)
+    assert batch_sizes(100) == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 100)
+    assert batch_sizes(250)[-2:] == (192, 250)
+
+
+def test_one_slot_is_spare_where_a_batch_may_be_filled_up() -> None:
+    assert [spare_slots(slots) for slots in (1, 2, 3, 4, 8, 100)] == [0, 0, 0, 1, 1, 1]
+
+
+def test_few_callers_need_no_spare_slot_and_join_where_the_graph_was_tried(
+    base_engine: Engine, capturer: RecordingCapturer
+) -> None:
+    checkpoint = base_engine.checkpoint
+    engine = Engine(checkpoint, base_engine._voices, replace(base_engine.config, max_sessions=3))
+    runner = ModelRunner(checkpoint.config, checkpoint.lm, checkpoint.mimi, 3, CPU, fixed=True)
+    assert len(runner._frames) == 3
+    runner.capture(capturer)
+    assert runner.captured
+    engine._loop._runner = runner
+    with base_engine:
+        alone = say_alone(base_engine, of_fixed_widths(base_engine))
+    with engine:
+        assert_same(alone, say_together(engine, of_fixed_widths(engine)))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x.sum().item(),
+        lambda x: float(x.sum()),
+        lambda x: bool((x > 0).all()),
+        lambda x: x.cpu(),
+        lambda x: x.numpy(),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.__setitem__(x > 0, 1.0),
+        lambda x: x + torch.tensor([1.0]),
+        lambda x: x.add_(torch.from_numpy(np.ones(4, dtype=np.float32))),
+    ],
+)
+def test_the_stand_in_refuses_what_a_graph_cannot_hold(
+    call: Callable[[torch.Tensor], object],
+) -> None:
+    x = torch.zeros(4)
+    with pytest.raises(NotCapturable), no_host_reads(), Recorder():
+        call(x)
+
+
+def test_the_stand_in_replays_memory_and_bakes_in_what_python_knew() -> None:
+    source, total = torch.ones(4), torch.zeros(4)
+    factor, runs = 2.0, 0
+
+    def call() -> None:
+        nonlocal runs
+        runs += 1
+        doubled = source * factor
+        view = doubled.view(2, 2)[0]
+        view.add_(10)
+        total.add_(doubled)
+
+    replay = RecordingCapturer().capture(call)
+    assert runs == 2
+    total.zero_()
+    source.copy_(torch.arange(4.0))
+    factor = 100.0
+    replay()
+    replay()
+    assert total.tolist() == [20.0, 24.0, 8.0, 12.0]
+    assert runs == 2
+
+
+def test_prompts_are_warmed_up_without_a_trace(base_engine: Engine) -> None:
+    runner = fixed_runner(base_engine)
+    before = [tensor.clone() for tensor in tensors(vars(runner))]
+    runner.warm_up_prompts(64)
+    for old, new in zip(before, tensors(vars(runner)), strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)

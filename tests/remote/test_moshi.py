@@ -1,0 +1,272 @@
+"""NVIDIA's own server, as its clients know it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+from websockets.asyncio.server import ServerConnection
+
+from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.constants import FRAME_SAMPLES
+from pipecat_personaplex.errors import (
+    ConfigError,
+    EngineStopped,
+    EngineUnreachable,
+    LimitReached,
+    SessionFailed,
+    SessionLost,
+)
+from pipecat_personaplex.remote import RemoteEngine
+from pipecat_personaplex.remote import moshi as remote_chat
+from tests.remote.fakes import FakeServer
+from tests.remote.helpers import FRIEND, Caller, tone, until
+
+sphn = pytest.importorskip("sphn")
+
+HANDSHAKE, AUDIO, TEXT = b"\x00", b"\x01", b"\x02"
+SAMPLING = SamplingParams(seed=5, temperature_audio=0.5, top_k_text=9)
+
+
+async def nvidia(websocket: ServerConnection, swallowed: int = 1) -> None:
+    """Answers with what it heard, later by so many frames, and with text after the audio."""
+    decoder, encoder = sphn.OpusStreamReader(24_000), sphn.OpusStreamWriter(24_000)
+    heard = np.zeros(0, dtype=np.float32)
+    spoken = 0
+    await websocket.send(HANDSHAKE)
+    async for message in websocket:
+        assert isinstance(message, bytes) and message[0] == 1
+        heard = np.concatenate([heard, decoder.append_bytes(message[1:])])
+        while len(heard) >= FRAME_SAMPLES:
+            frame, heard = np.split(heard, [FRAME_SAMPLES])
+            if swallowed:
+                swallowed -= 1
+                continue
+            await websocket.send(AUDIO + encoder.append_pcm(frame))
+            await websocket.send(TEXT + f" {spoken}".encode())
+            spoken += 1
+
+
+def chat(script: Callable[[ServerConnection], Awaitable[None]] = nvidia) -> FakeServer:
+    return FakeServer(script)
+
+
+def engine_at(server: FakeServer, start_seconds: float = 10) -> RemoteEngine:
+    return RemoteEngine(f"{server.url}/api/chat", start_seconds=start_seconds)
+
+
+def sines(frames: int) -> np.ndarray:
+    time = np.arange(frames * FRAME_SAMPLES, dtype=np.float32) / 24_000
+    return (0.3 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
+
+
+def test_a_conversation() -> None:
+    with chat() as server, engine_at(server) as engine:
+        caller = Caller(engine, FRIEND, SAMPLING).ready()
+        caller.session.push(sines(12))
+        until(lambda: len(caller.frames) == 11)
+        assert [frame.index for frame in caller.frames] == list(range(11))
+        heard = np.concatenate([frame.pcm for frame in caller.frames[1:]])
+        assert np.sqrt(np.mean(heard**2)) == pytest.approx(0.212, rel=0.1)
+        # Text follows its audio, and so comes with the frame after.
+        assert [frame.text for frame in caller.frames[:4]] == ["", " 0", " 1", " 2"]
+        for frame in caller.frames:
+            assert frame.text_token == -1
+            assert frame.agent_codes.tolist() == frame.user_codes.tolist() == [-1] * 8
+        caller.session.close()
+        assert caller.ended() is None
+        query = parse_qs(urlsplit(server.requests[-1].path).query)
+        assert query == {
+            "voice_prompt": ["NATF2.pt"],
+            "text_prompt": [FRIEND.text_prompt],
+            "seed": ["5"],
+            "audio_temperature": ["0.5"],
+            "text_temperature": ["0.7"],
+            "audio_topk": ["250"],
+            "text_topk": ["9"],
+        }
+
+
+def test_any_voice_goes_and_a_file_s_name_as_it_is() -> None:
+    with chat() as server, engine_at(server) as engine:
+        assert len(engine.voices) == 18 and "VARM4" in engine.voices
+        Caller(engine, Persona("mine.wav")).ready()
+        query = parse_qs(urlsplit(server.requests[-1].path).query)
+        assert query["voice_prompt"] == ["mine.wav"]
+
+
+def test_it_cannot_be_told_anything() -> None:
+    with chat() as server, engine_at(server) as engine:
+        caller = Caller(engine)
+        with pytest.raises(ConfigError, match="neither say nor update"):
+            caller.session.say("Hi")
+        with pytest.raises(ConfigError, match="neither say nor update"):
+            caller.session.update(SAMPLING)
+        caller.ready()
+
+
+def test_frames_that_never_come_out_are_not_owed() -> None:
+    async def slow(websocket: ServerConnection) -> None:
+        await nvidia(websocket, swallowed=3)
+
+    with chat(slow) as server, engine_at(server) as engine:
+        caller = Caller(engine).ready()
+        for _ in range(2):
+            caller.session.push(tone(0))
+        until(lambda: caller.session.stats().dropped_frames == 2)
+        caller.session.push(tone(0))
+        until(lambda: caller.session.stats().dropped_frames == 3)
+        caller.talk(1, 2)
+        assert caller.session.stats().dropped_frames == 3
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (b"", "at least one byte"),
+        ("text", "binary"),
+        (b"\x2a", "not 42"),
+        (AUDIO + b"RIFF" * 99, "does not decode"),
+        (b"\x05no such voice", "no such voice"),
+    ],
+)
+def test_what_may_not_come(message: str | bytes, reason: str) -> None:
+    async def say(websocket: ServerConnection) -> None:
+        for each in (b"\x03\x00", b"\x04{}", b"\x06", HANDSHAKE, message):
+            await websocket.send(each)
+        await websocket.wait_closed()
+
+    with chat(say) as server, engine_at(server) as engine:
+        error = Caller(engine).ended()
+        assert type(error) is SessionFailed and reason in str(error)
+
+
+def test_audio_before_the_handshake_may_not_come() -> None:
+    async def early(websocket: ServerConnection) -> None:
+        encoder = sphn.OpusStreamWriter(24_000)
+        await websocket.send(AUDIO + encoder.append_pcm(sines(1)))
+        await websocket.send(HANDSHAKE)
+        await websocket.wait_closed()
+
+    with chat(early) as server, engine_at(server) as engine:
+        error = Caller(engine).ended()
+        assert type(error) is SessionFailed and "before the handshake" in str(error)
+
+
+def test_text_without_audio_is_bounded() -> None:
+    async def flood(websocket: ServerConnection) -> None:
+        await websocket.send(HANDSHAKE)
+        for _ in range(5):
+            await websocket.send(TEXT + b"x" * (16 << 10))
+        await websocket.wait_closed()
+
+    with chat(flood) as server, engine_at(server) as engine:
+        error = Caller(engine).ended()
+        assert type(error) is SessionFailed and "64 KiB of text" in str(error)
+
+
+def test_frames_swallowed_later_are_not_owed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_chat, "_LOST_SECONDS", 0.5)
+
+    async def forgetful(websocket: ServerConnection) -> None:
+        decoder, encoder = sphn.OpusStreamReader(24_000), sphn.OpusStreamWriter(24_000)
+        answered = False
+        await websocket.send(HANDSHAKE)
+        async for message in websocket:
+            if len(decoder.append_bytes(message[1:])) and not answered:
+                await websocket.send(AUDIO + encoder.append_pcm(sines(1)))
+                answered = True
+
+    with chat(forgetful) as server, engine_at(server) as engine:
+        caller = Caller(engine).ready()
+        caller.session.push(sines(3))
+        until(lambda: len(caller.frames) == 1)
+        until(lambda: caller.session.stats().dropped_frames == 2)
+
+
+def test_an_answer_to_a_forgotten_frame_counts_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_chat, "_SWALLOWED_SECONDS", 0.1)
+
+    async def late(websocket: ServerConnection) -> None:
+        encoder = sphn.OpusStreamWriter(24_000)
+        await websocket.send(HANDSHAKE)
+        await websocket.recv()
+        await asyncio.sleep(1)
+        await websocket.send(AUDIO + encoder.append_pcm(sines(1)))
+        await websocket.wait_closed()
+
+    with chat(late) as server, engine_at(server) as engine:
+        caller = Caller(engine).ready()
+        caller.session.push(sines(1))
+        until(lambda: caller.session.stats().dropped_frames == 1)
+        until(lambda: caller.frames)
+        until(lambda: caller.session.stats().dropped_frames == 0)
+
+
+def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_chat, "_SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(remote_chat, "_SWALLOWED_SECONDS", 0.1)
+
+    async def mute(websocket: ServerConnection) -> None:
+        await websocket.send(HANDSHAKE)
+        await websocket.wait_closed()
+
+    with chat(mute) as server, engine_at(server) as engine:
+        caller = Caller(engine).ready()
+        caller.session.push(sines(20))
+        until(lambda: caller.session.stats().dropped_frames == 20)
+        caller.session.push(sines(20))
+        error = caller.ended()
+        assert type(error) is SessionFailed and "no audio for 1 s" in str(error)
+
+
+@pytest.mark.parametrize("status", [400, 413, 414, 431])
+def test_a_request_that_is_refused_says_nothing_of_the_server(status: int) -> None:
+    with chat() as server, engine_at(server) as engine:
+        server.status = status
+        error = Caller(engine).ended()
+        assert type(error) is SessionFailed and str(status) in str(error)
+        server.status = None
+        assert engine.healthy and engine.stats().servers[0].reachable
+        Caller(engine).ready()
+
+
+def test_a_prompt_that_no_url_holds() -> None:
+    with chat() as server, engine_at(server) as engine:
+        error = Caller(engine, Persona("NATF2", "\N{CAT FACE}" * 600)).ended()
+        assert isinstance(error, LimitReached) and "into the URL" in str(error)
+        assert engine.healthy and not server.requests
+
+
+def test_a_session_that_went_elsewhere_can_be_told_what_to_say() -> None:
+    with chat() as nvidias, FakeServer(max_sessions=1) as ours:
+        with RemoteEngine([f"{nvidias.url}/api/chat", ours.url]) as engine:
+            until(lambda: all(server.reachable for server in engine.stats().servers))
+            nvidias.status = 400
+            engine._servers[0].max_sessions = 8  # so that it is asked first
+            caller = Caller(engine).ready()
+            caller.session.say("Hi")
+            assert nvidias.requests and len(ours.open) == 1
+
+
+def test_a_broken_connection_is_the_end() -> None:
+    with chat() as server, engine_at(server) as engine:
+        caller = Caller(engine).ready()
+        server.cut()
+        error = caller.ended()
+        assert isinstance(error, SessionLost) and "cannot resume" in str(error)
+        caller = Caller(engine).ready()
+        engine.stop()
+        assert isinstance(caller.ended(), EngineStopped)
+
+
+def test_refusals() -> None:
+    with chat() as server, engine_at(server) as engine:
+        server.status = 500
+        error = Caller(engine).ended()
+        assert isinstance(error, EngineUnreachable) and "500" in str(error)
+    with pytest.raises(EngineUnreachable, match="refused"):
+        engine_at(server, start_seconds=0.5).start()

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+
+import pytest
+from starlette.requests import HTTPConnection
+
+from pipecat_personaplex.errors import AccessDenied, ConfigError, EngineDraining, LimitReached
+from pipecat_personaplex.server.admission import AdmissionController
+from pipecat_personaplex.server.auth import ANYBODY, ApiClient, ApiKeys, new_key
+from pipecat_personaplex.server.config import ServerConfig
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def connection(
+    path: str = "/v1/session", query: str = "", *, host: str = "voice.example:8998", **headers: str
+) -> HTTPConnection:
+    named = {"host": host} | {name.replace("_", "-"): value for name, value in headers.items()}
+    return HTTPConnection(
+        {
+            "type": "websocket",
+            "scheme": "ws",
+            "path": path,
+            "query_string": query.encode(),
+            "headers": [(n.lower().encode(), v.encode("latin-1")) for n, v in named.items()],
+        }
+    )
+
+
+# Keys.
+
+
+def test_without_keys_anybody_comes_in() -> None:
+    assert AdmissionController(ServerConfig()).identify(connection()) == ANYBODY
+
+
+def test_where_a_key_may_be() -> None:
+    key, line = new_key("bot", 2)
+    door = AdmissionController(ServerConfig(), ApiKeys([line]))
+    for given in (
+        connection(authorization=f"Bearer {key}"),
+        connection(authorization=f"bearer  {key} "),
+        connection(sec_websocket_protocol=f"personaplex.v1, bearer.{key}"),
+        connection("/api/chat", f"voice_prompt=x&api_key={key}"),
+        connection("/api/chat", authorization=f"Bearer {key}"),
+    ):
+        assert door.identify(given) == ApiClient("bot", 2)
+    assert not door.refusals
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        connection(),
+        connection(authorization="Bearer"),
+        connection(authorization="Bearer "),
+        connection(authorization="Bearer nobody's"),
+        connection(authorization="Basic Ym90OktFWQ=="),
+        connection(authorization="Bearer ÿü"),
+        connection(sec_websocket_protocol="bearer."),
+        connection(sec_websocket_protocol="personaplex.v1"),
+        connection("/api/chat", "api_key="),
+        connection("/api/chat", "api_key=%00%ff"),
+    ],
+)
+def test_a_wrong_key_is_refused(given: HTTPConnection) -> None:
+    door = AdmissionController(ServerConfig(), ApiKeys([new_key("bot")[1]]))
+    with pytest.raises(AccessDenied):
+        door.identify(given)
+    assert door.refusals == {"access_denied": 1}
+
+
+def test_a_key_in_the_url_counts_at_api_chat_alone() -> None:
+    key, line = new_key("bot")
+    door = AdmissionController(ServerConfig(), ApiKeys([line]))
+    with pytest.raises(AccessDenied):
+        door.identify(connection("/v1/session", f"api_key={key}"))
+
+
+# Origins.
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed", "comes_in"),
+    [
+        (None, (), True),
+        ("http://voice.example:8998", (), True),
+        ("https://VOICE.example:8998", (), True),
+        ("http://voice.example", (), False),
+        ("http://evil.example", (), False),
+        ("null", (), False),
+        ("", (), False),
+        ("http://voice.example:8998.evil.example", (), False),
+        ("http://voice.example:8998/", (), False),
+        ("http://[", (), False),
+        ("https://a.example", ("https://a.example",), True),
+        ("https://a.example", ("https://a.example:443",), True),
+        ("http://a.example", ("http://a.example:80",), True),
+        ("https://a.example", ("https://a.example:80",), False),
+        ("HTTPS://A.example", ("https://a.example",), True),
+        ("http://a.example", ("https://a.example",), False),
+        ("https://a.example:8443", ("https://a.example",), False),
+        ("https://b.a.example", ("https://a.example",), False),
+        ("null", ("*",), True),
+        ("http://evil.example", ("*",), True),
+    ],
+)
+def test_origins(origin: str | None, allowed: tuple[str, ...], comes_in: bool) -> None:
+    door = AdmissionController(ServerConfig(allow_origins=allowed), ApiKeys([new_key("bot")[1]]))
+    given = connection() if origin is None else connection(origin=origin)
+    if comes_in:
+        door.check_origin(given)
+    else:
+        with pytest.raises(AccessDenied):
+            door.check_origin(given)
+    assert door.refusals == ({} if comes_in else {"origin_denied": 1})
+
+
+@pytest.mark.parametrize(
+    ("host", "comes_in"),
+    [
+        ("127.0.0.1:8998", True),
+        ("192.168.1.7", True),
+        ("[::1]:8998", True),
+        ("localhost:8998", True),
+        ("LOCALHOST", True),
+        ("evil.example:8998", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("[", False),
+    ],
+)
+def test_without_keys_a_name_is_no_origin_of_ours(host: str, comes_in: bool) -> None:
+    """Whoever owns a name can make it point here, and call its page the server's own."""
+    door, given = (
+        AdmissionController(ServerConfig()),
+        connection(host=host, origin=f"http://{host}"),
+    )
+    if comes_in:
+        door.check_origin(given)
+    else:
+        with pytest.raises(AccessDenied, match="--allow-origin"):
+            door.check_origin(given)
+
+
+@pytest.mark.parametrize("origin", ["", "null", "http://", "http://x"])
+def test_a_request_without_a_host_has_no_origin_of_its_own(origin: str) -> None:
+    with pytest.raises(AccessDenied):
+        AdmissionController(ServerConfig()).check_origin(connection(host="", origin=origin))
+
+
+# How many.
+
+
+def test_connections_are_counted() -> None:
+    door = AdmissionController(ServerConfig(max_connections=2))
+    with door.connection(), door.connection():
+        assert door.connections == 2
+        with pytest.raises(LimitReached, match="2 connections"), door.connection():
+            pass
+        assert door.connections == 2
+    assert door.connections == 0
+    assert door.refusals == {"too_many_connections": 1}
+
+
+def test_a_key_with_a_limit_has_its_connections_and_no_more() -> None:
+    door, guest = AdmissionController(ServerConfig()), ApiClient("a", 1)
+    with ExitStack() as stay:
+        for _ in range(10):
+            stay.enter_context(door.connection_of(guest))
+        with pytest.raises(LimitReached, match="10 connections"), door.connection_of(guest):
+            pass
+        for other in (ApiClient("b", 1), ANYBODY):
+            with door.connection_of(other):
+                pass
+    with door.connection_of(guest):
+        pass
+    assert door.refusals == {"key_connections": 1}
+
+
+def test_a_key_has_its_sessions_and_no_more() -> None:
+    door = AdmissionController(ServerConfig())
+    first, second = door.admit(ApiClient("a", 2)), door.admit(ApiClient("a", 2))
+    with pytest.raises(LimitReached, match="2 sessions"):
+        door.admit(ApiClient("a", 2))
+    other = door.admit(ApiClient("b", 1))
+    assert door.sessions == 3
+    first.release()
+    first.release()
+    assert door.sessions == 2
+    # The keys were read again, and this one may have more now.
+    third = door.admit(ApiClient("a", 3))
+    for ticket in (second, third, other):
+        ticket.release()
+    assert door.sessions == 0
+    assert door.refusals == {"key_limit": 1}
+
+
+# The end.
+
+
+async def test_draining_tells_everybody_and_waits() -> None:
+    clock = Clock()
+    door = AdmissionController(ServerConfig(drain_seconds=30), clock=clock)
+    told: list[float] = []
+
+    def fail(seconds: float) -> None:
+        raise ZeroDivisionError
+
+    tickets = [door.admit(ANYBODY, on_drain=fail), door.admit(ANYBODY, on_drain=told.append)]
+    assert (door.draining, door.seconds_left) == (False, 30)
+    draining = asyncio.create_task(door.drain())
+    await asyncio.sleep(0)
+    assert told == [30]
+    clock.now += 12
+    assert (door.draining, door.seconds_left) == (True, 18)
+    with pytest.raises(EngineDraining):
+        door.admit(ANYBODY)
+    door.start_draining()
+    assert told == [30]
+    tickets[0].release()
+    await asyncio.sleep(0)
+    assert not draining.done()
+    tickets[1].release()
+    async with asyncio.timeout(10):
+        await draining
+
+
+async def test_the_deadline_ends_who_is_left() -> None:
+    door = AdmissionController(ServerConfig(drain_seconds=0))
+    ended: list[str] = []
+    one = door.admit(ANYBODY)
+    other = door.admit(ANYBODY, on_deadline=lambda: (ended.append("other"), other.release()))
+
+    def end() -> None:
+        ended.append("one")
+        one.release()
+
+    one.on_deadline = end
+    async with asyncio.timeout(10):
+        await door.drain()
+    assert sorted(ended) == ["one", "other"]
+    assert (door.sessions, door.seconds_left) == (0, 0)
+
+
+async def test_draining_lets_last_words_out() -> None:
+    door = AdmissionController(ServerConfig())
+    with door.connection():
+        ticket = door.admit(ANYBODY)
+        draining = asyncio.create_task(door.drain())
+        await asyncio.sleep(0)
+        ticket.release()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not draining.done()
+    async with asyncio.timeout(1):
+        await draining
+
+
+# Limits that cannot be.
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_connections": 0},
+        {"max_connections": True},
+        {"max_prompt_chars": -1},
+        {"max_unsent_frames": 1.5},
+        {"idle_seconds": 0},
+        {"idle_seconds": float("inf")},
+        {"hello_seconds": float("nan")},
+        {"hello_seconds": "1"},
+        {"drain_seconds": -1},
+        {"resume_seconds": True},
+        {"resume_seconds": 300.5},
+        {"max_speed": 0.5},
+        {"max_speed": True},
+        {"max_speed": float("inf")},
+        {"max_session_seconds": -0.1},
+        {"allow_origins": ("example.com",)},
+        {"allow_origins": ("https://example.com/",)},
+        {"allow_origins": ("https://Example.com",)},
+        {"allow_origins": ("https://a@example.com",)},
+        {"allow_origins": ("https://*.example.com",)},
+    ],
+)
+def test_a_limit_that_cannot_be(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        ServerConfig(**values)  # type: ignore[arg-type]
+
+
+def test_limits_that_can_be() -> None:
+    ServerConfig(
+        max_prompt_chars=0,
+        max_session_seconds=0,
+        resume_seconds=0,
+        drain_seconds=0,
+        max_speed=0,
+        allow_origins=("*", "https://example.com", "http://localhost:8080", "http://[::1]:1"),
+    )

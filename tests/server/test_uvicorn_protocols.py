@@ -1,0 +1,260 @@
+"""Connections: clients that flood, do not read, do not finish; and uvicorn as it must be."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import httpx
+import pytest
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from pipecat_personaplex.server import listen
+from pipecat_personaplex.server import runner as run
+from pipecat_personaplex.server import uvicorn_protocols as protocols
+from pipecat_personaplex.server.config import ServerConfig
+from pipecat_personaplex.server.runner import SERVER_USES, Address
+from tests.helpers.servers import (
+    RunningServer,
+    ServedFakeEngine,
+    eventually,
+    self_signed,
+    trusting,
+)
+
+UPGRADE = (
+    b"GET /v1/session HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+@pytest.fixture
+def server() -> Iterator[RunningServer]:
+    with RunningServer(ServedFakeEngine()) as running:
+        yield running
+
+
+def frame(opcode: int, payload: bytes = b"", *, last: bool = True) -> bytes:
+    """As a client sends it, masked by zeros."""
+    return bytes([last << 7 | opcode, 0x80 | len(payload)]) + bytes(4) + payload
+
+
+FLOODS = {
+    "pings": (b"", frame(9)),
+    "pongs": (b"", frame(10)),
+    "continuations": (frame(2, b"x", last=False), frame(0, last=False)),
+    "empty messages": (b"", frame(2)),
+    "small messages": (b"", frame(2, b"x")),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_is_cut_off(server: RunningServer, flood: str) -> None:
+    """What one client sends in a turn of the loop must not keep it from the others."""
+    first, more = FLOODS[flood]
+    handled = 0
+
+    class Counting(protocols.TokenBucket):
+        def take(self, now: float) -> bool:
+            nonlocal handled
+            handled += 1
+            return super().take(now)
+
+    with pytest.MonkeyPatch.context() as patched, server.tcp() as client:
+        patched.setattr(protocols, "Allowance", Counting)
+        client.sendall(UPGRADE)
+        assert client.recv(12) == b"HTTP/1.1 101"
+        (connection,) = server.connections
+        server.call(lambda: connection.data_received(first + more * 40_000))
+        eventually(lambda: not server.connections, 5)
+    assert 100 < handled < 3000
+
+
+def test_pings_are_answered(server: RunningServer) -> None:
+    with server.connect() as ws:
+        ws.recv(10)
+        assert all(ws.ping(b"%d" % i).wait(30) for i in range(50))
+
+
+def test_an_allowance() -> None:
+    allowance = protocols.TokenBucket(100, now=5)
+    assert [allowance.take(5) for _ in range(101)] == [True] * 100 + [False]
+    assert [allowance.take(5.125) for _ in range(13)] == [True] * 12 + [False]
+    assert [allowance.take(500) for _ in range(101)] == [True] * 100 + [False]
+
+
+def test_pongs_that_nobody_reads_do_not_pile_up(server: RunningServer) -> None:
+    def ping() -> None:
+        (connection,) = server.connections
+        connection.transport.write(bytes(1 << 24))
+        connection.data_received(frame(9))
+
+    with server.tcp() as client:
+        client.sendall(UPGRADE)
+        assert client.recv(12) == b"HTTP/1.1 101"
+        server.call(ping)
+        eventually(lambda: not server.connections, 5)
+
+
+@pytest.mark.parametrize("then", [b"", frame(8, b"\x03\xe8"), frame(1, b"\xff")])
+def test_text_that_is_none(
+    server: RunningServer, caplog: pytest.LogCaptureFixture, then: bytes
+) -> None:
+    with server.tcp() as client:
+        client.sendall(UPGRADE)
+        assert client.recv(12) == b"HTTP/1.1 101"
+        client.sendall(frame(1, b"\xff\xfe") + then)
+        received = b""
+        while more := client.recv(4096):
+            received += more
+        assert received.endswith((1000 if b"\x03\xe8" in then else 1007).to_bytes(2, "big"))
+    eventually(lambda: server.state.door.connections == 0)
+    assert caplog.records == []
+
+
+def test_an_answer_that_nobody_reads_is_given_up() -> None:
+    with RunningServer(ServedFakeEngine(), ServerConfig(hello_seconds=0.5)) as server:
+        with server.tcp() as client:
+            client.settimeout(1)
+            with pytest.raises((TimeoutError, ConnectionError)):
+                while True:
+                    client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+            eventually(lambda: not server.connections, 10)
+
+
+def test_connections_that_are_no_websockets_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "OTHER_CONNECTIONS", 2)
+    config = ServerConfig(max_connections=1, hello_seconds=90)
+    with RunningServer(ServedFakeEngine(), config) as server, ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(server.tcp())
+        eventually(lambda: len(server.connections) == 3)
+        late = stack.enter_context(server.tcp())
+        try:
+            assert late.recv(100) == b""
+        except ConnectionResetError:
+            pass
+        eventually(lambda: len(server.connections) == 3)
+
+
+def test_uvicorn_has_what_is_used_of_it() -> None:
+    """Its classes are no interface: a new uvicorn may break what completes them, silently."""
+    config = uvicorn.Config(lambda: None, ws=WebSocketsSansIOProtocol, log_config=None)
+    config.load()
+    state = uvicorn.server.ServerState()
+    loop = asyncio.new_event_loop()
+    for made, used in (
+        (H11Protocol(config, state, {}, loop), protocols.HTTP_USES),
+        (WebSocketsSansIOProtocol(config, state, {}, loop), protocols.WEBSOCKET_USES),
+    ):
+        assert [name for name in used if not hasattr(made, name)] == []
+    loop.close()
+    assert "response_complete" in RequestResponseCycle.__init__.__code__.co_names
+    server = uvicorn.Server(config)
+    later = {*server._serve.__code__.co_names, *server.shutdown.__code__.co_names}
+    assert [name for name in SERVER_USES if not hasattr(server, name) and name not in later] == []
+
+
+# TLS.
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Address:
+    certfile, keyfile = self_signed(tmp_path_factory.mktemp("certificate"))
+    return Address(port=0, certfile=certfile, keyfile=keyfile)
+
+
+@contextmanager
+def tls(server: RunningServer, address: Address) -> Iterator[ssl.SSLSocket]:
+    assert address.certfile is not None
+    with server.tcp() as client:
+        trust = trusting(address.certfile)
+        with trust.wrap_socket(client, server_hostname="localhost") as secure:
+            yield secure
+
+
+@pytest.mark.parametrize("then", ["no pong", "the endpoint ends"])
+def test_a_client_that_does_not_read_tls_is_let_go(
+    certificate: Address, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    monkeypatch.setattr(protocols, "_CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(run, "_TLS_CLOSE_SECONDS", 90)
+
+    with RunningServer(ServedFakeEngine(), address=certificate) as server:
+
+        def end() -> None:
+            (connection,) = server.connections
+            connection.transport.write(bytes(1 << 24))
+            if then == "no pong":
+                connection.keepalive_timeout()
+            else:
+                connection.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})
+
+        with tls(server, certificate) as client:
+            client.sendall(UPGRADE)
+            assert client.recv(12) == b"HTTP/1.1 101"
+            server.call(end)
+            eventually(lambda: not server.connections, 5)
+
+
+def test_a_refused_client_that_does_not_end_tls_is_let_go(
+    certificate: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvicorn closes such a connection twice, after which asyncio would not abort it."""
+    monkeypatch.setattr(protocols, "_CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(run, "_TLS_CLOSE_SECONDS", 90)
+    with RunningServer(ServedFakeEngine(), address=certificate) as server:
+        with tls(server, certificate) as client:
+            client.sendall(UPGRADE.replace(b"/v1/session", b"/nowhere"))
+            assert client.recv(12).startswith(b"HTTP/1.1 4")
+            eventually(lambda: not server.connections, 5)
+
+
+def test_a_client_has_to_begin_and_to_end_tls(
+    certificate: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_TLS_CLOSE_SECONDS", 0.5)
+    config = ServerConfig(hello_seconds=3)
+    with RunningServer(ServedFakeEngine(), config, address=certificate) as server:
+        with server.tcp() as silent:
+            try:
+                assert silent.recv(100) == b""
+            except ConnectionResetError:
+                pass
+        with tls(server, certificate) as client:
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            eventually(lambda: len(server.connections) == 1)
+            eventually(lambda: not server.connections, 2.5)
+
+
+def test_a_tls_websocket_outlives_the_patience_with_requests(
+    certificate: Address, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ServerConfig(hello_seconds=1)
+    assert certificate.certfile is not None
+    trust = trusting(certificate.certfile)
+    with RunningServer(ServedFakeEngine(), config, address=certificate) as server:
+        with server.connect(ssl=trust) as ws:
+            ws.recv(10)
+            ws.send('{"type": "open", "voice": "NATF2"}')
+            time.sleep(1.5)
+            assert ws.ping().wait(30)
+        time.sleep(1)
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_tls(certificate: Address) -> None:
+    assert certificate.certfile is not None
+    with RunningServer(ServedFakeEngine(), address=certificate) as server:
+        assert server.url.startswith("https://") and server.ws_url.startswith("wss://")
+        trust = trusting(certificate.certfile)
+        assert server.get("/healthz", verify=trust).status_code == 200
+        with server.connect(ssl=trust) as ws:
+            ws.recv(10)
+        with pytest.raises(httpx.HTTPError):
+            server.get("/healthz", verify=True)
