@@ -1,4 +1,4 @@
-"""The model's fixed numbers, and what a user configures: frozen, strict, checked where made."""
+"""What a user configures. Every class is frozen and validates its values on construction."""
 
 from __future__ import annotations
 
@@ -14,46 +14,61 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 Quantization = Literal["int8", "fp8", "int4"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
-"""How the transformers' weights can be kept instead of in floating point."""
-
+"""Low-bit formats of the transformers' weights."""
 
 AUTO_MODEL = "auto"
-"""Stands for the best model for a machine; ``./auto`` is a folder."""
+"""The model name that stands for the best model for this machine. A folder is ``./auto``."""
 
 DEFAULT_MAX_SESSIONS = 8
-"""Callers at once where nobody says how many; a number that is given may be larger."""
+"""Sessions at once if none is configured. A configured number may be larger."""
 
 
 @dataclass(frozen=True)
 class EngineConfig:
     """How an engine runs.
 
+    Example::
+
+        config = EngineConfig(device="cuda:0", quantization="int8", max_sessions=16)
+        engine = Engine.load("nvidia/personaplex-7b-v1", config)
+
     Attributes:
-        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        dtype: Of the language model: ``"auto"`` (bfloat16 on CUDA, float32 on CPU),
-            ``"float32"`` or ``"bfloat16"``. The codec is always float32.
-        quantization: Keeps the transformers' weights at 8 bits, ``"int8"`` or ``"fp8"``, or at
-            4, ``"int4"`` (the depth transformer's at 8). A saved folder of such weights needs
-            none.
-        kv_dtype: In which the language model's keys and values are kept: ``"auto"`` (its dtype),
-            ``"float32"``, ``"bfloat16"`` or ``"fp8"`` (e4m3 with a scale for each token and head):
-            a little over half of bfloat16's memory, so nearly twice the callers; on CUDA from
-            compute capability 8.9 on.
-        context: Frames of 80 ms that a caller's memory is made for, as in ``config.json``; 0
-            takes the checkpoint's, and fewer make room for more callers. What is longer ago, the
-            persona included, is forgotten.
-        max_sessions: Slots, that is callers at once; 0 takes as many as the device's free memory
-            holds, ``DEFAULT_MAX_SESSIONS`` at most.
-        max_queued_frames: Input a session may have waiting, in frames of 80 ms; past it the
-            oldest frame is dropped and counted.
-        prefix_cache_bytes: Bound on the memory of prompts kept for the next caller with the
-            same voice and text.
-        prefill_chunk: Prompt frames computed between two steps. Shorter runs disturb running
-            calls less, longer ones are done sooner.
-        cpu_threads: Threads of the model on a CPU; 0 takes one for a small model, which more
-            only slow down, and torch's choice for others.
-        cuda_graphs: On CUDA, launch each step as one graph, captured at the start; where that
-            fails, steps run without and a warning says why.
+        device: Device of the model: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. The default
+            ``"auto"`` takes CUDA if available, else the CPU.
+        dtype: Type of the language model's weights and activations: ``"float32"`` or
+            ``"bfloat16"``. The default ``"auto"`` takes bfloat16 on CUDA and float32 on a CPU.
+            The codec is always float32.
+        quantization: Format of the transformers' weights: ``"int8"`` or ``"fp8"`` (8 bits), or
+            ``"int4"`` (4 bits; the depth transformer stays at 8). The default None takes the
+            format of the checkpoint: ``dtype`` for the release, and the stored format for a
+            folder written by ``personaplex quantize``.
+        kv_dtype: Type of the language model's stored keys and values: ``"float32"``,
+            ``"bfloat16"`` or ``"fp8"`` (e4m3 with one scale per token and head). The default
+            ``"auto"`` takes the model's type. fp8 needs a little over half the memory of
+            bfloat16, so nearly twice the sessions fit; on CUDA it requires compute capability
+            8.9 or more.
+        context: Positions (frames of 80 ms) of the attention context, at least 64. A session
+            attends to ``context - 1`` frames; older ones, the prompt included, are forgotten. A
+            smaller context needs less memory per session. The default 0 takes the
+            ``context`` of the checkpoint's ``config.json``.
+        max_sessions: Slots, that is sessions at once. The default 0 takes
+            ``DEFAULT_MAX_SESSIONS``, or as many as fit into the device's free memory if those
+            are fewer.
+        max_queued_frames: Input frames (80 ms) that may wait in one session. On overflow the
+            oldest frame is dropped and counted. The default is 25, two seconds.
+        prefix_cache_bytes: Upper bound, in bytes, on the memory of cached prompts. A session
+            whose voice and text prompt are cached starts without prefill. The default is 2 GiB;
+            0 caches nothing.
+        prefill_chunk: Prompt frames computed between two steps. Smaller chunks delay running
+            sessions less; larger ones complete the prompt sooner. The default is 256.
+        cpu_threads: Threads of the model on a CPU. The default 0 takes one for a small model,
+            which more threads only slow down, and PyTorch's choice for others.
+        cuda_graphs: Whether CUDA captures each step as one graph at the start and replays it,
+            which is much faster. A step that cannot be captured runs eagerly, and a warning
+            gives the reason. The default is True.
+
+    Raises:
+        ConfigError: A value is of the wrong type or out of range.
     """
 
     device: str = "auto"
@@ -103,14 +118,24 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How a session draws its tokens. A temperature of 0 is greedy.
+    """How a session samples its tokens.
+
+    Example::
+
+        session.update(SamplingParams(seed=7, temperature_audio=0.6))
 
     Attributes:
-        seed: Keys the noise: the same seed, persona and audio give the same conversation.
-        temperature_audio: Of the agent's audio codes.
-        temperature_text: Of the inner monologue.
-        top_k_audio: Candidates kept for each audio code.
-        top_k_text: Candidates kept for each text token.
+        seed: Seed of the sampling noise, from 0 to 2**63 - 1. The same seed, persona and input
+            audio give the same conversation. The default is 0.
+        temperature_audio: Temperature of the agent's audio codes, from 0 to 10. The default is
+            0.8; 0 takes the most likely code (greedy).
+        temperature_text: Temperature of the text tokens (the inner monologue), from 0 to 10. The
+            default is 0.7; 0 takes the most likely token (greedy).
+        top_k_audio: Candidates for each audio code: the k most likely. The default is 250.
+        top_k_text: Candidates for each text token: the k most likely. The default is 25.
+
+    Raises:
+        ConfigError: A value is of the wrong type or out of range.
     """
 
     seed: int = 0
@@ -137,17 +162,25 @@ class SamplingParams:
 
     @classmethod
     def greedy(cls) -> SamplingParams:
-        """Always the likeliest token."""
+        """Parameters that always take the most likely token."""
         return cls(temperature_audio=0.0, temperature_text=0.0)
 
 
 @dataclass(frozen=True)
 class Persona:
-    """Who the agent is.
+    """Who the agent is: how it sounds, and which role it plays.
+
+    Example::
+
+        persona = Persona(voice="NATF2", text_prompt="You enjoy having a good conversation.")
 
     Attributes:
-        voice: A preset's name, as in ``Engine.voices``, or one added with ``Engine.add_voice``.
-        text_prompt: The role, in plain words; empty means none.
+        voice: Name of a voice in ``Engine.voices``: a preset of the checkpoint, or one added
+            with ``Engine.add_voice``.
+        text_prompt: The role, in plain words. The default is empty: no role.
+
+    Raises:
+        ConfigError: A value is not text.
     """
 
     voice: str

@@ -1,26 +1,26 @@
-"""Every error this project raises on purpose, as one tree.
+"""The errors of this package, as one tree.
 
 PersonaPlexError
-├── UserError                 something the caller can put right; the CLI exits with 2
+├── UserError                 something the caller can correct; the CLI exits with 2
 │   ├── ConfigError           an option or a checkpoint's config.json
 │   ├── CheckpointError       a checkpoint file that is missing, cut off or of the wrong shape
 │   │   └── DownloadError     a Hub repository that cannot be fetched
 │   ├── VoiceError            a voice file that cannot be read
-│   │   └── VoiceNotFound     a voice name nobody knows
+│   │   └── VoiceNotFound     a voice name that the engine does not have
 │   ├── BadMessage            a message that does not follow the protocol
-│   ├── AccessDenied          a key or an origin that the server does not take
-│   ├── LimitReached          a limit that the server sets its clients
-│   ├── SpeechTooLong         more words than may wait to be said
-│   ├── PromptTooLong         a text prompt that leaves no room in the model's window
+│   ├── AccessDenied          a key or an origin that the server rejects
+│   ├── LimitReached          a limit that the server imposes on its clients
+│   ├── SpeechTooLong         more forced speech than a session may queue
+│   ├── PromptTooLong         a prompt of more frames than the model supports
 │   └── InvalidAudio          samples that are not finite float32 mono
 └── EngineError               the engine cannot serve
     ├── EngineFull            every slot is taken
     ├── EngineStopped         the engine is not running
     ├── EngineDraining        the server is stopping and takes no new sessions
-    ├── EngineUnreachable     no server answers, or not as one of ours does
+    ├── EngineUnreachable     no server answers, or it is not a PersonaPlex server
     ├── EngineFailed          the device or the model thread failed; every session ends
     └── SessionFailed         one session ends; the others go on
-        └── SessionLost       the server does not know the session any more
+        └── SessionLost       the server no longer has the session
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ __all__ = [
 
 
 class PersonaPlexError(Exception):
-    """The root of the tree: one clear line for a person to read."""
+    """Base class of all errors of this package. The message is one line for a person to read."""
 
 
 class UserError(PersonaPlexError):
-    """Something the caller can put right."""
+    """Something the caller can correct."""
 
 
 class ConfigError(UserError):
-    """An option or a checkpoint's ``config.json`` has a value that cannot work."""
+    """An option or a checkpoint's ``config.json`` has an invalid value."""
 
 
 class CheckpointError(UserError):
@@ -77,11 +77,11 @@ class VoiceError(UserError):
 
 
 class VoiceNotFound(VoiceError):
-    """A voice name that the engine does not know.
+    """A voice name that the engine does not have.
 
     Args:
-        name: What was asked for.
-        known: The names there are.
+        name: The requested name.
+        known: The names of the voices that the engine has.
     """
 
     def __init__(self, name: str, known: Sequence[str]):
@@ -92,11 +92,11 @@ class VoiceNotFound(VoiceError):
 
 
 class PromptTooLong(UserError):
-    """A prompt that does not fit.
+    """A prompt of more frames than the model supports.
 
     Args:
-        frames: Frames (80 ms) that the prompt takes.
-        limit: Frames there is room for.
+        frames: Frames (80 ms) of the prompt: voice, silences and text.
+        limit: The largest number of frames that is accepted.
     """
 
     def __init__(self, frames: int, limit: int):
@@ -109,18 +109,19 @@ class PromptTooLong(UserError):
 
 
 class SpeechTooLong(UserError):
-    """More words than a session lets wait to be said.
+    """More forced speech than a session may queue.
 
     Args:
-        frames: Frames (80 ms) that they would take, with those that wait already.
-        limit: Frames there is room for.
+        frames: Frames (80 ms) of the speech, including what is queued already.
+        limit: Frames that may be queued.
     """
 
     def __init__(self, frames: int, limit: int):
         self.frames = frames
         self.limit = limit
         super().__init__(
-            f"the words would take {frames} frames to say and {limit} may wait; say less at once"
+            f"the queued speech would take {frames} frames of 80 ms and at most {limit} may wait; "
+            "say less at once"
         )
 
 
@@ -129,11 +130,11 @@ class BadMessage(UserError):
 
 
 class AccessDenied(UserError):
-    """A key or an origin that the server does not take."""
+    """A key or an origin that the server rejects."""
 
 
 class LimitReached(UserError):
-    """A limit that the server sets its clients."""
+    """A limit that the server imposes on its clients."""
 
 
 class InvalidAudio(UserError):
@@ -148,7 +149,7 @@ class EngineFull(EngineError):
     """Every slot is taken.
 
     Args:
-        max_sessions: How many sessions the engine was started with.
+        max_sessions: The engine's number of slots.
     """
 
     def __init__(self, max_sessions: int):
@@ -168,7 +169,7 @@ class EngineDraining(EngineError):
 
 
 class EngineUnreachable(EngineError):
-    """No server answers, or not as one of ours does."""
+    """No server answers, or it is not a PersonaPlex server."""
 
 
 class EngineFailed(EngineError):
@@ -180,4 +181,4 @@ class SessionFailed(EngineError):
 
 
 class SessionLost(SessionFailed):
-    """The server does not know the session any more."""
+    """The server no longer has the session."""

@@ -78,7 +78,7 @@ class Session:
         on_frame: Callable[[SessionFrame], object],
         on_end: Callable[[PersonaPlexError | None], object] | None,
         wake: Callable[[], None],
-        spell: Callable[[str], list[int]],
+        tokenize: Callable[[str], list[int]],
         max_queued_frames: int,
     ):
         if not isinstance(persona, Persona):
@@ -93,7 +93,7 @@ class Session:
         self._on_frame = on_frame
         self._on_end = on_end
         self._wake = wake
-        self._spell = spell
+        self._tokenize = tokenize
         self._max_queued = max_queued_frames
         self._lock = threading.Lock()
         self._buffer = FrameBuffer()
@@ -172,7 +172,7 @@ class Session:
             SessionFailed: The session is over.
         """
         self._require_open()
-        tokens = self._spell(text)
+        tokens = self._tokenize(text)
         with self._lock:
             waiting = len(self._forced_text) + len(tokens)
             if waiting > MAX_SPEECH_FRAMES:

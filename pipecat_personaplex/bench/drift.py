@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pipecat_personaplex.audio import read_audio
 from pipecat_personaplex.bench.models import load_subject, read_architecture
-from pipecat_personaplex.checkpoint.loader import loading_bar
+from pipecat_personaplex.checkpoint.loader import Progress
 from pipecat_personaplex.config import EngineConfig, Quantization, SamplingParams
 from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES
 from pipecat_personaplex.engine.batch import Batch
@@ -278,14 +278,14 @@ class _Served:
 
 
 def run(
-    options: DriftOptions, say: Callable[[str], None], *, progress: bool = False
+    options: DriftOptions, say: Callable[[str], None], progress: Progress | None = None
 ) -> dict[str, Any]:
     """Compare and report.
 
     Args:
         options: What to compare.
         say: Takes lines for a person.
-        progress: Whether to show on the terminal how far it is.
+        progress: Called after each frame with (frames computed, frames in total).
 
     Returns:
         The report that the command prints as its last line.
@@ -295,16 +295,15 @@ def run(
     """
     served = _Served.of(options)
     done = count(1)
-    with loading_bar(progress, "comparing") as advanced:
 
-        def advance() -> None:
-            if advanced is not None:
-                advanced(next(done), 2 * options.frames)
+    def advance() -> None:
+        if progress is not None:
+            progress(next(done), 2 * options.frames)
 
-        lesson = teach(options, advance)
-        # Two 7B models at once would not fit where one does.
-        gc.collect()
-        figures = examine(lesson, options, advance)
+    lesson = teach(options, advance)
+    # Two 7B models at once would not fit where one does.
+    gc.collect()
+    figures = examine(lesson, options, advance)
     say(f"{options.model}: {served} against float32, {options.frames} frames, teacher-forced")
     say(f"{'stream':8}   logit error   same top-1   divergence   error: first -> last tenth")
     tenth = options.frames // _ENDS

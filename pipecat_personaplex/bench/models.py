@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from pipecat_personaplex.checkpoint.hub import resolve
+from pipecat_personaplex.checkpoint.hub import resolve_folder
 from pipecat_personaplex.checkpoint.layout import CONFIG_FILE
 from pipecat_personaplex.checkpoint.loader import (
     load_checkpoint,
@@ -52,7 +52,7 @@ def read_architecture(model: str) -> ModelConfig:
     """
     if model in RANDOM_MODELS:
         return RANDOM_MODELS[model]
-    folder = resolve(model, progress=True)
+    folder = resolve_folder(model, progress=True)
     require_files(folder)
     return read_config(folder / CONFIG_FILE)
 
@@ -69,7 +69,7 @@ def load_subject(model: str, engine: EngineConfig) -> Subject:
         config = RANDOM_MODELS[model]
         subject = Subject(config, *random_model(config, **target._asdict()))
     else:
-        checkpoint = load_checkpoint(resolve(model, progress=True), **target._asdict())
+        checkpoint = load_checkpoint(resolve_folder(model, progress=True), **target._asdict())
         subject = Subject(checkpoint.config, checkpoint.lm, checkpoint.mimi)
     if target.device.type == "cpu":
         torch.set_num_threads(cpu_threads(engine.cpu_threads, subject.lm))

@@ -61,7 +61,7 @@ def run(options: BenchOptions, say: Callable[[str], None]) -> Result:
     config = read_architecture(options.model).with_context(engine.context)
     fill = Fill.of(options, config.lm.window, config.mimi.window)
     plan = _plan(options, target, config)
-    say(f"memory in GiB: {plan.sum(available_bytes(device))}")
+    say(f"memory in GiB: {plan.describe(available_bytes(device))}")
     require_memory(plan, device, max(options.sessions) if options.fill == "full" else 1)
 
     before, begin = used_bytes(device), time.perf_counter()

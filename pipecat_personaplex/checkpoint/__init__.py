@@ -1,1 +1,1 @@
-"""Checkpoints: where they come from, what is in them, how they are loaded and saved."""
+"""Checkpoints: where the files come from, what they contain, how they are loaded and written."""

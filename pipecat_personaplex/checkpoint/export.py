@@ -1,4 +1,4 @@
-"""A folder in the release's layout whose transformers' weights are low-bit."""
+"""Writes a quantised checkpoint: a folder in the release's layout with low-bit weights."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from pipecat_personaplex.quantization.weights import quantize, storage
 _HEADER_MULTIPLE = 8
 
 
-class _Piece(NamedTuple):
-    """One tensor of the file to be, made when its turn comes."""
+class _TensorSpec(NamedTuple):
+    """Name, shape and type of one tensor in the new file."""
 
     name: str
     shape: tuple[int, ...]
@@ -44,10 +44,15 @@ class _Piece(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Tensors of the file to be that are made together."""
+    """Tensors of the new file that come from one tensor of the source file.
 
-    pieces: tuple[_Piece, ...]
-    make: Callable[[], tuple[Tensor, ...]]
+    Attributes:
+        specs: What the header says of them.
+        compute: Reads the source tensor and computes the new ones; called when they are written.
+    """
+
+    specs: tuple[_TensorSpec, ...]
+    compute: Callable[[], tuple[Tensor, ...]]
 
 
 def save_quantized(
@@ -56,22 +61,24 @@ def save_quantized(
     quantization: Quantization,
     progress: Progress | None = None,
 ) -> None:
-    """Write a checkpoint's low-bit twin: a folder that loads as the original does with it.
+    """Write a copy of a checkpoint with low-bit weights.
 
-    Takes little more memory than one tensor. Of 16 depth sets the first 8 are kept.
+    The copy loads to the same weights as the original loaded with this ``quantization``. Peak
+    memory is little more than one tensor. Of the weights of 16 depth steps the first 8 are
+    written.
 
     Args:
-        folder: Holds the release's files.
-        output: The folder to make; written beside it under another name first, so that it is
-            there as a whole or not at all.
-        quantization: What to make of the transformers' weights.
-        progress: Told after each tensor.
+        folder: Folder with the release's files.
+        output: The folder to create. The files are written to a temporary folder next to it,
+            which is then renamed: ``output`` exists either completely or not at all.
+        quantization: Format of the transformers' weights.
+        progress: Called after each tensor with (bytes written, bytes in total).
 
     Raises:
         CheckpointError: A file is missing, cut off, or does not match ``config.json``.
-        ConfigError: ``config.json`` cannot be used, or the weights are low-bit already.
-        UserError: ``output`` is there already or cannot be made.
-        OSError: It cannot be written; there may be no space left.
+        ConfigError: ``config.json`` is invalid, or the weights are low-bit already.
+        UserError: ``output`` exists, or its parent folder does not.
+        OSError: A file cannot be written, for example because the disk is full.
     """
     require_files(folder, (*MODEL_FILES, VOICES_FILE))
     config = read_config(folder / CONFIG_FILE)
@@ -86,7 +93,7 @@ def save_quantized(
     layout = lm_layout(model, depth_steps(source, config.lm))
     source.require_all_known(layout)
     parts = list(_parts(model, layout, source, quantization))
-    temporary = _claim(output)
+    temporary = _create_temporary(output)
     try:
         _write_safetensors(temporary / MODEL_FILE, parts, progress)
         for name in (MIMI_FILE, TOKENIZER_FILE, VOICES_FILE):
@@ -97,8 +104,8 @@ def save_quantized(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _claim(output: Path) -> Path:
-    """Make an empty folder beside the one to be."""
+def _create_temporary(output: Path) -> Path:
+    """Create an empty folder next to ``output``, on the same file system."""
     parent = Path(os.path.abspath(output)).parent
     if os.path.lexists(output):
         raise UserError(f"{output} is there already; choose another folder, or remove it first")
@@ -112,13 +119,13 @@ def _claim(output: Path) -> Path:
 def _parts(
     model: PersonaPlexLM, layout: list[Entry], source: FileSource, quantization: Quantization
 ) -> Iterator[_Part]:
-    """The file's tensors under the release's names; of stacked ones the first eight sets."""
+    """Every tensor of the new file, under the release's names, in the order of the layout."""
     seen: set[str] = set()
     for entry in layout:
         if entry.name in seen:
             continue
         seen.add(entry.name)
-        if entry.rows is not None:
+        if entry.rows is not None:  # stacked over depth steps: write the first eight
             height = (entry.rows[1] - entry.rows[0]) * CODEBOOKS
             yield _part(model, entry, (height, *entry.shape[1:]), source, quantization)
         else:
@@ -139,32 +146,35 @@ def _part(
         return source.read(entry.name, entry.shape, (0, shape[0]))
 
     if format is None:
-        kept = _Piece(entry.name, shape, source.dtype(entry.name))
-        return _Part((kept,), lambda: (read(),))
-    low = storage(format, *shape)
-    pieces = (
-        _Piece(entry.name, low.weight, low.weight_dtype),
-        _Piece(scale_name(entry.name), low.scale, low.scale_dtype),
+        spec = _TensorSpec(entry.name, shape, source.dtype(entry.name))
+        return _Part((spec,), lambda: (read(),))
+    stored = storage(format, *shape)
+    specs = (
+        _TensorSpec(entry.name, stored.weight, stored.weight_dtype),
+        _TensorSpec(scale_name(entry.name), stored.scale, stored.scale_dtype),
     )
 
-    def make() -> tuple[Tensor, ...]:
-        made = quantize(read(), format)
-        return made.weight, made.scale
+    def compute() -> tuple[Tensor, ...]:
+        low_bit = quantize(read(), format)
+        return low_bit.weight, low_bit.scale
 
-    return _Part(pieces, make)
+    return _Part(specs, compute)
 
 
 def _write_safetensors(path: Path, parts: list[_Part], progress: Progress | None) -> None:
-    """Write tensors one after the other; the library's own writer wants all of them at once."""
+    """Write a safetensors file one tensor at a time.
+
+    The library's own writer needs all tensors in memory at once.
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for part in parts:
-        for piece in part.pieces:
+        for spec in part.specs:
             start = end
-            end += torch.Size(piece.shape).numel() * piece.dtype.itemsize
-            header[piece.name] = {
-                "dtype": SAFETENSORS_NAMES[piece.dtype],
-                "shape": list(piece.shape),
+            end += torch.Size(spec.shape).numel() * spec.dtype.itemsize
+            header[spec.name] = {
+                "dtype": SAFETENSORS_NAMES[spec.dtype],
+                "shape": list(spec.shape),
                 "data_offsets": [start, end],
             }
     encoded = json.dumps(header).encode()
@@ -174,8 +184,8 @@ def _write_safetensors(path: Path, parts: list[_Part], progress: Progress | None
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for part in parts:
-            for piece, tensor in zip(part.pieces, part.make(), strict=True):
-                assert (tuple(tensor.shape), tensor.dtype) == (piece.shape, piece.dtype)
+            for spec, tensor in zip(part.specs, part.compute(), strict=True):
+                assert (tuple(tensor.shape), tensor.dtype) == (spec.shape, spec.dtype)
                 data = tensor.contiguous().flatten().view(torch.uint8).numpy()
                 file.write(data.data)
                 done += data.nbytes
@@ -184,6 +194,7 @@ def _write_safetensors(path: Path, parts: list[_Part], progress: Progress | None
 
 
 def _write_config(original: Path, path: Path, quantization: Quantization) -> None:
+    """Copy a ``config.json``, if any, with the format and the number of depth steps."""
     values = json.loads(original.read_bytes()) if original.is_file() else {}
     values["lm"] = {**values.get("lm", {}), "dep_q": CODEBOOKS}
     values["quantization"] = quantization

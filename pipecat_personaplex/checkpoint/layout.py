@@ -1,7 +1,7 @@
-"""Where each of our parameters stands in a released checkpoint.
+"""The files of a checkpoint, and the tensor of a file that each parameter is read from.
 
-Names and shapes are those of ``nvidia/personaplex-7b-v1``: our modules are laid out for running,
-the release for training, and this file alone knows both.
+Names and shapes of the files are those of ``nvidia/personaplex-7b-v1``. The release's modules are
+arranged for training, the modules of this package for inference; only this file knows both.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ MODEL_FILES = (MODEL_FILE, MIMI_FILE, TOKENIZER_FILE)
 RELEASE_FILES = (MODEL_FILE, MIMI_FILE, TOKENIZER_FILE, VOICES_FILE, CONFIG_FILE)
 
 DEPTH_STACK = "depformer.layers.0.self_attn.out_proj.weight"
-"""A tensor stacked over depth steps: its rows tell how many a file holds."""
+"""A tensor stacked over the depth steps: its height gives the number of steps in a file."""
 
-# Depth sets of the caller's codebooks, and codebooks past the eighth.
-_SPARE = re.compile(
+# Tensors that are not read: depth steps that predict the user's codes, and codebooks of the codec
+# past the eighth.
+_UNUSED = re.compile(
     r"(depformer_in|depformer_emb|linears)\.\d+\.weight"
     r"|depformer\.layers\.\d+\.gating\.\d+\.linear_(in|out)\.weight"
     r"|quantizer\.rvq_(first|rest)\.vq\.layers\.\d+\._codebook\.\w+"
@@ -38,16 +39,16 @@ _SPARE = re.compile(
 
 
 class Entry(NamedTuple):
-    """One tensor of a file, or some of its rows, and the parameter it belongs to.
+    """One tensor of a file, or some of its rows, and the parameter that it fills.
 
     Attributes:
-        target: The parameter's name in our module.
-        name: The tensor's name in the file.
-        shape: The tensor's shape in the file.
-        rows: First and end row of the part that is read; None for the whole.
-        into: The first row that it fills of a parameter made of several parts.
-        usage: The tensor, [shape[0]], that divides it row by row (a codebook's counts).
-        axes: The order in which the parameter takes the tensor's axes; None as they stand.
+        target: Name of the parameter in our module.
+        name: Name of the tensor in the file.
+        shape: Shape of the tensor in the file.
+        rows: First and end row of the part that is read; None reads all rows.
+        into: First row of the parameter to fill, if several tensors fill one parameter.
+        usage: Name of the tensor [shape[0]] to divide the rows by (a codebook's usage counts).
+        axes: Permutation of the tensor's axes that gives the parameter; None for no permutation.
     """
 
     target: str
@@ -60,7 +61,7 @@ class Entry(NamedTuple):
 
 
 class _Shapes:
-    """Entries that take their shape from the module's own parameters."""
+    """Builds entries whose shapes follow from the shapes of a module's parameters."""
 
     def __init__(self, model: nn.Module):
         self._model = model
@@ -70,15 +71,15 @@ class _Shapes:
         return self._shapes[target]
 
     def same(self, target: str, name: str | None = None) -> Entry:
-        """The file's tensor has the parameter's shape, and its name unless one is given."""
+        """A tensor with the parameter's shape, and with its name unless ``name`` is given."""
         return Entry(target, name or target, self[target])
 
     def norm(self, target: str, name: str | None = None) -> Entry:
-        """RMSNorm weights are stored with two leading axes."""
+        """The weights of an RMSNorm, stored as [1, 1, dim]."""
         return Entry(target, name or target, (1, 1, *self[target]))
 
     def conv(self, target: str, name: str) -> Entry:
-        """A convolution's kernel, which we keep as a matrix with the channels last."""
+        """A convolution's kernel, of rank 3; the parameter is a matrix with the channels last."""
         conv = self._model.get_submodule(target)
         rows, columns = self[f"{target}.taps.weight"]
         if isinstance(conv, CausalConvTranspose):
@@ -89,7 +90,7 @@ class _Shapes:
         return Entry(f"{target}.taps.weight", name, shape, axes=axes)
 
     def stacked(self, target: str, name: str, step: int, steps: int) -> Entry:
-        """One step's rows of a tensor stacked over the depth steps."""
+        """The rows of one depth step in a tensor stacked over ``steps`` depth steps."""
         height, width = self[target]
         return Entry(
             target, name, (steps * height, width), rows=(step * height, (step + 1) * height)
@@ -100,7 +101,7 @@ def lm_layout(model: PersonaPlexLM, steps: int) -> list[Entry]:
     """Entries for every parameter of the language model.
 
     Args:
-        model: Its parameters give the shapes; they may be on the meta device.
+        model: Gives the shapes; its parameters may be on the meta device.
         steps: Depth steps in the file, 8 or 16. The first eight are read.
     """
     return list(_lm(_Shapes(model), model.config, steps))
@@ -155,7 +156,7 @@ def _depth(shapes: _Shapes, num_layers: int, steps: int) -> Iterator[Entry]:
 
 
 def mimi_layout(model: Mimi) -> list[Entry]:
-    """Entries for every parameter of the codec: eight of the file's codebooks."""
+    """Entries for every parameter of the codec; eight codebooks of the file are read."""
     return list(_mimi(_Shapes(model), model.config))
 
 
@@ -178,7 +179,7 @@ def _mimi(shapes: _Shapes, config: MimiConfig) -> Iterator[Entry]:
 
 
 def _encoder_order(stages: int) -> Iterator[tuple[int, str, str]]:
-    """(index in the release's Sequential, our name, kind); activations take the gaps."""
+    """(index in the release's Sequential, our name, kind); activations have the other indices."""
     yield 0, "first", "conv"
     for stage in range(stages):
         yield 1 + 3 * stage, f"blocks.{stage}", "block"
@@ -218,7 +219,7 @@ def _codec_layer(shapes: _Shapes, ours: str, theirs: str) -> Iterator[Entry]:
 
 def _codebooks(shapes: _Shapes, ours: str, theirs: str) -> Iterator[Entry]:
     for side in ("input_proj", "output_proj"):
-        # Stored as kernel-1 convolutions.
+        # Stored as a convolution with kernel size 1: one more axis.
         yield Entry(f"{ours}.{side}", f"{theirs}.{side}.weight", (*shapes[f"{ours}.{side}"], 1))
     count, bins, dim = shapes[f"{ours}.centroids"]
     for index in range(count):
@@ -233,20 +234,25 @@ def _codebooks(shapes: _Shapes, ours: str, theirs: str) -> Iterator[Entry]:
 
 
 def scale_name(name: str) -> str:
-    """Of the scales that belong to a low-bit tensor."""
+    """Name of the tensor with the scales of a low-bit tensor."""
     return f"{name}.scale"
 
 
 def unknown_tensor(
     layout: Sequence[Entry], names: Iterable[str], low_bit: bool = False
 ) -> str | None:
-    """The first tensor of a file that would go unread though it is no spare one.
+    """The first tensor of a file that is neither read nor known to be unused; None if all are.
 
-    A layer more than configured, or a bias where the model has none, would otherwise be dropped
-    in silence.
+    Without this check, a layer more than configured or an unexpected bias would be ignored
+    silently.
+
+    Args:
+        layout: The entries of the model.
+        names: Names of the tensors in the file.
+        low_bit: Whether the file also has scales.
     """
     read = {entry.name for entry in layout} | {entry.usage for entry in layout}
     if low_bit:
         read |= {scale_name(entry.name) for entry in layout}
-    unread = sorted(name for name in names if name not in read and not _SPARE.fullmatch(name))
+    unread = sorted(name for name in names if name not in read and not _UNUSED.fullmatch(name))
     return unread[0] if unread else None

@@ -1,10 +1,9 @@
-"""A checkpoint in the release's layout, loaded into memory once."""
+"""Loads a checkpoint: the language model, the codec and the tokenizer of one folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from typing import Any
 import sentencepiece
 import torch
 from loguru import logger
-from rich.console import Console
-from rich.progress import Progress as Bars
 
 from pipecat_personaplex.checkpoint.layout import (
     CONFIG_FILE,
@@ -35,7 +32,7 @@ from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
 
 Progress = Callable[[int, int], None]
-"""(weights placed, weights in all), after every tensor."""
+"""Called after each tensor with (done, total): weights, or bytes where a function says so."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +40,11 @@ class Checkpoint:
     """A loaded checkpoint.
 
     Attributes:
-        config: Its architecture; ``lm.dep_q`` is what the file holds.
+        config: The architecture. ``lm.dep_q`` is the number of depth steps in the file.
         lm: The language model.
         mimi: The codec, float32.
         tokenizer: A ``sentencepiece.SentencePieceProcessor``.
-        quantization: How the transformers' weights are kept; None is floating point.
+        quantization: Format of the transformers' weights in memory; None is floating point.
     """
 
     config: ModelConfig
@@ -67,21 +64,22 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load the language model, the codec and the tokenizer.
 
-    Peak memory is that of the result and one tensor. Of 16 depth sets the first 8 are read.
+    Peak memory is the loaded model and one tensor. Of a file with the weights of 16 depth steps
+    the first 8, the agent's, are read.
 
     Args:
-        folder: Holds the release's files; ``config.json`` may be absent (then it is the 7B).
-        device: Where the models go.
-        dtype: Of the language model.
+        folder: Folder with the release's files. Without ``config.json`` it is read as the 7B.
+        device: Device of the models.
+        dtype: Type of the language model's weights.
         quantization: As in ``EngineConfig``.
-        progress: Told after each tensor.
+        progress: Called after each tensor with (weights loaded, weights in total).
 
     Returns:
-        Both models in eval mode, with no gradients.
+        The checkpoint, both models in eval mode and without gradients.
 
     Raises:
         CheckpointError: A file is missing, cut off, or does not match ``config.json``.
-        ConfigError: ``config.json`` cannot be used, or its quantization is another than asked for.
+        ConfigError: ``config.json`` is invalid, or its quantization is not the requested one.
     """
     require_files(folder)
     config = read_config(folder / CONFIG_FILE)
@@ -96,19 +94,26 @@ def load_checkpoint(
 
 
 def resolve_quantization(
-    folder: Path, config: ModelConfig, wanted: Quantization | None, device: torch.device
+    folder: Path, config: ModelConfig, requested: Quantization | None, device: torch.device
 ) -> Quantization | None:
-    """How a folder's weights will be kept: as asked for, or as they are.
+    """The format of a folder's weights in memory: the stored format if any, else the requested.
+
+    Args:
+        folder: The checkpoint's folder, for error messages.
+        config: Its ``config.json``.
+        requested: As in ``EngineConfig``.
+        device: Device of the model.
 
     Raises:
-        ConfigError: They are kept another way already, or the device cannot multiply them.
+        ConfigError: The weights are stored in another low-bit format, or the device does not
+            support theirs.
     """
     if config.quantization is None:
-        return wanted
-    if wanted not in (None, config.quantization):
+        return requested
+    if requested not in (None, config.quantization):
         raise ConfigError(
             f"{folder} holds {config.quantization} weights, which cannot become "
-            f"{wanted}; leave the quantization out, or load the release it was made from"
+            f"{requested}; leave the quantization out, or load the release it was made from"
         )
     require_runnable(config.quantization, device)
     return config.quantization
@@ -122,14 +127,14 @@ def random_model(
     quantization: Quantization | None = None,
     seed: int = 0,
 ) -> tuple[PersonaPlexLM, Mimi]:
-    """Models with random weights, put together as ``load_checkpoint`` does, for benchmarks.
+    """Build models with random weights, for benchmarks, in the same way as ``load_checkpoint``.
 
     Args:
         config: The architecture.
-        device: Where the models go.
-        dtype: Of the language model.
+        device: Device of the models.
+        dtype: Type of the language model's weights.
         quantization: As in ``EngineConfig``.
-        seed: Of the weights.
+        seed: Seed of the weights.
     """
     source = RandomSource(seed, device)
     return _build(config, source, source, device, dtype, quantization, None)
@@ -144,22 +149,22 @@ def _build(
     quantization: Quantization | None,
     progress: Progress | None,
 ) -> tuple[PersonaPlexLM, Mimi]:
-    # Built without memory: each parameter takes its place only when it arrives.
+    # On the meta device parameters take no memory: each is allocated when its tensor is read.
     with torch.device("meta"):
         lm, mimi = PersonaPlexLM(config.lm), Mimi(config.mimi)
     total = sum(p.numel() for model in (lm, mimi) for p in model.parameters())
     done = 0
 
-    def placed(count: int) -> None:
+    def loaded(count: int) -> None:
         nonlocal done
         done += count
         if progress is not None:
             progress(done, total)
 
     lm_source.require_all_known(entries := lm_layout(lm, config.lm.dep_q))
-    assemble(lm, entries, lm_source, Target(device, dtype, quantization), placed)
+    assemble(lm, entries, lm_source, Target(device, dtype, quantization), loaded)
     mimi_source.require_all_known(entries := mimi_layout(mimi))
-    assemble(mimi, entries, mimi_source, Target(device, torch.float32, None), placed)
+    assemble(mimi, entries, mimi_source, Target(device, torch.float32, None), loaded)
     lm.reset_constants(device)
     lm.depth.use_kernels()
     mimi.reset_constants(device)
@@ -167,10 +172,10 @@ def _build(
 
 
 def require_files(folder: Path, names: Sequence[str] = MODEL_FILES) -> None:
-    """Whatever is missing is named at once.
+    """Check that a folder has these files.
 
     Raises:
-        CheckpointError: Something is.
+        CheckpointError: At least one is missing; the message names all that are.
     """
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -181,10 +186,10 @@ def require_files(folder: Path, names: Sequence[str] = MODEL_FILES) -> None:
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Read a ``config.json``; where there is none, the released 7B's.
+    """Read a ``config.json``; a missing file means the released 7B.
 
     Raises:
-        ConfigError: It cannot be used.
+        ConfigError: The file is not readable JSON, or has an invalid key or value.
     """
     if not path.is_file():
         return ModelConfig()
@@ -215,7 +220,11 @@ def _read_tokenizer(path: Path, config: LMConfig) -> Any:
 
 
 def depth_steps(file: FileSource, config: LMConfig) -> int:
-    """Depth sets that the file holds, whatever ``config.json`` says of them."""
+    """Number of depth steps, 8 or 16, whose weights the file holds; ``config.json`` may be wrong.
+
+    Raises:
+        CheckpointError: The file has another number.
+    """
     shape = file.shape(DEPTH_STACK)
     for steps in (CODEBOOKS, 2 * CODEBOOKS):
         if shape == (steps * config.depformer_dim, config.depformer_dim):
@@ -225,14 +234,3 @@ def depth_steps(file: FileSource, config: LMConfig) -> int:
         f"tensor {DEPTH_STACK} is {list(shape)}, expected [{CODEBOOKS * width}, {width}] or "
         f"[{2 * CODEBOOKS * width}, {width}]; {file.path} does not match config.json"
     )
-
-
-@contextmanager
-def loading_bar(shown: bool, title: str = "loading the model") -> Iterator[Progress | None]:
-    """A bar on the terminal for what takes its time with a checkpoint's weights."""
-    if not shown:
-        yield None
-        return
-    with Bars(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

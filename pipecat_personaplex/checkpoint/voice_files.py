@@ -1,7 +1,8 @@
-"""Preset voices as files: what NVIDIA's server writes and reads, and the same in safetensors.
+"""Voice files: parses, checks and writes preset voices.
 
-A preset is ``{"embeddings": [N, 1, 1, dim], "cache": [1, 17, 4]}``: the model's inputs at
-positions 0..N-1, and the last four columns of the token grid, position p in column p % 4.
+A preset is ``{"embeddings": [N, 1, 1, dim], "cache": [1, 17, 4]}``: the language model's input
+embeddings at positions 0..N-1, and the last four columns of the token grid, position p in column
+p % 4. NVIDIA's server reads and writes it as ``.pt``; this package also as ``.safetensors``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pipecat_personaplex.models.lm import PersonaPlexLM
 
 CACHE_COLUMNS = 4
 MAX_VOICE_BYTES = 64 << 20
-"""A voice that fills the whole window takes 49 MB in float32."""
+"""Largest voice file. A voice that fills the 7B's window takes 49 MB in float32."""
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _FORMAT = 'a voice is {"embeddings": [N, 1, 1, dim], "cache": [1, 17, 4]}'
@@ -46,13 +47,13 @@ class Preset(NamedTuple):
 
 
 def parse_preset(data: bytes, suffix: str, label: str, config: ModelConfig) -> Preset:
-    """Read a voice file's content; no code in it is ever run.
+    """Parse and check the content of a voice file. No code in it is executed.
 
     Args:
-        data: The file.
+        data: The content.
         suffix: ``".pt"`` or ``".safetensors"``.
-        label: What errors call it.
-        config: The model that the voice is for.
+        label: The voice's name or path, for error messages.
+        config: Configuration of the model that the voice is for.
 
     Raises:
         VoiceError: The content is not a voice for this model.
@@ -66,7 +67,7 @@ def parse_preset(data: bytes, suffix: str, label: str, config: ModelConfig) -> P
 
 
 def _parse_pt(data: bytes, label: str) -> Any:
-    # torch's reader inflates what is compressed: the sizes are checked before it may.
+    # torch.load inflates compressed members: check the unpacked size first.
     if zipfile.is_zipfile(io.BytesIO(data)):
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as members:
@@ -78,7 +79,8 @@ def _parse_pt(data: bytes, label: str) -> Any:
     try:
         return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:
-        # Whatever a damaged or hostile pickle provokes; torch's own text advises to trust it.
+        # A damaged or hostile pickle can raise anything. torch's own message advises to load with
+        # weights_only=False, so it is not shown.
         raise VoiceError(
             f"voice {label} is cut off, not a .pt file, or holds something other than tensors "
             f"({type(error).__name__}); {_FORMAT}"
@@ -120,22 +122,22 @@ def _check(content: Any, label: str, config: ModelConfig) -> Preset:
             f"voice {label}: cache holds tokens outside {ZERO_TOKEN}..{config.lm.text_card} "
             f"(text) and {ZERO_TOKEN}..{config.lm.card} (audio)"
         )
-    # Copies, so that a small view does not keep, or write to, what the file brought along.
+    # Copies: views would keep the storage of the whole file in memory.
     return Preset(embeddings.detach()[:, 0, 0].clone(), cache[0].clone())
 
 
 @torch.inference_mode()
 def make_preset(codes: Tensor, lm: PersonaPlexLM, config: ModelConfig) -> Preset:
-    """Turn a sample's codes into a preset.
+    """Compute the preset of a voice from its codes.
 
     Args:
-        codes: [F, 8] int64, F at least 2.
-        lm: The language model whose inputs are kept.
+        codes: Codes of the recording, [F, 8] int64, F at least 2.
+        lm: The language model that the preset is for.
         config: Its configuration.
 
     Returns:
-        Embeddings of positions 0..F-2 and the cache that the reference has once it has stepped
-        through F frames.
+        The embeddings of positions 0..F-2, [F - 1, dim], and the token cache [17, 4] that the
+        reference implementation has after F steps.
     """
     frames = torch.empty(len(codes), STREAMS, dtype=torch.int64)
     frames[:, TEXT] = TEXT_PAD
@@ -145,8 +147,8 @@ def make_preset(codes: Tensor, lm: PersonaPlexLM, config: ModelConfig) -> Preset
     device = lm.text_emb.weight.device
     last = len(codes) - 1
     embeddings = lm.embed(columns[:last].to(device)).cpu()
-    # The last frame completes position F - 1 and leaves its delayed codes at F; the other
-    # streams of that column still hold what stood there four positions before.
+    # Column p % 4 holds position p. Frame F - 1 completes position F - 1 and fills the delayed
+    # streams of position F; the other streams of that column still hold position F - 4.
     cache = torch.full((STREAMS, CACHE_COLUMNS), ZERO_TOKEN)
     for position in range(max(0, last - CACHE_COLUMNS + 1), last + 1):
         cache[:, position % CACHE_COLUMNS] = columns[position]
@@ -156,10 +158,10 @@ def make_preset(codes: Tensor, lm: PersonaPlexLM, config: ModelConfig) -> Preset
 
 
 def write_preset(preset: Preset, path: Path) -> None:
-    """Write a ``.pt`` that NVIDIA's server loads too, or a ``.safetensors`` file.
+    """Write a preset as ``.pt``, which NVIDIA's server also loads, or as ``.safetensors``.
 
     Raises:
-        VoiceError: The suffix is neither, or the file cannot be written.
+        VoiceError: The path has another suffix, or the file cannot be written.
     """
     content = {
         "embeddings": preset.embeddings[:, None, None].contiguous(),

@@ -1,4 +1,4 @@
-"""Voices: presets of the release, voice files, and samples of one's own."""
+"""Voices: the checkpoint's presets, voice files, and recordings of a speaker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipecat_personaplex.audio import Pcm, normalize_loudness
-from pipecat_personaplex.checkpoint.hub import resolve
+from pipecat_personaplex.checkpoint.hub import resolve_folder
 from pipecat_personaplex.checkpoint.layout import CONFIG_FILE, VOICES_FILE
 from pipecat_personaplex.checkpoint.loader import read_config, require_files
 from pipecat_personaplex.checkpoint.voice_files import (
@@ -33,23 +33,23 @@ from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.lm import PersonaPlexLM
 
 Encode = Callable[[Tensor], Tensor]
-"""pcm [1920 * F] float32 -> codes [F, 8]: the codec, streaming from a fresh state."""
+"""The codec, streaming from a fresh state: pcm [1920 * F] float32 -> codes [F, 8]."""
 
 _MEMBER = re.compile(r"(?:\./)?voices/([A-Za-z0-9][A-Za-z0-9_-]{0,63})\.pt")
-# The release's 18 voices take some 10 MB.
+# The release's 18 voices take about 10 MB.
 _MAX_ARCHIVE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Voice:
-    """What an agent sounds like: either codes, or embeddings and cache.
+    """How an agent sounds: either the codes of a recording, or a preset's embeddings and cache.
 
     Attributes:
-        name: What personas call it.
-        codes: The codec's codes of a sample, [F, 8] int64.
-        embeddings: A preset's model inputs at positions 0..N-1, [N, dim].
-        cache: A preset's last token columns, [17, 4] int64; position p is column p % 4.
-        digest: Of the content; equal voices have equal digests.
+        name: The name by which personas refer to the voice.
+        codes: The codec's codes of a recording, [F, 8] int64; None for a preset.
+        embeddings: A preset's input embeddings at positions 0..N-1, [N, dim]; else None.
+        cache: A preset's last token columns, [17, 4] int64, position p in column p % 4; else None.
+        digest: SHA-256 of the content: equal voices have equal digests.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Voice:
 
     @property
     def frames(self) -> int:
-        """Prompt frames (80 ms) it takes: a sample of F frames leaves F - 1 embeddings."""
+        """Prompt frames (80 ms) of the voice. A recording of F frames has F - 1 embeddings."""
         if self.codes is not None:
             return self.codes.shape[0]
         assert self.embeddings is not None
@@ -78,12 +78,12 @@ class Voice:
 
 
 def load_voice_file(path: Path, name: str, config: ModelConfig) -> Voice:
-    """Read a preset from a ``.pt`` or ``.safetensors`` file; no code in it is ever run.
+    """Read a preset from a ``.pt`` or ``.safetensors`` file. No code in it is executed.
 
     Args:
         path: The file.
-        name: What personas will call the voice.
-        config: The model that it is for.
+        name: Name of the voice.
+        config: Configuration of the model that the voice is for.
 
     Raises:
         VoiceError: The file cannot be read or is not a voice for this model.
@@ -98,12 +98,12 @@ def load_voice_file(path: Path, name: str, config: ModelConfig) -> Voice:
 
 
 def encode_voice(pcm: Pcm, name: str, encode: Encode) -> Voice:
-    """Make a voice from a recording, as the reference does: at -24 LUFS, through the codec.
+    """Make a voice from a recording as the reference does: normalised to -24 LUFS and encoded.
 
     Args:
-        pcm: float32 mono 24 kHz, one speaker; ten seconds do well.
-        name: What personas will call the voice.
-        encode: The codec, streaming from a fresh state; gets whole frames, on the CPU.
+        pcm: One speaker, float32 mono 24 kHz. About ten seconds are a good length.
+        name: Name of the voice.
+        encode: The codec, streaming from a fresh state. It receives whole frames, on the CPU.
 
     Raises:
         InvalidAudio: The recording is not finite float32 mono, too short, too long or silent.
@@ -113,7 +113,7 @@ def encode_voice(pcm: Pcm, name: str, encode: Encode) -> Voice:
     if pcm.shape[0] > MAX_PROMPT_FRAMES * FRAME_SAMPLES:
         raise InvalidAudio(
             f"the voice recording takes {-(-pcm.shape[0] // FRAME_SAMPLES)} frames of 80 ms and "
-            f"the model attends to {MAX_PROMPT_FRAMES}; ten seconds do well"
+            f"the model attends to {MAX_PROMPT_FRAMES}; use about ten seconds"
         )
     samples = torch.from_numpy(normalize_loudness(pcm))
     samples = F.pad(samples, (0, -len(samples) % FRAME_SAMPLES))
@@ -121,58 +121,65 @@ def encode_voice(pcm: Pcm, name: str, encode: Encode) -> Voice:
 
 
 def export_voice(codes: Tensor, lm: PersonaPlexLM, config: ModelConfig, path: Path) -> None:
-    """Write a sample's codes as a preset: ``.pt``, which NVIDIA's server loads, or safetensors.
+    """Write a recording's voice as a preset: ``.pt``, which NVIDIA's server loads, or safetensors.
 
     Args:
-        codes: Of a ``Voice`` made by ``encode_voice``, [F, 8] int64.
-        lm: The language model.
+        codes: Codes of a ``Voice`` made by ``encode_voice``, [F, 8] int64.
+        lm: The language model that the preset is for.
         config: Its configuration.
-        path: Where to; the suffix chooses the format.
+        path: The file to write; its suffix chooses the format.
 
     Raises:
-        VoiceError: The suffix is neither, or the file cannot be written.
+        VoiceError: The path has another suffix, or the file cannot be written.
     """
     write_preset(make_preset(codes, lm, config), path)
 
 
 class VoiceLibrary:
-    """Voices by name. A name is looked up here and never becomes part of a path.
+    """Voices by name. Names are only looked up here; they never become part of a path.
+
+    Example::
+
+        library = VoiceLibrary.of_model("nvidia/personaplex-7b-v1", progress=True)
+        print(library.names)
 
     Args:
-        config: The model that the voices are for.
+        config: Configuration of the model that the voices are for.
     """
 
     def __init__(self, config: ModelConfig):
         self._config = config
-        self._packed: dict[str, bytes] = {}
+        self._presets: dict[str, bytes] = {}  # as in the archive, not parsed yet
         self._voices: dict[str, Voice] = {}
 
     @classmethod
     def of_model(cls, model: str, *, progress: bool) -> VoiceLibrary:
-        """The presets of a model that need not be loaded, nor downloaded but for these.
+        """Read the presets of a model without its weights.
+
+        Of a Hub repository, only the voices and ``config.json`` are downloaded.
 
         Args:
             model: A folder, a Hub repo id or ``nano``.
-            progress: Whether to draw progress bars on stderr.
+            progress: Whether to draw progress bars of the download on stderr.
 
         Raises:
-            CheckpointError: The model or one of these files is not there.
+            CheckpointError: The model is not found, or one of these files is missing.
             VoiceError: The presets cannot be read.
         """
         files = (VOICES_FILE, CONFIG_FILE)
-        folder = resolve(model, progress=progress, files=files)
+        folder = resolve_folder(model, progress=progress, files=files)
         require_files(folder, files)
         return cls.from_archive(folder / VOICES_FILE, read_config(folder / CONFIG_FILE))
 
     @classmethod
     def from_archive(cls, path: Path, config: ModelConfig) -> VoiceLibrary:
-        """Take the presets of a ``voices.tgz``, each parsed when it is first asked for.
+        """Read the presets of a ``voices.tgz``. Each is parsed when it is first requested.
 
-        Nothing is unpacked to disk: members are read into memory, at most 256 MiB of them.
+        Nothing is unpacked to disk: the archive is read into memory, at most 256 MiB.
 
         Raises:
-            VoiceError: The archive cannot be read, or holds what no archive of voices has:
-                links, devices, absolute paths, ``..``, or more than it may.
+            VoiceError: The archive cannot be read or is too large, or has a member that does not
+                belong into it: a link, a device, an absolute path or ``..``.
         """
         library = cls(config)
         try:
@@ -187,48 +194,51 @@ class VoiceLibrary:
         try:
             with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
                 for member in archive:
-                    library._take(archive, member, path)
+                    library._add_member(archive, member, path)
         except tarfile.TarError as error:
             raise VoiceError(f"{path} is not a tar archive ({error})") from None
         return library
 
-    def _take(self, archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    def _add_member(self, archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
         parts = PurePosixPath(member.name)
         plain = (member.isreg() or member.isdir()) and not member.issparse()
         if not plain or parts.is_absolute() or ".." in parts.parts:
-            raise VoiceError(f"{path} holds {member.name!r}, which no archive of voices has")
+            raise VoiceError(
+                f"{path} holds {member.name!r}; an archive of voices has only plain files and "
+                "folders, with relative paths"
+            )
         match = _MEMBER.fullmatch(member.name)
         if not match or not member.isreg():
             return
-        if match[1] in self._packed or member.size > MAX_VOICE_BYTES:
+        if match[1] in self._presets or member.size > MAX_VOICE_BYTES:
             raise VoiceError(f"{path} holds {member.name!r} twice or larger than a voice can be")
         file = archive.extractfile(member)
         assert file is not None, "regular files have content"
-        self._packed[match[1]] = file.read()
+        self._presets[match[1]] = file.read()
 
     @property
     def names(self) -> list[str]:
-        """All voices, sorted."""
-        return sorted(self._packed.keys() | self._voices.keys())
+        """Names of all voices, sorted."""
+        return sorted(self._presets.keys() | self._voices.keys())
 
     def get(self, name: str) -> Voice:
-        """A voice by its name.
+        """The voice of this name.
 
         Raises:
-            VoiceNotFound: There is none of that name.
+            VoiceNotFound: There is no voice of this name.
             VoiceError: The preset is damaged or was made for another model.
         """
         voice = self._voices.get(name)
         if voice is None:
-            data = self._packed.get(name)
+            data = self._presets.get(name)
             if data is None:
                 raise VoiceNotFound(name, self.names)
             preset = parse_preset(data, ".pt", name, self._config)
-            # Two threads that ask at once parse the same bytes to the same voice.
+            # No lock: two threads that parse the same preset at once store equal voices.
             voice = Voice(name, embeddings=preset.embeddings, cache=preset.cache)
             self._voices[name] = voice
         return voice
 
     def add(self, voice: Voice) -> None:
-        """Add a voice, or replace the one of its name."""
+        """Add a voice; it replaces an existing voice of the same name."""
         self._voices[voice.name] = voice

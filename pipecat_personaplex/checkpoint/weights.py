@@ -1,4 +1,7 @@
-"""From tensors one at a time to a running module: never more than the result and one tensor."""
+"""Fills a model on the meta device from a source of tensors, one tensor at a time.
+
+Peak memory is the filled model and one tensor.
+"""
 
 from __future__ import annotations
 
@@ -27,44 +30,44 @@ SAFETENSORS_NAMES = {
     torch.uint8: "U8",
     torch.float8_e4m3fn: "F8_E4M3",
 }
-"""What a safetensors file calls the types that ours hold."""
-# A prime, so that the rows of a random matrix differ although they come from one pool.
+"""Names of types in a safetensors file."""
+# A prime, so that rows of a random matrix differ although all come from one pool.
 _RANDOM_POOL = 4_194_301
-# Least count that divides a codebook's sums, as in the reference.
+# Lower bound of the usage counts that divide a codebook's sums, as in the reference.
 _MIN_USAGE = 1e-5
 
 
 class Source(Protocol):
-    """Where tensors come from.
+    """A source of tensors.
 
     Attributes:
-        quantization: Of the weights in it; None where all are floating point.
+        quantization: Format of its low-bit weights; None if all are floating point.
     """
 
     quantization: Quantization | None
 
     def require_all_known(self, layout: Sequence[Entry]) -> None:
-        """Refuse tensors that the model has no place for."""
+        """Check that the model has a parameter for every tensor."""
         ...
 
     def read(self, name: str, shape: tuple[int, ...], rows: tuple[int, int] | None) -> Tensor:
-        """A tensor of this shape in the file, or some of its rows."""
+        """Read a tensor of this shape, or its rows from ``rows[0]`` to ``rows[1]``."""
         ...
 
     def read_low_bit(self, format: Quantization, entry: Entry) -> LowBit:
-        """A weight that is low-bit already, or some of its rows."""
+        """Read a weight that is stored in a low-bit format, or some of its rows."""
         ...
 
 
 class FileSource:
-    """A safetensors file, memory-mapped: only what is read is ever loaded.
+    """A memory-mapped safetensors file: only the tensors that are read are loaded.
 
     Args:
         path: The file.
-        quantization: Of the weights in it, as its ``config.json`` says.
+        quantization: Format of its low-bit weights, from ``config.json``.
 
     Raises:
-        CheckpointError: It is not a whole safetensors file.
+        CheckpointError: It is not a complete safetensors file.
     """
 
     def __init__(self, path: Path, quantization: Quantization | None = None):
@@ -74,10 +77,10 @@ class FileSource:
         self.names = frozenset(self._file.keys())
 
     def require_all_known(self, layout: Sequence[Entry]) -> None:
-        """Refuse tensors that the model has no place for.
+        """Check that the model has a parameter for every tensor.
 
         Raises:
-            CheckpointError: There is one.
+            CheckpointError: A tensor has none.
         """
         unknown = unknown_tensor(layout, self.names, self.quantization is not None)
         if unknown is not None:
@@ -87,7 +90,7 @@ class FileSource:
             )
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor.
+        """Shape of a tensor.
 
         Raises:
             CheckpointError: The file has no such tensor.
@@ -95,19 +98,19 @@ class FileSource:
         return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> torch.dtype:
-        """Of a tensor, which must be floating point.
+        """Type of a floating-point tensor.
 
         Raises:
-            CheckpointError: The file has no such tensor, or it is of another kind.
+            CheckpointError: The file has no such tensor, or it is not floating point.
         """
-        kind = self._slice(name).get_dtype()
-        for dtype, called in SAFETENSORS_NAMES.items():
-            if kind == called and called in _FLOATS:
+        found = self._slice(name).get_dtype()
+        for dtype, type_name in SAFETENSORS_NAMES.items():
+            if found == type_name and type_name in _FLOATS:
                 return dtype
-        raise self._wrong_type(name, kind, _FLOATS)
+        raise self._wrong_type(name, found, _FLOATS)
 
     def read(self, name: str, shape: tuple[int, ...], rows: tuple[int, int] | None) -> Tensor:
-        """A view into the file, to be copied.
+        """Read a floating-point tensor, as a view into the mapped file that must be copied.
 
         Raises:
             CheckpointError: The tensor is missing, of another shape or not floating point.
@@ -115,19 +118,19 @@ class FileSource:
         return self._read(name, shape, rows, _FLOATS)
 
     def read_low_bit(self, format: Quantization, entry: Entry) -> LowBit:
-        """Views into the file, to be copied.
+        """Read a low-bit weight and its scale, as views into the mapped file to be copied.
 
         Raises:
             CheckpointError: The weight or its scale is missing, or of another shape or type.
         """
-        kept = storage(format, *entry.shape)
-        weight_type = (SAFETENSORS_NAMES[kept.weight_dtype],)
-        scale_type = (SAFETENSORS_NAMES[kept.scale_dtype],)
+        stored = storage(format, *entry.shape)
+        weight_type = (SAFETENSORS_NAMES[stored.weight_dtype],)
+        scale_type = (SAFETENSORS_NAMES[stored.scale_dtype],)
         return LowBit(
             format,
             entry.shape[1],
-            self._read(entry.name, kept.weight, entry.rows, weight_type),
-            self._read(scale_name(entry.name), kept.scale, entry.rows, scale_type),
+            self._read(entry.name, stored.weight, entry.rows, weight_type),
+            self._read(scale_name(entry.name), stored.scale, entry.rows, scale_type),
         )
 
     def _read(
@@ -177,13 +180,13 @@ def _open(path: Path) -> Any:
 
 
 class RandomSource:
-    """Weights that keep activations in range, for benchmarks; all floating point.
+    """Random floating-point weights for benchmarks, scaled to keep activations in range.
 
-    All come from one pool of noise, so that a 7B model takes seconds, not minutes.
+    All tensors are cut from one pool of noise, so that a 7B model takes seconds, not minutes.
 
     Args:
-        seed: Of the noise, which is the same on every device.
-        device: Where the weights will be: made there, they need not be brought there.
+        seed: Seed of the noise. The same seed gives the same weights on every device.
+        device: Device on which the tensors are computed.
     """
 
     quantization: Quantization | None = None
@@ -191,17 +194,17 @@ class RandomSource:
     def __init__(self, seed: int, device: torch.device):
         generator = torch.Generator().manual_seed(seed)
         self._pool = torch.randn(_RANDOM_POOL, generator=generator).to(device)
-        self._at = 0
+        self._offset = 0
 
     def require_all_known(self, layout: Sequence[Entry]) -> None:
-        """There is nothing but what is asked for."""
+        """Accept every layout: tensors are computed on request."""
 
     def read_low_bit(self, format: Quantization, entry: Entry) -> LowBit:
-        """There is nothing low-bit here."""
+        """Never called: random weights are floating point."""
         raise AssertionError("random weights are floating point")
 
     def read(self, name: str, shape: tuple[int, ...], rows: tuple[int, int] | None) -> Tensor:
-        """Noise scaled by the tensor's role, which its name tells."""
+        """Noise whose scale and mean follow from the tensor's name and shape."""
         if rows is not None:
             shape = (rows[1] - rows[0], *shape[1:])
         noise = self._take(math.prod(shape)).view(shape)
@@ -215,14 +218,15 @@ class RandomSource:
         return noise.div_(math.sqrt(math.prod(shape[1:])))
 
     def _take(self, count: int) -> Tensor:
-        taken = torch.empty(count, device=self._pool.device)
+        """The next ``count`` numbers of the pool, which is read in a circle."""
+        noise = torch.empty(count, device=self._pool.device)
         filled = 0
         while filled < count:
-            run = min(count - filled, _RANDOM_POOL - self._at)
-            taken[filled : filled + run] = self._pool[self._at : self._at + run]
+            run = min(count - filled, _RANDOM_POOL - self._offset)
+            noise[filled : filled + run] = self._pool[self._offset : self._offset + run]
             filled += run
-            self._at = (self._at + run) % _RANDOM_POOL
-        return taken
+            self._offset = (self._offset + run) % _RANDOM_POOL
+        return noise
 
 
 def assemble(
@@ -230,51 +234,51 @@ def assemble(
     layout: Sequence[Entry],
     source: Source,
     target: Target,
-    placed: Callable[[int], None],
+    loaded: Callable[[int], None],
 ) -> None:
-    """Fill a model that was built on the meta device, and leave it in eval mode.
+    """Fill a model that was built on the meta device, and set it to eval mode.
 
-    A Linear takes the form the device runs best as soon as its weight has arrived, so that the
-    plain and the packed form of one layer only are ever in memory together. A low-bit one is
-    quantised as it is read, and never there as a whole in floating point.
+    Each Linear is converted to the form that the device runs best right after its weight is
+    read, so that only one layer at a time is in memory in both forms. A low-bit weight is
+    quantised block by block while it is read, and never copied as a whole in floating point.
 
     Args:
         model: All parameters on the meta device.
         layout: Entries that cover every parameter.
-        source: Where the tensors come from.
-        target: Where and how they are kept.
-        placed: Told how many weights each entry brought.
+        source: Gives the tensors.
+        target: Device and formats of the parameters.
+        loaded: Called after each entry with the number of weights that it has filled.
 
     Raises:
-        CheckpointError: The source's tensors are not what the layout says.
+        CheckpointError: A tensor of the source does not match the layout.
     """
     for entry in layout:
-        placed(_place(model, entry, source, target))
+        loaded(_load_entry(model, entry, source, target))
     unfilled = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not unfilled, f"the layout leaves out {unfilled}"
     model.requires_grad_(False).eval()
 
 
-def _place(model: nn.Module, entry: Entry, source: Source, target: Target) -> int:
-    """Put one entry's tensor where it belongs; return how many weights that was."""
+def _load_entry(model: nn.Module, entry: Entry, source: Source, target: Target) -> int:
+    """Read one entry into its parameter; return the number of weights."""
     path, _, leaf = entry.target.rpartition(".")
     owner = model.get_submodule(path)
     parameter: nn.Parameter = getattr(owner, leaf)
     if isinstance(owner, Linear):
         format = owner.format(target.quantization)
         if format is not None:
-            low = _low_bit(parameter.shape, format, entry, source, target.device)
-            model.set_submodule(path, low_bit_linear(low))
+            low_bit = _read_low_bit(parameter.shape, format, entry, source, target.device)
+            model.set_submodule(path, low_bit_linear(low_bit))
             return parameter.numel()
-    part = _floats(entry, source).reshape(-1, *parameter.shape[1:])
-    if part.shape != parameter.shape:
+    part = _read_floats(entry, source).reshape(-1, *parameter.shape[1:])
+    if part.shape != parameter.shape:  # one of several entries that fill this parameter
         if parameter.is_meta:
             whole = torch.empty(parameter.shape, device=target.device, dtype=target.dtype)
             parameter = nn.Parameter(whole, requires_grad=False)
             setattr(owner, leaf, parameter)
         parameter.data[entry.into : entry.into + part.shape[0]] = part
         return part.numel()
-    # Always a copy: a view would keep the file mapped, and at the mercy of who writes to it.
+    # Always copy: a view would keep the file mapped, and later writes to the file would change it.
     weight = part.to(device=target.device, dtype=target.dtype, copy=True)
     setattr(owner, leaf, nn.Parameter(weight, requires_grad=False))
     if isinstance(owner, Linear):
@@ -284,7 +288,8 @@ def _place(model: nn.Module, entry: Entry, source: Source, target: Target) -> in
     return part.numel()
 
 
-def _floats(entry: Entry, source: Source) -> Tensor:
+def _read_floats(entry: Entry, source: Source) -> Tensor:
+    """A parameter's rows in floating point, with the entry's division and permutation applied."""
     part = source.read(entry.name, entry.shape, entry.rows)
     if entry.usage is not None:
         usage = source.read(entry.usage, entry.shape[:1], None)
@@ -292,15 +297,15 @@ def _floats(entry: Entry, source: Source) -> Tensor:
     return part if entry.axes is None else part.permute(entry.axes)
 
 
-def _low_bit(
+def _read_low_bit(
     shape: torch.Size, format: Quantization, entry: Entry, source: Source, device: torch.device
 ) -> LowBit:
-    """A weight in its format, from floats or from a file that holds it so."""
-    low = empty(format, shape[0], shape[1], device)
+    """A weight in a low-bit format: read as stored, or quantised from a floating-point source."""
+    low_bit = empty(format, shape[0], shape[1], device)
     if source.quantization is None:
-        fill(low, 0, source.read(entry.name, entry.shape, entry.rows))
+        fill(low_bit, 0, source.read(entry.name, entry.shape, entry.rows))
     else:
         stored = source.read_low_bit(format, entry)
-        low.weight.copy_(stored.weight)
-        low.scale.copy_(stored.scale)
-    return low
+        low_bit.weight.copy_(stored.weight)
+        low_bit.scale.copy_(stored.scale)
+    return low_bit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from pipecat_personaplex.cli.options import (
     Threads,
     chosen_model,
 )
+from pipecat_personaplex.cli.progress import progress_bar
 from pipecat_personaplex.config import AUTO_MODEL, EngineConfig
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -81,5 +81,7 @@ def drift(
         cpu_threads=threads,
     )
     options = DriftOptions(chosen_model(model, device), frames, user, engine, seed)
-    report = run(options, typer.echo, progress=sys.stderr.isatty())
-    typer.echo(json.dumps(report))
+    lines: list[str] = []
+    with progress_bar("comparing") as progress:
+        report = run(options, lines.append, progress)
+    typer.echo("\n".join([*lines, json.dumps(report)]))

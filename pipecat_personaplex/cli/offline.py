@@ -23,6 +23,7 @@ from pipecat_personaplex.cli.options import (
     Threads,
     chosen_model,
 )
+from pipecat_personaplex.cli.progress import progress_bar
 from pipecat_personaplex.config import AUTO_MODEL, EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from pipecat_personaplex.errors import ConfigError, UserError, VoiceError
@@ -242,15 +243,10 @@ def _voice_file(voice: str) -> Path | None:
 
 def _converse(engine: Engine, persona: Persona, pcm: Pcm, sampling: SamplingParams) -> Conversation:
     """Hold the conversation, with a progress bar where someone can see it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
     frames = -(-len(pcm) // FRAME_SAMPLES)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("conversation", total=frames)
+    with progress_bar("conversation") as progress:
         return engine.converse(
-            persona, pcm, sampling, on_frame=lambda frame: progress.advance(task)
+            persona, pcm, sampling, on_frame=lambda frame: progress(frame.index + 1, frames)
         )
 
 

@@ -10,6 +10,7 @@ import typer
 
 from pipecat_personaplex import config
 from pipecat_personaplex.cli.options import ForDevice, Model, chosen_model
+from pipecat_personaplex.cli.progress import progress_bar
 from pipecat_personaplex.config import AUTO_MODEL
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -40,13 +41,11 @@ def quantize(
     `personaplex drift` tells what that costs in quality.
     """
     from pipecat_personaplex.checkpoint.export import save_quantized
-    from pipecat_personaplex.checkpoint.hub import resolve
+    from pipecat_personaplex.checkpoint.hub import resolve_folder
     from pipecat_personaplex.checkpoint.layout import MODEL_FILE
-    from pipecat_personaplex.checkpoint.loader import loading_bar
 
-    shown = sys.stderr.isatty()
-    folder = resolve(chosen_model(model, device), progress=shown)
-    with loading_bar(shown, "quantizing the model") as progress:
+    folder = resolve_folder(chosen_model(model, device), progress=sys.stderr.isatty())
+    with progress_bar("quantizing the model") as progress:
         save_quantized(folder, output, quantization, progress)
     before, after = ((place / MODEL_FILE).stat().st_size for place in (folder, output))
     typer.echo(f"{output}: {MODEL_FILE} {before / 1e9:.2f} -> {after / 1e9:.2f} GB")

@@ -1,4 +1,4 @@
-"""A whole conversation with a recorded caller, as fast as it goes."""
+"""Runs a whole conversation with a recorded user, as fast as the machine computes it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pipecat_personaplex.errors import PersonaPlexError, SessionFailed
 from pipecat_personaplex.interface import SessionFrame
 from pipecat_personaplex.session import Session, checked_pcm
 
-# Frames given ahead of the answers: they keep the model thread busy.
-_AHEAD = 2
+# Frames in flight, so that the model thread always has the next one.
+_FRAMES_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class Conversation:
     """A whole conversation, as ``Engine.converse`` returns it.
 
     Attributes:
-        pcm: The agent's audio, float32, as long as the caller's.
-        frames: Every frame, in order; the last one may reach past the caller's end.
+        pcm: The agent's audio, float32 mono 24 kHz, as long as the user's.
+        frames: Every frame, in order. The last one may extend past the end of ``pcm``.
     """
 
     pcm: Pcm
     frames: Sequence[SessionFrame]
 
 
-class Opener(Protocol):
-    """``Engine.open_session`` for a persona."""
+class OpenSession(Protocol):
+    """``Engine.open_session`` with the persona and the sampling bound."""
 
     def __call__(
         self,
@@ -41,44 +41,45 @@ class Opener(Protocol):
         on_frame: Callable[[SessionFrame], object],
         on_end: Callable[[PersonaPlexError | None], object],
     ) -> Session:
-        """Open a session that answers through these."""
+        """Open a session that reports through these callbacks."""
         ...
 
 
 def converse(
-    open_session: Opener,
+    open_session: OpenSession,
     pcm: Pcm,
     max_queued_frames: int,
     on_frame: Callable[[SessionFrame], object] | None = None,
 ) -> Conversation:
-    """Hold the conversation; arguments and errors as in ``Engine.converse``.
+    """Run the conversation; see ``Engine.converse`` for its result and errors.
 
     Args:
         open_session: Opens the session.
-        pcm: The caller.
-        max_queued_frames: More than a session may have waiting are never given.
-        on_frame: Called with each frame.
+        pcm: The user's audio, float32 mono 24 kHz.
+        max_queued_frames: Input frames that may wait in the session; never exceeded.
+        on_frame: Called with each frame in the calling thread.
     """
     pcm = checked_pcm(pcm)
     count = -(-len(pcm) // FRAME_SAMPLES)
     padded = np.zeros((count, FRAME_SAMPLES), dtype=np.float32)
     padded.reshape(-1)[: len(pcm)] = pcm
-    answers: queue.SimpleQueue[SessionFrame | PersonaPlexError | None] = queue.SimpleQueue()
-    session = open_session(on_frame=answers.put, on_end=answers.put)
+    # What the model thread reports: frames, and last the end (an error or None).
+    events: queue.SimpleQueue[SessionFrame | PersonaPlexError | None] = queue.SimpleQueue()
+    session = open_session(on_frame=events.put, on_end=events.put)
     frames: list[SessionFrame] = []
     try:
-        ahead = min(_AHEAD, max_queued_frames)
+        ahead = min(_FRAMES_AHEAD, max_queued_frames)
         for index in range(count + ahead):
             if index >= ahead:
-                answer = answers.get()
-                if not isinstance(answer, SessionFrame):
-                    raise answer or SessionFailed("the session was closed")
-                frames.append(answer)
+                event = events.get()
+                if not isinstance(event, SessionFrame):
+                    raise event or SessionFailed("the session was closed")
+                frames.append(event)
                 if on_frame is not None:
-                    on_frame(answer)
+                    on_frame(event)
             if index < count:
                 session.push(padded[index])
     finally:
         session.close()
-    sound = [frame.pcm for frame in frames] or [np.zeros(0, dtype=np.float32)]
-    return Conversation(np.concatenate(sound)[: len(pcm)], frames)
+    audio = [frame.pcm for frame in frames] or [np.zeros(0, dtype=np.float32)]
+    return Conversation(np.concatenate(audio)[: len(pcm)], frames)

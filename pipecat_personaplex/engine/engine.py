@@ -1,4 +1,4 @@
-"""The engine: a model, its slots, and the one thread that steps them."""
+"""The engine: a loaded model, its slots, and the one thread that steps them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import torch
 from loguru import logger
 
 from pipecat_personaplex.audio import Pcm, read_audio
-from pipecat_personaplex.checkpoint.hub import resolve, resolve_model
+from pipecat_personaplex.checkpoint.hub import resolve_folder, resolve_model
 from pipecat_personaplex.checkpoint.layout import CONFIG_FILE, MODEL_FILES, VOICES_FILE
 from pipecat_personaplex.checkpoint.loader import (
     Checkpoint,
     load_checkpoint,
-    loading_bar,
     read_config,
     require_files,
     resolve_quantization,
 )
+from pipecat_personaplex.checkpoint.progress_bars import loading_bar
 from pipecat_personaplex.checkpoint.voices import Voice, VoiceLibrary, encode_voice, load_voice_file
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.engine.codec_slots import encode_stream
@@ -42,24 +42,34 @@ from pipecat_personaplex.models.device import (
 )
 from pipecat_personaplex.session import Session
 
-# One in the step, and one so that the session can join the next without asking.
+# One frame in the running step, and one that lets the session join the next step at once.
 _MAX_IN_FLIGHT_FRAMES = 2
 
 
 class Engine:
-    """PersonaPlex for many callers at once.
+    """Runs PersonaPlex for many sessions at once.
 
     Use it as a context manager, or call ``start`` and ``stop``. All methods may be called from
-    any thread; callbacks come on the model thread and must return at once.
+    any thread. Callbacks are called on the model thread and must return at once.
+
+    Example::
+
+        engine = Engine.load("nvidia/personaplex-7b-v1", EngineConfig(max_sessions=8))
+        persona = Persona(voice="NATF2", text_prompt="You enjoy having a good conversation.")
+        with engine:
+            session = engine.open_session(persona, on_frame=lambda frame: print(frame.text))
+            session.wait_ready()
+            session.push(pcm)  # float32 mono 24 kHz, any length
+            session.close()
 
     Args:
         checkpoint: A loaded checkpoint.
         voices: The voices that personas may name.
-        config: How to run; without a number of sessions there are ``DEFAULT_MAX_SESSIONS``, as only
-            ``load`` knows what fits.
+        config: How to run. With ``max_sessions`` 0 there are ``DEFAULT_MAX_SESSIONS``: only
+            ``load`` checks how many fit into memory.
 
     Raises:
-        ConfigError: The checkpoint or its device cannot be used with these options.
+        ConfigError: The checkpoint or its device does not support these options.
     """
 
     def __init__(self, checkpoint: Checkpoint, voices: VoiceLibrary, config: EngineConfig):
@@ -74,10 +84,10 @@ class Engine:
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
-        # Held while the thread is started or waited for; never taken on the thread itself.
+        # Held while the thread is started or joined; never taken on the model thread.
         self._lifecycle = threading.Lock()
         self._failure: EngineFailed | None = None
-        # Guards what callers and the model thread share: who is open, and who is to be.
+        # Guards the sessions that callers and the model thread share: open ones and arrivals.
         self._lock = threading.Lock()
         self._open: set[Session] = set()
         self._arrivals: deque[PendingSession] = deque()
@@ -90,32 +100,33 @@ class Engine:
         """Load a checkpoint and its voices.
 
         Args:
-            model: A folder with a release's files, a Hugging Face repo id, ``nano``, the small
-                model in this package, or ``auto``, the best of these for this machine.
-            config: How to run.
-            progress: Whether to show download and loading progress on the terminal.
+            model: A folder with a release's files, a Hugging Face repo id, ``nano`` (the small
+                model in this package), or ``auto`` (the best of these for this machine).
+            config: How to run; the defaults of ``EngineConfig`` if not given.
+            progress: Whether to draw progress bars of the download and of the loading on stderr.
 
         Raises:
-            CheckpointError: The files are missing, cut off or of the wrong shape.
-            ConfigError: The checkpoint's ``config.json`` or the device cannot be used, or not
-                with these options, or the device has too little memory.
+            CheckpointError: A file is missing, cut off or of the wrong shape.
+            ConfigError: ``config.json`` is invalid, the checkpoint or the device does not support
+                these options, or the device has too little memory.
+            VoiceError: The archive of voices cannot be read.
         """
         config = config or EngineConfig()
         target = resolve_target(config.device, config.dtype, config.quantization)
         resolve_kv_dtype(config.kv_dtype, target.dtype, target.device)
-        chosen, note = resolve_model(str(model), config.device)
+        resolved, note = resolve_model(str(model), config.device)
         if note is not None:
             logger.info(note)
-        folder = resolve(chosen, progress=progress)
+        folder = resolve_folder(resolved, progress=progress)
         require_files(folder, (*MODEL_FILES, VOICES_FILE))
-        # Small files first: what is wrong with them shows before gigabytes are read.
+        # Check the small files and the memory first: reading the weights takes long.
         architecture = read_config(folder / CONFIG_FILE).with_context(config.context)
         voices = VoiceLibrary.from_archive(folder / VOICES_FILE, architecture)
         resolve_quantization(folder, architecture, config.quantization, target.device)
         config = resolve_max_sessions(architecture, config, target)
         require_memory(plan_engine(architecture, config, target), target.device)
-        with loading_bar(progress) as advanced:
-            checkpoint = load_checkpoint(folder, **target._asdict(), progress=advanced)
+        with loading_bar(progress) as advance:
+            checkpoint = load_checkpoint(folder, **target._asdict(), progress=advance)
         return cls(checkpoint, voices, config)
 
     def __enter__(self) -> Self:
@@ -135,6 +146,7 @@ class Engine:
 
         Raises:
             EngineFailed: The engine has failed before; load another.
+            EngineStopped: Called from a callback of an engine that is stopping.
         """
         if threading.current_thread() is self._thread:
             if self._stopping:
@@ -155,7 +167,7 @@ class Engine:
     def stop(self) -> None:
         """End every session and the model thread; does nothing if it does not run.
 
-        Called from a callback, it returns at once and the thread ends after that callback.
+        Called from a callback, it returns at once, and the thread ends after that callback.
         """
         if threading.current_thread() is self._thread:
             self._stopping = True
@@ -169,7 +181,7 @@ class Engine:
 
     def _require_healthy(self) -> None:
         if self._failure is not None:
-            # Each time another: one raised again and again would gather every traceback.
+            # Raise a fresh exception: re-raising one object accumulates tracebacks.
             raise EngineFailed(str(self._failure)) from self._failure
 
     @property
@@ -179,35 +191,38 @@ class Engine:
 
     @property
     def voices(self) -> list[str]:
-        """Names that a persona may use."""
+        """Names of the voices that a persona may use, sorted."""
         return self._voices.names
 
     @property
     def max_in_flight_frames(self) -> int:
-        """Frames that a session in good order may owe: given, and not answered yet."""
+        """Input frames (80 ms) of a session that may be pushed and not yet computed."""
         return _MAX_IN_FLIGHT_FRAMES
 
     @property
     def max_sessions(self) -> int:
-        """Slots, that is callers at once."""
+        """Slots, that is sessions at once."""
         return self.config.max_sessions
 
     def encode_voice(self, pcm: Pcm, name: str) -> Voice:
-        """Make a voice from a recording of one speaker; ten seconds do well.
+        """Make a voice from a recording of one speaker, without adding it to the engine.
 
         Args:
-            pcm: float32 mono 24 kHz.
-            name: What personas will call it.
+            pcm: float32 mono 24 kHz. About ten seconds are a good length.
+            name: Name of the voice.
+
+        Raises:
+            InvalidAudio: The recording is not finite float32 mono, too short, too long or silent.
         """
         mimi = self.checkpoint.mimi
         return encode_voice(pcm, name, lambda samples: encode_stream(mimi, samples.to(self.device)))
 
     def add_voice(self, name: str, path: str | Path) -> None:
-        """Add a voice from an audio file, or from a ``.pt`` or ``.safetensors`` voice file.
+        """Add a voice from a recording, or from a ``.pt`` or ``.safetensors`` voice file.
 
         Raises:
-            VoiceError: The voice file cannot be used.
-            InvalidAudio: The recording cannot be used.
+            VoiceError: The voice file cannot be read or was made for another model.
+            InvalidAudio: The recording cannot be read or used.
         """
         path = Path(path)
         if path.suffix.lower() in (".pt", ".safetensors"):
@@ -224,26 +239,26 @@ class Engine:
         on_ready: Callable[[], object] | None = None,
         on_end: Callable[[PersonaPlexError | None], object] | None = None,
     ) -> Session:
-        """Open a session; returns at once, while the prompt is computed in the background.
+        """Open a session. Returns at once; the prompt is computed in the background.
 
         Args:
             persona: Voice and role.
-            sampling: How tokens are drawn.
+            sampling: How tokens are sampled; the defaults of ``SamplingParams`` if not given.
             on_frame: Called with each frame, in order, on the model thread; must return at once.
-            on_ready: Called once, when the prompt is in and before the first frame.
-            on_end: Called once, after the last frame, with the error that ended the session or
-                None after ``close``.
+            on_ready: Called once, when the prompt is computed and before the first frame.
+            on_end: Called once, after the last frame, with the error that ended the session, or
+                with None after ``close``.
 
         Raises:
             EngineFull: Every slot is taken.
             EngineStopped: The engine is not running.
             EngineFailed: The engine has failed.
-            VoiceNotFound: The persona's voice is unknown.
-            PromptTooLong: The persona's prompt does not fit.
-            ConfigError: The persona is no ``Persona``, or the sampling no ``SamplingParams``.
+            VoiceNotFound: The engine has no voice of the persona's name.
+            PromptTooLong: The persona's prompt has too many frames.
+            ConfigError: ``persona`` is not a ``Persona``, or ``sampling`` not ``SamplingParams``.
         """
         with self._lock:
-            self._require_room()  # refused at once, before any work
+            self._require_slot()  # refuse before any work
         session = Session(
             persona,
             SamplingParams() if sampling is None else sampling,
@@ -251,39 +266,36 @@ class Engine:
             on_frame=on_frame,
             on_end=on_end,
             wake=self._wake.set,
-            spell=self._spell,
+            tokenize=self._tokenize,
             max_queued_frames=self.config.max_queued_frames,
         )
         voice = self._voices.get(persona.voice)
         tokens = text_prompt_tokens(persona.text_prompt, self.checkpoint.tokenizer)
         prompt = build_prompt(voice, tokens, self.checkpoint.config)
-        if 0 < self.config.context <= prompt.frames:
-            logger.warning(
-                "a prompt of {} frames is longer than context {}: its start is forgotten",
-                prompt.frames,
-                self.config.context,
-            )
+        context = self.checkpoint.config.lm.context
+        if context <= prompt.frames:
+            # The user chose a configured context; a small checkpoint has no other.
+            level = "WARNING" if self.config.context else "DEBUG"
+            message = "the prompt of {} frames is longer than context {}: its start is forgotten"
+            logger.bind(session=session.id).log(level, message, prompt.frames, context)
         with self._lock:
-            self._require_room()
+            self._require_slot()
             self._open.add(session)
             self._arrivals.append(PendingSession(session, prompt))
         self._wake.set()
         return session
 
-    def _spell(self, text: str) -> list[int]:
+    def _tokenize(self, text: str) -> list[int]:
         return speech_tokens(text, self.checkpoint.tokenizer)
 
-    def _require_room(self) -> None:
-        self._require_running()
-        # A closed session holds its slot no longer than the model thread takes to notice.
-        if sum(not other.closed for other in self._open) >= self.max_sessions:
-            self._refused += 1
-            raise EngineFull(self.max_sessions)
-
-    def _require_running(self) -> None:
+    def _require_slot(self) -> None:
         self._require_healthy()
         if self._thread is None or self._stopping:
             raise EngineStopped("the engine is not running; use it in a with block or call start()")
+        # Do not count closed sessions: the model thread is about to free their slots.
+        if sum(not session.closed for session in self._open) >= self.max_sessions:
+            self._refused += 1
+            raise EngineFull(self.max_sessions)
 
     def converse(
         self,
@@ -293,24 +305,24 @@ class Engine:
         *,
         on_frame: Callable[[SessionFrame], object] | None = None,
     ) -> Conversation:
-        """Hold a whole conversation with a recorded caller, as fast as it goes.
+        """Run a whole conversation with a recorded user, as fast as the machine computes it.
 
         Args:
             persona: Voice and role.
-            pcm: The caller, float32 mono 24 kHz; the last frame is filled up with silence.
-            sampling: How tokens are drawn.
+            pcm: The user's audio, float32 mono 24 kHz. The last frame is padded with silence.
+            sampling: How tokens are sampled; the defaults of ``SamplingParams`` if not given.
             on_frame: Called with each frame in the calling thread, for progress.
 
         Raises:
-            PersonaPlexError: As ``open_session``, and whatever ends the session.
+            PersonaPlexError: Any error of ``open_session``, or the error that ends the session.
         """
         if threading.current_thread() is self._thread:
             raise EngineStopped("converse waits for frames; it cannot be called from a callback")
-        opened = partial(self.open_session, persona, sampling)
-        return converse(opened, pcm, self.config.max_queued_frames, on_frame)
+        open_session = partial(self.open_session, persona, sampling)
+        return converse(open_session, pcm, self.config.max_queued_frames, on_frame)
 
     def stats(self) -> EngineStats:
-        """Figures for logs and metrics; cheap enough to ask for every second."""
+        """Metrics of the engine; cheap enough to read every second."""
         with self._lock:
             open_sessions = [session for session in self._open if not session.closed]
         counters, prefixes = self._loop.counters, self._loop.prefixes
@@ -332,13 +344,14 @@ class Engine:
             prefix_bytes=prefixes.nbytes,
         )
 
-    # The model thread.
+    # The following methods run on the model thread.
 
     def _run(self) -> None:
+        """Step until ``stop``, then end every session. A failure here ends the engine."""
         prepare_device(self.device)
         if self.device.type == "cpu":
             torch.set_num_threads(cpu_threads(self.config.cpu_threads, self.checkpoint.lm))
-        ending: PersonaPlexError = EngineStopped("the engine was stopped")
+        reason: PersonaPlexError = EngineStopped("the engine was stopped")
         try:
             self._loop.warm_up()
             while not self._stopping:
@@ -347,18 +360,18 @@ class Engine:
                 while not self._stopping and self._loop.turn(self._take_arrivals()):
                     pass
         except BaseException as error:
-            logger.opt(exception=error).error("the model thread failed")
-            ending = EngineFailed(
+            logger.opt(exception=error).error("the model thread failed; every session ends")
+            reason = EngineFailed(
                 f"the engine failed and every session has ended: {type(error).__name__}: {error}"
             )
-            ending.__cause__ = error
-            self._failure = ending
+            reason.__cause__ = error
+            self._failure = reason
         with self._lock:
-            left = list(self._open)
+            remaining = list(self._open)
             self._arrivals.clear()
         self._loop.clear()
-        for session in left:
-            self._end(session, None if session.closed else ending)
+        for session in remaining:
+            self._end(session, None if session.closed else reason)
 
     def _take_arrivals(self) -> list[PendingSession]:
         with self._lock:
@@ -367,9 +380,12 @@ class Engine:
         return arrivals
 
     def _end(self, session: Session, error: PersonaPlexError | None) -> None:
+        """Forget a session and report its end."""
         with self._lock:
             self._open.discard(session)
         try:
             session.end(error)
-        except BaseException as raised:  # also CancelledError: no callback may end the thread
-            logger.opt(exception=raised).error("a session's on_end callback raised")
+        except BaseException as raised:  # also CancelledError: a callback must not end the thread
+            logger.bind(session=session.id).opt(exception=raised).error(
+                "the session's on_end callback raised"
+            )

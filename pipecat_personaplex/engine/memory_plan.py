@@ -1,4 +1,4 @@
-"""What a model takes of a device's memory, reckoned before any of it is loaded."""
+"""Computes the memory that an engine needs from the architecture, before weights are loaded."""
 
 from __future__ import annotations
 
@@ -27,30 +27,31 @@ _MEMINFO = Path("/proc/meminfo")
 
 CUDA_WORKSPACE_BYTES = 1 << 30
 CUDA_WORKSPACE_BYTES_PER_SLOT = 8 << 20
-"""Allowances, not measurements: captured graphs, the libraries' workspaces, activations."""
+"""Allowances, not measurements, for captured graphs, the libraries' workspaces and activations."""
 
-# fp8 keys and values: a float32 for each position and head, and for keys and values each.
+# Bytes of the float32 scale that fp8 has per position and head, for keys and for values.
 _KV_SCALE_BYTES = 4
 _FLOAT_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What an engine takes, in bytes.
+    """Memory of an engine by purpose, in bytes.
 
     Attributes:
-        weights: Of the language model.
-        codec: Of the codec, and of the state that every call of it starts from.
-        kv_per_slot: Keys and values of a full window.
-        codec_per_slot: The codec's streaming state.
-        slots: Callers at once.
-        spare_slots: Slots that are there besides.
-        prompts: Bound of the prefix cache.
-        workspace: Allowance for what the device's libraries and graphs take, callers apart.
-        workspace_per_slot: What each caller adds to it.
-        quantization: Of the weights, as planned.
-        kv_dtype: Of keys and values, as planned.
-        stored: Whether the weights come in that quantization, which cannot become another.
+        weights: Weights of the language model.
+        codec: Weights of the codec, and the initial state that every slot's codec starts from.
+        kv_per_slot: Keys and values of one slot with a full window.
+        codec_per_slot: The codec's streaming state of one slot.
+        slots: Number of slots for sessions.
+        spare_slots: Number of additional slots, which pad batches on CUDA.
+        prompts: Upper bound of the prefix cache.
+        workspace: Allowance for graphs and the device's libraries, independent of the slots.
+        workspace_per_slot: Allowance that each slot adds.
+        quantization: Planned format of the weights.
+        kv_dtype: Planned type of the keys and values.
+        stored: Whether the checkpoint's weights are stored in that format, which then cannot be
+            changed.
     """
 
     weights: int
@@ -68,33 +69,37 @@ class MemoryPlan:
 
     @property
     def per_slot(self) -> int:
-        """One caller with a full window."""
+        """One slot with a full window."""
         return self.kv_per_slot + self.codec_per_slot
 
     @property
     def fixed(self) -> int:
-        """What is there whoever calls."""
+        """Everything that does not depend on the number of slots."""
         return self.weights + self.codec + self.prompts + self.workspace
 
     @property
     def total(self) -> int:
-        """Everything, every window full."""
+        """Everything, with every window and the prefix cache full."""
         return self.fixed + self._of_slots(self.slots, self.spare_slots)
 
     def _of_slots(self, slots: int, spare: int) -> int:
         return (slots + spare) * self.per_slot + slots * self.workspace_per_slot
 
     def fitting_slots(self, available: int) -> int:
-        """Callers for whom so many bytes are enough."""
+        """Number of slots that fit into ``available`` bytes."""
         room = available - self.fixed
         count = max(0, room // (self.per_slot + self.workspace_per_slot))
-        # Few callers need no spare slot.
+        # The spare slots are counted only with as many slots as need them.
         while count and self._of_slots(count, spare_slots(count) * self.spare_slots) > room:
             count -= 1
         return count
 
-    def sum(self, available: int | None) -> str:
-        """In GiB, for a person; ``available`` is what the device has free, where known."""
+    def describe(self, available: int | None) -> str:
+        """The plan as a sum in GiB, on one line.
+
+        Args:
+            available: Free memory of the device in bytes; None if unknown.
+        """
         slots = f"{self.slots} sessions" if self.slots > 1 else "1 session"
         if self.spare_slots:
             slots = f"({slots} and {self.spare_slots} spare)"
@@ -113,29 +118,35 @@ class MemoryPlan:
         return f"{text} of {_gib(available)} free" + (f", {_gib(left)} left" if left >= 0 else "")
 
     def as_dict(self) -> dict[str, int | str | None]:
-        """For a report."""
+        """The plan as JSON values, with its total."""
         return {**asdict(self), "total": self.total}
 
-    def savings(self) -> str:
-        """What would take less, of what is not in use yet."""
-        ways = [] if self.kv_dtype == "fp8" else ["kv_dtype fp8"]
-        ways.append("a smaller context")
+    def suggestions(self) -> str:
+        """Options that would need less memory and are not in use yet."""
+        options = [] if self.kv_dtype == "fp8" else ["kv_dtype fp8"]
+        options.append("a smaller context")
         if self.quantization is None:
-            ways += ["quantization int8", "quantization int4"]
+            options += ["quantization int8", "quantization int4"]
         elif self.quantization != "int4" and not self.stored:
-            ways.append("quantization int4")
-        return f"{', '.join(ways[:-1])} or {ways[-1]}" if ways[1:] else ways[0]
+            options.append("quantization int4")
+        return f"{', '.join(options[:-1])} or {options[-1]}" if options[1:] else options[0]
 
 
 def plan_engine(architecture: ModelConfig, config: EngineConfig, target: Target) -> MemoryPlan:
-    """Reckon what an engine that is configured so will take."""
-    kept = resolve_kv_dtype(config.kv_dtype, target.dtype, target.device)
-    # A folder of low-bit weights says so itself.
+    """Compute the memory of an engine with this configuration.
+
+    Args:
+        architecture: The checkpoint's configuration, with the configured context.
+        config: The engine's configuration, with a number of sessions.
+        target: The resolved device, type and requested format.
+    """
+    kv_dtype = resolve_kv_dtype(config.kv_dtype, target.dtype, target.device)
+    # config.json of a folder with low-bit weights names their format.
     target = target._replace(quantization=target.quantization or architecture.quantization)
     plan = plan_memory(
         architecture,
         **target._asdict(),
-        kv_dtype="fp8" if kept == FP8 else str(kept).removeprefix("torch."),
+        kv_dtype="fp8" if kv_dtype == FP8 else str(kv_dtype).removeprefix("torch."),
         window=architecture.lm.window,
         slots=config.max_sessions,
         prompt_bytes=config.prefix_cache_bytes,
@@ -146,11 +157,11 @@ def plan_engine(architecture: ModelConfig, config: EngineConfig, target: Target)
 def resolve_max_sessions(
     architecture: ModelConfig, config: EngineConfig, target: Target
 ) -> EngineConfig:
-    """Decide how many callers there are at once, where the configuration leaves it open.
+    """Replace ``max_sessions`` 0 by the number of sessions to run.
 
     Returns:
-        The configuration with ``DEFAULT_MAX_SESSIONS`` slots, or with as many as fit if those are
-        fewer; at least one, which ``require_memory`` then refuses if it does not fit either.
+        The configuration with ``DEFAULT_MAX_SESSIONS``, or with as many sessions as fit if those
+        are fewer, but at least one: if not even one fits, ``require_memory`` raises the error.
     """
     if config.max_sessions:
         return config
@@ -164,8 +175,8 @@ def resolve_max_sessions(
             "max_sessions {}, as no more fit: for {}, in GiB, {}; {} make room for more",
             fitting,
             DEFAULT_MAX_SESSIONS,
-            plan.sum(available),
-            plan.savings(),
+            plan.describe(available),
+            plan.suggestions(),
         )
     return replace(config, max_sessions=max(1, fitting))
 
@@ -181,17 +192,17 @@ def plan_memory(
     slots: int,
     prompt_bytes: int,
 ) -> MemoryPlan:
-    """Reckon what an engine will take, from the architecture alone.
+    """Compute the memory of an engine from the architecture; nothing is allocated.
 
     Args:
-        config: The checkpoint's.
-        device: Where it will run.
-        dtype: Of the language model.
+        config: The checkpoint's configuration.
+        device: Device of the engine.
+        dtype: Type of the language model's weights.
         quantization: ``"int8"``, ``"fp8"``, ``"int4"`` or None.
         kv_dtype: ``"bfloat16"``, ``"float32"`` or ``"fp8"``.
-        window: Frames a caller's keys and values hold.
-        slots: Callers at once.
-        prompt_bytes: Bound of the prefix cache.
+        window: Frames of keys and values in one slot.
+        slots: Number of sessions at once.
+        prompt_bytes: Upper bound of the prefix cache, in bytes.
     """
     with torch.device("meta"):
         lm, mimi = PersonaPlexLM(config.lm), Mimi(config.mimi)
@@ -213,48 +224,49 @@ def plan_memory(
 
 
 def require_memory(plan: MemoryPlan, device: torch.device, filled: int = 1) -> None:
-    """Log the plan, and refuse it where it cannot fit.
+    """Log the plan, and check that it fits into the device's free memory.
 
-    A CUDA device hands out all memory at the start. On a CPU rings take memory only as calls grow
-    long, so that more callers than would fit at once are a risk and no mistake.
+    On CUDA all memory is allocated at the start, so the whole plan must fit. On a CPU the pages of
+    a ring are allocated when they are first written, as a call grows long: a plan that exceeds
+    the free memory is only a risk and gives a warning, as long as ``filled`` full slots fit.
 
     Args:
-        plan: What is to be loaded.
-        device: Where.
-        filled: On a CPU, windows that are sure to be full.
+        plan: The plan to check.
+        device: Device of the engine.
+        filled: On a CPU, the number of slots whose windows will be full.
 
     Raises:
-        ConfigError: It does not fit.
+        ConfigError: The plan does not fit.
     """
     available = available_bytes(device)
-    logger.info("memory in GiB: {}", plan.sum(available))
+    logger.info("memory in GiB: {}", plan.describe(available))
     if available is None or plan.total <= available:
         return
     if device.type == "cuda":
-        raise ConfigError(_refusal(plan, plan.sum(available), plan.fitting_slots(available)))
+        raise ConfigError(_refusal(plan, plan.describe(available), plan.fitting_slots(available)))
     weights = plan.weights + plan.codec
-    least = weights + filled * plan.per_slot
-    if least > available:
-        what = f"{filled} sessions" if filled > 1 else "one session"
-        least_sum = (
-            f"weights {_gib(weights)} + {what} with a full window "
-            f"{_gib(filled * plan.per_slot)} = {_gib(least)} of {_gib(available)} available"
+    required = weights + filled * plan.per_slot
+    if required > available:
+        sessions = f"{filled} sessions" if filled > 1 else "one session"
+        description = (
+            f"weights {_gib(weights)} + {sessions} with a full window "
+            f"{_gib(filled * plan.per_slot)} = {_gib(required)} of {_gib(available)} available"
         )
         fitting = max(0, (available - weights) // plan.per_slot)
-        raise ConfigError(_refusal(plan, least_sum, fitting))
+        raise ConfigError(_refusal(plan, description, fitting))
     logger.warning(
-        "memory in GiB: {}: more than there is, should all windows and the prompts' cache fill "
-        "up; fewer max_sessions, {} take less",
-        plan.sum(available),
-        plan.savings(),
+        "memory in GiB: {}: more than is free once all windows and the prefix cache are full; "
+        "fewer max_sessions, {} need less",
+        plan.describe(available),
+        plan.suggestions(),
     )
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that a device has for us; None where the system does not tell."""
+    """Free memory of a device for this process, in bytes; None if the system does not report it."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # Blocks that torch keeps for this process are free to it, though not to others.
+        # Blocks that torch has reserved and not allocated are free for this process only.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     try:
         lines = _MEMINFO.read_text().splitlines()
@@ -267,7 +279,7 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def kv_bytes(config: LMConfig, window: int, kv_dtype: str) -> int:
-    """Of one caller's rings of the temporal transformer, all layers."""
+    """Size of one slot's keys and values in the temporal transformer, all layers, in bytes."""
     head_dim = config.dim // config.num_heads
     head = head_dim + _KV_SCALE_BYTES if kv_dtype == "fp8" else head_dim * _FLOAT_BYTES[kv_dtype]
     return 2 * config.num_layers * window * config.num_heads * head
@@ -276,10 +288,10 @@ def kv_bytes(config: LMConfig, window: int, kv_dtype: str) -> int:
 def _workspace_bytes(
     config: LMConfig, window: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[int, int]:
-    """On CUDA, beside what is kept, once and for each caller.
+    """Temporary memory on CUDA in bytes: (once, per slot); none on a CPU.
 
-    The allowances, the prompt that is being computed, and, without Triton, a layer's rings, which
-    PyTorch's attention gathers.
+    Once: the allowance, and the keys and values of the prompt that is being computed. Per slot:
+    the allowance, and, without Triton, one layer's ring, which PyTorch's attention gathers.
     """
     if device.type != "cuda":
         return 0, 0
@@ -289,7 +301,8 @@ def _workspace_bytes(
 
 
 def _codec_slot_bytes(mimi: Mimi, config: MimiConfig) -> int:
-    """Convolutions' state, and the rings of encoder and decoder, in float32."""
+    """Codec state of one slot in float32: convolutions, and encoder and decoder rings, in bytes."""
+    # Encoder and decoder, keys and values.
     rings = 2 * 2 * config.num_layers * config.window * config.dimension
     return mimi.new_state(1).nbytes + rings * _FLOAT_BYTES["float32"]
 
@@ -300,7 +313,14 @@ def _weight_bytes(
     dtype: torch.dtype,
     quantization: Quantization | None,
 ) -> int:
-    """Of a model on the meta device, as it will be kept."""
+    """Size of a model's parameters and buffers after loading, in bytes.
+
+    Args:
+        model: The model, on the meta device.
+        device: Device it will be loaded to.
+        dtype: Type of its floating-point weights.
+        quantization: Format of its Linear layers; None for floating point.
+    """
     total = sum(buffer.nbytes for buffer in model.buffers())
     for owner in model.modules():
         for parameter in owner.parameters(recurse=False):
@@ -314,23 +334,24 @@ def _weight_bytes(
 def _linear_bytes(
     linear: Linear, device: torch.device, dtype: torch.dtype, quantization: Quantization
 ) -> int:
-    """Of one layer of a quantised model; ``models.linear`` decides how it is kept."""
+    """Size of one Linear of a quantised model; ``models.linear`` decides its format."""
     rows, columns = linear.weight.shape
-    kept = linear.format(quantization)
-    if kept is None:
+    format = linear.format(quantization)
+    if format is None:
+        # oneDNN packs the weight as bfloat16 where the CPU supports it.
         if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             dtype = torch.bfloat16
         return rows * columns * dtype.itemsize
-    low = storage(kept, rows, columns)
-    scales = math.prod(low.scale) * low.scale_dtype.itemsize
-    if device.type == "cpu" and kept == "int4":
-        scales *= 2  # PyTorch's layout has a zero beside each
-    return math.prod(low.weight) * low.weight_dtype.itemsize + scales
+    stored = storage(format, rows, columns)
+    scales = math.prod(stored.scale) * stored.scale_dtype.itemsize
+    if device.type == "cpu" and format == "int4":
+        scales *= 2  # PyTorch's CPU layout stores a zero point with each scale
+    return math.prod(stored.weight) * stored.weight_dtype.itemsize + scales
 
 
-def _refusal(plan: MemoryPlan, reckoned: str, fitting: int) -> str:
+def _refusal(plan: MemoryPlan, description: str, fitting: int) -> str:
     fits = f"max_sessions {fitting} would fit" if fitting else "not even one session fits"
-    return f"too little memory, in GiB: {reckoned}; {fits}, and {plan.savings()} take less"
+    return f"too little memory, in GiB: {description}; {fits}, and {plan.suggestions()} need less"
 
 
 def _gib(count: int) -> str:

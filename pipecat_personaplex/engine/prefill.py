@@ -1,4 +1,10 @@
-"""Keys and values of a prompt: a plain run of positions, for one caller at a time."""
+"""Computes a prompt's keys and values, and caches them for the next session with the same persona.
+
+All tokens of a prompt are known in advance, so its positions are computed in parallel, one chunk
+at a time between the steps of running sessions, and without the depth transformer. In this module:
+``Prefill`` computes one prompt; ``PromptKVCache`` holds its keys and values meanwhile; ``Prefix``
+is the result; ``PrefixCache`` stores results by persona. ``prompt`` builds the prompt itself.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +21,16 @@ from pipecat_personaplex.models.lm import PersonaPlexLM
 
 
 class PromptKVCache:
-    """Keys and values of a prompt, computed in runs of consecutive positions.
+    """Keys and values of one prompt at consecutive positions, filled chunk by chunk.
 
     Args:
-        layers: Transformer layers.
-        heads: Attention heads.
-        length: Positions in all.
-        window: Positions that one may attend to, itself included.
-        head_dim: Features a head.
-        dtype: Of keys and values.
-        device: Where they live.
+        layers: Number of transformer layers.
+        heads: Number of attention heads.
+        length: Number of positions, P.
+        window: Positions that one position attends to, itself included.
+        head_dim: Features per head.
+        dtype: Type of the keys and values.
+        device: Device of the keys and values.
     """
 
     def __init__(
@@ -39,52 +45,64 @@ class PromptKVCache:
         device: torch.device,
     ):
         self.window = window
-        self.filled = 0
+        self.filled = 0  # positions computed so far
         shape = (layers, 1, heads, length, head_dim)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
+        # Of the current chunk: its mask, its oldest visible position, its end.
         self._mask: Tensor | None = None
         self._oldest = self._end = 0
 
     def begin(self, steps: int) -> KVStore:
-        """Open a run of the next ``steps`` positions."""
+        """Start a chunk: the next ``steps`` positions."""
         first, self._end = self.filled, self.filled + steps
         self.filled = self._end
         self._oldest = max(0, first + 1 - self.window)
-        # A run that starts at 0 within the window is plainly causal, which needs no mask.
+        # A chunk that starts at 0 and fits the window is plainly causal and needs no mask.
         self._mask = None
         if first > 0 or self._end > self.window:
             queries = torch.arange(first, self._end, device=self.keys.device)[:, None]
-            seen = torch.arange(self._oldest, self._end, device=self.keys.device)
-            self._mask = (seen <= queries) & (seen > queries - self.window)
+            keys = torch.arange(self._oldest, self._end, device=self.keys.device)
+            # [queries, keys]: causal, and no further back than the window.
+            self._mask = (keys <= queries) & (keys > queries - self.window)
         return self
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Each [1, H, T, D] -> [1, H, T, D]; ``q`` may be the last positions only."""
+        """Store a layer's keys and values of the chunk, and attend to all visible positions.
+
+        Args:
+            layer: Index of the layer.
+            q: Queries, [1, H, Q, D]: of the whole chunk, or of its last Q positions only.
+            k: Keys of the chunk, [1, H, T, D].
+            v: Values of the chunk, [1, H, T, D].
+
+        Returns:
+            [1, H, Q, D].
+        """
         keys, values = self.keys[layer], self.values[layer]
         first = self._end - k.shape[2]
         keys[:, :, first : self._end] = k
         values[:, :, first : self._end] = v
-        past = slice(self._oldest, self._end)
+        visible = slice(self._oldest, self._end)
         return F.scaled_dot_product_attention(
             q,
-            keys[:, :, past],
-            values[:, :, past],
+            keys[:, :, visible],
+            values[:, :, visible],
             attn_mask=None if self._mask is None else self._mask[-q.shape[2] :],
-            # The last position alone sees all there is.
+            # is_causal aligns queries and keys at the start; the last position alone sees all keys.
             is_causal=self._mask is None and q.shape[2] > 1,
         )
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """The state after a prompt, shared by every caller with the same persona.
+    """The model's state after a prompt, shared by all sessions with the same persona.
 
     Attributes:
-        keys: [layers, heads, n, head_dim], the last n positions of the prompt.
-        values: The same shape.
-        hidden: The normed hidden state of the last position, [dim].
-        column: The first live column, [17] int64.
+        keys: Keys of the last n positions of the prompt, [layers, heads, n, head_dim].
+        values: Values of the same positions, of the same shape.
+        hidden: Normed hidden state of the last position, [dim].
+        column: First token column of the conversation, [17] int64; its delayed streams are known.
         length: P, the position at which the conversation starts.
     """
 
@@ -96,23 +114,23 @@ class Prefix:
 
     @property
     def first(self) -> int:
-        """Position of the first key kept."""
+        """Position of the first key."""
         return self.length - self.keys.shape[2]
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes."""
+        """Size of the tensors in bytes."""
         return sum(t.nbytes for t in (self.keys, self.values, self.hidden, self.column))
 
 
 class Prefill:
-    """One prompt on its way through the temporal transformer.
+    """Runs the temporal transformer over one prompt, chunk by chunk.
 
     Args:
         lm: The language model.
         prompt: The prompt.
-        device: Where the model is.
-        window: Positions that one may attend to; the model's own if not given.
+        device: Device of the model.
+        window: Positions that one position attends to; the model's own window if not given.
     """
 
     def __init__(
@@ -141,24 +159,30 @@ class Prefill:
 
     @torch.inference_mode()
     def advance(self, frames: int) -> Prefix | None:
-        """Compute up to ``frames`` more positions; the prefix once all are done."""
+        """Compute up to ``frames`` more positions.
+
+        Returns:
+            The state after the prompt if all positions are computed, else None.
+        """
         start = self._cache.filled
         stop = min(start + frames, self.prompt.frames)
-        x = self._lm.embed(self._columns[start:stop])
+        x = self._lm.embed(self._columns[start:stop])  # [T, 17] -> [T, dim]
         if self._embeddings is not None and start < len(self._embeddings):
-            given = self._embeddings[start:stop]
-            x[: len(given)] = given
+            preset = self._embeddings[start:stop]  # a preset voice replaces the first embeddings
+            x[: len(preset)] = preset
         positions = torch.arange(start, stop, device=x.device)
         kv = self._cache.begin(stop - start)
+        # [1, T, dim] -> [1, 1, dim]
         hidden = self._lm(x[None], positions[None], kv, last_only=True)
         if stop < self.prompt.frames:
             return None
-        kept = slice(max(0, stop - self._cache.window), stop)
-        keys, values = self._cache.keys[:, 0, :, kept], self._cache.values[:, 0, :, kept]
+        # The conversation never attends further back than the window.
+        window = slice(max(0, stop - self._cache.window), stop)
+        keys, values = self._cache.keys[:, 0, :, window], self._cache.values[:, 0, :, window]
         return Prefix(
-            # Where positions were left behind, clone: a view would keep them all in memory.
-            keys=keys.clone() if kept.start else keys,
-            values=values.clone() if kept.start else values,
+            # Clone if positions were cut off: a view would keep them in memory.
+            keys=keys.clone() if window.start else keys,
+            values=values.clone() if window.start else values,
             hidden=hidden[0, -1].clone(),
             column=self._columns[-1].clone(),
             length=stop,
@@ -166,10 +190,10 @@ class Prefill:
 
 
 class PrefixCache:
-    """Least recently used prefixes, bounded in bytes. Used by the model thread alone.
+    """Least-recently-used cache of prefixes, bounded in bytes. Used by the model thread only.
 
     Args:
-        max_bytes: Bound; a prefix larger than this is never kept.
+        max_bytes: Upper bound. A prefix larger than this is never stored.
     """
 
     def __init__(self, max_bytes: int):
@@ -186,7 +210,7 @@ class PrefixCache:
         return key in self._entries
 
     def get(self, key: PrefixKey) -> Prefix | None:
-        """The prefix, if it is kept."""
+        """The stored prefix of a prompt, or None. Counts a hit or a miss."""
         prefix = self._entries.get(key)
         if prefix is None:
             self.misses += 1
@@ -196,11 +220,11 @@ class PrefixCache:
         return prefix
 
     def put(self, key: PrefixKey, prefix: Prefix) -> None:
-        """Keep a prefix, letting go of the least recently used ones."""
+        """Store a prefix, and evict the least recently used ones that no longer fit."""
         if prefix.nbytes > self._max_bytes or key in self._entries:
             return
         self._entries[key] = prefix
         self.nbytes += prefix.nbytes
         while self.nbytes > self._max_bytes:
-            _, oldest = self._entries.popitem(last=False)
-            self.nbytes -= oldest.nbytes
+            _, evicted = self._entries.popitem(last=False)
+            self.nbytes -= evicted.nbytes

@@ -1,7 +1,7 @@
-"""From a persona to the state a call starts in.
+"""Builds a persona's prompt: which tokens the model reads before the conversation starts.
 
-A prompt is fully forced, so its keys and values depend on voice and text alone: they are computed
-in parallel, a run of positions at a time, without depth steps, and kept for the next caller.
+This module runs on the host and needs no model: it tokenises text and arranges voice, text and
+silence in the token grid. ``prefill`` runs the model over the result.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from loguru import logger
 from torch import Tensor
 
 from pipecat_personaplex.constants import (
@@ -27,12 +26,13 @@ from pipecat_personaplex.errors import PromptTooLong
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.delay_pattern import prompt_columns
 
-if TYPE_CHECKING:  # so that the step, and what measures it, needs none of the audio libraries
+if TYPE_CHECKING:  # at run time it would import the audio libraries, which the step does not need
     from pipecat_personaplex.checkpoint.voices import Voice
 
 SILENCE_FRAMES = 6
+"""Silent frames after the voice and again after the text, as in the reference."""
 _SYSTEM_TAG = "<system>"
-# Unhurried English: about 15 characters a second.
+# Unhurried English: about 15 characters a second, at 12.5 frames a second.
 _CHARACTERS_PER_FRAME = 1.2
 _PAUSES = ".!?:;,"
 _PAUSE_FRAMES = 4
@@ -42,15 +42,15 @@ PrefixKey = tuple[str, tuple[int, ...]]
 
 
 class Tokenizer(Protocol):
-    """What is used of SentencePiece."""
+    """The part of ``sentencepiece.SentencePieceProcessor`` that prompts use."""
 
     def encode(self, text: str) -> list[int]:
-        """Text to token ids."""
+        """Token ids of a text."""
         ...
 
 
 def text_prompt_tokens(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Tokens of a text prompt between system tags; none for an empty one."""
+    """Tokenise a text prompt between system tags; an empty prompt has no tokens."""
     text = text.strip()
     if not text:
         return []
@@ -60,29 +60,32 @@ def text_prompt_tokens(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def speech_tokens(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Text tokens that say ``text`` at a speaking pace, one a frame.
+    """Tokenise speech to be forced: one text token per frame, at a speaking pace.
 
-    As the model spaces its own words: a word's pieces at its onset, then padding for as long as
-    it takes to say, an end-of-padding token before the next word, a pause after a sentence.
+    The tokens are spaced as the model spaces its own words: an end-of-padding token, the pieces
+    of the word, then padding for as long as the word takes to speak, and a pause after
+    punctuation.
     """
     tokens: list[int] = []
     for word in text.split():
         pieces = list(tokenizer.encode(word))
-        lasts = round(len(word) / _CHARACTERS_PER_FRAME)
+        frames = round(len(word) / _CHARACTERS_PER_FRAME)
         if word[-1] in _PAUSES:
-            lasts += _PAUSE_FRAMES
-        tokens += [TEXT_EPAD, *pieces, *[TEXT_PAD] * (lasts - len(pieces) - 1)]
+            frames += _PAUSE_FRAMES
+        tokens += [TEXT_EPAD, *pieces, *[TEXT_PAD] * (frames - len(pieces) - 1)]
     return tokens
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A persona laid into the token grid.
+    """A persona's prompt of P frames, arranged in the token grid.
 
     Attributes:
-        key: What the state after the prompt depends on.
-        columns: [P + 1, 17] int64; the last one is the first live column, not yet complete.
-        embeddings: Inputs that stand in for the first columns, [N, dim], for preset voices.
+        key: Identifies the content: equal keys give equal states after the prompt.
+        columns: Token columns, [P + 1, 17] int64. The last is the first column of the
+            conversation, of which only the delayed streams are known.
+        embeddings: For preset voices, the input embeddings [N, dim] that replace those of the
+            first N columns; else None.
     """
 
     key: PrefixKey
@@ -91,15 +94,24 @@ class Prompt:
 
     @property
     def frames(self) -> int:
-        """P: how many prompt frames there are."""
+        """P, the number of prompt frames (80 ms)."""
         return self.columns.shape[0] - 1
 
 
 def build_prompt(voice: Voice, text_tokens: list[int], config: ModelConfig) -> Prompt:
-    """Lay out voice, silence, text and silence, all tokens forced, the caller's stream a sine.
+    """Arrange voice, silence, text and silence in the token grid.
+
+    The agent's stream has the voice's codes, then silence; the user's stream has a sine tone
+    throughout, as in the reference.
+
+    Args:
+        voice: The agent's voice.
+        text_tokens: The tokenised text prompt.
+        config: The checkpoint's configuration.
 
     Raises:
-        PromptTooLong: More frames than the released model attends to.
+        PromptTooLong: The prompt has more than ``max(window, MAX_PROMPT_FRAMES)`` frames. A
+            checkpoint with a smaller window forgets the start of a prompt, as in the reference.
     """
     text = torch.tensor(
         [
@@ -107,28 +119,20 @@ def build_prompt(voice: Voice, text_tokens: list[int], config: ModelConfig) -> P
             *text_tokens,
             *[TEXT_PAD] * SILENCE_FRAMES,
         ]
-    )
-    # A small checkpoint's window may be shorter than any persona, as in the reference, where
-    # the prompt then slides out of it; what no checkpoint can hold is refused.
+    )  # [P]
     limit = max(config.lm.window, MAX_PROMPT_FRAMES)
     if len(text) > limit:
         raise PromptTooLong(len(text), limit)
-    if len(text) > config.lm.window:
-        logger.debug(
-            "the prompt takes {} frames and the model attends to {} here: its start is lost",
-            len(text),
-            config.lm.window,
-        )
-    frames = torch.empty(len(text), STREAMS, dtype=torch.int64)
+    frames = torch.empty(len(text), STREAMS, dtype=torch.int64)  # [P, 17]
     frames[:, TEXT] = text
     frames[:, AGENT_CODES] = torch.tensor(config.silence_codes)
     frames[:, USER_CODES] = torch.tensor(config.sine_codes)
     if voice.codes is not None:
         frames[: voice.frames, AGENT_CODES] = voice.codes
-    columns = prompt_columns(frames, config)
+    columns = prompt_columns(frames, config)  # [P + 1, 17]
     if voice.cache is not None:
-        # Position p is column p % 4 of a preset's cache. It was saved when position N was
-        # complete and, of position N + 1, the delayed streams.
+        # Column p % 4 of a preset's cache holds position p. The preset was stored when position
+        # N was complete; of position N + 1 it has only the delayed streams.
         last = voice.frames - 1
         delayed = torch.tensor(DELAYS, dtype=torch.bool)
         columns[last] = voice.cache[:, last % 4]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -118,16 +117,13 @@ def test_a_small_model_takes_one_thread_and_another_number_where_it_is_given() -
         assert torch.get_num_threads() == used
 
 
-def test_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_far_it_is() -> None:
     """Both halves count: the conversation, and the same tokens again."""
     seen: list[tuple[int, int]] = []
-
-    @contextmanager
-    def bar(shown: bool, title: str) -> Iterator[Callable[[int, int], None]]:
-        assert shown
-        yield lambda done, total: seen.append((done, total))
-
-    monkeypatch.setattr(drift, "loading_bar", bar)
     engine = replace(TINY.engine, kv_dtype="bfloat16")
-    drift.run(replace(TINY, frames=20, engine=engine), lambda line: None, progress=True)
+    drift.run(
+        replace(TINY, frames=20, engine=engine),
+        lambda line: None,
+        lambda done, total: seen.append((done, total)),
+    )
     assert seen == [(done, 40) for done in range(1, 41)]

@@ -38,7 +38,7 @@ def test_the_model_is_chosen_for_the_device(
         monkeypatch.setenv("PERSONAPLEX_DEVICE", "cpu")
     arguments = command.split() + ([str(tmp_path / "made")] if "output" in command else [])
     assert main([*arguments, *(["--device", "cpu"] if given == "option" else [])]) == 0
-    assert "the device is to be the CPU" in capsys.readouterr().err
+    assert "the requested device is the CPU" in capsys.readouterr().err
 
 
 # That the file sounds as its recording does is tested with ``offline``.

@@ -12,7 +12,7 @@ from bots.assistant import TEACHER
 from bots.drive_thru import RESTAURANT
 from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.audio import read_audio
-from pipecat_personaplex.checkpoint.hub import resolve
+from pipecat_personaplex.checkpoint.hub import resolve_folder
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.constants import SAMPLE_RATE
 from training.nano.espeak import Manner, speaker
@@ -36,7 +36,7 @@ def words(engine: Engine, prompt: str, voice: str, seed: int = 0) -> str:
 
 
 def test_it_is_small() -> None:
-    size = sum(path.stat().st_size for path in resolve("nano", progress=False).rglob("*.*"))
+    size = sum(path.stat().st_size for path in resolve_folder("nano", progress=False).rglob("*.*"))
     assert size <= 30 * 2**20
 
 

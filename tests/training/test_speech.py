@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipecat_personaplex.checkpoint.hub import resolve
+from pipecat_personaplex.checkpoint.hub import resolve_folder
 from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE
 from training.nano import script
 from training.nano.calls import interrupting_calls, question_calls
@@ -118,7 +118,7 @@ def test_test_calls_ask_what_they_say() -> None:
 
 @needs_espeak
 def test_the_evaluation_measures_speed_and_codec_of_the_bundled_checkpoint() -> None:
-    figures = evaluate(resolve("nano", progress=False), calls=1, silence=False, seeds=())
+    figures = evaluate(resolve_folder("nano", progress=False), calls=1, silence=False, seeds=())
     assert figures.keys() == {"speed", "codec"}
     assert figures["speed"]["real_time_factor"] > 0
     assert figures["codec"]["stoi"] >= 0.85
