@@ -1,4 +1,4 @@
-"""What the reference produced on the tiny checkpoint, run in float32 on a CPU, greedy."""
+"""Recorded output of the reference implementation: tiny checkpoint, CPU, float32, greedy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FRIEND = Persona(voice="NATM1", text_prompt="You enjoy having a good conversatio
 
 @dataclass(frozen=True)
 class GoldenConversation:
-    """A reference conversation; its ``tokens`` come one frame later than ours."""
+    """A conversation of the reference; its ``tokens`` are one frame later than our engine's."""
 
     persona: Persona
     user_pcm: npt.NDArray[np.float32]
@@ -43,7 +43,7 @@ class GoldenConversation:
 
 @cache
 def conversation(name: str) -> GoldenConversation:
-    """``"restaurant"`` or ``"friend"``."""
+    """The conversation named ``"restaurant"`` or ``"friend"``."""
     file, persona = {
         "restaurant": ("converse_voice_pt.npz", RESTAURANT),
         "friend": ("converse_voice_pt_other.npz", FRIEND),

@@ -1,4 +1,4 @@
-"""A saved folder of low-bit weights: what loads from it, and what is refused."""
+"""Quantised checkpoints: writing them, loading them, and what is refused."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams
-from pipecat_personaplex.checkpoint import export as saving
+from pipecat_personaplex.checkpoint import export
 from pipecat_personaplex.checkpoint.export import save_quantized
 from pipecat_personaplex.checkpoint.layout import RELEASE_FILES
 from pipecat_personaplex.checkpoint.loader import Checkpoint, load_checkpoint
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.config import QUANTIZATIONS, Quantization
 from pipecat_personaplex.errors import CheckpointError, ConfigError, UserError
-from pipecat_personaplex.models import device as placement
+from pipecat_personaplex.models import device as device_module
 from tests.golden_data import CHECKPOINT, conversation
 from tests.helpers.checkpoints import MIMI_FILE, MODEL_FILE, WIDE, Tensors, edit, write_checkpoint
 
@@ -46,7 +46,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """An int8 folder to be spoilt."""
+    """An int8 folder for a test to modify."""
     save_quantized(CHECKPOINT, tmp_path / "copy", "int8")
     return tmp_path / "copy"
 
@@ -66,45 +66,47 @@ def assert_same_tensors(one: torch.nn.Module, other: torch.nn.Module) -> None:
         for name, tensor in mine.items():
             if not tensor.is_mkldnn:
                 assert tensor.dtype == yours[name].dtype
-                # Compared as bytes: not all types know equality.
+                # Compare bytes: fp8 has no equality.
                 pair = (t.contiguous().view(torch.uint8) for t in (tensor, yours[name]))
                 assert torch.equal(*pair), name
 
 
-def test_it_loads_as_the_original_does_with_its_quantization(saved: Path) -> None:
+def test_it_loads_like_the_original_with_the_same_quantization(saved: Path) -> None:
     quantization = quantization_of(saved)
-    once, now = load(saved), load(CHECKPOINT, quantization)
-    assert once.quantization == now.quantization == quantization
-    assert_same_tensors(once.lm, now.lm)
-    assert_same_tensors(once.mimi, now.mimi)
-    assert_same_tensors(load(saved, quantization).lm, now.lm)
-    assert once.config.lm.dep_q == 8
+    written, original = load(saved), load(CHECKPOINT, quantization)
+    assert written.quantization == original.quantization == quantization
+    assert_same_tensors(written.lm, original.lm)
+    assert_same_tensors(written.mimi, original.mimi)
+    assert_same_tensors(load(saved, quantization).lm, original.lm)
+    assert written.config.lm.dep_q == 8
 
 
-def test_a_call_says_the_same_to_the_bit(saved: Path) -> None:
+def test_a_conversation_is_bit_identical_to_the_original(saved: Path) -> None:
     quantization = quantization_of(saved)
     config = EngineConfig(device="cpu", max_sessions=1, cpu_threads=1)
     pcm = conversation("restaurant").user_pcm[: 8 * 1920]
-    said = []
+    conversations = []
     for engine in (
         Engine.load(saved, config),
         Engine.load(CHECKPOINT, EngineConfig(**{**vars(config), "quantization": quantization})),
     ):
         with engine:
-            talk = engine.converse(Persona(engine.voices[0]), pcm, SamplingParams(seed=3))
-        said.append(talk)
-    assert (said[0].pcm == said[1].pcm).all()
-    assert [f.text_token for f in said[0].frames] == [f.text_token for f in said[1].frames]
+            conversations.append(
+                engine.converse(Persona(engine.voices[0]), pcm, SamplingParams(seed=3))
+            )
+    one, other = conversations
+    assert (one.pcm == other.pcm).all()
+    assert [f.text_token for f in one.frames] == [f.text_token for f in other.frames]
 
 
-def test_what_the_file_holds(saved: Path) -> None:
+def test_the_tensors_of_the_file(saved: Path) -> None:
     quantization = quantization_of(saved)
     tensors, original = load_file(saved / MODEL_FILE), load_file(CHECKPOINT / MODEL_FILE)
     kinds = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "int4": torch.uint8}
     assert tensors[IN_PROJ].dtype == kinds[quantization]
     depth = kinds["int8" if quantization == "int4" else quantization]
     assert tensors[STACK].dtype == depth
-    # Of sixteen depth sets eight are kept; nothing else is lost, and the precise is as it was.
+    # Eight of sixteen depth steps are written; floating-point tensors are unchanged.
     assert tensors[STACK].shape[0] == original[STACK].shape[0] // 2
     assert tensors[f"{STACK}.scale"].shape == (tensors[STACK].shape[0],)
     for name in ("text_emb.weight", "out_norm.alpha", "text_linear.weight", "linears.7.weight"):
@@ -114,14 +116,14 @@ def test_what_the_file_holds(saved: Path) -> None:
     assert (saved / MIMI_FILE).read_bytes() == (CHECKPOINT / MIMI_FILE).read_bytes()
 
 
-def test_weights_of_real_widths_too(tmp_path: Path) -> None:
+def test_wide_weights(tmp_path: Path) -> None:
     wide = write_checkpoint(tmp_path / "wide", WIDE)
     for quantization in QUANTIZATIONS:
         save_quantized(wide, tmp_path / quantization, quantization)
-        once, now = load(tmp_path / quantization).lm, load(wide, quantization).lm
-        assert_same_tensors(once, now)
+        written, original = load(tmp_path / quantization).lm, load(wide, quantization).lm
+        assert_same_tensors(written, original)
         hidden = torch.randn(2, WIDE.lm.dim)
-        assert torch.equal(once.text_logits(hidden), now.text_logits(hidden))
+        assert torch.equal(written.text_logits(hidden), original.text_logits(hidden))
     sizes = [(tmp_path / name / MODEL_FILE).stat().st_size for name in ("int4", "int8")]
     assert sizes[0] < sizes[1] < (wide / MODEL_FILE).stat().st_size
 
@@ -136,14 +138,14 @@ def test_progress_counts_up_to_the_end(tmp_path: Path) -> None:
     assert calls[-1][0] == calls[-1][1]
 
 
-def test_without_config_json_the_new_one_says_all_there_is_to_say(tmp_path: Path) -> None:
+def test_config_json_is_written_if_the_original_has_none(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    saving._write_config(tmp_path / "none.json", path, "fp8")
+    export._write_config(tmp_path / "none.json", path, "fp8")
     assert json.loads(path.read_text()) == {"lm": {"dep_q": 8}, "quantization": "fp8"}
 
 
 @pytest.mark.parametrize("other", [q for q in QUANTIZATIONS if q != "int8"])
-def test_another_quantization_is_refused(copy: Path, other: Quantization) -> None:
+def test_loading_with_another_quantization_is_refused(copy: Path, other: Quantization) -> None:
     expected = f"holds int8 weights, which cannot become {other}; leave the quantization out"
     with pytest.raises(ConfigError, match=expected):
         load(copy, other)
@@ -151,7 +153,7 @@ def test_another_quantization_is_refused(copy: Path, other: Quantization) -> Non
         Engine.load(copy, EngineConfig(device="cpu", quantization=other))
 
 
-def test_low_bit_weights_are_not_quantised_again(copy: Path, tmp_path: Path) -> None:
+def test_low_bit_weights_cannot_be_quantised_again(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds int8 weights already; quantize the release"):
         save_quantized(copy, tmp_path / "again", "int4")
     assert not (tmp_path / "again").exists()
@@ -188,14 +190,16 @@ def test_low_bit_weights_are_not_quantised_again(copy: Path, tmp_path: Path) -> 
         ),
     ],
 )
-def test_a_spoilt_folder(copy: Path, change: Callable[[Tensors], object], expected: str) -> None:
+def test_errors_name_the_bad_tensor(
+    copy: Path, change: Callable[[Tensors], object], expected: str
+) -> None:
     edit(copy / MODEL_FILE, change)
     with pytest.raises(CheckpointError, match=expected) as caught:
         load(copy)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_whose_config_forgot_its_quantization(copy: Path) -> None:
+def test_low_bit_weights_without_quantization_in_config_json(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     del config["quantization"]
     (copy / "config.json").write_text(json.dumps(config))
@@ -212,23 +216,23 @@ def test_an_unknown_quantization(copy: Path, value: object) -> None:
         load(copy)
 
 
-def test_fp8_wants_a_card_that_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = torch.device("cuda", 0)
+def test_fp8_needs_a_gpu_that_supports_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     expected = "quantization fp8 needs a GPU of compute capability 8.9 or more and cuda:0"
     with pytest.raises(ConfigError, match=re.escape(expected)):
-        placement.require_runnable("fp8", card)
-    placement.require_runnable("int4", card)
-    placement.require_runnable("fp8", CPU)
+        device_module.require_runnable("fp8", gpu)
+    device_module.require_runnable("int4", gpu)
+    device_module.require_runnable("fp8", CPU)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
-    placement.require_runnable("fp8", card)
+    device_module.require_runnable("fp8", gpu)
 
 
 def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
+def test_an_existing_output_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
@@ -250,7 +254,7 @@ sys.exit(main(["quantize", "--model", sys.argv[1], "--quantization", "int8", "-o
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
-def test_no_half_folder_is_left_where_there_is_no_room(tmp_path: Path) -> None:
+def test_no_partial_folder_is_left_on_a_full_disk(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FULL, str(CHECKPOINT), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
@@ -258,7 +262,7 @@ def test_no_half_folder_is_left_where_there_is_no_room(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
-def test_a_copy_that_fails_leaves_nothing(
+def test_a_failed_copy_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(source: Path, to: Path) -> None:
@@ -285,6 +289,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([*arguments, "--quantization", "int3"]) == 2
     assert "int3" in capsys.readouterr().err
     assert main(["quantize", "--quantization", "int8", "-o", "x", "--model", "/no/where"]) == 2
-    # Drift compares with floating point, which such a folder has not.
+    # Drift needs floating-point weights, which such a folder does not have.
     assert main(["drift", "--model", str(output), "--device", "cpu", "--frames", "20"]) == 2
     assert "holds int4 weights, and drift compares with float32" in capsys.readouterr().err

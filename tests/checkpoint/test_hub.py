@@ -1,6 +1,7 @@
-"""Fetching from a server shaped like the Hub, each time in a fresh process.
+"""Model names: downloads from a fake Hub, error messages, and what ``auto`` resolves to.
 
-``huggingface_hub`` reads its environment when it is imported, so the client cannot run here.
+``huggingface_hub`` reads its environment variables on import, so tests of downloads run the client
+in a process of their own.
 """
 
 from __future__ import annotations
@@ -8,11 +9,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 
-from pipecat_personaplex.checkpoint.hub import resolve
+from pipecat_personaplex import Engine, EngineConfig
+from pipecat_personaplex.checkpoint import hub as hub_module
+from pipecat_personaplex.checkpoint.hub import RELEASE, resolve_folder, resolve_model
 from pipecat_personaplex.errors import DownloadError
 from tests.golden_data import CHECKPOINT
 from tests.helpers.hub import FakeHub
@@ -20,15 +25,15 @@ from tests.helpers.hub import FakeHub
 REPO = "nvidia/tiny-personaplex"
 TOKEN = "hf_averysecrettoken"
 FILES = {path.name: path.read_bytes() for path in CHECKPOINT.iterdir()}
-# Small, where a test is not about content.
+# Small files, for tests in which the content does not matter.
 STUBS = {name: name.encode() for name in FILES}
 
 RESOLVE = """
 import sys
-from pipecat_personaplex.engine.download import resolve
+from pipecat_personaplex.checkpoint.hub import resolve_folder
 from pipecat_personaplex.errors import DownloadError
 try:
-    print(resolve(sys.argv[1], progress=sys.argv[2] == "bars"))
+    print(resolve_folder(sys.argv[1], progress=sys.argv[2] == "bars"))
 except DownloadError as error:
     print("refused:", error)
 """
@@ -37,7 +42,7 @@ except DownloadError as error:
 def fetch(
     url: str, home: Path, *, repo: str = REPO, bars: bool = False, **environment: str
 ) -> tuple[str, str]:
-    """Resolve in a process of its own; its answer and its stderr."""
+    """Call ``resolve_folder`` in a new process; return its output and its stderr."""
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))},
         "HF_ENDPOINT": url,
@@ -55,57 +60,58 @@ def fetch(
         text=True,
     )
     assert TOKEN not in done.stdout + done.stderr
-    answer = done.stdout.rstrip("\n")
-    assert "\n" not in answer
-    return answer, done.stderr
+    output = done.stdout.rstrip("\n")
+    assert "\n" not in output
+    return output, done.stderr
 
 
-def test_a_repository_is_fetched_once_and_serves_without_a_network(tmp_path: Path) -> None:
+def test_a_repository_is_downloaded_once_and_then_needs_no_network(tmp_path: Path) -> None:
     others = {"README.md": b"", ".gitattributes": b"", "voices/x.pt": b""}
     with FakeHub(REPO, {**FILES, **others}) as hub:
-        answer, stderr = fetch(hub.url, tmp_path)
+        output, stderr = fetch(hub.url, tmp_path)
         assert {seen.authorization for seen in hub.seen} == {f"Bearer {TOKEN}"}
         assert "%" not in stderr
-        folder = Path(answer)
+        folder = Path(output)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES
         hub.seen.clear()
-        assert fetch(hub.url, tmp_path)[0] == answer
+        assert fetch(hub.url, tmp_path)[0] == output
         assert not [seen for seen in hub.seen if "resolve" in seen.path]
         url = hub.url
-    # The server is gone, and its port with it.
-    assert fetch(url, tmp_path)[0] == answer
-    assert fetch(url, tmp_path, HF_HUB_OFFLINE="1")[0] == answer
+    # The server has stopped.
+    assert fetch(url, tmp_path)[0] == output
+    assert fetch(url, tmp_path, HF_HUB_OFFLINE="1")[0] == output
 
 
-def test_progress_bars_are_drawn_when_asked_for(tmp_path: Path) -> None:
+def test_progress_bars_are_drawn_if_requested(tmp_path: Path) -> None:
     with FakeHub(REPO, STUBS) as hub:
         assert "%" in fetch(hub.url, tmp_path, bars=True)[1]
 
 
-def test_a_transfer_that_is_cut_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    # The client keeps what it has in pieces of 10 MB.
+def test_an_interrupted_download_resumes(tmp_path: Path) -> None:
+    # The client writes to disk in chunks of 10 MB.
     weights = bytes(range(256)) * (25 << 12)
     with FakeHub(REPO, {**STUBS, "model.safetensors": weights}) as hub:
         hub.cuts["model.safetensors"] = 1
         folder = Path(fetch(hub.url, tmp_path)[0])
-        asked = [seen.range for seen in hub.downloads("model.safetensors")]
+        ranges = [seen.range for seen in hub.downloads("model.safetensors")]
     assert (folder / "model.safetensors").read_bytes() == weights
-    assert asked == [None, "bytes=10485760-"]
+    assert ranges == [None, "bytes=10485760-"]
 
 
-def test_a_transfer_that_is_cut_for_good_says_so_and_can_be_repeated(tmp_path: Path) -> None:
+def test_a_failed_download_is_reported_and_can_be_repeated(tmp_path: Path) -> None:
     with FakeHub(REPO, STUBS, cuts={"model.safetensors": 99}) as hub:
-        answer, _ = fetch(hub.url, tmp_path)
-        assert answer.startswith(f"refused: the transfer of {REPO} broke off (")
-        assert answer.endswith("run the same again, files that are complete are kept")
+        output, _ = fetch(hub.url, tmp_path)
+        assert output.startswith(f"refused: the download of {REPO} broke off (")
+        assert output.endswith("again: complete files are not downloaded again")
+        assert "); run the same command again" in output
         offline, _ = fetch(hub.url, tmp_path, HF_HUB_OFFLINE="1")
         assert offline.startswith(f"refused: the Hub cannot be reached and {REPO} is not, or not")
         hub.cuts.clear()
         hub.seen.clear()
         folder = Path(fetch(hub.url, tmp_path)[0])
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == STUBS
-        fetched = {s.path.rpartition("/")[2] for s in hub.seen if "resolve" in s.path}
-        assert fetched == {"model.safetensors"}
+        downloaded = {s.path.rpartition("/")[2] for s in hub.seen if "resolve" in s.path}
+        assert downloaded == {"model.safetensors"}
 
 
 GATED = (
@@ -135,27 +141,27 @@ NOT_FOUND = (
         (500, {}, f"refused: the Hub answered 500 for {REPO}; try again later"),
     ],
 )
-def test_what_the_hub_refuses(
+def test_each_refusal_of_the_hub_has_its_own_message(
     tmp_path: Path, status: int, headers: dict[str, str], expected: str
 ) -> None:
     with FakeHub(REPO, {}, refusal=(status, headers)) as hub:
         assert fetch(hub.url, tmp_path)[0] == expected
 
 
-def test_no_network_and_nothing_cached(tmp_path: Path) -> None:
+def test_no_network_and_an_empty_cache(tmp_path: Path) -> None:
     with FakeHub(REPO, {}) as hub:
         url = hub.url
-    answer, _ = fetch(url, tmp_path)
-    assert answer.startswith(f"refused: the Hub cannot be reached and {REPO} is not, or not all")
+    output, _ = fetch(url, tmp_path)
+    assert output.startswith(f"refused: the Hub cannot be reached and {REPO} is not, or not all")
 
 
-def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> str:
         raise OSError(28, "No space left on device", "/somewhere")
 
     monkeypatch.setattr("pipecat_personaplex.checkpoint.hub.snapshot_download", full)
     with pytest.raises(DownloadError, match=f"no space is left for {REPO}; free some"):
-        resolve(REPO, progress=False)
+        resolve_folder(REPO, progress=False)
 
 
 def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,12 +169,12 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None
         raise PermissionError(13, "Permission denied", "/somewhere")
 
     monkeypatch.setattr("pipecat_personaplex.checkpoint.hub.snapshot_download", denied)
-    with pytest.raises(DownloadError, match=r"cache cannot be written \(/somewhere\)"):
-        resolve(REPO, progress=False)
+    with pytest.raises(DownloadError, match=r"cache cannot be written \(/somewhere\); set HF_HOME"):
+        resolve_folder(REPO, progress=False)
 
 
-def test_an_existing_folder_needs_no_hub() -> None:
-    assert resolve(str(CHECKPOINT), progress=False) == CHECKPOINT
+def test_an_existing_folder_is_used_as_it_is() -> None:
+    assert resolve_folder(str(CHECKPOINT), progress=False) == CHECKPOINT
 
 
 @pytest.mark.parametrize(
@@ -193,6 +199,84 @@ def test_an_existing_folder_needs_no_hub() -> None:
         "n" * 5000 + "/x",
     ],
 )
-def test_what_is_neither_a_folder_nor_a_repo_id(model: str) -> None:
+def test_a_name_that_is_neither_a_folder_nor_a_repo_id(model: str) -> None:
     with pytest.raises(DownloadError, match="is neither an existing folder nor a Hugging Face"):
-        resolve(model, progress=False)
+        resolve_folder(model, progress=False)
+
+
+# What ``auto`` resolves to.
+
+Hub = Callable[[str], None]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A machine with a GPU and an empty cache; call the fixture with the URL of a fake Hub."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(hub_module, "try_to_load_from_cache", lambda repo, file: None)
+
+    def use(url: str) -> None:
+        monkeypatch.setattr(hub_module, "HfApi", lambda: HfApi(endpoint=url, token=False))
+
+    use("http://127.0.0.1:1")  # no server
+    return use
+
+
+def note_for_nano(device: str = "auto") -> str:
+    model, note = resolve_model("auto", device)
+    assert model == "nano" and note is not None and "\n" not in note
+    assert note.startswith("model: nano, a small demonstration (")
+    return note
+
+
+def test_a_name_other_than_auto_is_not_replaced(hub: Hub) -> None:
+    for model in ("nano", "some/where", "./auto", "random-1b"):
+        assert resolve_model(model, "auto") == (model, None)
+
+
+def test_auto_is_nano_without_a_gpu(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "no CUDA GPU" in note_for_nano()
+
+
+def test_auto_is_the_release_with_a_gpu_and_access(hub: Hub) -> None:
+    with FakeHub(RELEASE, {}) as server:
+        hub(server.url)
+        assert resolve_model("auto", "auto") == (RELEASE, f"model: {RELEASE}")
+
+
+def test_a_cached_release_needs_no_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "try_to_load_from_cache", lambda repo, file: "/cache/x")
+    assert resolve_model("auto", "auto")[0] == RELEASE
+
+
+def test_with_device_cpu_the_note_does_not_deny_the_gpu(hub: Hub) -> None:
+    note = note_for_nano("cpu")
+    assert "the requested device is the CPU" in note and "no CUDA GPU" not in note
+
+
+@pytest.mark.parametrize(
+    ("refusal", "cure"),
+    [
+        ((403, {"X-Error-Code": "GatedRepo"}), "accept its licence at https://huggingface.co/nv"),
+        ((401, {}), "hf auth login"),
+        ((404, {"X-Error-Code": "RepoNotFound"}), "check the spelling"),
+        ((400, {}), "the Hub answered 400"),
+    ],
+)
+def test_without_access_the_note_says_how_to_get_it(
+    hub: Hub, refusal: tuple[int, dict[str, str]], cure: str
+) -> None:
+    with FakeHub(RELEASE, {}, refusal=refusal) as server:
+        hub(server.url)
+        assert cure in note_for_nano()
+
+
+def test_without_a_network_the_note_does_not_mention_the_licence(hub: Hub) -> None:
+    note = note_for_nano()
+    assert "cannot be reached" in note and "licence" not in note
+
+
+def test_an_engine_resolves_auto() -> None:
+    config = EngineConfig(device="cpu", max_sessions=1)
+    assert Engine.load("auto", config).voices == Engine.load("nano", config).voices

@@ -1,4 +1,4 @@
-"""The memory plan agrees with what is really held, and refuses what cannot fit."""
+"""The memory plan equals the memory that is used, and a plan that does not fit is refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def plan(config: ModelConfig, **changes: object) -> MemoryPlan:
     return plan_memory(config, **(arguments | changes))  # type: ignore[arg-type]
 
 
-def held(model: torch.nn.Module) -> int:
+def allocated(model: torch.nn.Module) -> int:
     tensors = [*model.parameters(), *model.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -56,7 +56,7 @@ def held(model: torch.nn.Module) -> int:
 @pytest.mark.parametrize("config", [WIDE, "tiny"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("quantization", [None, "int8", "fp8", "int4"])
-def test_the_plan_is_what_is_held(
+def test_the_plan_equals_the_allocated_memory(
     config: ModelConfig | str, dtype: torch.dtype, quantization: Quantization | None
 ) -> None:
     if isinstance(config, str):
@@ -66,8 +66,8 @@ def test_the_plan_is_what_is_held(
         lm, mimi = random_model(config, device=CPU, dtype=dtype, quantization=quantization)
     kv_dtype = str(dtype).removeprefix("torch.")
     planned = plan(config, dtype=dtype, quantization=quantization, kv_dtype=kv_dtype)
-    assert planned.weights == held(lm)
-    assert planned.codec - planned.codec_per_slot == held(mimi)
+    assert planned.weights == allocated(lm)
+    assert planned.codec - planned.codec_per_slot == allocated(mimi)
     ring = RingCache.for_lm(lm, 3, CPU)
     assert planned.kv_per_slot * 3 == ring.nbytes
     runner = ModelRunner(config, lm, mimi, 3, CPU)
@@ -75,7 +75,7 @@ def test_the_plan_is_what_is_held(
 
 
 def test_the_release() -> None:
-    """What the public figures say of the 7B: parameters and keys and values, counted by hand."""
+    """The 7B's parameters, keys and values, computed by hand from its published shapes."""
     full = plan(ModelConfig(), device=CUDA, dtype=torch.bfloat16, kv_dtype="bfloat16")
     assert full.kv_per_slot == 2999 * 512 * 1024
     assert full.weights == pytest.approx(15.4e9, rel=0.01)
@@ -84,20 +84,20 @@ def test_the_release() -> None:
     temporal = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11_264)
     depth = 8 * (6 * (4 * 1024 * 1024 + 3 * 1024 * 2816) + 4096 * 1024)
     saved = full.weights - eight.weights
-    assert saved == pytest.approx(temporal + depth, rel=0.002)  # a byte a weight, less the scales
+    assert saved == pytest.approx(temporal + depth, rel=0.002)  # a byte per weight, less the scales
     assert eight.weights - four.weights == pytest.approx(temporal / 2, rel=0.035)
 
 
-def test_smaller_keys_and_values() -> None:
+def test_types_of_keys_and_values() -> None:
     config = LMConfig()
     assert kv_bytes(config, 2999, "float32") == 2 * kv_bytes(config, 2999, "bfloat16")
-    # A byte a feature, and a scale of four for each head of 128.
+    # One byte per feature, and a scale of four bytes per head of 128.
     per_frame = 2 * 32 * 32 * (128 + 4)
     assert kv_bytes(config, 2999, "fp8") == 2999 * per_frame
     assert kv_bytes(config, 1000, "fp8") == 1000 * per_frame
 
 
-def test_without_triton_a_layers_rings_are_gathered_on_a_card(
+def test_without_triton_cuda_gathers_one_layers_rings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def workspace() -> int:
@@ -120,7 +120,7 @@ def test_without_triton_a_layers_rings_are_gathered_on_a_card(
     assert workspace() - with_kernels == 5 * 2 * 300 * config.lm.dim * 2
 
 
-# What a device has, and what is said when that is too little.
+# Free memory, and the errors and warnings if it is too little.
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ PLAN = MemoryPlan(
     ("free", "fits"),
     [(23, "max_sessions 3 would fit"), (18.5, "not even one session fits")],
 )
-def test_a_card_that_is_too_small(monkeypatch: pytest.MonkeyPatch, free: float, fits: str) -> None:
+def test_a_gpu_that_is_too_small(monkeypatch: pytest.MonkeyPatch, free: float, fits: str) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: int(free * GIB))
     with pytest.raises(ConfigError) as refused:
         require_memory(PLAN, CUDA)
@@ -160,12 +160,12 @@ def test_a_card_that_is_too_small(monkeypatch: pytest.MonkeyPatch, free: float, 
         "weights 14.00 + codec 0.50 + (8 sessions and 1 spare) x 1.25",
         "= 28.75",
         f"of {free:.2f} free",
-        "kv_dtype fp8, a smaller context, quantization int8 or quantization int4 take less",
+        "kv_dtype fp8, a smaller context, quantization int8 or quantization int4 need less",
     ):
         assert part in message
 
 
-def test_few_callers_are_offered_the_spare_slots_room() -> None:
+def test_few_sessions_need_no_spare_slot() -> None:
     slot = PLAN.per_slot
     reserved = PLAN.fixed
     assert [PLAN.fitting_slots(reserved + room * slot) for room in range(7)] == [
@@ -174,25 +174,25 @@ def test_few_callers_are_offered_the_spare_slots_room() -> None:
 
 
 @pytest.mark.parametrize("per_slot", [0, GIB // 8])
-def test_what_is_said_to_fit_does_and_one_more_does_not(per_slot: int) -> None:
-    asked = replace(PLAN, workspace_per_slot=per_slot)
+def test_the_suggested_number_fits_and_one_more_does_not(per_slot: int) -> None:
+    requested = replace(PLAN, workspace_per_slot=per_slot)
     for free in range(17, 80):
-        count = asked.fitting_slots(free * GIB)
+        count = requested.fitting_slots(free * GIB)
         needed = [
-            replace(asked, slots=slots, spare_slots=spare_slots(slots)).total
+            replace(requested, slots=slots, spare_slots=spare_slots(slots)).total
             for slots in (count, count + 1)
         ]
         assert needed[0] <= free * GIB or count == 0
         assert needed[1] > free * GIB
 
 
-# How many callers there are where nobody says.
+# The number of sessions if none is configured.
 
 
-def settled(
+def resolved_sessions(
     monkeypatch: pytest.MonkeyPatch, device: torch.device, free: float | None, sessions: int = 0
 ) -> int:
-    """Callers of the 7B on a device with so many GiB free."""
+    """Sessions of the 7B on a device with this much free memory, in GiB."""
     available = None if free is None else int(free * GIB)
     monkeypatch.setattr(memory, "available_bytes", lambda device: available)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -206,21 +206,21 @@ def settled(
         (CUDA, 79, 8),
         (CUDA, 23.5, 2),
         (CUDA, 22, 1),
-        (CUDA, 10, 1),  # to be refused
+        (CUDA, 10, 1),  # not even one fits
         (CUDA, None, 8),
         (CPU, 64, 8),
         (CPU, 48, 5),
         (CPU, None, 8),
     ],
 )
-def test_without_a_number_there_are_as_many_as_fit(
+def test_without_a_configured_number_as_many_sessions_as_fit(
     monkeypatch: pytest.MonkeyPatch,
     messages: list[str],
     device: torch.device,
     free: float | None,
     sessions: int,
 ) -> None:
-    assert settled(monkeypatch, device, free) == sessions
+    assert resolved_sessions(monkeypatch, device, free) == sessions
     if sessions == 8 or free == 10:
         assert messages == []
     else:
@@ -229,41 +229,41 @@ def test_without_a_number_there_are_as_many_as_fit(
         assert "8 sessions" in line and f"of {free:.2f} free" in line
 
 
-def test_a_number_that_is_given_stays(monkeypatch: pytest.MonkeyPatch, messages: list[str]) -> None:
-    assert settled(monkeypatch, CUDA, 23.5, sessions=4) == 4
+def test_a_configured_number_stays(monkeypatch: pytest.MonkeyPatch, messages: list[str]) -> None:
+    assert resolved_sessions(monkeypatch, CUDA, 23.5, sessions=4) == 4
     assert messages == []
 
 
-def test_an_engine_takes_as_many_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_runs_as_many_sessions_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Engine.load(CHECKPOINT, EngineConfig(device="cpu")).stats().max_sessions == 8
     config = read_config(CHECKPOINT / "config.json")
     eight = plan(config, slots=8, prompt_bytes=EngineConfig.prefix_cache_bytes)
     free = eight.total - 3 * eight.per_slot
     monkeypatch.setattr(memory, "available_bytes", lambda device: free)
     assert Engine.load(CHECKPOINT, EngineConfig(device="cpu")).stats().max_sessions == 5
-    # Who names a number gets it: on a CPU, more than fit at once are a risk and no mistake.
-    named = EngineConfig(device="cpu", max_sessions=8)
-    assert Engine.load(CHECKPOINT, named).stats().max_sessions == 8
+    # A configured number is used: on a CPU, more than fit at once only give a warning.
+    configured = EngineConfig(device="cpu", max_sessions=8)
+    assert Engine.load(CHECKPOINT, configured).stats().max_sessions == 8
 
 
-def test_an_engine_of_a_loaded_checkpoint_has_the_usual_number() -> None:
+def test_an_engine_of_a_loaded_checkpoint_has_the_default_number() -> None:
     loaded = Engine.load(CHECKPOINT, EngineConfig(device="cpu", max_sessions=1))
     engine = Engine(loaded.checkpoint, loaded._voices, EngineConfig(device="cpu"))
     assert engine.stats().max_sessions == engine.config.max_sessions == 8
 
 
-def test_weights_that_come_low_bit_are_not_offered_another_format() -> None:
+def test_no_other_format_is_suggested_for_stored_low_bit_weights() -> None:
     stored = replace(PLAN, quantization="int8", stored=True)
-    assert "int4" not in stored.savings()
+    assert "int4" not in stored.suggestions()
 
 
-def test_savings_are_those_not_taken_yet() -> None:
+def test_suggestions_are_options_not_in_use_yet() -> None:
     small = replace(PLAN, quantization="int8", kv_dtype="fp8", prompts=0)
-    assert small.savings() == "a smaller context or quantization int4"
-    assert replace(small, quantization="int4").savings() == "a smaller context"
+    assert small.suggestions() == "a smaller context or quantization int4"
+    assert replace(small, quantization="int4").suggestions() == "a smaller context"
 
 
-def test_a_card_that_is_large_enough(monkeypatch: pytest.MonkeyPatch, messages: list[str]) -> None:
+def test_a_gpu_with_enough_memory(monkeypatch: pytest.MonkeyPatch, messages: list[str]) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 80 * GIB)
     require_memory(PLAN, CUDA)
     [line] = messages
@@ -271,15 +271,15 @@ def test_a_card_that_is_large_enough(monkeypatch: pytest.MonkeyPatch, messages: 
     assert "= 28.75 of 80.00 free, 51.25 left" in line
 
 
-def test_a_cpu_must_hold_the_weights_and_one_full_call(
+def test_a_cpu_needs_memory_for_the_weights_and_one_full_session(
     monkeypatch: pytest.MonkeyPatch, messages: list[str]
 ) -> None:
     cpu_plan = replace(PLAN, workspace=0, spare_slots=0)
     free = 15.8
     monkeypatch.setattr(memory, "available_bytes", lambda device: int(free * GIB))
-    require_memory(cpu_plan, CPU)  # 14.5 and 1.25: the rest may come to be needed
+    require_memory(cpu_plan, CPU)  # 14.5 and 1.25; the rest is allocated later, if at all
     assert [line.split(":")[0] for line in messages] == ["INFO", "WARNING"]
-    assert "more than there is" in messages[1]
+    assert "more than is free" in messages[1]
     with pytest.raises(ConfigError, match=r"2 sessions .* max_sessions 1 would fit"):
         require_memory(cpu_plan, CPU, filled=2)
     free = 15.7
@@ -287,7 +287,7 @@ def test_a_cpu_must_hold_the_weights_and_one_full_call(
         require_memory(cpu_plan, CPU)
 
 
-def test_a_system_that_does_not_tell(
+def test_a_system_that_does_not_report_free_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, messages: list[str]
 ) -> None:
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "none")
@@ -299,7 +299,7 @@ def test_a_system_that_does_not_tell(
     assert available_bytes(CPU) == 1234 << 10
 
 
-def test_an_engine_is_refused_before_its_weights_are_read(
+def test_an_engine_is_refused_before_weights_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def read(*args: object, **kwargs: object) -> None:
@@ -317,7 +317,7 @@ def test_an_engine_logs_its_plan(messages: list[str]) -> None:
     assert len(plans) == 1 and " + 2 sessions x " in plans[0]
 
 
-def test_window_and_slots_are_arguments() -> None:
+def test_the_plan_depends_on_window_and_slots() -> None:
     config = replace(read_config(CHECKPOINT / "config.json"), mimi=MimiConfig())
     whole, part = plan(config), plan(config, window=24, slots=1)
     assert whole.kv_per_slot == part.kv_per_slot * 47 / 24

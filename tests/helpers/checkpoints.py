@@ -1,8 +1,9 @@
-"""Checkpoints in the release's layout, made for a test."""
+"""Small checkpoints in the release's layout, written for a test."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import shutil
@@ -20,7 +21,7 @@ MODEL_FILE = "model.safetensors"
 MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
 TOKENIZER_FILE = "tokenizer_spm_32k_3.model"
 
-# Weights large enough to be packed, and quantised where that is asked for.
+# Weights that are large enough to be packed, and to be quantised if requested.
 WIDE = ModelConfig(
     lm=LMConfig(
         dim=256,
@@ -49,7 +50,7 @@ Tensors = dict[str, Tensor]
 
 
 def copy_tiny(folder: Path) -> Path:
-    """The golden checkpoint, to be spoilt."""
+    """A copy of the golden checkpoint for a test to modify."""
     return Path(shutil.copytree(CHECKPOINT, folder / "checkpoint"))
 
 
@@ -61,9 +62,9 @@ def edit(file: Path, change: Callable[[Tensors], object]) -> None:
 
 
 def write_checkpoint(folder: Path, config: ModelConfig, seed: int = 0) -> Path:
-    """Write small random models of this architecture; ``lm.dep_q`` depth sets.
+    """Write random models of this architecture, with ``lm.dep_q`` depth steps.
 
-    Weights depend on names alone, so that files of 8 and of 16 sets share the first eight.
+    Weights depend only on their names, so files of 8 and of 16 depth steps share the first eight.
     """
     folder.mkdir(parents=True)
     save_file(
@@ -80,6 +81,7 @@ def write_checkpoint(folder: Path, config: ModelConfig, seed: int = 0) -> Path:
 
 
 def config_json(config: ModelConfig) -> dict[str, object]:
+    """The content of ``config.json`` for this architecture."""
     mimi = config.mimi
     seanet = ("dimension", "n_filters", "kernel_size", "residual_kernel_size", "last_kernel_size")
     transformer = ("num_heads", "num_layers", "dim_feedforward", "context")
@@ -94,6 +96,7 @@ def config_json(config: ModelConfig) -> dict[str, object]:
 
 
 def lm_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the language model's tensors in the release's layout."""
     dim, depth, steps, table = config.dim, config.depformer_dim, config.dep_q, config.card + 1
     shapes: dict[str, tuple[int, ...]] = {
         "text_emb.weight": (config.text_card + 1, dim),
@@ -131,7 +134,7 @@ def lm_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
 
 
 def mimi_shapes(config: MimiConfig) -> dict[str, tuple[int, ...]]:
-    """Spelled out for the four stages there are."""
+    """Shapes of the codec's tensors, for the release's four stages."""
     dim, width = config.dimension, config.n_filters
     shapes: dict[str, tuple[int, ...]] = {
         "downsample.conv.conv.conv.weight": (dim, dim, 4),
@@ -186,11 +189,26 @@ def mimi_shapes(config: MimiConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _noise(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Each depth step draws its own, so that a stack of 8 starts like a stack of 16."""
+    """Noise for a tensor; the first rows do not depend on the number of rows."""
     generator = torch.Generator().manual_seed(seed + sum(map(ord, name)) % 1000)
     if name.endswith("alpha") or ".norm" in name or name.endswith("cluster_usage"):
         return torch.rand(shape, generator=generator) + 0.5
-    # Drawn in row order: the first rows do not depend on how many follow.
+    # Generated row by row, so that a stack of 8 depth steps starts like a stack of 16.
     noise = torch.randn(shape[0], *shape[1:], generator=generator)
-    # Activations keep their size through any number of layers.
+    # The scale keeps the size of activations through any number of layers.
     return noise * 0.05 if len(shape) == 1 else noise / math.prod(shape[1:]) ** 0.5
+
+
+def preset(frames: int = 6) -> Tensors:
+    """A voice file's content, for a model of dimension 64: a voice of ``frames + 1`` frames."""
+    return {
+        "embeddings": torch.randn(frames, 1, 1, 64, generator=torch.Generator().manual_seed(0)),
+        "cache": torch.full((1, 17, 4), 3),
+    }
+
+
+def pt(content: object) -> bytes:
+    """The bytes of a ``.pt`` file with this content."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()

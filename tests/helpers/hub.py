@@ -15,7 +15,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Seen:
-    """A request that the server got."""
+    """A request that the server received."""
 
     method: str
     path: str
@@ -25,14 +25,14 @@ class Seen:
 
 @dataclass
 class FakeHub:
-    """One repository.
+    """The server, with one repository.
 
     Attributes:
-        repo: Its id.
-        files: Its content.
-        refusal: Status and headers to answer everything with, instead of the content.
-        cuts: How many downloads of each file to break off half way.
-        seen: What was asked, in order.
+        repo: Id of the repository.
+        files: Content of its files by name.
+        refusal: Status and headers of every response, instead of the content.
+        cuts: Number of downloads of each file to interrupt half way.
+        seen: The requests, in order.
     """
 
     repo: str
@@ -78,12 +78,12 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self) -> None:
-        self._answer()
+        self._respond()
 
     def do_GET(self) -> None:
-        self._answer()
+        self._respond()
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         hub = self.serves
         path = self.path.partition("?")[0]
         hub.seen.append(
@@ -117,8 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
         data = hub.files[name]
         headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         status, start = 200, 0
-        if asked := self.headers.get("Range"):
-            start = int(asked.removeprefix("bytes=").partition("-")[0])
+        if requested := self.headers.get("Range"):
+            start = int(requested.removeprefix("bytes=").partition("-")[0])
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             status = 206
         part = data[start:]

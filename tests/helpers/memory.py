@@ -1,4 +1,4 @@
-"""What loading takes of a process's own memory at its peak, in a process of its own."""
+"""Measures the peak memory of loading a model, in a new process."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 
-# The file's mapped pages count in a process's resident set, though the kernel may drop them at
-# any time; RssAnon counts what only this process has, and is sampled while the load runs.
+# The resident set includes mapped pages of the file, which the kernel may drop at any time. RssAnon
+# counts only the process's own memory; it is sampled while the model is loaded.
 _MEASURE = """
 import sys, threading, torch
 {setup}
@@ -37,14 +37,14 @@ print(max(peak, anonymous()) - before, sum(
 
 
 def loading_peak(setup: str, *arguments: str) -> tuple[int, int]:
-    """Bytes taken at the peak and in the end by what a ``load`` returns.
+    """Bytes at the peak while ``load`` runs, and bytes of the models that it returns.
 
     Args:
-        setup: Source that defines ``load``, which returns models.
-        arguments: From ``sys.argv[1]`` on.
+        setup: Source code that defines ``load``, which returns models.
+        arguments: The process's ``sys.argv[1:]``.
     """
-    # The allocator gives a real model's large tensors back as soon as they are freed; so it does
-    # for smaller ones.
+    # The allocator returns the memory of a real model's large tensors as soon as they are freed.
+    # With this threshold it does so for the small ones of these tests.
     out = subprocess.run(
         [sys.executable, "-c", _MEASURE.format(setup=setup), *arguments],
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
