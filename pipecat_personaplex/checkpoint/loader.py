@@ -32,7 +32,7 @@ from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
 
 Progress = Callable[[int, int], None]
-"""Called after each tensor with (done, total): weights, or bytes where a function says so."""
+"""Called with (done, total) as work advances; the function that takes it names the unit."""
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ class VoiceLibrary:
 
         Raises:
             VoiceError: The archive cannot be read or is too large, or has a member that does not
-                belong into it: a link, a device, an absolute path or ``..``.
+                belong in it: a link, a device, an absolute path or ``..``.
         """
         library = cls(config)
         try:

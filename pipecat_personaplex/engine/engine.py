@@ -57,9 +57,9 @@ class Engine:
         engine = Engine.load("nvidia/personaplex-7b-v1", EngineConfig(max_sessions=8))
         persona = Persona(voice="NATF2", text_prompt="You enjoy having a good conversation.")
         with engine:
-            session = engine.open_session(persona, on_frame=lambda frame: print(frame.text))
-            session.wait_ready()
-            session.push(pcm)  # float32 mono 24 kHz, any length
+            session = engine.open_session(persona, on_frame=play)  # play(frame) must return at once
+            for pcm in microphone():  # float32 mono 24 kHz, any length
+                session.push(pcm)
             session.close()
 
     Args:

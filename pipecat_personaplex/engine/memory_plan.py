@@ -89,7 +89,7 @@ class MemoryPlan:
         """Number of slots that fit into ``available`` bytes."""
         room = available - self.fixed
         count = max(0, room // (self.per_slot + self.workspace_per_slot))
-        # The spare slots are counted only with as many slots as need them.
+        # Small numbers of slots need no spare slot: see ``spare_slots``.
         while count and self._of_slots(count, spare_slots(count) * self.spare_slots) > room:
             count -= 1
         return count
