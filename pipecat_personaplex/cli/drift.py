@@ -61,7 +61,9 @@ def drift(
     the distributions in nats, and the error in the first and the last tenth of the conversation.
     """
     from pipecat_personaplex.bench.drift import DriftOptions, run
+    from pipecat_personaplex.checkpoint.loader import loading_bar
 
     drift_options = DriftOptions(options.resolve_model(), frames, user, options.config, seed)
-    report = run(drift_options, typer.echo, progress=sys.stderr.isatty())
+    with loading_bar(sys.stderr.isatty(), "comparing") as progress:
+        report = run(drift_options, typer.echo, progress)
     typer.echo(json.dumps(report))
