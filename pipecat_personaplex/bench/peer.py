@@ -20,11 +20,11 @@ from pipecat_personaplex.bench.workload import (
     start_sessions,
     step_call,
 )
-from pipecat_personaplex.constants import CODEBOOKS, DELAYS, FRAME_SAMPLES
+from pipecat_personaplex.constants import CODEBOOKS, DELAYS, FRAME_SAMPLES, SAMPLE_RATE, TEXT_PAD
 from pipecat_personaplex.models.config import ModelConfig
 
 _ROUNDS = 5
-# The first calls compile moshi's norms and capture its CUDA graphs.
+# Untimed steps at first, which compile moshi's norms and capture its CUDA graphs.
 _START_UP = 4
 
 
@@ -37,7 +37,7 @@ def peer_lm_kwargs(config: ModelConfig) -> dict[str, Any]:
     return {
         "dim": lm.dim,
         "text_card": lm.text_card,
-        "existing_text_padding_id": 3,
+        "existing_text_padding_id": TEXT_PAD,
         "n_q": 2 * CODEBOOKS,
         "dep_q": CODEBOOKS,
         "card": lm.card,
@@ -69,7 +69,7 @@ def peer_mimi_config(config: ModelConfig) -> dict[str, Any]:
     """Return the arguments that give moshi's codec this architecture, with the 8 codebooks used."""
     mimi = config.mimi
     return {
-        "sample_rate": 24_000,
+        "sample_rate": SAMPLE_RATE,
         "channels": 1,
         "frame_rate": 12.5,
         "seanet": {
@@ -176,9 +176,9 @@ def measure_peer(
     device = model.device
     contenders: dict[str, Callable[[], object]] = {}
 
-    def add(name: str, ours: LoadedModel) -> None:
-        runner = new_runner(ours, 1)
-        start_sessions(runner, 1, noise_prefix(ours, fill.positions), fill)
+    def add(name: str, contender: LoadedModel) -> None:
+        runner = new_runner(contender, 1)
+        start_sessions(runner, 1, noise_prefix(contender, fill.positions), fill)
         contenders[name] = step_call(runner, 1)
 
     add("ours", model)

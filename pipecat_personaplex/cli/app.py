@@ -61,7 +61,7 @@ def _version(shown: bool) -> None:
 
 
 @app.callback()
-def _before(
+def _global_options(
     ctx: typer.Context,
     debug: Annotated[
         bool,

@@ -23,9 +23,9 @@ def quantize(
     quantization: Annotated[
         config.Quantization,
         typer.Option(
-            help="Format of the transformers' weights, compared with bfloat16: int8 and fp8 take "
-            "half the space. int4 takes little more than a quarter: 4 bits in groups of 128, with "
-            "the depth transformer in int8.",
+            help="Format of the transformers' weights. int8 and fp8 take half the space of "
+            "bfloat16. int4 takes little more than a quarter: 4 bits in groups of 128, and int8 in "
+            "the depth transformer.",
         ),
     ],
     output: Annotated[

@@ -28,7 +28,7 @@ from pipecat_personaplex.cli import main
         (["--minutes", "-1"], "--minutes"),
         (["--measure", "steps,luck"], "prompts, steps, parts, bandwidth, not luck"),
         (["--measure", "parts", "--minutes", "1"], "need steps"),
-        (["--histogram", "steps.svg"], "name it .png"),
+        (["--histogram", "steps.svg"], "must end in .png"),
         (["--histogram", "/nowhere/steps.png"], "no folder"),
         (["--sessions", "100000", "--fill", "full", "--random-1b"], "too little memory"),
         (["--sessions", "100000", "--fill", "full", "--model", "random-1b"], "too little memory"),
