@@ -85,8 +85,8 @@ def test_drift_and_speed(
 
 
 LOAD = """
-from pipecat_personaplex.engine.checkpoint import random_model
-from pipecat_personaplex.subject import RANDOM_MODELS
+from pipecat_personaplex.checkpoint.loader import random_model
+from pipecat_personaplex.bench.models import RANDOM_MODELS
 
 def load():
     return random_model(
