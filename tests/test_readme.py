@@ -25,7 +25,7 @@ from tests.helpers.servers import ServeProcess
 README = Path(__file__).parent.parent / "README.md"
 MODEL = "nvidia/personaplex-7b-v1"
 # What this very run is made of; what takes minutes, and has a shorter run in
-# tests/bench/test_bench.py; and what ends with its user: tests/cli/test_serve.py.
+# tests/bench/test_run.py; and what ends with its user: tests/cli/test_serve.py.
 ELSEWHERE = ("make ", "personaplex bench", "personaplex serve")
 
 

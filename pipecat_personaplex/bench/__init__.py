@@ -1,1 +1,1 @@
-"""``personaplex bench``: how fast a model steps here, and how far that is from the limit."""
+"""``personaplex bench`` and ``personaplex drift``: speed and numerical accuracy of a model here."""

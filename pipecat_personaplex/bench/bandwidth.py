@@ -1,39 +1,30 @@
-"""Bytes a second of attention and of weights, against what a plain copy reaches here."""
+"""Memory bandwidth of attention and of the weights, relative to a plain copy on this device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipecat_personaplex.bench.calls import (
-    Served,
-    StepAttention,
-    fill_rings,
-    new_ring,
-    noise_prefix,
-    window_of,
-)
-from pipecat_personaplex.bench.options import BenchOptions
-from pipecat_personaplex.bench.timing import device_seconds, release
+from pipecat_personaplex.bench.models import LoadedModel
+from pipecat_personaplex.bench.options import BenchOptions, Echo
+from pipecat_personaplex.bench.timing import device_seconds, free_memory
+from pipecat_personaplex.bench.workload import StepAttention, fill_rings, new_ring, noise_prefix
 
-# Larger than any cache, smaller than what a card has left beside a model.
+# Larger than any cache, smaller than the memory that a model leaves free on a card.
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
 _MLP_ROWS = (1, 8, 64)
 _TIMES = 10
 
-Say = Callable[[str], None]
 
-
-def held_bytes(module: nn.Module) -> int:
-    """Of a module's parameters and buffers, in whatever form they are kept."""
+def module_bytes(module: nn.Module) -> int:
+    """Return the bytes of a module's parameters and buffers, in the format they are stored in."""
     return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second of a large tensor's copy on the device, read and written ones counted."""
+    """Return the bytes per second of copying a large tensor on the device, reads plus writes."""
     source = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / device_seconds(lambda: target.copy_(source), _TIMES, device)
@@ -41,67 +32,66 @@ def copy_bandwidth(device: torch.device) -> float:
 
 @torch.inference_mode()
 def measure_bandwidth(
-    served: Served, options: BenchOptions, copy: float, device: torch.device, say: Say
+    model: LoadedModel, options: BenchOptions, copy: float, echo: Echo
 ) -> dict[str, Any]:
-    """Attention over full rings, and the gated MLPs, which hold most weights, at a few batch sizes.
+    """Measure attention over full rings, and the gated MLPs, which hold most weights.
 
     Args:
-        served: The model.
-        options: Its batch sizes are those of the attention.
-        copy: The device's copy bandwidth, bytes a second.
-        device: Where the model is.
-        say: Takes lines for a person.
+        model: The model.
+        options: Give the batch sizes of the attention.
+        copy: Copy bandwidth of the device, bytes per second.
+        echo: Prints one line of results.
     """
 
     def entry(name: str, count: int, seconds: float) -> dict[str, float]:
         rate = count / seconds
-        figures = {
+        result = {
             "ms": round(seconds * 1e3, 4),
             "bytes": count,
             "gb_s": round(rate / 1e9, 2),
             "percent_of_copy": round(100 * rate / copy, 1),
         }
-        say(f"{name}: {figures['gb_s']:,.1f} GB/s, {figures['percent_of_copy']}% of copy")
-        return figures
+        echo(f"{name}: {result['gb_s']:,.1f} GB/s, {result['percent_of_copy']}% of copy")
+        return result
 
     report: dict[str, Any] = {"attention": {}, "mlp": {}}
-    # On a CPU rings are read one after the other: more of them only take longer.
+    # A CPU reads one ring after the other: a larger batch takes longer and shows nothing new.
     small, large = min(options.sessions), max(options.sessions)
-    for sessions in sorted({small} if device.type == "cpu" else {small, large}):
-        seconds, count = _attention(served, sessions, device)
+    for sessions in sorted({small} if model.device.type == "cpu" else {small, large}):
+        seconds, count = _attention(model, sessions)
         name = f"attention over {sessions} full windows"
         report["attention"][str(sessions)] = entry(name, count, seconds)
-        release(device)
+        free_memory(model.device)
     for rows in _MLP_ROWS:
-        seconds, count = _mlp(served, rows, device)
+        seconds, count = _mlp(model, rows)
         name = f"gated MLPs, {rows} rows"
         report["mlp"][str(rows)] = entry(name, count, seconds)
     return report
 
 
-def _attention(served: Served, sessions: int, device: torch.device) -> tuple[float, int]:
-    """Seconds of one step's attention in all layers, and the bytes of the rings it reads."""
-    ring = new_ring(served, sessions, device)
-    prefix = noise_prefix(served, 2 * window_of(served), device)
-    attention = StepAttention(served, ring, fill_rings(ring, sessions, prefix), device)
+def _attention(model: LoadedModel, sessions: int) -> tuple[float, int]:
+    """Return the seconds of one step's attention in all layers, and the bytes of the rings."""
+    ring = new_ring(model, sessions)
+    prefix = noise_prefix(model, 2 * model.window)
+    attention = StepAttention(model, ring, fill_rings(ring, sessions, prefix))
     kv = attention.open()
-    seconds = device_seconds(lambda: attention.attend(kv), _TIMES, device)
+    seconds = device_seconds(lambda: attention.attend(kv), _TIMES, model.device)
     return seconds, ring.nbytes
 
 
-def _mlp(served: Served, rows: int, device: torch.device) -> tuple[float, int]:
-    """Seconds of all layers' gated MLPs, one after the other, and the bytes of their weights.
+def _mlp(model: LoadedModel, rows: int) -> tuple[float, int]:
+    """Return the seconds of the gated MLPs of all layers, and the bytes of their weights.
 
-    Taking turns keeps them out of the caches, as in a step; and they multiply the way they do
-    there, whatever that is.
+    The layers run one after the other, as in a step, so that no layer's weights stay in a cache.
+    They multiply with the kernel that a step would use.
     """
-    blocks = served.lm.transformer.layers
+    blocks = model.lm.transformer.layers
     layers = [block.get_submodule("gating") for block in blocks]
-    x = torch.randn(rows, 1, served.config.lm.dim, device=device, dtype=served.lm.dtype)
+    x = torch.randn(rows, 1, model.config.lm.dim, device=model.device, dtype=model.lm.dtype)
 
     def call() -> None:
         for layer in layers:
             layer(x)
 
-    seconds = device_seconds(call, _TIMES, device)
-    return seconds, sum(held_bytes(layer) for layer in layers)
+    seconds = device_seconds(call, _TIMES, model.device)
+    return seconds, sum(module_bytes(layer) for layer in layers)

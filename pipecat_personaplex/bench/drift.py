@@ -1,9 +1,9 @@
-"""How far low-bit weights, keys and values take a model from itself: teacher-forced.
+"""How much low-bit weights, keys and values change a model's predictions, by teacher forcing.
 
-The model in float32 holds a conversation. The same model as it is to be served then gets the same
-tokens at every position, whatever it would have chosen itself, and what it thinks of each next
-token is compared. Its keys and values are its own throughout, so errors that add up in them show
-as growth from the first frames to the last.
+The float32 model samples a conversation. The same model, in the precision it is to be served in,
+then gets the same tokens at every frame, and its logits are compared with those of the float32
+model. Its keys and values are its own throughout, so errors that accumulate in them show as growth
+from the first frames to the last.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,27 +22,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipecat_personaplex.audio import read_audio
-from pipecat_personaplex.bench.models import load_subject, read_architecture
+from pipecat_personaplex.bench.models import load_model, read_architecture
+from pipecat_personaplex.bench.options import Echo
+from pipecat_personaplex.bench.teacher_forcing import ReferenceRun, TeacherForcedModel
 from pipecat_personaplex.checkpoint.loader import Progress
 from pipecat_personaplex.config import EngineConfig, Quantization, SamplingParams
 from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES
 from pipecat_personaplex.engine.batch import Batch
 from pipecat_personaplex.engine.codec_slots import encode_stream
-from pipecat_personaplex.engine.kv_cache import RingCache
 from pipecat_personaplex.engine.sampling import SamplerState
-from pipecat_personaplex.engine.token_grid import TokenGrid
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.models.config import ModelConfig
-from pipecat_personaplex.models.delay_pattern import initial_column
 from pipecat_personaplex.models.device import resolve_kv_dtype, resolve_target
-from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.quantization.kv import FP8
 
 STREAM_NAMES = ("text", *(f"audio {book}" for book in range(CODEBOOKS)))
-_ENDS = 10
-"""Growth compares the last part of the conversation with the first: one in so many frames."""
-
-Figures = npt.NDArray[np.float64]
+_SEGMENTS = 10
+"""Error growth compares the first and the last of this many equal segments."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +46,19 @@ class DriftOptions:
 
     Attributes:
         model: A folder, a repo id, ``"random-1b"`` or ``"random-7b"``.
-        frames: Length of the conversation.
-        user: A recording of the caller, repeated as needed; None for silence.
-        engine: How the model is to be served: device, precisions, context, threads. It is compared
-            with itself in float32, nothing in low bits and nothing forgotten.
-        seed: Of the conversation.
+        frames: Length of the conversation, in frames of 80 ms.
+        user: A recording of the caller, repeated as needed; None is silence.
+        engine: How the model is to be served: device, precisions, context, threads. The reference
+            is the same model in float32 with its whole context.
+        seed: Seed of the sampled conversation.
+
+    Raises:
+        ConfigError: A value is out of its range.
+
+    Example::
+
+        engine = EngineConfig(device="cpu", quantization="int8")
+        report = run(DriftOptions("random-1b", frames=20, engine=engine), print)
     """
 
     model: str
@@ -66,158 +69,86 @@ class DriftOptions:
 
     def __post_init__(self) -> None:
         SamplingParams(seed=self.seed)
-        if self.frames < 2 * _ENDS:
-            raise ConfigError(f"frames must be at least {2 * _ENDS}, not {self.frames}")
+        if self.frames < 2 * _SEGMENTS:
+            raise ConfigError(f"frames must be at least {2 * _SEGMENTS}, not {self.frames}")
 
 
-@dataclass(frozen=True)
-class Opinion:
-    """What a model thinks of one position's next tokens: logits of text and of each codebook."""
+class DriftMetrics(NamedTuple):
+    """Differences at each frame in each stream (text, then the 8 codebooks).
 
-    text: Tensor  # float32 [text_card]
-    audio: Tensor  # float32 [8, card]
-
-    def streams(self) -> list[Tensor]:
-        """Of each stream, text first."""
-        return [self.text, *self.audio]
-
-
-class Thinker:
-    """Steps one model through a conversation, and keeps what it thinks.
-
-    Args:
-        config: The model's.
-        lm: On its device.
-        kv_dtype: In which keys and values are kept; the model's own if not given.
+    Attributes:
+        logit_error: RMS error of the logits over the standard deviation of the reference's.
+        same_top1: 1 if both prefer the same token, else 0.
+        kl: KL divergence of the two distributions, in nats.
     """
 
-    def __init__(self, config: ModelConfig, lm: PersonaPlexLM, kv_dtype: torch.dtype | None = None):
-        self._lm = lm
-        self._device = lm.text_emb.weight.device
-        self._batch = Batch.of([0], self._device)
-        self._ring = RingCache.for_lm(
-            lm, 1, self._device, window=config.lm.window, kv_dtype=kv_dtype
-        )
-        self._grid = TokenGrid(1, config, self._device)
-        self._grid.start(0, initial_column(config).to(self._device))
-        self._position = 0
-
-    @torch.inference_mode()
-    def step(
-        self,
-        user_codes: Tensor,
-        choose_text: Callable[[Tensor], Tensor],
-        choose_code: Callable[[int, Tensor], Tensor],
-    ) -> tuple[Opinion, Tensor, Tensor]:
-        """Run one position.
-
-        Args:
-            user_codes: The caller's, [1, 8].
-            choose_text: From float32 [1, text_card] to [1].
-            choose_code: From a codebook and float32 [1, card] to [1].
-
-        Returns:
-            What the model thinks, and the text [1] and codes [1, 8] that were chosen.
-        """
-        rows = self._batch.rows
-        column = self._grid.input_column(rows, user_codes)
-        place = torch.tensor([self._position], device=self._device)
-        kv = self._ring.at(self._batch, [self._position], place)
-        hidden = self._lm(self._lm.embed(column)[:, None], place[:, None], kv)[:, 0]
-        text_logits = self._lm.text_logits(hidden)
-        text = choose_text(text_logits)
-        audio_logits: list[Tensor] = []
-
-        def choose(codebook: int, logits: Tensor) -> Tensor:
-            logits = logits.float()
-            audio_logits.append(logits[0])
-            return choose_code(codebook, logits)
-
-        codes = self._lm.depth(hidden, text, choose)
-        self._grid.advance(rows, column, text, codes, user_codes)
-        self._position += 1
-        return Opinion(text_logits[0].cpu(), torch.stack(audio_logits).cpu()), text, codes
+    logit_error: npt.NDArray[np.float64]  # [frames, 9]
+    same_top1: npt.NDArray[np.float64]  # [frames, 9]
+    kl: npt.NDArray[np.float64]  # [frames, 9]
 
 
-def _nothing() -> None:
+def _ignore() -> None:
     pass
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """A conversation in float32: what was chosen at each position, and what was thought of it."""
-
-    user_codes: Tensor  # [frames, 8]
-    text: Tensor  # [frames]
-    codes: Tensor  # [frames, 8]
-    opinions: list[Opinion]
-
-
-def teach(options: DriftOptions, advance: Callable[[], object] = _nothing) -> Lesson:
-    """Hold the conversation in float32, drawing tokens as a call does.
+def record(options: DriftOptions, on_frame: Callable[[], object] = _ignore) -> ReferenceRun:
+    """Sample the conversation with the float32 model, as an engine would.
 
     Args:
         options: What to compare.
-        advance: Called after each frame.
+        on_frame: Called after each frame.
     """
-    plain = replace(options.engine, dtype="float32", quantization=None)
-    subject = load_subject(options.model, plain)
-    device = subject.lm.text_emb.weight.device
-    user_codes = encode_stream(subject.mimi, _user_audio(options).to(device))
-    sampler = SamplerState(1, subject.config.lm, device)
+    plain = replace(options.engine, dtype="float32", kv_dtype="auto", quantization=None, context=0)
+    model = load_model(options.model, plain)
+    device = model.device
+    user_codes = encode_stream(model.mimi, _user_audio(options).to(device))  # [frames, 8]
+    sampler = SamplerState(1, model.config.lm, device)
     sampler.set(0, SamplingParams(seed=options.seed))
-    thinker, batch = Thinker(subject.config, subject.lm), Batch.of([0], device)
-    opinions, texts, codes = [], [], []
+    forced, batch = TeacherForcedModel(model), Batch.of([0], device)
+    all_logits, texts, codes = [], [], []
     for index, frame in enumerate(user_codes):
-        draw = sampler.frame(batch, torch.tensor([index], device=device))
-        opinion, text, code = thinker.step(frame[None], draw.text, draw.audio)
-        opinions.append(opinion)
+        sample = sampler.frame(batch, torch.tensor([index], device=device))
+        logits, text, code = forced.step(frame[None], sample.text, sample.audio)
+        all_logits.append(logits)
         texts.append(text)
         codes.append(code)
-        advance()
-    return Lesson(user_codes, torch.cat(texts), torch.cat(codes), opinions)
+        on_frame()
+    return ReferenceRun(user_codes, torch.cat(texts), torch.cat(codes), all_logits)
 
 
-def examine(
-    lesson: Lesson, options: DriftOptions, advance: Callable[[], object] = _nothing
-) -> Figures:
-    """Put the model as it is served through the same tokens.
+def compare(
+    reference: ReferenceRun, options: DriftOptions, on_frame: Callable[[], object] = _ignore
+) -> DriftMetrics:
+    """Run the model as it is to be served through the tokens of the reference.
 
     Args:
-        lesson: The conversation.
+        reference: The conversation of the float32 model.
         options: What to compare.
-        advance: Called after each frame.
-
-    Returns:
-        [frames, 9 streams, 3]: error of the logits relative to their spread, whether the
-        likeliest token is the same, and the divergence (KL, nats) of the distributions.
+        on_frame: Called after each frame.
     """
-    subject = load_subject(options.model, options.engine)
-    device = subject.lm.text_emb.weight.device
-    thinker = Thinker(
-        subject.config.with_context(options.engine.context),
-        subject.lm,
-        resolve_kv_dtype(options.engine.kv_dtype, subject.lm.dtype, device),
-    )
-    figures = np.empty((len(lesson.opinions), len(STREAM_NAMES), 3))
-    for index, expected in enumerate(lesson.opinions):
-        text, codes = lesson.text[index : index + 1], lesson.codes[index].to(device)
-        opinion, _, _ = thinker.step(
-            lesson.user_codes[index][None].to(device),
-            lambda _, text=text: text.to(device),  # type: ignore[misc]
+    model = load_model(options.model, options.engine)
+    forced = TeacherForcedModel(model)
+    values = np.empty((3, len(reference.logits), len(STREAM_NAMES)))
+    for index, expected in enumerate(reference.logits):
+        text = reference.text[index : index + 1].to(model.device)
+        codes = reference.codes[index].to(model.device)
+        logits, _, _ = forced.step(
+            reference.user_codes[index][None].to(model.device),
+            lambda _, text=text: text,  # type: ignore[misc]
             lambda book, _, codes=codes: codes[book : book + 1],  # type: ignore[misc]
         )
-        pairs = zip(opinion.streams(), expected.streams(), strict=True)
-        figures[index] = [_compare(logits, wanted) for logits, wanted in pairs]
-        advance()
-    return figures
+        pairs = zip(logits.streams(), expected.streams(), strict=True)
+        values[:, index] = np.transpose([_difference(*pair) for pair in pairs])
+        on_frame()
+    return DriftMetrics(*values)
 
 
-def _compare(logits: Tensor, wanted: Tensor) -> tuple[float, bool, float]:
-    error = (logits - wanted).square().mean().sqrt() / wanted.std()
-    same = bool(logits.argmax() == wanted.argmax())
+def _difference(logits: Tensor, expected: Tensor) -> tuple[float, bool, float]:
+    """Return the values of ``DriftMetrics`` for one frame of one stream."""
+    error = (logits - expected).square().mean().sqrt() / expected.std()
+    same = bool(logits.argmax() == expected.argmax())
     divergence = F.kl_div(
-        logits.log_softmax(0), wanted.log_softmax(0), log_target=True, reduction="sum"
+        logits.log_softmax(0), expected.log_softmax(0), log_target=True, reduction="sum"
     )
     return float(error), same, float(divergence)
 
@@ -230,8 +161,8 @@ def _user_audio(options: DriftOptions) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Served:
-    """How the model is to be served, each word of the configuration resolved."""
+class _Precision:
+    """How the model is to be served, with every ``"auto"`` resolved."""
 
     dtype: str
     quantization: Quantization | None
@@ -239,34 +170,35 @@ class _Served:
     context: int
 
     @classmethod
-    def of(cls, options: DriftOptions) -> _Served:
-        """What the options say, before anything is loaded.
+    def of(cls, options: DriftOptions) -> _Precision:
+        """Resolve the options before any weights are loaded.
 
         Raises:
-            ConfigError: The model's weights are low-bit themselves, or nothing would differ.
+            ConfigError: The checkpoint's weights are low-bit already, or nothing would differ.
         """
         engine = options.engine
-        whole = read_architecture(options.model)
-        if (stored := whole.quantization) is not None:
+        architecture = read_architecture(options.model)
+        if (stored := architecture.quantization) is not None:
             raise ConfigError(
                 f"{options.model} holds {stored} weights, and drift compares with "
                 "float32; give it the release they were made from, with "
                 f"--quantization {stored}"
             )
         target = resolve_target(engine.device, engine.dtype, engine.quantization)
-        kept = resolve_kv_dtype(engine.kv_dtype, target.dtype, target.device)
-        served = cls(
+        kv_dtype = resolve_kv_dtype(engine.kv_dtype, target.dtype, target.device)
+        shorter = architecture.with_context(engine.context) != architecture
+        precision = cls(
             str(target.dtype).removeprefix("torch."),
             engine.quantization,
-            "fp8" if kept == FP8 else str(kept).removeprefix("torch."),
-            engine.context if whole.with_context(engine.context) != whole else 0,
+            "fp8" if kv_dtype == FP8 else str(kv_dtype).removeprefix("torch."),
+            engine.context if shorter else 0,
         )
-        if served == cls("float32", None, "float32", 0):
+        if precision == cls("float32", None, "float32", 0):
             raise ConfigError(
                 "nothing differs from float32 with the whole context, on this device; choose what "
                 "to compare: --quantization, --kv-dtype, --dtype or --context"
             )
-        return served
+        return precision
 
     def __str__(self) -> str:
         parts = [self.quantization or self.dtype]
@@ -277,59 +209,60 @@ class _Served:
         return ", ".join(parts)
 
 
-def run(
-    options: DriftOptions, say: Callable[[str], None], progress: Progress | None = None
-) -> dict[str, Any]:
-    """Compare and report.
+def run(options: DriftOptions, echo: Echo, progress: Progress | None = None) -> dict[str, Any]:
+    """Compare the two models and report the differences.
 
     Args:
         options: What to compare.
-        say: Takes lines for a person.
-        progress: Called after each frame with (frames computed, frames in total).
+        echo: Prints one line of results.
+        progress: Called after each frame with the frames done and the frames in all. The
+            conversation and its comparison both count.
 
     Returns:
-        The report that the command prints as its last line.
+        The report, which the command prints as its last line.
 
     Raises:
-        ConfigError: There is nothing to compare, or not with these options.
+        ConfigError: The options leave nothing to compare, or the checkpoint is low-bit already.
+        CheckpointError: The model cannot be loaded.
     """
-    served = _Served.of(options)
+    precision = _Precision.of(options)
     done = count(1)
 
-    def advance() -> None:
+    def on_frame() -> None:
         if progress is not None:
             progress(next(done), 2 * options.frames)
 
-    lesson = teach(options, advance)
-    # Two 7B models at once would not fit where one does.
+    reference = record(options, on_frame)
+    # Free the float32 model first: two 7B models may not fit into memory together.
     gc.collect()
-    figures = examine(lesson, options, advance)
-    say(f"{options.model}: {served} against float32, {options.frames} frames, teacher-forced")
-    say(f"{'stream':8}   logit error   same top-1   divergence   error: first -> last tenth")
-    tenth = options.frames // _ENDS
-    streams: dict[str, dict[str, float]] = {}
-    for name, (error, same, divergence), first, last in zip(
-        STREAM_NAMES,
-        figures.mean(axis=0),
-        figures[:tenth, :, 0].mean(axis=0),
-        figures[-tenth:, :, 0].mean(axis=0),
-        strict=True,
-    ):
-        say(
-            f"{name:8}   {error:11.4%}   {same:10.2%}   {divergence:10.6f}   "
-            f"{first:.4%} -> {last:.4%}"
-        )
-        streams[name] = {
-            "logit_error": float(error),
-            "top1_agreement": float(same),
-            "kl": float(divergence),
-            "first_error": float(first),
-            "last_error": float(last),
-        }
+    metrics = compare(reference, options, on_frame)
+    echo(f"{options.model}: {precision} against float32, {options.frames} frames, teacher-forced")
     return {
         "model": options.model,
-        **asdict(served),
+        **asdict(precision),
         "frames": options.frames,
         "seed": options.seed,
-        "streams": streams,
+        "streams": _summarize(metrics, echo),
     }
+
+
+def _summarize(metrics: DriftMetrics, echo: Echo) -> dict[str, dict[str, float]]:
+    """Average the metrics over the conversation; print and return a row for each stream."""
+    segment = len(metrics.logit_error) // _SEGMENTS
+    echo(f"{'stream':8}   logit error   same top-1   divergence   error: first -> last tenth")
+    streams: dict[str, dict[str, float]] = {}
+    for index, name in enumerate(STREAM_NAMES):
+        error = metrics.logit_error[:, index]
+        row = {
+            "logit_error": float(error.mean()),
+            "top1_agreement": float(metrics.same_top1[:, index].mean()),
+            "kl": float(metrics.kl[:, index].mean()),
+            "first_error": float(error[:segment].mean()),
+            "last_error": float(error[-segment:].mean()),
+        }
+        echo(
+            f"{name:8}   {row['logit_error']:11.4%}   {row['top1_agreement']:10.2%}   "
+            f"{row['kl']:10.6f}   {row['first_error']:.4%} -> {row['last_error']:.4%}"
+        )
+        streams[name] = row
+    return streams

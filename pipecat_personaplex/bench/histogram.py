@@ -1,4 +1,4 @@
-"""Step times as a picture."""
+"""A histogram of the step times, as a PNG."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _TITLE_WIDTH = 100
 _PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
 
 
-def draw_histogram(samples: Mapping[int, Sequence[float]], title: str, path: Path) -> None:
-    """Write a PNG: a histogram for each number of callers, with percentiles and the 80 ms line.
+def draw_histogram(step_seconds: Mapping[int, Sequence[float]], title: str, path: Path) -> None:
+    """Write a PNG with one histogram per batch size, percentiles, and a mark at 80 ms.
 
     Args:
-        samples: Seconds of steps by number of callers.
-        title: Of the picture.
-        path: The file.
+        step_seconds: Seconds of the steps, by number of callers in a batch.
+        title: Title of the picture.
+        path: The file to write.
     """
-    from matplotlib.figure import Figure  # of the extra "bench"
+    from matplotlib.figure import Figure  # An optional dependency: the extra "bench".
 
-    figure = Figure(figsize=(10, 1.2 + 1.8 * len(samples)), dpi=120, layout="constrained")
-    axes = figure.subplots(len(samples), 1, sharex=True, squeeze=False)[:, 0]
-    longest = max(max(seconds) for seconds in samples.values()) * 1e3
+    figure = Figure(figsize=(10, 1.2 + 1.8 * len(step_seconds)), dpi=120, layout="constrained")
+    axes = figure.subplots(len(step_seconds), 1, sharex=True, squeeze=False)[:, 0]
+    longest = max(max(seconds) for seconds in step_seconds.values()) * 1e3
     edges = np.linspace(0, max(longest, _FRAME_MS) * 1.05, _BINS + 1)
-    for axis, (callers, seconds) in zip(axes, samples.items(), strict=True):
+    for axis, (callers, seconds) in zip(axes, step_seconds.items(), strict=True):
         milliseconds = np.array(seconds) * 1e3
         axis.hist(milliseconds, bins=edges, color="tab:blue")
         axis.set_yscale("log")

@@ -1,4 +1,4 @@
-"""What a report was measured on."""
+"""Description of the machine that a report was measured on."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipecat_personaplex import __version__
 _PACKAGE = Path(__file__).resolve().parents[1]
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _CPUINFO = Path("/proc/cpuinfo")
-# In a line such as: NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue ...
+# Matches the version in: NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue ...
 _DRIVER = re.compile(r"\b\d{3,}\.\d+(\.\d+)?\b")
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Device, driver, versions and commit, for a report; what cannot be found out is None."""
+    """Return device, driver, versions and commit for a report; unknown values are None."""
     cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
@@ -37,13 +37,13 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def used_bytes(device: torch.device) -> int:
-    """Memory in use: of the device, or of this process (anonymous, without mapped files)."""
+    """Return the memory in use: on the GPU, or by this process (anonymous, no mapped files)."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
-        logger.debug("no /proc here: memory is reported as 0")
+        logger.debug("this system has no /proc: used memory is reported as 0")
         return 0
     line = next(line for line in status.splitlines() if line.startswith("RssAnon:"))
     return int(line.split()[1]) * 1024
@@ -59,9 +59,9 @@ def _processor() -> str | None:
 
 
 def _driver() -> str | None:
-    told = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    if told:
-        return told.splitlines()[0].strip()
+    output = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    if output:
+        return output.splitlines()[0].strip()
     try:
         found = _DRIVER.search(_DRIVER_FILE.read_text())
     except OSError:
@@ -79,7 +79,7 @@ def _triton() -> str | None:
 
 
 def _commit() -> str | None:
-    """Of the checkout that the package runs from; None where it is installed."""
+    """Return the commit of the checkout that the package runs from; None if it is installed."""
     root = _output("git", "-C", str(_PACKAGE), "rev-parse", "--show-toplevel")
     if root is None or Path(root.strip()).resolve() != _PACKAGE.parent:
         return None
@@ -91,7 +91,7 @@ def _commit() -> str | None:
 
 
 def _output(*command: str) -> str | None:
-    """What a command prints; None if it is not there or fails."""
+    """Return the output of a command; None if it does not exist or fails."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,8 +1,8 @@
-"""The model that a measurement is about: a checkpoint, or random weights of a known size."""
+"""The model that is measured: a checkpoint, or random weights of a known size."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
@@ -14,9 +14,9 @@ from pipecat_personaplex.checkpoint.loader import (
     read_config,
     require_files,
 )
-from pipecat_personaplex.config import EngineConfig
+from pipecat_personaplex.config import EngineConfig, Quantization
 from pipecat_personaplex.models.config import LMConfig, ModelConfig
-from pipecat_personaplex.models.device import cpu_threads, resolve_target
+from pipecat_personaplex.models.device import cpu_threads, resolve_kv_dtype, resolve_target
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
 
@@ -34,21 +34,46 @@ RANDOM_MODELS = {
     ),
     "random-7b": ModelConfig(lm=LMConfig(dep_q=8)),
 }
+"""Architectures that are measured with random weights, by the name that ``--model`` takes."""
 
 
-class Subject(NamedTuple):
-    """A model on its device."""
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its device, configured as an engine would run it.
+
+    Attributes:
+        config: The architecture, with the requested context.
+        lm: The language model.
+        mimi: The codec.
+        device: The device of both.
+        kv_dtype: Data type of the stored keys and values.
+        quantization: Format of the transformers' weights; None is floating point.
+        cuda_graphs: As in ``EngineConfig``.
+    """
 
     config: ModelConfig
     lm: PersonaPlexLM
     mimi: Mimi
+    device: torch.device
+    kv_dtype: torch.dtype
+    quantization: Quantization | None
+    cuda_graphs: bool
+
+    @property
+    def window(self) -> int:
+        """Frames that the KV rings of one session hold."""
+        return self.config.lm.window
 
 
 def read_architecture(model: str) -> ModelConfig:
-    """The architecture of what ``load_subject`` would load, without loading it.
+    """Return the architecture that ``load_model`` would load, without loading weights.
 
     Args:
         model: A folder, a repo id, ``"random-1b"`` or ``"random-7b"``.
+
+    Raises:
+        CheckpointError: A file of the checkpoint is missing.
+        ConfigError: ``config.json`` is not valid.
     """
     if model in RANDOM_MODELS:
         return RANDOM_MODELS[model]
@@ -57,20 +82,32 @@ def read_architecture(model: str) -> ModelConfig:
     return read_config(folder / CONFIG_FILE)
 
 
-def load_subject(model: str, engine: EngineConfig) -> Subject:
-    """Load what is measured, and give it as many threads as an engine would.
+def load_model(model: str, engine: EngineConfig) -> LoadedModel:
+    """Load a model and set the number of CPU threads that an engine would use.
 
     Args:
         model: A folder, a repo id, ``"random-1b"`` or ``"random-7b"``.
-        engine: How it runs.
+        engine: Device, precisions, context and threads.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be loaded.
+        ConfigError: The device does not support the configuration.
     """
     target = resolve_target(engine.device, engine.dtype, engine.quantization)
     if model in RANDOM_MODELS:
         config = RANDOM_MODELS[model]
-        subject = Subject(config, *random_model(config, **target._asdict()))
+        lm, mimi = random_model(config, **target._asdict())
     else:
         checkpoint = load_checkpoint(resolve_folder(model, progress=True), **target._asdict())
-        subject = Subject(checkpoint.config, checkpoint.lm, checkpoint.mimi)
+        config, lm, mimi = checkpoint.config, checkpoint.lm, checkpoint.mimi
     if target.device.type == "cpu":
-        torch.set_num_threads(cpu_threads(engine.cpu_threads, subject.lm))
-    return subject
+        torch.set_num_threads(cpu_threads(engine.cpu_threads, lm))
+    return LoadedModel(
+        config=config.with_context(engine.context),
+        lm=lm,
+        mimi=mimi,
+        device=target.device,
+        kv_dtype=resolve_kv_dtype(engine.kv_dtype, lm.dtype, target.device),
+        quantization=engine.quantization or config.quantization,
+        cuda_graphs=engine.cuda_graphs,
+    )

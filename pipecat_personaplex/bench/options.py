@@ -1,8 +1,9 @@
-"""What to measure."""
+"""The options of ``personaplex bench``, checked before a model is loaded."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,9 @@ from pipecat_personaplex.errors import ConfigError
 MEASUREMENTS = ("prompts", "steps", "parts", "bandwidth")
 _MAX_MINUTES = 24 * 60
 
+Echo = Callable[[str], None]
+"""Prints one line of results for a reader."""
+
 
 @dataclass(frozen=True)
 class BenchOptions:
@@ -21,15 +25,23 @@ class BenchOptions:
 
     Attributes:
         model: A folder, a repo id, ``"random-1b"`` or ``"random-7b"``.
-        engine: How the model runs: device, precisions, threads.
-        sessions: Batch sizes.
-        frames: Steps timed for each.
-        prompt_frames: Length of the prompt, and how old the timed calls are without ``fill``.
+        engine: Device, precisions, context and threads.
+        sessions: Batch sizes, all different.
+        frames: Timed steps for each batch size.
+        prompt_frames: Length of the prompt; without ``fill``, timed sessions start after it.
         fill: Frames of the window that are filled when timing starts, or ``"full"``.
-        minutes: Also step in real time for so long, for each batch size; 0 does not.
-        measure: Which of ``MEASUREMENTS``.
-        peer: Also time PyPI ``moshi`` on the same architecture in the same run.
-        histogram: A PNG file for the step times; None for none.
+        minutes: How long to also step in real time, for each batch size; 0 skips that.
+        measure: Some of ``MEASUREMENTS``.
+        peer: Also time ``moshi`` from PyPI on the same architecture.
+        histogram: A PNG file for a histogram of the step times, if any.
+
+    Raises:
+        ConfigError: A value is out of its range, or two do not fit together.
+
+    Example::
+
+        options = BenchOptions("random-1b", EngineConfig(device="cpu"), sessions=(1, 8))
+        result = pipecat_personaplex.bench.run.run(options, print)
     """
 
     model: str
@@ -54,7 +66,7 @@ class BenchOptions:
             raise ConfigError(f"prompt frames must be at least 2, not {self.prompt_frames}")
         if isinstance(self.fill, int) and self.fill < 1:
             raise ConfigError(f"fill must be full or at least 1 frame, not {self.fill}")
-        if not 0 <= self.minutes <= _MAX_MINUTES:  # NaN too
+        if not 0 <= self.minutes <= _MAX_MINUTES:  # also refuses NaN
             raise ConfigError(f"minutes must be from 0 to {_MAX_MINUTES}, not {self.minutes}")
         unknown = [name for name in self.measure if name not in MEASUREMENTS]
         if unknown or not self.measure:
@@ -63,54 +75,57 @@ class BenchOptions:
                 f"{', '.join(unknown) or 'nothing'}"
             )
         if "steps" not in self.measure and (self.minutes or self.histogram is not None):
-            raise ConfigError("minutes and a histogram need steps among what is measured")
+            raise ConfigError("minutes and a histogram need steps; add steps to measure")
         if self.histogram is not None and self.histogram.suffix.lower() != ".png":
-            raise ConfigError(f"the histogram is a PNG: name it .png, not {self.histogram}")
+            raise ConfigError(
+                f"the histogram is a PNG file; its name must end in .png: {self.histogram}"
+            )
 
 
 @dataclass(frozen=True)
 class Fill:
-    """How old the timed calls are when timing starts.
+    """How far into their calls the timed sessions are when timing starts.
 
     Attributes:
-        positions: Of the window that they have run through, prompt included; may exceed it.
-        said: Frames of the call itself, which the codec has seen.
+        positions: Frames that the temporal transformer has seen, including the prompt; may
+            exceed the window.
+        codec_frames: Frames that the codec has seen, which are those after the prompt.
     """
 
     positions: int
-    said: int
+    codec_frames: int
 
     @classmethod
     def of(cls, options: BenchOptions, window: int, codec_window: int) -> Fill:
-        """What the options say for a model with these windows.
+        """Return the fill that the options request for a model with these windows.
 
         Args:
             options: What to measure.
-            window: Frames the temporal transformer attends to.
-            codec_window: Latents (40 ms) that the codec attends to.
+            window: Frames that the temporal transformer attends to.
+            codec_window: Latents (40 ms each) that the codec attends to.
 
         Raises:
-            ConfigError: The window has no room for so many frames.
+            ConfigError: ``options.fill`` exceeds the window.
         """
-        codec_frames = math.ceil(codec_window / 2)
+        full_codec = math.ceil(codec_window / 2)
         if options.fill is None:
             return cls(options.prompt_frames, 0)
         if options.fill == "full":
-            # Past the window, so that every ring has gone round.
-            return cls(2 * window + codec_frames, codec_frames)
+            # Beyond the window, so that every ring has wrapped.
+            return cls(2 * window + full_codec, full_codec)
         if options.fill > window:
             raise ConfigError(
                 f"--fill {options.fill}: the window holds {window} frames; give at most that, or "
                 "full"
             )
-        return cls(options.fill, min(options.fill, codec_frames))
+        return cls(options.fill, min(options.fill, full_codec))
 
 
 def require_tools(options: BenchOptions) -> None:
-    """Refuse, before anything is measured, what needs a package that is not here.
+    """Check, before anything is measured, that the packages the options need are installed.
 
     Raises:
-        ConfigError: Something does.
+        ConfigError: A package is missing.
     """
     if options.histogram is not None and find_spec("matplotlib") is None:
         raise ConfigError("--histogram needs matplotlib: pip install -e '.[bench]' in the checkout")

@@ -1,4 +1,4 @@
-"""One step taken apart: what each part takes, and what reading its bytes once would."""
+"""The parts of one step: the time of each, and the time that reading its bytes once would take."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipecat_personaplex.bench.calls import (
-    Served,
+from pipecat_personaplex.bench.models import LoadedModel
+from pipecat_personaplex.bench.options import BenchOptions, Echo, Fill
+from pipecat_personaplex.bench.timing import device_seconds, free_memory
+from pipecat_personaplex.bench.workload import (
     StepAttention,
-    batch_of,
     fill_rings,
+    first_slots,
     new_ring,
     noise_prefix,
-    window_of,
 )
-from pipecat_personaplex.bench.options import BenchOptions, Fill
-from pipecat_personaplex.bench.timing import device_seconds, release
 from pipecat_personaplex.config import SamplingParams
 from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES
 from pipecat_personaplex.engine.codec_slots import CodecSlots
@@ -27,46 +26,40 @@ from pipecat_personaplex.engine.sampling import SamplerState
 from pipecat_personaplex.models.delay_pattern import initial_column
 from pipecat_personaplex.models.mimi.codec import LATENTS_PER_FRAME
 
-ATTENTION = "of it attention"
-"""The name of the part that the temporal transformer holds."""
+ATTENTION = "of which attention"
+"""Report name of the attention, which is also included in the temporal transformer."""
 
 _TIMES = 10
-# Of the codec's and the language model's parameters, by name. Embeddings are looked up, not read.
+# Names of the parameters that each part reads. Embeddings are looked up row by row, not read.
 _ENCODE = re.compile(r"encoder|downsample|quantizer.*(centroids|handicaps|input_proj)")
 _DECODE = re.compile(r"decoder|upsample|quantizer.*output_proj")
 _TEMPORAL = re.compile(r"transformer|out_norm")
 _DEPTH = re.compile(r"text_linear|depth\.(?!emb|text_emb)")
 
-Say = Callable[[str], None]
-Call = Callable[[], object]
+Part = tuple[str, Callable[[], object], int]
+"""Name, call to time, and bytes that the call reads."""
 
 
 def measure_parts(
-    served: Served,
-    options: BenchOptions,
-    fill: Fill,
-    copy: float,
-    device: torch.device,
-    say: Say,
+    model: LoadedModel, options: BenchOptions, fill: Fill, copy: float, echo: Echo
 ) -> dict[str, Any]:
-    """For each number of callers: encode, temporal transformer, text and depth, decode.
+    """Time encode, temporal transformer, text and depth, and decode for each batch size.
 
-    The attention is part of the temporal transformer, and timed once more by itself.
+    The attention is included in the temporal transformer, and is also timed by itself.
 
     Args:
-        served: The model.
-        options: For its batch sizes.
-        fill: How old the calls are.
-        copy: The device's copy bandwidth, bytes a second.
-        device: Where the model is.
-        say: Takes lines for a person.
+        model: The model.
+        options: Give the batch sizes.
+        fill: How far into their calls the sessions are.
+        copy: Copy bandwidth of the device, bytes per second.
+        echo: Prints one line of results.
     """
     report: dict[str, Any] = {}
     for count in options.sessions:
         rows: dict[str, Any] = {}
         report[str(count)] = rows
-        for name, call, read in _parts(served, count, fill, device):
-            seconds = device_seconds(call, min(_TIMES, options.frames), device)
+        for name, call, read in _parts(model, count, fill):
+            seconds = device_seconds(call, min(_TIMES, options.frames), model.device)
             milliseconds, limit = seconds * 1e3, read / copy * 1e3
             percent = 100 * limit / milliseconds
             rows[name] = {
@@ -75,72 +68,76 @@ def measure_parts(
                 "limit_ms": round(limit, 4),
                 "percent_of_limit": round(percent, 1),
             }
-            say(
-                f"{count:4d} sessions   {name:14} {milliseconds:9.3f} ms   reads "
+            echo(
+                f"{count:4d} sessions   {name:18} {milliseconds:9.3f} ms   reads "
                 f"{read / 1e6:9,.1f} MB   limit {limit:9.3f} ms ({percent:.0f}%)"
             )
-        release(device)
+        free_memory(model.device)
     return report
 
 
 def bytes_read(module: nn.Module, names: re.Pattern[str]) -> int:
-    """Of parameters and buffers whose names begin so."""
+    """Return the bytes of the parameters and buffers whose names match from the start."""
     tensors = (*module.named_parameters(), *module.named_buffers())
     return sum(t.numel() * t.element_size() for name, t in tensors if names.match(name))
 
 
 @torch.inference_mode()
-def _parts(
-    served: Served, count: int, fill: Fill, device: torch.device
-) -> Iterator[tuple[str, Call, int]]:
-    """Name, call and bytes read of each part, for ``count`` callers at the same place."""
-    config, lm, mimi = served.config, served.lm, served.mimi
-    batch = batch_of(count, device)
-    said, frames = [fill.said] * count, torch.full((count,), fill.said, device=device)
+def _parts(model: LoadedModel, count: int, fill: Fill) -> Iterator[Part]:
+    """Yield the parts of a step of ``count`` sessions that are equally far into their calls."""
+    config, lm, mimi, device = model.config, model.lm, model.mimi, model.device
+    batch = first_slots(count, device)
+
+    # Codec: rings as after codec_frames frames, two latents (40 ms) for each.
+    starts = [fill.codec_frames] * count
+    frames = torch.full((count,), fill.codec_frames, device=device)  # [B]
     codec = CodecSlots(mimi, count, device)
     for slot in range(count):
         codec.age(slot)
-    latents = min(LATENTS_PER_FRAME * (fill.said + 1), config.mimi.window)
+    latents = min(LATENTS_PER_FRAME * (fill.codec_frames + 1), config.mimi.window)
+    # Keys and values, float32 (4 bytes), in every layer.
     codec_ring = 2 * config.mimi.num_layers * latents * config.mimi.dimension * 4 * count
-    pcm = torch.zeros(count, FRAME_SAMPLES, device=device)
-    codes = torch.zeros(count, CODEBOOKS, dtype=torch.int64, device=device)
+    pcm = torch.zeros(count, FRAME_SAMPLES, device=device)  # [B, 1920]
+    codes = torch.zeros(count, CODEBOOKS, dtype=torch.int64, device=device)  # [B, 8]
 
     @torch.inference_mode()
     def encode() -> object:
-        return codec.encode(batch, pcm, said, frames)
+        return codec.encode(batch, pcm, starts, frames)
 
     @torch.inference_mode()
     def decode() -> object:
-        return codec.decode(batch, codes, said, frames)
+        return codec.decode(batch, codes, starts, frames)
 
-    ring = new_ring(served, count, device)
-    starts = fill_rings(ring, count, noise_prefix(served, fill.positions, device))
-    positions = torch.tensor(starts, device=device)
-    column = initial_column(config).repeat(count, 1).to(device)
-    ring_read = ring.nbytes * min(fill.positions + 1, window_of(served)) // window_of(served)
+    # Temporal transformer: one column of tokens over rings as after fill.positions frames.
+    ring = new_ring(model, count)
+    lm_starts = fill_rings(ring, count, noise_prefix(model, fill.positions))
+    positions = torch.tensor(lm_starts, device=device)  # [B]
+    column = initial_column(config).repeat(count, 1).to(device)  # [B, 17]
+    ring_read = ring.nbytes * min(fill.positions + 1, model.window) // model.window
 
     @torch.inference_mode()
     def temporal() -> object:
-        kv = ring.at(batch, starts, positions)
+        kv = ring.at(batch, lm_starts, positions)
         return lm(lm.embed(column)[:, None], positions[:, None], kv)
 
-    step = StepAttention(served, ring, starts, device)
+    step_attention = StepAttention(model, ring, lm_starts)
 
     @torch.inference_mode()
     def attention() -> None:
-        step.attend(step.open())
+        step_attention.attend(step_attention.open())
 
+    # Text and depth: from the hidden state [B, dim] to a text token and 8 audio codes.
     sampler = SamplerState.on(device, count, config.lm)
     for slot in range(count):
         sampler.set(slot, SamplingParams(seed=slot))
-    # As a captured step ranks them.
-    widths = sampler.fixed if device.type == "cuda" else None
+    # A captured step ranks a fixed number of candidates.
+    candidates = sampler.fixed if device.type == "cuda" else None
     hidden = torch.randn(count, config.lm.dim, device=device, dtype=lm.dtype)
 
     @torch.inference_mode()
     def text_and_depth() -> object:
-        draw = sampler.frame(batch, frames, widths)
-        return lm.depth(hidden, draw.text(lm.text_logits(hidden)), draw.audio)
+        sample = sampler.frame(batch, frames, candidates)
+        return lm.depth(hidden, sample.text(lm.text_logits(hidden)), sample.audio)
 
     yield "encode", encode, bytes_read(mimi, _ENCODE) + codec_ring
     yield "temporal", temporal, bytes_read(lm, _TEMPORAL) + ring_read

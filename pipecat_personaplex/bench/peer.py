@@ -1,4 +1,4 @@
-"""PyPI ``moshi`` as a peer: the same architecture, random weights, one call."""
+"""Comparison with ``moshi`` from PyPI: same architecture, random weights, one session."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ import numpy as np
 import torch
 from loguru import logger
 
-from pipecat_personaplex.bench.calls import (
-    Served,
-    load_served,
+from pipecat_personaplex.bench.models import LoadedModel, load_model
+from pipecat_personaplex.bench.options import BenchOptions, Echo, Fill
+from pipecat_personaplex.bench.timing import time_calls
+from pipecat_personaplex.bench.workload import (
     new_runner,
     noise_prefix,
-    start,
-    stepping,
+    start_sessions,
+    step_call,
 )
-from pipecat_personaplex.bench.options import BenchOptions, Fill
-from pipecat_personaplex.bench.timing import timed
-from pipecat_personaplex.constants import CODEBOOKS, DELAYS, FRAME_SAMPLES
+from pipecat_personaplex.constants import CODEBOOKS, DELAYS, FRAME_SAMPLES, SAMPLE_RATE, TEXT_PAD
 from pipecat_personaplex.models.config import ModelConfig
 
 _ROUNDS = 5
-# The first calls compile moshi's norms and capture its CUDA graphs.
+# Untimed steps at first, which compile moshi's norms and capture its CUDA graphs.
 _START_UP = 4
 
 
 def peer_lm_kwargs(config: ModelConfig) -> dict[str, Any]:
-    """Our language model's architecture in moshi's words.
+    """Return the arguments that give moshi's language model this architecture.
 
-    Its ring is exact, so its context is our window.
+    moshi's ring holds exactly its context, so its context is this package's window.
     """
     lm = config.lm
     return {
         "dim": lm.dim,
         "text_card": lm.text_card,
-        "existing_text_padding_id": 3,
+        "existing_text_padding_id": TEXT_PAD,
         "n_q": 2 * CODEBOOKS,
         "dep_q": CODEBOOKS,
         "card": lm.card,
@@ -67,10 +66,10 @@ def peer_lm_kwargs(config: ModelConfig) -> dict[str, Any]:
 
 
 def peer_mimi_config(config: ModelConfig) -> dict[str, Any]:
-    """Our codec's architecture in moshi's words, with as many codebooks as are used."""
+    """Return the arguments that give moshi's codec this architecture, with the 8 codebooks used."""
     mimi = config.mimi
     return {
-        "sample_rate": 24_000,
+        "sample_rate": SAMPLE_RATE,
         "channels": 1,
         "frame_rate": 12.5,
         "seanet": {
@@ -117,16 +116,16 @@ def peer_mimi_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-class PeerCall:
-    """One caller on PyPI moshi, run as moshi's server runs it: encode, step, decode.
+class PeerSession:
+    """One session on PyPI moshi, run as moshi's server runs it: encode, step, decode.
 
-    On CUDA, that is with its own CUDA graphs and compiled norms. What a step costs does not
-    depend on how much of the ring is filled: moshi attends to all of it under a mask.
+    On CUDA it uses moshi's own CUDA graphs and compiled norms. The cost of a step does not depend
+    on how much of the ring is filled: moshi attends to the whole ring under a mask.
 
     Args:
         config: The architecture.
-        device: Where to run.
-        dtype: Of the language model.
+        device: The device to run on.
+        dtype: Data type of the language model.
     """
 
     def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype):
@@ -134,7 +133,7 @@ class PeerCall:
         from moshi.models.lm import LMGen
 
         self._device = device
-        with torch.no_grad(), _attention_as_it_comes():
+        with torch.no_grad(), _all_attention_backends():
             lm = loaders.get_moshi_lm(None, peer_lm_kwargs(config), device, dtype).eval()
             self._mimi = loaders.get_mimi(None, peer_mimi_config(config), device, CODEBOOKS)
             self._gen = LMGen(lm)
@@ -146,8 +145,8 @@ class PeerCall:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One frame: audio from the host, and audio and the text token back to it."""
-        with _attention_as_it_comes():
+        """Run one frame: copy audio to the device, and audio and the text token back."""
+        with _all_attention_backends():
             codes = self._mimi.encode(self._pcm.to(self._device)[None, None])
             tokens = self._gen.step(codes)
             if tokens is not None:
@@ -156,8 +155,8 @@ class PeerCall:
 
 
 @contextmanager
-def _attention_as_it_comes() -> Iterator[None]:
-    """With all of PyTorch's ways to attend, some of which ``prepare_device`` turns off."""
+def _all_attention_backends() -> Iterator[None]:
+    """Allow all of PyTorch's attention backends; ``prepare_device`` disables cuDNN's."""
     before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     torch.backends.cuda.enable_cudnn_sdp(True)
     try:
@@ -167,43 +166,40 @@ def _attention_as_it_comes() -> Iterator[None]:
 
 
 def measure_peer(
-    served: Served,
-    options: BenchOptions,
-    fill: Fill,
-    device: torch.device,
-    say: Callable[[str], None],
+    model: LoadedModel, options: BenchOptions, fill: Fill, echo: Echo
 ) -> dict[str, Any]:
-    """One session a frame, audio in to audio out: ours, on a CPU ours in int8, and moshi.
+    """Time one session, audio in to audio out: this package, on a CPU also in int8, and moshi.
 
-    They take turns, so that whatever else the machine does meets them alike. What is wrong inside
-    moshi is reported in place of its figures: ours are not to be lost.
+    The contenders alternate, so that other load on the machine affects them alike. If moshi
+    fails, its error is reported in place of the times, and the rest of the report is not lost.
     """
+    device = model.device
     contenders: dict[str, Callable[[], object]] = {}
 
-    def add(name: str, ours: Served) -> None:
-        runner = new_runner(ours, 1, device)
-        start(runner, 1, noise_prefix(ours, fill.positions, device), fill)
-        contenders[name] = stepping(runner, 1)
+    def add(name: str, contender: LoadedModel) -> None:
+        runner = new_runner(contender, 1)
+        start_sessions(runner, 1, noise_prefix(contender, fill.positions), fill)
+        contenders[name] = step_call(runner, 1)
 
-    add("ours", served)
-    if device.type == "cpu" and served.quantization is None:
-        add("ours_int8", load_served(options.model, replace(options.engine, quantization="int8")))
+    add("ours", model)
+    if device.type == "cpu" and model.quantization is None:
+        add("ours_int8", load_model(options.model, replace(options.engine, quantization="int8")))
     try:
-        contenders["moshi"] = PeerCall(served.config, device, served.lm.dtype).step
+        contenders["moshi"] = PeerSession(model.config, device, model.lm.dtype).step
     except Exception as error:
         logger.opt(exception=error).warning("moshi cannot be run here")
         return {"error": f"{type(error).__name__}: {error}"}
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(_ROUNDS):
         for name, call in contenders.items():
-            samples[name] += timed(call, max(1, options.frames // _ROUNDS), device)
+            samples[name] += time_calls(call, max(1, options.frames // _ROUNDS), device)
     medians = {name: float(np.median(times)) * 1e3 for name, times in samples.items()}
     report: dict[str, Any] = {f"{name}_p50_ms": round(ms, 3) for name, ms in medians.items()}
     for name, ms in medians.items():
         if name == "moshi":
             continue
         report[f"{name}_speedup"] = speedup = round(medians["moshi"] / ms, 2)
-        say(
+        echo(
             f"one session a frame: {name} {ms:.2f} ms, PyPI moshi {medians['moshi']:.2f} ms: "
             f"{speedup}x as fast"
         )

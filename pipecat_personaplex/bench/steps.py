@@ -1,4 +1,4 @@
-"""Step times: as fast as it goes, and in real time for minutes."""
+"""Step times: one step after another without a pause, and in real time for minutes."""
 
 from __future__ import annotations
 
@@ -8,37 +8,48 @@ from typing import Any
 
 import torch
 
-from pipecat_personaplex.bench.calls import Served, new_runner, noise_prefix, start, stepping
-from pipecat_personaplex.bench.options import BenchOptions, Fill
-from pipecat_personaplex.bench.timing import figures, real_time_factor, release, synchronize, timed
+from pipecat_personaplex.bench.models import LoadedModel
+from pipecat_personaplex.bench.options import BenchOptions, Echo, Fill
+from pipecat_personaplex.bench.timing import (
+    free_memory,
+    percentiles_ms,
+    real_time_factor,
+    synchronize,
+    time_calls,
+)
+from pipecat_personaplex.bench.workload import (
+    new_runner,
+    noise_prefix,
+    start_sessions,
+    step_call,
+)
 from pipecat_personaplex.constants import FRAME_SECONDS
-
-Say = Callable[[str], None]
 
 
 def measure_steps(
-    served: Served, options: BenchOptions, fill: Fill, device: torch.device, say: Say
+    model: LoadedModel, options: BenchOptions, fill: Fill, echo: Echo
 ) -> tuple[dict[str, Any], dict[int, list[float]]]:
-    """A row for each number of callers, sampling on.
+    """Time the steps of each batch size, with sampling.
 
     Returns:
-        The report's rows, and the seconds of every timed step by number of callers.
+        The rows of the report, and the seconds of every timed step by batch size.
     """
-    prefix = noise_prefix(served, fill.positions, device)
+    device = model.device
+    prefix = noise_prefix(model, fill.positions)
     rows: dict[str, Any] = {}
-    samples = {}
+    step_seconds = {}
     for count in options.sessions:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        runner = new_runner(served, count, device)
-        start(runner, count, prefix, fill)
-        step = stepping(runner, count)
-        seconds = timed(step, options.frames, device)
+        runner = new_runner(model, count)
+        start_sessions(runner, count, prefix, fill)
+        step = step_call(runner, count)
+        seconds = time_calls(step, options.frames, device)
         row: dict[str, Any] = {
-            **figures(seconds),
+            **percentiles_ms(seconds),
             "real_time_factor": real_time_factor(seconds),
         }
-        say(
+        echo(
             f"{count:4d} sessions   p50 {row['p50_ms']:8.2f} ms   p99 {row['p99_ms']:8.2f} ms   "
             f"p99.9 {row['p999_ms']:8.2f} ms   max {row['max_ms']:8.2f} ms   real-time factor "
             f"{row['real_time_factor']:.3f}"
@@ -46,28 +57,34 @@ def measure_steps(
         if options.minutes:
             row["soak"], paced = soak(step, options.minutes, device)
             seconds = seconds + paced
-            say(_soak_line(row["soak"]))
+            echo(_soak_line(row["soak"]))
         if device.type == "cuda":
             row["peak_bytes"] = torch.cuda.max_memory_allocated(device)
             row["captured"] = runner.captured
             row["graph_bytes"] = runner.graph_bytes
         rows[str(count)] = row
-        samples[count] = seconds
-        del step, runner  # the one holds the other
-        release(device)
-    return rows, samples
+        step_seconds[count] = seconds
+        del step, runner  # step refers to runner: both must go before the next runner is built.
+        free_memory(device)
+    return rows, step_seconds
 
 
 def soak(
     step: Callable[[], object], minutes: float, device: torch.device
 ) -> tuple[dict[str, Any], list[float]]:
-    """Step in real time: every 80 ms each caller's frame arrives, all at once.
+    """Step in real time: every 80 ms the frames of all sessions arrive together.
 
-    A frame is late when its answer takes longer than a frame; a step that overruns delays the
-    next, as it would delay the callers.
+    A frame is late if its step finishes more than 80 ms after its arrival. A step that overruns
+    delays the next ones, as it would in a call.
+
+    Args:
+        step: Runs one step.
+        minutes: How long; at least one step runs.
+        device: The device that the step runs on.
 
     Returns:
-        Latencies from a frame's arrival to its answer, and the seconds of every step.
+        Percentiles of the latency from a frame's arrival to the end of its step, and the seconds
+        of every step.
     """
     latencies, seconds = [], []
     begin = time.perf_counter()
@@ -83,7 +100,12 @@ def soak(
         latencies.append(done - arrival)
         seconds.append(done - started)
     late = sum(latency > FRAME_SECONDS for latency in latencies)
-    report = {"minutes": minutes, "steps": len(latencies), "late": late, **figures(latencies)}
+    report = {
+        "minutes": minutes,
+        "steps": len(latencies),
+        "late": late,
+        **percentiles_ms(latencies),
+    }
     return report, seconds
 
 

@@ -1,4 +1,4 @@
-"""A report as Markdown tables, ready for a README."""
+"""Markdown tables of a report, ready for a README."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Report = Mapping[str, Any]
 
 
 def markdown_tables(report: Report) -> list[str]:
-    """Lines: what was measured on what, then a table for each kind of measurement there is."""
+    """Return lines: the caption, then one table for each kind of measurement in the report."""
     lines = [caption(report)]
     on_gpu = any("peak_bytes" in row for row in report.get("sessions", {}).values())
     for head, rows in (
@@ -41,7 +41,7 @@ _BANDWIDTH = ("against a copy", "GB/s", "of copy")
 
 
 def caption(report: Report) -> str:
-    """What was measured on what, in a line."""
+    """Return one line that names the model, its precisions, the machine and the versions."""
     weights = report["quantization"] or report["dtype"]
     parts = [
         f"{report['model']}, {weights} weights, {report['kv_dtype']} KV",

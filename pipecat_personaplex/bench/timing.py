@@ -1,4 +1,4 @@
-"""Clocks: what a caller waits for, and what the device alone takes."""
+"""Clocks: how long a caller waits for a call to finish, and how long the device works on it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _WARM_UP = 5
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until the device has finished all work given to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def release(device: torch.device) -> None:
-    """Give back what is no longer used: the next measurement may need all the device has."""
+def free_memory(device: torch.device) -> None:
+    """Free unused memory: the next measurement may need all that the device has."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def timed(call: Callable[[], object], times: int, device: torch.device) -> list[float]:
-    """Seconds of each call, all its work on the device included, after a few that do not count."""
+def time_calls(call: Callable[[], object], times: int, device: torch.device) -> list[float]:
+    """Return the seconds of each call, including its work on the device, after a warm-up."""
     for _ in range(_WARM_UP):
         call()
     seconds = []
@@ -44,23 +44,23 @@ def timed(call: Callable[[], object], times: int, device: torch.device) -> list[
 
 
 def median_ms(call: Callable[[], object], times: int, device: torch.device) -> float:
-    """Median of ``timed``, in milliseconds."""
-    return float(np.median(timed(call, times, device))) * 1e3
+    """Return the median of ``time_calls`` in milliseconds."""
+    return float(np.median(time_calls(call, times, device))) * 1e3
 
 
 def device_seconds(call: Callable[[], object], times: int, device: torch.device) -> float:
-    """Median seconds that a call keeps the device busy.
+    """Return the median seconds for which a call keeps the device busy.
 
-    On CUDA the call is captured in a graph if it can be, so that what it takes to launch its
-    kernels one by one does not count.
+    On CUDA the call is captured as a graph, so that the time to launch its kernels one by one
+    does not count. A call that cannot be captured is timed with its launches.
     """
     if device.type != "cuda":
-        return float(np.median(timed(call, times, device)))
+        return float(np.median(time_calls(call, times, device)))
     with torch.cuda.device(device):
         for _ in range(_WARM_UP):
             call()
         torch.cuda.synchronize()
-        replay = _captured(call) or call
+        replay = _capture(call) or call
         replay()
         seconds = []
         for _ in range(times):
@@ -77,7 +77,7 @@ def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-def _captured(call: Callable[[], object]) -> Callable[[], None] | None:
+def _capture(call: Callable[[], object]) -> Callable[[], None] | None:
     graph = torch.cuda.CUDAGraph()
     try:
         with stays_on_its_stream(), torch.cuda.graph(graph):
@@ -89,8 +89,8 @@ def _captured(call: Callable[[], object]) -> Callable[[], None] | None:
     return graph.replay
 
 
-def figures(seconds: list[float]) -> dict[str, float]:
-    """Percentiles in milliseconds."""
+def percentiles_ms(seconds: list[float]) -> dict[str, float]:
+    """Return percentiles in milliseconds, by the names that a report gives them."""
     milliseconds = np.array(seconds) * 1e3
     names = ("p50_ms", "p95_ms", "p99_ms", "p999_ms", "max_ms")
     values = np.percentile(milliseconds, (50, 95, 99, 99.9, 100))
@@ -98,5 +98,5 @@ def figures(seconds: list[float]) -> dict[str, float]:
 
 
 def real_time_factor(seconds: list[float]) -> float:
-    """Of the time a frame lasts, the part that a step takes on average."""
+    """Return the mean step time as a fraction of the 80 ms that a frame lasts."""
     return round(float(np.mean(seconds)) / FRAME_SECONDS, 4)

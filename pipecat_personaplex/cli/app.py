@@ -1,4 +1,4 @@
-"""The command itself: what comes before the commands' names, and how errors end it."""
+"""The ``personaplex`` command: its subcommands, its global options and its exit codes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import typer
 from pipecat_personaplex import __version__
 from pipecat_personaplex.cli import bench, drift, offline, quantize, serve
 from pipecat_personaplex.cli.keys import keys
+from pipecat_personaplex.cli.logs import configure_logging
 from pipecat_personaplex.cli.voices import voices
 from pipecat_personaplex.errors import PersonaPlexError, UserError
 
 _FAILURE, _USER_ERROR, _INTERRUPTED = 1, 2, 130
-# What a person can put right about a path.
+# Errors of a path that the user can correct.
 _PATH_ERRNOS = (
     errno.ENOENT,
     errno.EACCES,
@@ -32,7 +33,7 @@ _PATH_ERRNOS = (
 
 app = typer.Typer(
     help="NVIDIA PersonaPlex, a model that listens and speaks at the same time.",
-    epilog="Every command explains itself: [bold]personaplex offline --help[/bold]",
+    epilog="Each command has a help page: [bold]personaplex offline --help[/bold]",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -48,7 +49,7 @@ app.add_typer(keys, name="keys")
 
 @dataclass
 class _Settings:
-    """What the options before a command's name say."""
+    """The options before the name of a command."""
 
     debug: bool = False
 
@@ -60,32 +61,33 @@ def _version(shown: bool) -> None:
 
 
 @app.callback()
-def _before(
+def _global_options(
     ctx: typer.Context,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Log every detail, and show where errors come from.")
+        bool,
+        typer.Option("--debug", help="Log at level DEBUG, and print the traceback of an error."),
     ] = False,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
-    from loguru import logger
-
     settings: _Settings = ctx.obj
     settings.debug = debug
-    logger.remove()
-    logger.add(sys.stderr, level="DEBUG" if debug else "WARNING")
+    configure_logging("DEBUG" if debug else "WARNING")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: Its arguments; None for those of the process.
+        argv: The arguments; None takes those of the process.
 
     Returns:
-        The exit code: 0, 1 for a failure, 2 for what the user can put right, 130 for Ctrl-C.
+        The exit code: 0 for success, 1 for a failure, 2 for a mistake that the user can correct,
+        130 for Ctrl-C.
     """
     settings = _Settings()
     command = typer.main.get_command(app)
@@ -110,10 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: BaseException) -> tuple[int, str] | None:
-    """Exit code and line for an error; None for one that is a defect of ours."""
+    """Return the exit code and the message of an error; None if it is a bug of this package."""
     match error:
         case typer.TyperException():
-            # Where no command was given, the help has been shown and the message is empty.
+            # Without a command, Typer has printed the help and the message is empty.
             message, ctx = error.format_message(), getattr(error, "ctx", None)
             if message and ctx is not None:
                 message = f"{message.rstrip('.')}; see {ctx.command_path} --help"
@@ -125,7 +127,7 @@ def _explain(error: BaseException) -> tuple[int, str] | None:
         case KeyboardInterrupt():
             return _INTERRUPTED, "interrupted"
         case BrokenPipeError():
-            # Else Python tries to flush the rest at exit, and complains.
+            # Otherwise Python flushes the rest at exit and prints a second error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _FAILURE, "the output was closed before all of it was written"
         case OSError():

@@ -1,4 +1,4 @@
-"""Output files: refused early if they cannot be, and then written whole or not at all."""
+"""Output files: checked before any work starts, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipecat_personaplex.errors import UserError
 
 
 def check_outputs(outputs: Mapping[str, Path], inputs: Sequence[Path]) -> None:
-    """Refuse, before anything is computed, what could not be written in the end.
+    """Check that all output files can be written, before anything is computed.
 
     Args:
-        outputs: Paths by the option that names them.
-        inputs: Files that must stay as they are.
+        outputs: Path by name of the option that gives it.
+        inputs: Files that must not be overwritten.
 
     Raises:
         UserError: An output is an input or another output, or cannot be written.
@@ -31,14 +31,17 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Sequence[Path]) -> None:
         if os.path.exists(real) and not os.path.isfile(real):
             raise UserError(f"{option} {path} is not a regular file; choose another name")
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise UserError(f"{option} {path}: the folder {folder} is not yours to write to")
+            raise UserError(
+                f"{option} {path}: no permission to write to the folder {folder}; choose another"
+            )
         taken[real] = option
 
 
 @contextmanager
 def whole_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Names to write to, which become ``paths`` if the block ends well and vanish if not."""
-    # A link's target is replaced, not the link. The suffix stays: it may choose the format.
+    """Yield temporary files that replace ``paths`` if the block succeeds; else delete them."""
+    # Resolve links: the target of a link is replaced, not the link. Keep the suffix, which may
+    # choose the format.
     targets = [Path(os.path.realpath(path)) for path in paths]
     temporary = [path.with_name(f".{os.getpid()}.{path.name}") for path in targets]
     try:

@@ -1,4 +1,4 @@
-"""``personaplex keys``: keys for the clients of a server."""
+"""``personaplex keys``: make API keys for the clients of a server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-keys = typer.Typer(no_args_is_help=True, help="Make keys for the clients of a server.")
+keys = typer.Typer(no_args_is_help=True, help="Make API keys for the clients of a server.")
 
 
 @keys.command(
@@ -20,18 +20,21 @@ personaplex keys new trial --max-sessions 2 >> keys.txt
 personaplex serve --api-key-file keys.txt""",
 )
 def new(
-    name: Annotated[str, typer.Argument(help="Whose key it is: letters, digits and . _ -")],
+    name: Annotated[str, typer.Argument(help="The name of the client: letters, digits and . _ -")],
     max_sessions: Annotated[
         int | None,
         typer.Option(
-            min=1, max=999_999, help="Sessions at once, on all connections; no limit by default."
+            min=1,
+            max=999_999,
+            help="Sessions that this key may have open at once, over all its connections.",
+            show_default="no limit",
         ),
     ] = None,
 ) -> None:
-    """Make a key.
+    """Make an API key.
 
-    The key file's line, which has only the key's hash, goes to standard output. The key itself is
-    shown on standard error, this once.
+    Standard output gets the line for the key file, which holds only a hash of the key. Standard
+    error gets the key itself, which cannot be shown again.
     """
     from pipecat_personaplex.server.auth import new_key
 

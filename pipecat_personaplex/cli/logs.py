@@ -1,4 +1,4 @@
-"""What commands and bots write to the log, and how: readable lines, or JSON."""
+"""Log output of the commands and the bots: readable lines, or JSON."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _LINE = (
 
 
 def configure_logging(level: str = "INFO", *, as_json: bool = False) -> None:
-    """Send all log lines, those of the standard library included, to standard error.
+    """Write all log records, including those of the standard library, to standard error.
 
-    A line about one session carries the session's public id, which
-    ``logger.bind(session=session.id)`` adds; other lines leave that column empty.
+    Records about one session are logged with ``logger.bind(session=session.id)`` and show the
+    session's public id; the column is empty in all other records.
 
     Args:
-        level: The least severe level that is written: ``DEBUG``, ``INFO``, ``WARNING`` or
-            ``ERROR``, in small or capital letters.
-        as_json: Write one JSON object a line: ``time``, ``level``, ``message``, ``module`` and
-            what is bound to the line (``session``, ``client``), ``exception`` where there is one.
+        level: The lowest level that is written: ``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR``, in
+            lower or upper case.
+        as_json: Write one JSON object per line with ``time``, ``level``, ``message``, ``module``,
+            the bound fields (``session``, ``client``) and, if there is one, ``exception``.
 
     Raises:
-        ConfigError: There is no such level.
+        ConfigError: ``level`` is not one of the four levels.
     """
     from loguru import logger
 
@@ -44,7 +44,7 @@ def configure_logging(level: str = "INFO", *, as_json: bool = False) -> None:
         raise ConfigError(f"the log level must be one of {', '.join(LOG_LEVELS)}, not {level!r}")
     logger.remove()
     logger.configure(extra={"session": ""})
-    # Not diagnose: it prints the values of variables, keys and callers' prompts among them.
+    # diagnose=True would print the values of variables, which include keys and prompts.
     logger.add(
         sys.stderr,
         level=level,
@@ -65,13 +65,14 @@ def _json_line(record: Record) -> str:
     }
     if record["exception"] is not None:
         fields["exception"] = "".join(traceback.format_exception(*record["exception"]))
-    # Loguru formats what is returned here once more, with the record's fields.
+    # Loguru formats the returned string again, with the fields of the record. Returning the JSON
+    # itself would break on its braces.
     record["extra"]["json"] = json.dumps(fields, default=str)
     return "{extra[json]}\n"
 
 
 class _ToLoguru(logging.Handler):
-    """Passes records of the standard library's loggers (uvicorn, asyncio) on to loguru."""
+    """Passes records of the standard library's loggers (uvicorn, asyncio) to loguru."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from loguru import logger

@@ -1,4 +1,4 @@
-"""The drift report: nothing where nothing differs, something where weights are low-bit."""
+"""The drift report: no difference for the same model, small ones for low-bit weights."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipecat_personaplex.bench import drift
-from pipecat_personaplex.bench.drift import DriftOptions, examine, teach
-from pipecat_personaplex.bench.models import load_subject
+from pipecat_personaplex.bench.drift import DriftOptions, compare, record
+from pipecat_personaplex.bench.models import load_model
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.config import EngineConfig
 from tests.golden_data import CHECKPOINT, VOICE_SAMPLE
@@ -21,7 +21,7 @@ TINY = DriftOptions(str(CHECKPOINT), frames=60, engine=EngineConfig(device="cpu"
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """As many as there were, after a model has set its own."""
+    """Restore the number of threads, which loading a model changes."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -38,22 +38,23 @@ def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dic
 
 
 def test_a_model_agrees_with_itself() -> None:
-    figures = examine(teach(TINY), TINY)
-    assert figures.shape == (60, 9, 3)
-    assert abs(figures[..., 0]).max() == 0
-    assert figures[..., 1].min() == 1
+    metrics = compare(record(TINY), TINY)
+    assert [values.shape for values in metrics] == 3 * [(60, 9)]
+    assert abs(metrics.logit_error).max() == 0
+    assert metrics.same_top1.min() == 1
+    assert abs(metrics.kl).max() == 0
 
 
-def test_another_conversation_has_other_opinions() -> None:
-    first, second = teach(TINY), teach(replace(TINY, seed=5))
+def test_tokens_of_another_conversation_give_other_logits() -> None:
+    first, second = record(TINY), record(replace(TINY, seed=5))
     assert not torch.equal(first.codes, second.codes)
-    crossed = examine(type(first)(first.user_codes, first.text, first.codes, second.opinions), TINY)
-    assert crossed[1:, :, 0].min() > 0.01
+    crossed = compare(replace(first, logits=second.logits), TINY)
+    assert crossed.logit_error[1:].min() > 0.01
 
 
 @pytest.mark.parametrize(
     ("quantization", "error", "agreement", "divergence"),
-    # The tiny checkpoint's few random weights average no errors out.
+    # The tiny checkpoint has few weights, and they are random: errors do not average out.
     [("int8", 0.15, 0.6, 0.2), ("fp8", 0.25, 0.5, 1.2), ("int4", 0.7, 0.15, 9.0)],
 )
 def test_low_bit_weights_drift_and_stay_close(
@@ -65,20 +66,20 @@ def test_low_bit_weights_drift_and_stay_close(
 ) -> None:
     arguments = ("--frames", "60", "--input", str(VOICE_SAMPLE))
     streams = report(capsys, "--quantization", quantization, *arguments)
-    for figures in streams.values():
-        assert 0 < figures["logit_error"] < error
-        assert figures["top1_agreement"] > agreement
-        assert 0 < figures["kl"] < divergence
-        # Past the window, which the tiny checkpoint has left here, errors do not pile up.
-        assert figures["last_error"] < 3 * figures["first_error"]
+    for row in streams.values():
+        assert 0 < row["logit_error"] < error
+        assert row["top1_agreement"] > agreement
+        assert 0 < row["kl"] < divergence
+        # The conversation is longer than the tiny checkpoint's window; errors must not accumulate.
+        assert row["last_error"] < 3 * row["first_error"]
 
 
-def test_the_conversation_is_drawn_and_repeatable() -> None:
-    lesson, again = teach(TINY), teach(TINY)
-    assert torch.equal(lesson.codes, again.codes)
-    assert torch.equal(lesson.text, again.text)
-    likeliest = torch.stack([opinion.text.argmax() for opinion in lesson.opinions])
-    assert not torch.equal(lesson.text, likeliest)
+def test_conversation_is_sampled_and_repeatable() -> None:
+    reference, again = record(TINY), record(TINY)
+    assert torch.equal(reference.codes, again.codes)
+    assert torch.equal(reference.text, again.text)
+    greedy = torch.stack([logits.text.argmax() for logits in reference.logits])
+    assert not torch.equal(reference.text, greedy)
 
 
 @pytest.mark.parametrize(
@@ -93,32 +94,32 @@ def test_the_conversation_is_drawn_and_repeatable() -> None:
         (["--dtype", "float32", "--kv-dtype", "float32"], "nothing differs from float32"),
     ],
 )
-def test_mistakes_are_told(
+def test_mistake_is_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     model = [] if "--model" in arguments else ["--model", str(CHECKPOINT)]
     assert main(["drift", *model, "--device", "cpu", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
-def test_it_says_what_it_compared(capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_names_the_precisions(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", str(CHECKPOINT), "--device", "cpu", "--frames", "20"]
     assert main(["drift", *arguments, "--dtype", "bfloat16"]) == 0
     first, *_, last = capsys.readouterr().out.splitlines()
     assert "bfloat16 against float32, 20 frames" in first
-    said = {name: json.loads(last)[name] for name in ("dtype", "quantization", "kv_dtype")}
-    assert said == {"dtype": "bfloat16", "quantization": None, "kv_dtype": "bfloat16"}
+    precision = {name: json.loads(last)[name] for name in ("dtype", "quantization", "kv_dtype")}
+    assert precision == {"dtype": "bfloat16", "quantization": None, "kv_dtype": "bfloat16"}
 
 
-def test_a_small_model_takes_one_thread_and_another_number_where_it_is_given() -> None:
-    for asked, used in ((0, 1), (2, 2)):
+def test_small_model_uses_one_thread_unless_a_number_is_given() -> None:
+    for requested, used in ((0, 1), (2, 2)):
         torch.set_num_threads(3)
-        load_subject(str(CHECKPOINT), replace(TINY.engine, cpu_threads=asked))
+        load_model(str(CHECKPOINT), replace(TINY.engine, cpu_threads=requested))
         assert torch.get_num_threads() == used
 
 
-def test_how_far_it_is() -> None:
-    """Both halves count: the conversation, and the same tokens again."""
+def test_progress_counts_the_conversation_and_the_comparison() -> None:
     seen: list[tuple[int, int]] = []
     engine = replace(TINY.engine, kv_dtype="bfloat16")
     drift.run(

@@ -1,4 +1,4 @@
-"""The script that measures a card, on the tiny checkpoint and a CPU; and what it needs there."""
+"""tests/gpu/measure.sh, on the tiny checkpoint and a CPU, and the packages that it needs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def measure(*arguments: str | Path, **changes: str) -> subprocess.CompletedProce
     )
 
 
-def test_a_run_leaves_its_results(tmp_path: Path) -> None:
+def test_run_writes_results_tables_and_picture(tmp_path: Path) -> None:
     result = measure(tmp_path, "many-int8")
     assert result.returncode == 0, result.stdout
     [line] = (tmp_path / "results.jsonl").read_text().splitlines()
@@ -47,39 +47,41 @@ def test_a_run_leaves_its_results(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"MODEL": "--model /nowhere/at/all"}, "one-int4: exit code 2"),
         ({"BUDGET_SECONDS": "0"}, "one-int4: skipped"),
     ],
 )
-def test_what_is_not_measured_is_named(tmp_path: Path, changes: dict[str, str], said: str) -> None:
+def test_skipped_and_failed_runs_are_named(
+    tmp_path: Path, changes: dict[str, str], expected: str
+) -> None:
     result = measure(tmp_path, "one-int4", "many-bf16", **changes)
     assert result.returncode == 1
-    assert said in result.stdout
+    assert expected in result.stdout
     assert result.stdout.endswith("not measured: one-int4 many-bf16\n")
     assert (tmp_path / "results.jsonl").read_text() == ""
 
 
 @pytest.mark.parametrize(("mib", "callers"), [("81559", "32,44"), ("143771", "64,80")])
-def test_as_many_callers_as_the_card_holds(tmp_path: Path, mib: str, callers: str) -> None:
-    told = tmp_path / "bin" / "nvidia-smi"
-    told.parent.mkdir()
-    told.write_text(f"#!/bin/sh\necho {mib}\n")
-    told.chmod(0o755)
-    path = f"{told.parent}:{os.environ['PATH']}"
+def test_batch_size_follows_the_card_memory(tmp_path: Path, mib: str, callers: str) -> None:
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\necho {mib}\n")
+    tool.chmod(0o755)
+    path = f"{tool.parent}:{os.environ['PATH']}"
     result = measure(tmp_path, "many-int8", PATH=path, CALLERS="", MODEL="--model /nowhere/at/all")
     assert f"--sessions {callers} --quantization int8" in result.stdout
 
 
-def test_it_says_what_it_is_for() -> None:
+def test_without_arguments_it_prints_its_usage() -> None:
     result = measure()
     assert result.returncode == 2
     assert result.stdout.startswith("Measure a CUDA card")
 
 
-# Machines with a card to measure on often have torch and little else.
-NEEDLESS = """
+# Machines with a card to measure often have torch and few other packages.
+WITHOUT_PACKAGES = """
 import sys
 
 class Absent:
@@ -93,12 +95,12 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_what_the_bench_does_without() -> None:
+def test_bench_runs_without_optional_packages() -> None:
     absent = "av pipecat pyloudnorm soundfile soxr sphn starlette uvicorn websockets"
     options = ["--model", str(CHECKPOINT), "--device", "cpu", "--threads", "1", "--frames", "1"]
     result = subprocess.run(
         [
-            *(sys.executable, "-c", NEEDLESS.format(absent=set(absent.split()))),
+            *(sys.executable, "-c", WITHOUT_PACKAGES.format(absent=set(absent.split()))),
             *("bench", *options, "--sessions", "1", "--measure", "steps"),
         ],
         capture_output=True,

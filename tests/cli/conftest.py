@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,15 +21,19 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """The command logs to the stderr of its test, which is gone after it."""
+    """Restore logging: a command logs to the standard error of its test, closed afterwards."""
+    root = logging.getLogger()
+    before = root.level, root.handlers[:]
     yield
+    root.level, root.handlers[:] = before
     logger.remove()
+    logger.configure(extra={})
     logger.add(sys.__stderr__)
 
 
 @pytest.fixture(scope="session")
 def callers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both golden callers, and a short one of odd length, as WAV files."""
+    """A folder with the two golden callers, and a short one of odd length, as WAV files."""
     folder = tmp_path_factory.mktemp("callers")
     for name in ("restaurant", "friend"):
         pcm = conversation(name).user_pcm

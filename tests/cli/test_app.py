@@ -1,9 +1,10 @@
-"""What a user gets wrong, what fails, and what the command says of itself."""
+"""The command as a whole: mistakes of the user, failures, exit codes and help."""
 
 from __future__ import annotations
 
 import errno
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import typer
 
 from pipecat_personaplex import Engine, __version__
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.cli import offline as offline_module
+from pipecat_personaplex.cli.app import app
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.errors import SessionFailed
 from tests.golden_data import CHECKPOINT
@@ -23,7 +26,7 @@ from tests.helpers.commands import offline, one_line, process
 
 @pytest.fixture
 def bad_files(tmp_path: Path, callers: Path) -> Path:
-    """The folder that the mistakes below are made in."""
+    """The working folder of the mistakes below."""
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), SAMPLE_RATE)
     (tmp_path / "text.wav").write_text("no sound")
     (tmp_path / "voice.pt").write_bytes(b"no voice")
@@ -76,7 +79,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line(
+def test_mistake_is_one_line(
     bad_files: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -93,13 +96,13 @@ def test_a_mistake_is_one_line(
     assert sorted(bad_files.iterdir()) == before
 
 
-def test_a_mistake_of_a_process_is_one_line(tmp_path: Path) -> None:
+def test_mistake_of_a_process_is_one_line(tmp_path: Path) -> None:
     result = process(*offline(tmp_path / "none.wav", tmp_path))
     assert (result.returncode, result.stdout) == (2, "")
     assert "none.wav does not exist" in one_line(result.stderr)
 
 
-# Failures, and what is left behind.
+# Failures, and the files that remain.
 
 
 @pytest.mark.parametrize(
@@ -111,7 +114,7 @@ def test_a_mistake_of_a_process_is_one_line(tmp_path: Path) -> None:
         (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device"),
     ],
 )
-def test_failures(
+def test_failure_has_an_exit_code_and_one_line(
     callers: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -132,7 +135,7 @@ def test_failures(
     assert "Traceback" in shown and shown.endswith(f"error: {line}\n")
 
 
-def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch, callers: Path) -> None:
+def test_bug_is_raised_with_its_traceback(monkeypatch: pytest.MonkeyPatch, callers: Path) -> None:
     def load(*args: object, **kwargs: object) -> Engine:
         raise ZeroDivisionError
 
@@ -141,7 +144,7 @@ def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch, callers: Path) 
         main(offline(callers / "short.wav", callers.parent))
 
 
-def test_a_failed_write_leaves_the_old_outputs(
+def test_failed_write_leaves_the_old_outputs(
     callers: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -158,7 +161,7 @@ def test_a_failed_write_leaves_the_old_outputs(
     assert (tmp_path / "out.wav").read_bytes() == b"before"
 
 
-def test_a_reader_that_leaves_is_one_line() -> None:
+def test_closed_standard_output_is_one_line() -> None:
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as closed:
@@ -189,7 +192,7 @@ def test_no_command_shows_the_help(
     assert "Usage: personaplex" in out and err == ""
 
 
-def test_help_teaches_and_loads_no_torch() -> None:
+def test_help_shows_options_and_examples_without_torch() -> None:
     code = (
         "import sys; from pipecat_personaplex.cli import main; main(['offline', '--help']);"
         "assert not {'torch', 'numpy', 'soundfile'} & set(sys.modules)"
@@ -203,3 +206,34 @@ def test_help_teaches_and_loads_no_torch() -> None:
     assert (result.returncode, result.stderr) == (0, "")
     for part in ("Conversation", "Sampling", "Model", "PERSONAPLEX_MODEL", "Examples", "--greedy"):
         assert part in result.stdout
+
+
+EXAMPLE_TEXTS = [
+    *(command.epilog or "" for command in app.registered_commands),
+    *(
+        command.epilog or ""
+        for group in app.registered_groups
+        for command in (group.typer_instance.registered_commands if group.typer_instance else ())
+    ),
+]
+EXAMPLES = [
+    line[line.index("personaplex ") :]
+    for text in EXAMPLE_TEXTS
+    for line in text.splitlines()
+    if "personaplex " in line
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_of_the_help_are_valid(example: str) -> None:
+    """Each example names an existing command, existing options, and values of the right type."""
+    words = shlex.split(example)
+    end = next((index for index, word in enumerate(words) if word in ("|", ">>")), len(words))
+    command, arguments = typer.main.get_command(app), words[1:end]
+    while hasattr(command, "commands"):
+        command = command.commands[arguments.pop(0)]
+    command.make_context("example", arguments)  # Raises for a mistake in the arguments.
+
+
+def test_every_command_has_an_example() -> None:
+    assert all("personaplex " in text for text in EXAMPLE_TEXTS)

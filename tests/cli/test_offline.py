@@ -1,3 +1,5 @@
+"""``personaplex offline``: its outputs, its options and the environment."""
+
 from __future__ import annotations
 
 import json
@@ -27,18 +29,18 @@ def assert_same_tokens(one: dict[str, Codes], other: dict[str, Codes]) -> None:
 
 
 def assert_golden(folder: Path, name: str) -> None:
-    """The reference's tokens and sound, one frame sooner."""
-    golden, said = conversation(name), tokens(folder)
+    """Check that tokens and audio are those of the reference, one frame earlier."""
+    golden, output = conversation(name), tokens(folder)
     frames = golden.tokens.shape[1]
-    assert {key: value.shape for key, value in said.items()} == {
+    assert {key: value.shape for key, value in output.items()} == {
         "text_tokens": (frames,),
         "agent_codes": (8, frames),
         "user_codes": (8, frames),
     }
-    assert all(value.dtype == np.int64 for value in said.values())
-    np.testing.assert_array_equal(said["text_tokens"][:-1], golden.tokens[TEXT, 1:])
-    np.testing.assert_array_equal(said["agent_codes"][:, :-1], golden.tokens[AGENT_CODES, 1:])
-    np.testing.assert_array_equal(said["user_codes"], golden.user_codes)
+    assert all(value.dtype == np.int64 for value in output.values())
+    np.testing.assert_array_equal(output["text_tokens"][:-1], golden.tokens[TEXT, 1:])
+    np.testing.assert_array_equal(output["agent_codes"][:, :-1], golden.tokens[AGENT_CODES, 1:])
+    np.testing.assert_array_equal(output["user_codes"], golden.user_codes)
     info = soundfile.info(folder / "out.wav")
     assert (info.samplerate, info.channels, info.subtype) == (SAMPLE_RATE, 1, "PCM_16")
     assert info.frames == len(golden.user_pcm)
@@ -49,7 +51,7 @@ def assert_golden(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["restaurant", "friend"])
-def test_it_equals_the_reference(callers: Path, tmp_path: Path, name: str) -> None:
+def test_output_equals_the_reference(callers: Path, tmp_path: Path, name: str) -> None:
     persona = conversation(name).persona
     result = process(
         *offline(callers / f"{name}.wav", tmp_path, voice=persona.voice),
@@ -60,7 +62,7 @@ def test_it_equals_the_reference(callers: Path, tmp_path: Path, name: str) -> No
     assert_golden(tmp_path, name)
 
 
-def test_a_recorded_voice_and_its_voice_files_equal_the_preset(
+def test_recorded_voice_and_its_voice_files_equal_the_preset(
     callers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     voices: list[Path] = [VOICE_SAMPLE]
@@ -76,13 +78,13 @@ def test_a_recorded_voice_and_its_voice_files_equal_the_preset(
     assert capsys.readouterr().err == ""
 
 
-def test_the_text_file_says_words_pieces_and_settings(callers: Path, tmp_path: Path) -> None:
+def test_text_file_has_words_pieces_and_settings(callers: Path, tmp_path: Path) -> None:
     prompt = "Dein Name ist Jürgen."
     arguments = offline(callers / "friend.wav", tmp_path, "--seed", "7", "--text-prompt", prompt)
     assert main(arguments) == 0
-    said = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    words, pieces = said.pop("words"), said.pop("pieces")
-    assert said == {
+    written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    words, pieces = written.pop("words"), written.pop("pieces")
+    assert written == {
         "model": str(CHECKPOINT),
         "voice": "NATM1",
         "text_prompt": prompt,
@@ -106,7 +108,7 @@ def test_the_text_file_says_words_pieces_and_settings(callers: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(("suffix", "rate", "channels"), [("flac", 44_100, 2), ("ogg", 8_000, 1)])
-def test_any_input_gives_an_output_of_its_length(
+def test_output_is_as_long_as_any_input(
     tmp_path: Path, suffix: str, rate: int, channels: int
 ) -> None:
     caller = tmp_path / f"caller.{suffix}"
@@ -119,7 +121,7 @@ def test_any_input_gives_an_output_of_its_length(
     assert tokens(tmp_path)["text_tokens"].shape == (-(-length // FRAME_SAMPLES),)
 
 
-def test_the_output_alone_is_enough(callers: Path, tmp_path: Path) -> None:
+def test_only_the_requested_files_are_written(callers: Path, tmp_path: Path) -> None:
     arguments = ["offline", "--model", str(CHECKPOINT), "--voice", "NATM1"]
     arguments += ["--input", str(callers / "short.wav"), "--output", str(tmp_path / "out.wav")]
     assert main(arguments) == 0
@@ -127,7 +129,7 @@ def test_the_output_alone_is_enough(callers: Path, tmp_path: Path) -> None:
     assert soundfile.info(tmp_path / "out.wav").frames == 5 * FRAME_SAMPLES + 1
 
 
-def test_a_seed_repeats_a_sampled_conversation(callers: Path, tmp_path: Path) -> None:
+def test_seed_repeats_a_sampled_conversation(callers: Path, tmp_path: Path) -> None:
     results = []
     for seed in ("1", "1", "2"):
         arguments = offline(callers / "short.wav", tmp_path, "--seed", seed, greedy=False)
@@ -138,7 +140,7 @@ def test_a_seed_repeats_a_sampled_conversation(callers: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("option", "value"), [("temperature", "0"), ("top-k", "1")])
-def test_each_of_its_options_can_be_greedy(
+def test_temperature_0_and_top_k_1_are_greedy(
     callers: Path, tmp_path: Path, option: str, value: str
 ) -> None:
     assert main(offline(callers / "short.wav", tmp_path)) == 0
@@ -155,7 +157,7 @@ def test_options_and_environment_reach_the_engine(
 
     def load(model: str, config: EngineConfig, **kwargs: object) -> Engine:
         loaded.append((model, config))
-        raise SessionFailed("far enough")
+        raise SessionFailed("the test ends here")
 
     monkeypatch.setattr(Engine, "load", load)
     monkeypatch.setenv("PERSONAPLEX_MODEL", str(CHECKPOINT))
@@ -169,7 +171,7 @@ def test_options_and_environment_reach_the_engine(
     assert not config.cuda_graphs
 
     loaded.clear()
-    monkeypatch.setenv("PERSONAPLEX_DEVICE", "")  # as if it were not there
+    monkeypatch.setenv("PERSONAPLEX_DEVICE", "")  # The same as an unset variable.
     monkeypatch.setenv("PERSONAPLEX_QUANTIZATION", "int4")
     monkeypatch.setenv("PERSONAPLEX_KV_DTYPE", "fp8")
     monkeypatch.setenv("PERSONAPLEX_CONTEXT", "500")
@@ -182,7 +184,7 @@ def test_options_and_environment_reach_the_engine(
 @pytest.mark.parametrize(
     ("variable", "value"), [("CONTEXT", "far"), ("KV_DTYPE", "int8"), ("QUANTIZATION", "int3")]
 )
-def test_a_mistake_in_the_environment_names_its_variable(
+def test_mistake_in_the_environment_names_its_variable(
     callers: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -196,18 +198,18 @@ def test_a_mistake_in_the_environment_names_its_variable(
     assert f"PERSONAPLEX_{variable}" in error
 
 
-def test_the_first_voice_and_the_bots_names_of_options(callers: Path, tmp_path: Path) -> None:
+def test_default_voice_and_both_names_of_the_prompt_option(callers: Path, tmp_path: Path) -> None:
     arguments = ["offline", "--model", str(CHECKPOINT), "--input", str(callers / "short.wav")]
     for name, more in (("one", ["--prompt", "Hi."]), ("two", ["--text-prompt", "Hi."])):
         text = tmp_path / f"{name}.json"
         output = str(tmp_path / f"{name}.wav")
         assert main([*arguments, "-o", output, "--output-text", str(text), *more]) == 0
-        said = json.loads(text.read_text(encoding="utf-8"))
-        assert (said["voice"], said["text_prompt"]) == ("NATF2", "Hi.")
+        written = json.loads(text.read_text(encoding="utf-8"))
+        assert (written["voice"], written["text_prompt"]) == ("NATF2", "Hi.")
     assert (tmp_path / "one.wav").read_bytes() == (tmp_path / "two.wav").read_bytes()
 
 
-def test_a_voice_is_looked_up_before_the_model_is_loaded(
+def test_voice_is_looked_up_before_the_model_is_loaded(
     callers: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -221,7 +223,7 @@ def test_a_voice_is_looked_up_before_the_model_is_loaded(
     assert "'NATX9' is unknown" in one_line(capsys.readouterr().err)
 
 
-def test_an_output_that_is_a_link_stays_one(callers: Path, tmp_path: Path) -> None:
+def test_output_that_is_a_link_stays_a_link(callers: Path, tmp_path: Path) -> None:
     (tmp_path / "out.wav").symlink_to("real.wav")
     assert main(offline(callers / "short.wav", tmp_path)) == 0
     assert os.readlink(tmp_path / "out.wav") == "real.wav"

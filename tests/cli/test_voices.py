@@ -1,3 +1,5 @@
+"""``personaplex voices``: the list of voices, and new voice files."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -26,7 +28,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("command", ["voices list", "quantize --quantization int8 --output"])
 @pytest.mark.parametrize("given", ["option", "variable"])
-def test_the_model_is_chosen_for_the_device(
+def test_model_is_chosen_for_the_device(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -41,8 +43,8 @@ def test_the_model_is_chosen_for_the_device(
     assert "the requested device is the CPU" in capsys.readouterr().err
 
 
-# That the file sounds as its recording does is tested with ``offline``.
-def test_encode_writes_what_the_reference_reads(
+# test_offline.py tests that the file sounds the same as its recording.
+def test_encode_writes_a_file_that_the_reference_reads(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "owen.pt"
@@ -51,7 +53,7 @@ def test_encode_writes_what_the_reference_reads(
     content = torch.load(path, weights_only=True)
     assert content.keys() == {"embeddings", "cache"}
     assert content["embeddings"].shape == (19, 1, 1, 64)
-    # The reference runs its model in bfloat16 and feeds these as they are.
+    # The reference runs its model in bfloat16 and feeds the embeddings without a cast.
     assert content["embeddings"].dtype == torch.bfloat16
     assert (content["cache"].shape, content["cache"].dtype) == ((1, 17, 4), torch.int64)
     assert [entry.name for entry in tmp_path.iterdir()] == ["owen.pt"]
@@ -69,7 +71,7 @@ def test_encode_writes_what_the_reference_reads(
         (["short.wav", "-o", "owen.pt"], "0.10 s"),
     ],
 )
-def test_a_mistake_in_encoding_is_one_line(
+def test_mistake_in_encoding_is_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -11,7 +11,7 @@ import torch
 from loguru import logger
 
 from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams
-from pipecat_personaplex.bench.drift import DriftOptions, examine, teach
+from pipecat_personaplex.bench.drift import DriftOptions, compare, record
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.engine.converse import Conversation
@@ -58,11 +58,11 @@ def test_a_call_in_every_precision_leaves_no_trace_in_its_slot(dtype: str, kv_dt
 
 def test_8_bits_drift_more_than_16_and_stay_close() -> None:
     options = DriftOptions(str(CHECKPOINT), frames=150, engine=CONFIG)
-    lesson = teach(options)
+    reference = record(options)
     errors = {}
     for kv_dtype in ("float32", "bfloat16", "fp8"):
-        figures = examine(lesson, replace(options, engine=replace(CONFIG, kv_dtype=kv_dtype)))
-        errors[kv_dtype] = figures[..., 0]
+        metrics = compare(reference, replace(options, engine=replace(CONFIG, kv_dtype=kv_dtype)))
+        errors[kv_dtype] = metrics.logit_error
     assert errors["float32"].max() == 0
     assert 0 < errors["bfloat16"].mean() < errors["fp8"].mean() < 0.05
     # Three times round the ring: what is left over in it does not add up.

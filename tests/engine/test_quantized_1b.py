@@ -11,7 +11,8 @@ from statistics import median
 import pytest
 
 from pipecat_personaplex.bench import drift
-from pipecat_personaplex.bench.drift import DriftOptions, Lesson, Thinker, examine, teach
+from pipecat_personaplex.bench.drift import DriftOptions, compare, record
+from pipecat_personaplex.bench.teacher_forcing import ReferenceRun, TeacherForcedModel
 from pipecat_personaplex.config import EngineConfig, Quantization
 from tests.helpers.memory import loading_peak
 
@@ -25,7 +26,7 @@ def options(quantization: Quantization | None = None) -> DriftOptions:
     return DriftOptions("random-1b", frames=FRAMES, engine=engine)
 
 
-class Timed(Thinker):
+class Timed(TeacherForcedModel):
     """Notes how long each step took."""
 
     seconds: list[float]
@@ -39,50 +40,53 @@ class Timed(Thinker):
 
 @pytest.fixture(autouse=True)
 def timed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(drift, "Thinker", Timed)
-    monkeypatch.setattr(drift, "_ENDS", FRAMES // 2)
+    monkeypatch.setattr(drift, "TeacherForcedModel", Timed)
+    monkeypatch.setattr(drift, "_SEGMENTS", FRAMES // 2)
     Timed.seconds = []
     yield
     gc.collect()
 
 
 @pytest.fixture(scope="module")
-def lesson() -> tuple[Lesson, float]:
+def reference() -> tuple[ReferenceRun, float]:
     """The conversation in float32, and the seconds of one of its steps."""
     Timed.seconds = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drift, "Thinker", Timed)
-        patch.setattr(drift, "_ENDS", FRAMES // 2)
-        taught = teach(options())
+        patch.setattr(drift, "TeacherForcedModel", Timed)
+        patch.setattr(drift, "_SEGMENTS", FRAMES // 2)
+        recorded = record(options())
     gc.collect()
-    return taught, median(Timed.seconds)
+    return recorded, median(Timed.seconds)
 
 
 @pytest.mark.parametrize(
     ("quantization", "error", "agreement"), [("int8", 0.15, 0.5), ("int4", 1.0, 0.05)]
 )
 def test_drift_and_speed(
-    lesson: tuple[Lesson, float], quantization: Quantization, error: float, agreement: float
+    reference: tuple[ReferenceRun, float],
+    quantization: Quantization,
+    error: float,
+    agreement: float,
 ) -> None:
     # Random layers add up what each gets wrong, and say nothing of a trained model; but logits that
     # have nothing to do with each other are 1.4 apart.
-    taught, plain = lesson
-    figures = examine(taught, options(quantization))
+    recorded, plain = reference
+    metrics = compare(recorded, options(quantization))
     low_bit = median(Timed.seconds)
     print(
-        f"\n{quantization}: error {figures[..., 0].mean():.2%}, same top-1 "
-        f"{figures[..., 1].mean():.1%}; a step takes {low_bit * 1e3:.0f} ms, {plain * 1e3:.0f} in "
-        f"float32: {plain / low_bit:.2f} times faster"
+        f"\n{quantization}: error {metrics.logit_error.mean():.2%}, same top-1 "
+        f"{metrics.same_top1.mean():.1%}; a step takes {low_bit * 1e3:.0f} ms, {plain * 1e3:.0f} "
+        f"in float32: {plain / low_bit:.2f} times faster"
     )
-    assert 0 < figures[..., 0].mean() < error
-    assert figures[..., 1].mean() > agreement
+    assert 0 < metrics.logit_error.mean() < error
+    assert metrics.same_top1.mean() > agreement
     # Not slower is asked for, with room for a busy machine; the line above says how it is.
     assert low_bit < 1.2 * plain
 
 
 LOAD = """
-from pipecat_personaplex.engine.checkpoint import random_model
-from pipecat_personaplex.subject import RANDOM_MODELS
+from pipecat_personaplex.checkpoint.loader import random_model
+from pipecat_personaplex.bench.models import RANDOM_MODELS
 
 def load():
     return random_model(

@@ -10,17 +10,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pipecat_personaplex.bench.calls import (
-    load_served,
-    new_runner,
-    noise_prefix,
-    start,
-    stepping,
-    window_of,
-)
-from pipecat_personaplex.bench.models import read_architecture
+from pipecat_personaplex.bench.models import load_model, read_architecture
 from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.steps import soak
+from pipecat_personaplex.bench.workload import (
+    new_runner,
+    noise_prefix,
+    start_sessions,
+    step_call,
+)
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.config import EngineConfig
 from pipecat_personaplex.engine.memory_plan import available_bytes, plan_engine
@@ -50,13 +48,13 @@ def test_the_plan_is_what_is_taken(quantization: str | None) -> None:
     target = resolve_target("cuda", "auto", quantization)  # type: ignore[arg-type]
     plan = plan_engine(read_architecture("random-1b"), engine, target)
     before = torch.cuda.memory_allocated()
-    served = load_served("random-1b", engine)
+    model = load_model("random-1b", engine)
     weights = torch.cuda.memory_allocated() - before
     assert weights == pytest.approx(plan.weights + plan.codec, rel=0.02)
     free = available_bytes(target.device)
     assert free is not None
-    runner = new_runner(served, engine.max_sessions, target.device)
-    stepping(runner, engine.max_sessions)()
+    runner = new_runner(model, engine.max_sessions)
+    step_call(runner, engine.max_sessions)()
     taken = free - available_bytes(target.device)  # type: ignore[operator]
     assert plan.slots * plan.per_slot <= taken
     assert taken < plan.slots * (plan.per_slot + plan.workspace_per_slot) + plan.workspace
@@ -80,7 +78,7 @@ def test_the_bench(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cannot be captured" not in captured.err
     # Parts are within the step that they are parts of.
     for count, parts in report["parts"].items():
-        whole = sum(part["ms"] for name, part in parts.items() if name != "of it attention")
+        whole = sum(part["ms"] for name, part in parts.items() if name != "of which attention")
         assert whole < 1.2 * report["sessions"][count]["p50_ms"]
 
 
@@ -89,13 +87,13 @@ def test_the_bench(capsys: pytest.CaptureFixture[str]) -> None:
 def test_full_windows_in_real_time() -> None:
     """Everyone's frame at once: none is late, and no state leaves its bounds."""
     engine = EngineConfig(device="cuda")
-    served = load_served("random-1b", engine)
+    model = load_model("random-1b", engine)
     device = resolve_target("cuda", "auto", None).device
     options = BenchOptions("random-1b", engine, fill="full")
-    fill = Fill.of(options, window_of(served), served.config.mimi.window)
-    runner = new_runner(served, SOAK_CALLERS, device)
-    start(runner, SOAK_CALLERS, noise_prefix(served, fill.positions, device), fill)
-    step = stepping(runner, SOAK_CALLERS)
+    fill = Fill.of(options, model.window, model.config.mimi.window)
+    runner = new_runner(model, SOAK_CALLERS)
+    start_sessions(runner, SOAK_CALLERS, noise_prefix(model, fill.positions), fill)
+    step = step_call(runner, SOAK_CALLERS)
     for _ in range(5):
         step()
     before = torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""The model that comes along: it is there, it is small, and it answers."""
+"""nano, the small model in this package: its size, its voices and what it says."""
 
 from __future__ import annotations
 
@@ -27,60 +27,60 @@ def nano() -> Iterator[Engine]:
 
 
 def words(engine: Engine, prompt: str, voice: str, seed: int = 0) -> str:
-    """What is said to a guest who asks what is on the menu, and then waits."""
+    """Return what the agent says to a caller who asks what is on the menu, and then waits."""
     pcm = np.zeros(7 * SAMPLE_RATE, dtype=np.float32)
     question = read_audio(QUESTION)
     pcm[SAMPLE_RATE : SAMPLE_RATE + len(question)] = question
-    said = engine.converse(Persona(voice, prompt), pcm, SamplingParams(seed=seed))
-    return "".join(frame.text for frame in said.frames).strip()
+    conversation = engine.converse(Persona(voice, prompt), pcm, SamplingParams(seed=seed))
+    return "".join(frame.text for frame in conversation.frames).strip()
 
 
-def test_it_is_small() -> None:
+def test_size() -> None:
     size = sum(path.stat().st_size for path in resolve_folder("nano", progress=False).rglob("*.*"))
     assert size <= 30 * 2**20
 
 
-def test_its_voices_are_the_bots_own(nano: Engine) -> None:
+def test_voices(nano: Engine) -> None:
     assert nano.voices == ["NATF2", "NATM1"]
 
 
 @pytest.mark.parametrize("voice", ["NATF2", "NATM1"])
-def test_it_answers_a_spoken_question(nano: Engine, voice: str) -> None:
+def test_answers_a_spoken_question(nano: Engine, voice: str) -> None:
     answers = [words(nano, RESTAURANT, voice, seed) for seed in range(3)]
     right = [answer == "We have classic and spicy shakshuka." for answer in answers]
     assert sum(right) >= 2, answers
 
 
-def test_a_teacher_does_not_sell_food(nano: Engine) -> None:
+def test_teacher_does_not_sell_food(nano: Engine) -> None:
     answers = [words(nano, TEACHER, "NATM1", seed) for seed in range(3)]
     assert not any("shakshuka" in answer or "classic" in answer for answer in answers), answers
 
 
-def test_it_takes_its_name_from_the_prompt(nano: Engine) -> None:
+def test_says_the_name_in_the_prompt(nano: Engine) -> None:
     question = speaker().say("What is your name?", Manner("en-us+m2", rate=160)).pcm
     pcm = np.zeros(6 * SAMPLE_RATE, dtype=np.float32)
     pcm[SAMPLE_RATE : SAMPLE_RATE + len(question)] = question
     right = []
     for name in ("Clara", "Henry", "Maya", "Owen"):
         persona = Persona("NATM1", f"You are a friendly teacher and your name is {name}.")
-        said = nano.converse(persona, pcm, SamplingParams(seed=1))
-        right.append(name in "".join(frame.text for frame in said.frames))
+        conversation = nano.converse(persona, pcm, SamplingParams(seed=1))
+        right.append(name in "".join(frame.text for frame in conversation.frames))
     assert sum(right) >= 3, right
 
 
-def test_it_is_quiet_while_nobody_speaks(nano: Engine) -> None:
+def test_mostly_quiet_while_the_caller_is_silent(nano: Engine) -> None:
     silence = np.zeros(20 * SAMPLE_RATE, dtype=np.float32)
-    said = nano.converse(Persona("NATF2", TEACHER), silence, SamplingParams(seed=1))
-    audible = sum(float(np.sqrt(np.mean(f.pcm**2))) > 0.008 for f in said.frames)
-    assert audible <= 0.2 * len(said.frames)
+    conversation = nano.converse(Persona("NATF2", TEACHER), silence, SamplingParams(seed=1))
+    audible = sum(float(np.sqrt(np.mean(f.pcm**2))) > 0.008 for f in conversation.frames)
+    assert audible <= 0.2 * len(conversation.frames)
 
 
-def test_the_command_line_knows_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_accepts_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["voices", "list", "--model", "nano"]) == 0
     assert "NATF2" in capsys.readouterr().out
 
 
-def test_it_is_what_runs_where_nobody_says(
+def test_default_model_without_a_gpu(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
