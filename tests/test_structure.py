@@ -1,0 +1,100 @@
+"""The structure that docs/architecture.md describes."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "pipecat_personaplex"
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/architecture.md",
+    "docker/README.md",
+]
+
+# A name that two folders share must mean the same thing in both, seen from that folder.
+SHARED_NAMES = {
+    "attention.py": "",
+    "audio.py": "PCM: in frames and files; of Pipecat's frames; on the wire",
+    "config.py": "settings: of an engine; of a model's architecture; of a server",
+    "engine.py": "EngineLike: the one with a model thread, and the one that asks servers",
+    "errors.py": "the package's error tree; the service's mapping onto Pipecat's",
+    "limits.py": "",
+    "metrics.py": "measurements: those that Pipecat pushes, those that Prometheus reads",
+    "moshi.py": "NVIDIA's protocol: its messages, and the client that speaks it",
+    "ring_attention.py": "attention over rings: the Triton kernel, and the classes that choose",
+    "session.py": "SessionLike: the engine's, and the remote one",
+    "stats.py": "counters of an engine; of servers",
+    "weights.py": "a model's weights: their low-bit formats, and their way from a file",
+}
+
+
+def modules() -> list[Path]:
+    return [p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py")]
+
+
+def test_the_root_holds_the_foundations_and_the_contract_alone() -> None:
+    foundations = {"errors", "constants", "config", "audio", "words"}
+    contract = {"interface", "session", "async_session"}
+    assert {p.stem for p in PACKAGE.glob("*.py")} == foundations | contract | {"__init__"}
+
+
+def test_every_module_has_one_meaning_to_its_name() -> None:
+    folders = defaultdict(list)
+    for path in modules():
+        folders[path.name].append(path.parent.relative_to(ROOT).as_posix())
+    shared = {name: places for name, places in folders.items() if len(places) > 1}
+    unjustified = {n: places for n, places in shared.items() if not SHARED_NAMES.get(n)}
+    assert not unjustified
+    assert shared.keys() == SHARED_NAMES.keys(), "SHARED_NAMES lists a name that is not shared"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_file_is_long(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_the_tree_in_the_documentation_names_every_folder_and_root_module() -> None:
+    [tree] = re.findall(
+        r"^```\n(pipecat_personaplex/\n.*?)^```", text("docs/architecture.md"), re.S | re.M
+    )
+    for path in PACKAGE.iterdir():
+        if path.name not in ("__init__.py", "__pycache__", "py.typed"):
+            name = path.name + ("/" if path.is_dir() else "")
+            assert f"\n  {name} " in tree, name
+
+
+def test_each_folder_of_the_package_has_its_tests() -> None:
+    folders = {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert folders <= {p.name for p in (ROOT / "tests").iterdir() if p.is_dir()}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_paths_exist(document: str) -> None:
+    """Links to files, and paths in backticks that begin with a folder of the checkout."""
+    content = text(document)
+    for link in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", content):
+        assert ((ROOT / document).parent / link).exists(), link
+    folders = "tests|bots|docs|docker|training|pipecat_personaplex"
+    for path in re.findall(rf"`((?:{folders})/[\w/.-]+)`", content):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_index_of_the_architecture_names_definitions_that_exist() -> None:
+    cell = r"\]\(\.\./(pipecat_personaplex/[\w/]+\.py)\), `([\w.]+)`"
+    rows = re.findall(cell, text("docs/architecture.md"))
+    assert len(rows) >= 5
+    for path, name in rows:
+        source = (ROOT / path).read_text()
+        for part in name.split("."):
+            assert re.search(rf"^ *(?:async )?(?:def|class) {part}\b", source, re.M), (path, name)
+
+
+def text(document: str) -> str:
+    return (ROOT / document).read_text()
