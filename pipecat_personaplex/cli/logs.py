@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from pipecat_personaplex.errors import ConfigError
@@ -22,7 +23,9 @@ _LINE = (
 )
 
 
-def configure_logging(level: str = "INFO", *, as_json: bool = False) -> None:
+def configure_logging(
+    level: str = "INFO", *, as_json: bool = False, quiet: Sequence[str] = ()
+) -> None:
     """Send all log lines, those of the standard library included, to standard error.
 
     A line about one session carries the session's public id, which
@@ -33,6 +36,7 @@ def configure_logging(level: str = "INFO", *, as_json: bool = False) -> None:
             ``ERROR``, in small or capital letters.
         as_json: Write one JSON object a line: ``time``, ``level``, ``message``, ``module`` and
             what is bound to the line (``session``, ``client``), ``exception`` where there is one.
+        quiet: Packages that write their INFO lines only at the level ``DEBUG``.
 
     Raises:
         ConfigError: There is no such level.
@@ -48,6 +52,7 @@ def configure_logging(level: str = "INFO", *, as_json: bool = False) -> None:
     logger.add(
         sys.stderr,
         level=level,
+        filter={package: "WARNING" for package in quiet if level == "INFO"},
         format=_json_line if as_json else _LINE,
         diagnose=False,
         backtrace=False,

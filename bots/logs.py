@@ -1,0 +1,55 @@
+"""One log output for a bot: its own lines, Pipecat's and uvicorn's, as text or JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import uvicorn.config
+from loguru import logger
+from pipecat.runner import run as runner
+
+from pipecat_personaplex.cli.logs import configure_logging
+
+
+class _RunnerLogger:
+    """The logger for Pipecat's runner, without the methods that would replace the output.
+
+    Once it has parsed the options, ``pipecat.runner.run.main`` removes all outputs of loguru and
+    adds one at the level DEBUG, about 200 lines a call.
+    """
+
+    def remove(self, *args: object, **kwargs: object) -> None:
+        """Do nothing: the output of ``configure_bot_logging`` stays."""
+
+    def add(self, *args: object, **kwargs: object) -> None:
+        """Do nothing: the output of ``configure_bot_logging`` is the only one."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(logger, name)
+
+
+def configure_bot_logging(level: str, *, as_json: bool) -> None:
+    """Send all log lines to standard error in one format, and keep Pipecat from changing that.
+
+    At the level INFO a call is a handful of lines: accepted, session started, ended, or refused.
+    Pipecat's INFO lines, some of which contain what a caller typed, need the level DEBUG, and so
+    do uvicorn's access lines.
+
+    Args:
+        level: The least severe level that is written.
+        as_json: Write JSON objects instead of text.
+
+    Raises:
+        ConfigError: There is no such level.
+    """
+    configure_logging(level, as_json=as_json, quiet=["pipecat"])
+    setattr(runner, "logger", _RunnerLogger())  # noqa: B010  mypy: not a loguru Logger
+    # The runner calls uvicorn.run with the default configuration, this dictionary. Without
+    # handlers of their own, uvicorn's loggers pass their records on to the root logger, which
+    # configure_logging has connected to loguru.
+    access_level = "INFO" if level.upper() == "DEBUG" else "WARNING"
+    uvicorn.config.LOGGING_CONFIG.update(
+        formatters={},
+        handlers={},
+        loggers={"uvicorn": {"level": "INFO"}, "uvicorn.access": {"level": access_level}},
+    )
