@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import uvicorn.config
@@ -28,12 +29,20 @@ class _RunnerLogger:
         return getattr(logger, name)
 
 
+class _StartAndStop(logging.Filter):
+    """Drops uvicorn's INFO lines, except those about the start and the end of the server."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to write the record: uvicorn's modules ``server`` and ``lifespan.on`` wrote it."""
+        return record.levelno >= logging.WARNING or record.module in ("server", "on")
+
+
 def configure_bot_logging(level: str, *, as_json: bool) -> None:
     """Send all log lines to standard error in one format, and keep Pipecat from changing that.
 
     At the level INFO a call is a handful of lines: accepted, session started, ended, or refused.
     Pipecat's INFO lines, some of which contain what a caller typed, need the level DEBUG, and so
-    do uvicorn's access lines.
+    do uvicorn's lines about requests and connections.
 
     Args:
         level: The least severe level that is written.
@@ -47,9 +56,14 @@ def configure_bot_logging(level: str, *, as_json: bool) -> None:
     # The runner calls uvicorn.run with the default configuration, this dictionary. Without
     # handlers of their own, uvicorn's loggers pass their records on to the root logger, which
     # configure_logging has connected to loguru.
-    access_level = "INFO" if level.upper() == "DEBUG" else "WARNING"
+    debug = level.upper() == "DEBUG"
     uvicorn.config.LOGGING_CONFIG.update(
         formatters={},
         handlers={},
-        loggers={"uvicorn": {"level": "INFO"}, "uvicorn.access": {"level": access_level}},
+        filters={"start and stop": {"()": _StartAndStop}},
+        loggers={
+            "uvicorn": {"level": "INFO"},
+            "uvicorn.error": {"filters": [] if debug else ["start and stop"]},
+            "uvicorn.access": {"level": "INFO" if debug else "WARNING"},
+        },
     )
