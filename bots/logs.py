@@ -6,10 +6,15 @@ import logging
 from typing import Any
 
 import uvicorn.config
+import uvicorn.lifespan.on
+import uvicorn.server
 from loguru import logger
 from pipecat.runner import run as runner
 
 from pipecat_personaplex.cli.logs import configure_logging
+
+
+_START_AND_STOP_FILES = {uvicorn.server.__file__, uvicorn.lifespan.on.__file__}
 
 
 class _RunnerLogger:
@@ -33,8 +38,8 @@ class _StartAndStop(logging.Filter):
     """Drops uvicorn's INFO lines, except those about the start and the end of the server."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to write the record: uvicorn's modules ``server`` and ``lifespan.on`` wrote it."""
-        return record.levelno >= logging.WARNING or record.module in ("server", "on")
+        """Whether to write this record."""
+        return record.levelno >= logging.WARNING or record.pathname in _START_AND_STOP_FILES
 
 
 def configure_bot_logging(level: str, *, as_json: bool) -> None:
