@@ -13,7 +13,6 @@ from pipecat.runner import run as runner
 
 from pipecat_personaplex.cli.logs import configure_logging
 
-
 _START_AND_STOP_FILES = {uvicorn.server.__file__, uvicorn.lifespan.on.__file__}
 
 

@@ -155,7 +155,7 @@ class BotParser(argparse.ArgumentParser):
             type=str.upper,
             choices=LOG_LEVELS,
             help="the least severe log lines that are written; at INFO a call is a handful of "
-            "lines, at DEBUG several hundred (default: INFO)",
+            "lines, at DEBUG it is many (default: INFO)",
         )
         self.add_argument(
             "--log-json",

@@ -112,7 +112,7 @@ async def test_debug_shows_pipecats_lines() -> None:
     with BotProcess(LOOPBACK, PERSONAPLEX_LOG_LEVEL="debug") as bot:
         await hold_call(bot)
         await wait_for_line(bot, "call ended")
-    assert bot.log.count(" DEBUG ") > 50
+    assert bot.log.count(" DEBUG ") > 20
     assert "POST /api/offer" in bot.log, "uvicorn's access lines"
 
 
