@@ -188,8 +188,8 @@ def test_a_tone_comes_back_in_time(browser: Browser) -> None:
         times, microphone, agent = listen(page, 30.0).T
     went_in, came_out = onsets(times, microphone), onsets(times, agent)
     following = np.searchsorted(came_out, went_in)
-    answered = following < len(came_out)
-    delays = (came_out[following[answered]] - went_in[answered]) * 1e3
+    returned = following < len(came_out)
+    delays = (came_out[following[returned]] - went_in[returned]) * 1e3
     p50, p95 = np.percentile(delays, [50, 95])
     print(
         f"delay over {len(delays)} tones: p50 {p50:.0f} ms, p95 {p95:.0f}, max {delays.max():.0f}"

@@ -129,11 +129,11 @@ async def test_both_sides_are_in_the_transcript(tmp_path: Path, with_stt: bool) 
 
     system, *turns = record_in(tmp_path)
     assert (system["role"], system["content"], system["voice"]) == ("system", "You sell.", "NATM1")
-    said = {turn["role"]: turn["content"] for turn in turns}
+    words = {turn["role"]: turn["content"] for turn in turns}
     expected = {"assistant": "Welcome!"}
     if with_stt:
         expected["user"] = "One spicy, please."
-    assert said == expected
+    assert words == expected
 
 
 def test_record_files_have_unique_names_and_no_empty_turns(tmp_path: Path) -> None:

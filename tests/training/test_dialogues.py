@@ -72,8 +72,8 @@ def test_agent_speaks_only_in_answers(seed: int, monkeypatch: pytest.MonkeyPatch
     silent = (track.frames[:, AGENT_CODES] == 0).all(dim=1)
     assert torch.equal(silent, ~track.audible)
     text = track.frames[:, TEXT]
-    said = text[~track.audible]
-    assert set(said.tolist()) <= {TEXT_PAD, TEXT_EPAD}
+    tokens = text[~track.audible]
+    assert set(tokens.tolist()) <= {TEXT_PAD, TEXT_EPAD}
 
     starts = (track.audible & ~torch.roll(track.audible, 1)).nonzero()[:, 0].tolist()
     assert starts, "a dialogue has answers"
@@ -119,8 +119,10 @@ def test_a_story_gets_a_backchannel_and_its_question_an_answer() -> None:
     track = writer.talk(400, "NATF2", CHARACTER, np.random.default_rng(1))
     starts = (track.audible & ~torch.roll(track.audible, 1)).nonzero()[:, 0].tolist()
     listening = pool.agent["NATF2"][script.BACKCHANNEL].codes.long()
-    said = [torch.equal(track.frames[at : at + 4, AGENT_CODES], listening[:4]) for at in starts]
-    assert said[:2] == [True, False], "first the backchannel, then the answer"
+    is_backchannel = [
+        torch.equal(track.frames[at : at + 4, AGENT_CODES], listening[:4]) for at in starts
+    ]
+    assert is_backchannel[:2] == [True, False], "first the backchannel, then the answer"
 
 
 def test_padding_has_more_weight_while_the_agent_decides_whether_to_answer() -> None:
@@ -160,13 +162,13 @@ def test_word_ends_move_with_the_pace(pace: float) -> None:
     frames = torch.arange(40)[:, None].expand(40, 8)
     clip = UserClip("menu", frames, 6, 30, [(12, 1), (20, 2), (30, 3)], story_end=20)
     other = change_pace(clip, pace)
-    said = other.codes[:, 0].tolist()
+    order = other.codes[:, 0].tolist()
     assert other.end - other.start == round(24 / pace)
-    assert said[: other.start] == list(range(6)) and said[other.end :] == list(range(30, 40))
-    assert said == sorted(said), "the order of frames does not change"
+    assert order[: other.start] == list(range(6)) and order[other.end :] == list(range(30, 40))
+    assert order == sorted(order), "the order of frames does not change"
     for (moved, word), (frame, same) in zip(other.word_ends, clip.word_ends, strict=True):
         assert word == same
-        assert said[moved - 1] < frame <= said[moved]
+        assert order[moved - 1] < frame <= order[moved]
     assert other.story_end == other.word_ends[1][0]
 
 

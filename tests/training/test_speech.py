@@ -32,8 +32,10 @@ def test_onsets_of_merged_words_are_interpolated() -> None:
 
 
 def test_phoneme_targets_of_frames() -> None:
-    said = Utterance("x", np.zeros(FRAME_SAMPLES * 3, np.float32), (), (("a", 0.0), ("b", 0.1)))
-    target = Phonemes(["a", "b"]).targets(said, lead=0.08, frames=5)
+    utterance = Utterance(
+        "x", np.zeros(FRAME_SAMPLES * 3, np.float32), (), (("a", 0.0), ("b", 0.1))
+    )
+    target = Phonemes(["a", "b"]).targets(utterance, lead=0.08, frames=5)
     # Columns: silence, a, b. One frame of lead; "a" reaches 20 ms into the third frame.
     assert target[0].tolist() == [1, 0, 0]
     assert target[1].tolist() == [0, 1, 0]
@@ -86,13 +88,15 @@ def test_held_out_voices_are_no_training_voices() -> None:
 
 @needs_espeak
 def test_word_onsets_match_the_audio() -> None:
-    said = speaker().say("One classic shakshuka, coming up.", Manner("en-us"))
-    assert 1 < said.seconds < 4
-    onsets_ = [onset for _, onset in said.words]
+    utterance = speaker().say("One classic shakshuka, coming up.", Manner("en-us"))
+    assert 1 < utterance.seconds < 4
+    onsets_ = [onset for _, onset in utterance.words]
     assert onsets_ == sorted(onsets_)
     assert onsets_[0] < 0.1
     start = int(onsets_[3] * SAMPLE_RATE)  # after the comma's pause
-    assert rms(said.pcm[start : start + 4800]) > 3 * rms(said.pcm[start - 1200 : start - 240])
+    assert rms(utterance.pcm[start : start + 4800]) > 3 * rms(
+        utterance.pcm[start - 1200 : start - 240]
+    )
 
 
 @needs_espeak

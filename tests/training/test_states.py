@@ -110,7 +110,6 @@ def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     rows = [json.loads(line) for line in (tmp_path / "lm.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 21))
     losses = [row["loss"] for row in rows]
-    print(losses)
     assert losses[11] < 0.95 * losses[0]
     assert losses[19] < 0.95 * losses[11], "the resumed run continues from the trained weights"
 

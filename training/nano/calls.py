@@ -124,20 +124,20 @@ def _call(
     random = np.random.default_rng([*seeds, index])
     character = script.sample_character(random)
     manners = held_out_voices()
-    tape = _CallerTrack(random, manners[index % len(manners)], [])
+    track = _CallerTrack(random, manners[index % len(manners)], [])
     known = script.intents(character.role)
     turns: list[CallerTurn] = []
     if interrupt:
         # The answer to "hello" is long enough to be interrupted.
-        turns.append(tape.say("hello", wait=float(random.uniform(0.9, 1.3))))
-        asked = known[int(random.integers(2, len(known)))]
-        turns.append(tape.say(asked, wait=_ANSWER_SECONDS, interrupts=True))
+        turns.append(track.say("hello", wait=float(random.uniform(0.9, 1.3))))
+        intent = known[int(random.integers(2, len(known)))]
+        turns.append(track.say(intent, wait=_ANSWER_SECONDS, interrupts=True))
     else:
         for _ in range(_TURNS):
-            asked = known[int(random.integers(len(known)))]
-            turns.append(tape.say(asked, wait=_ANSWER_SECONDS, pause=pauses, story=story))
+            intent = known[int(random.integers(len(known)))]
+            turns.append(track.say(intent, wait=_ANSWER_SECONDS, pause=pauses, story=story))
     voice = list(AGENT_VOICES)[int(random.integers(len(AGENT_VOICES)))]
-    pcm = tape.record(Background.sample(random, held_out=True))
+    pcm = track.record(Background.sample(random, held_out=True))
     return TestCall(character, voice, pcm, tuple(turns))
 
 

@@ -131,8 +131,8 @@ def change_pace(clip: UserClip, pace: float) -> UserClip:
         pace: Factor on the speed: 1 changes nothing, 1.1 is 10 % faster.
     """
     words = clip.end - clip.start
-    kept = (np.arange(round(words / pace)) * pace).astype(int).clip(max=words - 1) + clip.start
-    frames = np.concatenate((np.arange(clip.start), kept, np.arange(clip.end, len(clip.codes))))
+    selected = (np.arange(round(words / pace)) * pace).astype(int).clip(max=words - 1) + clip.start
+    frames = np.concatenate((np.arange(clip.start), selected, np.arange(clip.end, len(clip.codes))))
 
     def moved(frame: int) -> int:
         return int(np.searchsorted(frames, frame))
@@ -141,7 +141,7 @@ def change_pace(clip: UserClip, pace: float) -> UserClip:
         clip.intent,
         clip.codes[torch.from_numpy(frames)],
         clip.start,
-        clip.start + len(kept),
+        clip.start + len(selected),
         [(moved(frame), word) for frame, word in clip.word_ends],
         None if clip.story_end is None else moved(clip.story_end),
     )
@@ -194,19 +194,25 @@ class DialogueWriter:
         track = Track(frames, no.clone(), nothing, no)
         at = _gap(random)
         while at < length:
-            asked = self._ask(caller, character, random)
-            words = asked.end - asked.start
-            if asked.story_end is not None:
+            question = self._sample_question(caller, character, random)
+            words = question.end - question.start
+            if question.story_end is not None:
                 listening = self._pool.agent[voice][script.BACKCHANNEL]
-                story_end = at - asked.start + asked.story_end
-                self._answer(track, voice, listening, story_end + _BACKCHANNEL_FRAMES, length)
-            _write(track.frames, asked.codes, at - asked.start, USER_CODES, max(0, at - _CLIP_LEAD))
-            for frame, word in asked.word_ends:
-                if 0 <= (index := at - asked.start + frame) < length:
+                story_end = at - question.start + question.story_end
+                self._write_answer(track, voice, listening, story_end + _BACKCHANNEL_FRAMES, length)
+            _write(
+                track.frames,
+                question.codes,
+                at - question.start,
+                USER_CODES,
+                max(0, at - _CLIP_LEAD),
+            )
+            for frame, word in question.word_ends:
+                if 0 <= (index := at - question.start + frame) < length:
                     track.word_ends[index] = word
             begin = at + words + _wait(random)
             track.deciding[at:begin] = True
-            text = character.answer(asked.intent)
+            text = character.answer(question.intent)
             clip = self._pool.agent[voice][text]
             spoken = len(clip.codes)
             if random.random() < _BARGE_IN_SHARE:
@@ -215,10 +221,10 @@ class DialogueWriter:
             else:
                 at = begin + spoken + _gap(random)
                 stop_before = length
-            self._answer(track, voice, clip, begin, stop_before)
+            self._write_answer(track, voice, clip, begin, stop_before)
         return track
 
-    def _ask(
+    def _sample_question(
         self, caller: Caller, character: script.Character, random: np.random.Generator
     ) -> UserClip:
         own = script.intents(character.role)
@@ -234,7 +240,7 @@ class DialogueWriter:
             clip = change_pace(clip, float(random.uniform(*_PACES)))
         return clip
 
-    def _answer(
+    def _write_answer(
         self, track: Track, voice: str, clip: AgentClip, begin: int, stop_before: int
     ) -> None:
         end = min(begin + len(clip.codes), stop_before, len(track.frames))

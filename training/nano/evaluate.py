@@ -224,19 +224,19 @@ def evaluate_seed(engine: Engine, seed: int, calls: int, silence: bool) -> CallM
     """Run all calls of one seed on a started engine."""
     metrics = CallMetrics()
     sampling = SamplingParams(seed=seed)
-    asked = question_calls(calls, seed)
-    for call, talk in zip(asked, _run_calls(engine, asked, sampling), strict=True):
+    batch = question_calls(calls, seed)
+    for call, talk in zip(batch, _run_calls(engine, batch, sampling), strict=True):
         untils = [turn.start for turn in call.turns[1:]] + [len(call.pcm) / SAMPLE_RATE]
         for turn, until in zip(call.turns, untils, strict=True):
             _judge_turn(engine, call, talk, turn, until, metrics)
-    asked = question_calls(max(2, calls // 2), seed, pauses=True)
-    for call, talk in zip(asked, _run_calls(engine, asked, sampling), strict=True):
+    batch = question_calls(max(2, calls // 2), seed, pauses=True)
+    for call, talk in zip(batch, _run_calls(engine, batch, sampling), strict=True):
         _judge_pauses(call, talk, metrics)
-    asked = interrupting_calls(calls, seed)
-    for call, talk in zip(asked, _run_calls(engine, asked, sampling), strict=True):
+    batch = interrupting_calls(calls, seed)
+    for call, talk in zip(batch, _run_calls(engine, batch, sampling), strict=True):
         _judge_interruption(call, talk, metrics)
-    asked = story_calls(max(2, calls // 4), seed)
-    for call, talk in zip(asked, _run_calls(engine, asked, sampling), strict=True):
+    batch = story_calls(max(2, calls // 4), seed)
+    for call, talk in zip(batch, _run_calls(engine, batch, sampling), strict=True):
         _judge_stories(engine, call, talk, metrics)
     if silence:
         silent_caller = np.zeros(_SILENCE_SECONDS * SAMPLE_RATE, np.float32)
