@@ -195,11 +195,13 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
             metrics = losses(lm, words, batch)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(metrics["loss"])
+        # Before the average: all processes must agree on the time spent, or one ends a step before
+        # the others, which then wait for its gradients.
+        clock.tick()
         if count > 1:
             _average(parts, clock, count)
         nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
         optimizer.step()
-        clock.tick()
         step += 1
         if rank > 0:
             continue
