@@ -1,1 +1,1 @@
-"""Bots to talk to: each file is one, and starts with ``python -m bots.NAME``."""
+"""Bots to talk to. A module with a ``bot`` function starts with ``python -m bots.NAME``."""

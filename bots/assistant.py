@@ -17,24 +17,25 @@ from pipecat.processors.aggregators.llm_response_universal import (
 from pipecat.runner.types import RunnerArguments
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 
-from bots.host import BotHost, Call
+from bots.host import BotCall, BotHost
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from pipecat_personaplex.service.playout import PlayoutMeter
 
-# NVIDIA's wording: the one assistant role that the model was trained on.
+# The only assistant role that the model was trained on, in NVIDIA's exact words.
 TEACHER = (
     "You are a wise and friendly teacher. Answer questions or provide advice in a clear and "
     "engaging way."
 )
 
 
-async def converse(call: Call) -> None:
+async def converse(call: BotCall) -> None:
     """Talk with one caller."""
     playout = PlayoutMeter()
     agent = PersonaPlexLLMService(
         call.engine, settings=call.settings, greeting=call.args.greeting, playout=playout
     )
-    # The model takes turns by itself. The pair writes down what it says, and sends it to the page.
+    # The model decides by itself when to speak. The aggregators collect the agent's words into
+    # turns, and Pipecat sends these to the page.
     aggregators = LLMContextAggregatorPair(
         LLMContext(),
         user_params=LLMUserAggregatorParams(
@@ -57,8 +58,8 @@ host = BotHost("A friendly teacher to talk to.", converse, voice="NATF2", prompt
 
 
 async def bot(runner_args: RunnerArguments) -> None:
-    """Answer one caller; Pipecat's runner calls this."""
-    await host.answer(runner_args)
+    """Serve one call; Pipecat's runner calls this."""
+    await host.serve_call(runner_args)
 
 
 if __name__ == "__main__":

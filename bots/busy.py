@@ -1,17 +1,24 @@
-"""Turning callers away while every line is taken, before anything is built for them."""
+"""Refuses new callers while every slot is in use, before a connection is built for them."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable
+from contextvars import ContextVar
 
 from loguru import logger
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+client_address: ContextVar[str] = ContextVar("client_address", default="")
+"""Address of the client whose request is being served; empty outside a request.
+
+Pipecat's runner starts a bot within the request that starts its call, so the bot sees it too.
+"""
+
 _RETRY_SECONDS = 10
 _OFFER = re.compile(r"(/sessions/[^/]+)?/api/offer")
-# Requests by which a call starts, beside WebRTC offers.
+# Requests other than WebRTC offers that start a call.
 _STARTS = {
     ("POST", "/start"),
     ("POST", "/daily-dialin-webhook"),
@@ -21,18 +28,19 @@ _TWILIO_WEBHOOK = ("POST", "/")
 _TWILIO_BUSY = (
     b'<?xml version="1.0" encoding="UTF-8"?>\n<Response><Reject reason="busy"/></Response>\n'
 )
-_NO_CALL = "the call could not be set up; the bot's log says why"
-_BUSY = "every line is taken; try again in a moment"
+_SETUP_FAILED = "the call could not be set up; the bot's log says why"
+_BUSY = "every slot is in use; try again in a moment"
 
 
-class Door:
-    """ASGI middleware that answers new callers while there is no room for them.
+class RefuseWhenFull:
+    """ASGI middleware that refuses new callers while no slot is free.
 
-    Browsers and Daily's webhook get 503 with Retry-After; Twilio gets a busy tone.
+    Browsers and Daily's webhook get 503 with Retry-After; Twilio gets a busy tone. All other
+    requests pass, and so does the renegotiation of a WebRTC connection that exists.
 
     Args:
         app: The runner's app.
-        full: Whether there is room for nobody.
+        full: Returns whether all slots are in use.
     """
 
     def __init__(self, app: ASGIApp, full: Callable[[], bool]):
@@ -40,70 +48,84 @@ class Door:
         self._full = full
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request, or hand it on."""
+        """Refuse the request or pass it on."""
+        if client := scope.get("client"):
+            client_address.set(client[0])
         if scope["type"] != "http":
+            # A WebSocket that finds no free slot is closed by BotHost.
             await self._app(scope, receive, send)
             return
         request = (scope["method"], scope["path"])
         if not self._full():
-            await self._let_in(request, scope, receive, send)
+            await self._pass_on(request, scope, receive, send)
             return
         if request == _TWILIO_WEBHOOK:
-            logger.info("turned a telephone caller away: {}", _BUSY)
-            await _answer(send, 200, "application/xml", _TWILIO_BUSY)
+            _log_refusal()
+            await _respond(send, 200, "application/xml", _TWILIO_BUSY)
             return
         if scope["method"] == "POST" and _OFFER.fullmatch(scope["path"]):
-            body, receive = await _read(receive)
-            if _goes_on(body):
+            body, receive = await _read_body(receive)
+            if _renegotiates(body):
                 await self._app(scope, receive, send)
                 return
         elif request not in _STARTS:
             await self._app(scope, receive, send)
             return
-        logger.info("turned a caller away: {}", _BUSY)
-        await _answer(send, 503, "application/json", json.dumps({"detail": _BUSY}).encode())
+        _log_refusal()
+        await _respond(send, 503, "application/json", json.dumps({"detail": _BUSY}).encode())
 
-    async def _let_in(
+    async def _pass_on(
         self, request: tuple[str, str], scope: Scope, receive: Receive, send: Send
     ) -> None:
         try:
             await self._app(scope, receive, send)
         except Exception as error:
-            # Daily gave no room; the caller waits for an answer, and the log needs no traceback.
+            # Daily refused a room. The client needs a response; a traceback would not help.
             if request not in _STARTS:
                 raise
-            logger.error("a call could not start: {}", one_line(error))
-            await _answer(send, 502, "application/json", json.dumps({"detail": _NO_CALL}).encode())
+            logger.bind(client=client_address.get()).error(
+                "a call could not start: {}", error_summary(error)
+            )
+            body = json.dumps({"detail": _SETUP_FAILED}).encode()
+            await _respond(send, 502, "application/json", body)
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, for a log."""
+def error_summary(error: Exception) -> str:
+    """The message of an error on one line, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _goes_on(body: bytes) -> bool:
-    """Whether an offer renews a connection that there is already."""
+def _log_refusal() -> None:
+    client = client_address.get()
+    logger.bind(client=client).info("call refused: client {}: {}", client or "unknown", _BUSY)
+
+
+def _renegotiates(body: bytes) -> bool:
+    """Whether an offer belongs to a connection that exists."""
     try:
         return bool(json.loads(body).get("pc_id"))
     except (ValueError, AttributeError):
         return False
 
 
-async def _read(receive: Receive) -> tuple[bytes, Receive]:
-    """The request's body, and a ``receive`` that gives it again."""
+async def _read_body(receive: Receive) -> tuple[bytes, Receive]:
+    """Read the body of a request; returns it and a ``receive`` that delivers it once more."""
     messages: list[Message] = []
     while not messages or messages[-1].get("more_body"):
         messages.append(await receive())
     body = b"".join(message.get("body", b"") for message in messages)
 
-    async def again() -> Message:
+    async def replay() -> Message:
         return messages.pop(0) if messages else await receive()
 
-    return body, again
+    return body, replay
 
 
-async def _answer(send: Send, status: int, kind: str, body: bytes) -> None:
-    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
+async def _respond(send: Send, status: int, content_type: str, body: bytes) -> None:
+    headers = [
+        (b"content-type", content_type.encode()),
+        (b"content-length", str(len(body)).encode()),
+    ]
     if status == 503:
         headers.append((b"retry-after", str(_RETRY_SECONDS).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,4 +1,4 @@
-"""What was said in a call, on disk."""
+"""The transcript of a call as a file of JSON lines."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from pipecat_personaplex.errors import ConfigError
 
 
 class CallRecord:
-    """One file of JSON lines for one call: who said what, and when.
+    """One file of JSON lines for one call: each turn with its speaker and its time.
 
-    Lines are written as turns end, so that a call that breaks off leaves all that was said.
+    A line is written when its turn ends, so a call that breaks off loses only the current turn.
 
     Args:
-        folder: Where the file goes, under a name of its own: what a client calls its session
-            must not choose a path.
-        about: What the first line says beside the time.
+        folder: Where the file is created. The file name is generated: it must not depend on
+            anything that a client sends.
+        about: Fields of the first line, in addition to the time.
+
+    Example::
+
+        record = CallRecord(record_folder("calls"), {"voice": "NATF2"})
+        record.add_turn("user", "One spicy, please.", "2026-01-31T12:00:00+00:00")
     """
 
     def __init__(self, folder: Path, about: Mapping[str, object]):
@@ -27,8 +32,8 @@ class CallRecord:
         self.path = folder / f"{started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.jsonl"
         self._write(started.isoformat(), about)
 
-    def turn(self, role: str, content: str, timestamp: str) -> None:
-        """Add a turn, unless it is empty.
+    def add_turn(self, role: str, content: str, timestamp: str) -> None:
+        """Write a turn, unless it has no words.
 
         Args:
             role: ``"user"`` or ``"assistant"``.
@@ -38,16 +43,16 @@ class CallRecord:
         if content.strip():
             self._write(timestamp, {"role": role, "content": content})
 
-    def _write(self, time: str, line: Mapping[str, object]) -> None:
+    def _write(self, time: str, fields: Mapping[str, object]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time, **line}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({"time": time, **fields}, ensure_ascii=False) + "\n")
 
 
 def record_folder(path: str) -> Path:
-    """The folder for records, made if need be.
+    """The folder for call records, created if it does not exist.
 
     Raises:
-        ConfigError: It cannot be made.
+        ConfigError: The folder cannot be created.
     """
     folder = Path(path)
     try:

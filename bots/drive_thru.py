@@ -1,10 +1,10 @@
-"""A restaurant's order window: both sides of every call are written down.
+"""Takes orders for a restaurant and writes a transcript of every call.
 
 python -m bots.drive_thru                         a web page on http://localhost:7860
-python -m bots.drive_thru --stt deepgram          and what the caller says (DEEPGRAM_API_KEY)
+python -m bots.drive_thru --stt deepgram          with the caller's words (DEEPGRAM_API_KEY)
 
-The agent's words come from the model. It hears its caller without making words of it, so for those
-a speech-to-text service listens beside it; the conversation is the same with or without.
+The model outputs the agent's words, but no transcript of the caller. For the caller's words a
+speech-to-text service runs in parallel; the conversation does not depend on it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from pipecat.turns.user_stop import SpeechTimeoutUserTurnStopStrategy
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies, UserTurnStrategies
 
 from bots.call_log import CallRecord, record_folder
-from bots.host import BotHost, Call
+from bots.host import BotCall, BotHost
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from pipecat_personaplex.service.playout import PlayoutMeter
 
-# NVIDIA's example of a service role: employer, name, and all there is to know.
+# NVIDIA's example of a service role: employer, name, and all facts that the agent may state.
 RESTAURANT = (
     "You work for Jerusalem Shakshuka which is a restaurant and your name is Owen Foster. "
     "Information: There are two shakshuka options: Classic (poached eggs, $9.50) and Spicy "
@@ -43,7 +43,7 @@ RESTAURANT = (
 
 
 def speech_to_text(name: str) -> FrameProcessor | None:
-    """The service that writes down the caller's words; None for ``"none"``."""
+    """Create the service that transcribes the caller; None for ``"none"``."""
     if name == "none":
         return None
     from pipecat.services.deepgram.stt import DeepgramSTTService
@@ -52,17 +52,17 @@ def speech_to_text(name: str) -> FrameProcessor | None:
     return service
 
 
-async def converse(call: Call) -> None:
-    """Take one order."""
+async def converse(call: BotCall) -> None:
+    """Talk with one caller."""
     await take_order(call, speech_to_text(call.args.stt))
 
 
-async def take_order(call: Call, stt: FrameProcessor | None) -> None:
-    """Talk with one caller, and write the conversation down.
+async def take_order(call: BotCall, stt: FrameProcessor | None) -> None:
+    """Talk with one caller and write the transcript.
 
     Args:
-        call: The caller.
-        stt: Listens to the caller beside the model.
+        call: The call.
+        stt: Transcribes the caller; None leaves the caller's words out of the transcript.
     """
     settings = call.settings
     about = {"role": "system", "content": settings.system_instruction, "voice": settings.voice}
@@ -71,10 +71,10 @@ async def take_order(call: Call, stt: FrameProcessor | None) -> None:
     agent = PersonaPlexLLMService(
         call.engine, settings=settings, greeting=call.args.greeting, playout=playout
     )
-    # What Pipecat knows of the conversation: for tools, for summaries, for a hand-over to a person.
+    # Pipecat's copy of the conversation, for example for a summary or a hand-over to a person.
     context = LLMContext([{"role": "system", "content": call.args.prompt}])
     aggregators = LLMContextAggregatorPair(
-        context, user_params=LLMUserAggregatorParams(user_turn_strategies=_turns(stt))
+        context, user_params=LLMUserAggregatorParams(user_turn_strategies=_turn_strategies(stt))
     )
     user, assistant = aggregators.user(), aggregators.assistant()
 
@@ -82,15 +82,15 @@ async def take_order(call: Call, stt: FrameProcessor | None) -> None:
     async def on_user_turn_stopped(
         aggregator: object, strategy: object, message: UserTurnStoppedMessage
     ) -> None:
-        record.turn("user", message.content or "", message.timestamp)
+        record.add_turn("user", message.content or "", message.timestamp)
 
     @assistant.event_handler("on_assistant_turn_stopped")  # type: ignore[untyped-decorator]
     async def on_assistant_turn_stopped(
         aggregator: object, message: AssistantTurnStoppedMessage
     ) -> None:
-        record.turn("assistant", message.content, message.timestamp)
+        record.add_turn("assistant", message.content, message.timestamp)
 
-    # Beside each other: what the caller's words take to be written must not delay the answer.
+    # In parallel: the time that a transcription takes must not delay the model.
     listening: list[FrameProcessor] = [user, agent]
     if stt is not None:
         listening = [ParallelPipeline([stt, user], [agent])]  # type: ignore[no-untyped-call]
@@ -99,8 +99,8 @@ async def take_order(call: Call, stt: FrameProcessor | None) -> None:
     )
 
 
-def _turns(stt: FrameProcessor | None) -> UserTurnStrategies:
-    """Who says when the caller speaks; never anybody who would interrupt the agent."""
+def _turn_strategies(stt: FrameProcessor | None) -> UserTurnStrategies:
+    """How the caller's turns are detected; none of these strategies interrupts the agent."""
     if stt is None:
         return ExternalUserTurnStrategies(enable_interruptions=False)
     return UserTurnStrategies(
@@ -114,32 +114,32 @@ def _extend(parser: argparse.ArgumentParser) -> None:
         "--stt",
         choices=("none", "deepgram"),
         default=os.environ.get("PERSONAPLEX_STT") or "none",
-        help="who writes down the caller's words; DEEPGRAM_API_KEY for deepgram (default: none; "
-        "environment: PERSONAPLEX_STT)",
+        help="speech-to-text service for the caller's words; deepgram needs DEEPGRAM_API_KEY "
+        "(default: none; environment: PERSONAPLEX_STT)",
     )
     parser.add_argument(
         "--records",
         metavar="FOLDER",
         default=os.environ.get("PERSONAPLEX_RECORDS") or "calls",
-        help="where each call leaves a file of JSON lines (default: calls; environment: "
-        "PERSONAPLEX_RECORDS)",
+        help="folder for the transcripts, a file of JSON lines for each call (default: calls; "
+        "environment: PERSONAPLEX_RECORDS)",
     )
 
 
 def _check(args: argparse.Namespace) -> None:
-    # argparse does not compare what comes from the environment with the choices.
+    # argparse does not check a default, which may come from the environment.
     if args.stt not in ("none", "deepgram"):
-        raise ConfigError(f"PERSONAPLEX_STT is {args.stt!r}; it may be none or deepgram")
+        raise ConfigError(f"PERSONAPLEX_STT is {args.stt!r}; it must be none or deepgram")
     if args.stt == "deepgram":
         if importlib.util.find_spec("deepgram") is None:
             raise ConfigError("--stt deepgram needs a package: pip install 'pipecat-ai[deepgram]'")
         if not os.environ.get("DEEPGRAM_API_KEY"):
-            raise ConfigError("--stt deepgram needs DEEPGRAM_API_KEY; it is on deepgram.com")
+            raise ConfigError("--stt deepgram needs DEEPGRAM_API_KEY; get one on deepgram.com")
     record_folder(args.records)
 
 
 host = BotHost(
-    "A restaurant's order window.",
+    "Takes orders for a restaurant.",
     converse,
     voice="NATF2",
     prompt=RESTAURANT,
@@ -149,8 +149,8 @@ host = BotHost(
 
 
 async def bot(runner_args: RunnerArguments) -> None:
-    """Answer one caller; Pipecat's runner calls this."""
-    await host.answer(runner_args)
+    """Serve one call; Pipecat's runner calls this."""
+    await host.serve_call(runner_args)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The engine behind a bot: a model of its own, or servers elsewhere."""
+"""The engine behind a bot: a model in this process, or engine servers elsewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from loguru import logger
 
 from pipecat_personaplex.config import EngineConfig
 from pipecat_personaplex.remote import RemoteEngine
@@ -15,26 +17,26 @@ if TYPE_CHECKING:
 
 
 def connect_engine(urls: Sequence[str], api_key: str | None) -> RemoteEngine:
-    """The engine of these servers, not yet started; no model is loaded, and no torch.
+    """Create the client of these engine servers, not yet started; loads neither model nor torch.
 
     Raises:
-        ConfigError: A URL cannot be.
+        ConfigError: A URL is not valid.
     """
     engine = RemoteEngine(urls, api_key=api_key)
-    print(f"engine: {', '.join(urls)}; waiting until one answers", file=sys.stderr)
+    logger.info("waiting for an engine server: {}", ", ".join(urls))
     return engine
 
 
 def load_engine(
     model: str, config: EngineConfig, voice: str | None, added: Sequence[tuple[str, Path]]
 ) -> Engine:
-    """Load the model that was asked for.
+    """Load a model into this process.
 
     Args:
         model: As ``Engine.load`` takes it.
-        config: How to run.
-        voice: One that has to be there.
-        added: Names and files of voices besides the model's.
+        config: How the engine runs.
+        voice: A voice that the model must have; None for no such check.
+        added: Names and files of voices in addition to the model's.
 
     Raises:
         UserError: The model, the device or a voice cannot be used.
@@ -45,11 +47,12 @@ def load_engine(
 
     model, note = resolve_model(model, config.device)
     if note is not None:
-        print(note, file=sys.stderr)
-    shown = sys.stderr.isatty()
+        logger.info(note)
+    show_progress = sys.stderr.isatty()
     if voice is not None and voice not in dict(added):
-        VoiceLibrary.of_model(model, progress=shown).get(voice)  # before gigabytes are loaded
-    engine = Engine.load(model, config, progress=shown)
+        # Raises for an unknown voice, before gigabytes of weights are loaded.
+        VoiceLibrary.of_model(model, progress=show_progress).get(voice)
+    engine = Engine.load(model, config, progress=show_progress)
     for name, path in added:
         engine.add_voice(name, path)
     return engine

@@ -1,4 +1,4 @@
-"""What every bot shares: one engine for all callers, and the life of a call."""
+"""What every bot shares: one engine for all calls, and the setup and end of each call."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from types import FrameType
 
 from loguru import logger
+from pipecat.frames.frames import ErrorFrame, Frame
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker, ProcessorUnusablePolicy
 from pipecat.processors.frame_processor import FrameProcessor
 
-# First of all, since it reads a .env file into the environment.
+# Import the runner before anything reads the environment: it loads a .env file.
 from pipecat.runner import run as runner
 from pipecat.runner.types import (
     RunnerArguments,
@@ -28,9 +29,11 @@ from pipecat.runner.types import (
 from pipecat.transports.base_transport import BaseTransport
 from pipecat.workers.runner import WorkerRunner
 
-from bots.busy import Door, one_line
+from bots.busy import RefuseWhenFull, client_address, error_summary
 from bots.engines import connect_engine, load_engine
+from bots.logs import configure_bot_logging
 from bots.options import BotParser
+from bots.session_log import LoggedEngine
 from bots.transports import (
     open_transport,
     sample_rate,
@@ -43,28 +46,47 @@ from pipecat_personaplex.interface import EngineLike
 from pipecat_personaplex.protocol.moshi import MOSHI_PATH
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
 
-# "Try again later", of the codes that a WebSocket closes with.
-_WS_BUSY = 1013
+# WebSocket close code "try again later".
+_WS_TRY_AGAIN_LATER = 1013
 
 
-@dataclass(frozen=True)
-class Call:
-    """One caller.
+class BotCall:
+    """One call, as a bot's ``converse`` function gets it.
+
+    Args:
+        engine: The engine that all calls share.
+        transport: The connection to the caller.
+        settings: The agent's settings, from the options.
+        args: All options, the runner's included.
+        rate: Sample rate of the pipeline, in and out.
+        idle_seconds: How long the pipeline may be idle before the call ends; None for ever.
+        running: Workers of the calls in progress. The call adds its own while it runs.
+        client: Name of the client in the log; empty if it is not known.
 
     Attributes:
-        engine: Shared by every call.
-        transport: Where the caller is.
-        settings: Of the agent, from the options.
-        args: All options, the runner's included.
+        engine: The same engine; sessions that are opened through it are logged.
     """
 
-    engine: EngineLike
-    transport: BaseTransport
-    settings: PersonaPlexLLMSettings
-    args: argparse.Namespace
-    _rate: int
-    _idle_seconds: float | None
-    _running: set[PipelineWorker]
+    def __init__(
+        self,
+        engine: EngineLike,
+        transport: BaseTransport,
+        settings: PersonaPlexLLMSettings,
+        args: argparse.Namespace,
+        *,
+        rate: int,
+        idle_seconds: float | None,
+        running: set[PipelineWorker],
+        client: str = "",
+    ):
+        self.engine = LoggedEngine(engine, client)
+        self.transport = transport
+        self.settings = settings
+        self.args = args
+        self._rate = rate
+        self._idle_seconds = idle_seconds
+        self._running = running
+        self._client = client
 
     async def run(self, processors: Sequence[FrameProcessor]) -> None:
         """Run the call's pipeline until the caller hangs up or the agent cannot go on."""
@@ -80,42 +102,70 @@ class Call:
             idle_timeout_secs=self._idle_seconds,
             processor_unusable_policy=ProcessorUnusablePolicy.END,
         )
+        end_reason = ""
+
+        @worker.event_handler("on_pipeline_finished")  # type: ignore[untyped-decorator]
+        async def on_pipeline_finished(worker: object, frame: Frame) -> None:
+            nonlocal end_reason
+            end_reason = end_reason or getattr(frame, "reason", None) or "the pipeline ended"
+
+        @worker.event_handler("on_pipeline_error")  # type: ignore[untyped-decorator]
+        async def on_pipeline_error(worker: object, frame: ErrorFrame) -> None:
+            nonlocal end_reason
+            if frame.processor is not None and not frame.processor.is_usable:
+                end_reason = " ".join(frame.error.split())  # this error ends the pipeline
 
         @self.transport.event_handler("on_client_disconnected")  # type: ignore[untyped-decorator]
         async def on_client_disconnected(transport: object, client: object) -> None:
-            await worker.cancel()
+            await worker.cancel(reason="the caller hung up")
 
         if self.args.transport == "daily":
-            # Pipecat would go on without a room, and the agent talk to nobody for ever.
+            # Pipecat would run on without a room, and the session would hold its slot for ever.
             @self.transport.event_handler("on_error")  # type: ignore[untyped-decorator]
             async def on_error(transport: object, error: str) -> None:
-                await worker.cancel()
+                await worker.cancel(reason="the Daily room failed")
 
         workers = WorkerRunner(handle_sigint=False)
         await workers.add_workers(worker)
         self._running.add(worker)
+        started = time.monotonic()
         try:
             await workers.run()
         finally:
             self._running.discard(worker)
+            logger.bind(session=self.engine.session_id, client=self._client).info(
+                "call ended after {:.1f} s: {}",
+                time.monotonic() - started,
+                end_reason or "the pipeline did not start",
+            )
 
 
 class BotHost:
-    """Starts a bot and answers its callers.
+    """Loads the engine, starts Pipecat's runner and serves the calls of one bot.
 
     Args:
-        description: Who the bot is, for ``--help``.
+        description: Describes the bot in ``--help``.
         converse: Builds and runs the pipeline of one call.
-        voice: The voice unless another is given, where the model has it.
-        prompt: The role unless another is given.
+        voice: The voice if no other is chosen and the model has it.
+        prompt: The role if no other is given.
         extend: Adds options of the bot's own.
-        check: Refuses what these options cannot do, before the model is loaded.
+        check: Validates these options before the model is loaded; raises ``ConfigError``.
+
+    Example::
+
+        host = BotHost("A teacher.", converse, voice="NATF2", prompt="You are a teacher.")
+
+        async def bot(runner_args: RunnerArguments) -> None:
+            await host.serve_call(runner_args)
+
+        if __name__ == "__main__":
+            sys.exit(host.main())
     """
 
     def __init__(
         self,
         description: str,
-        converse: Callable[[Call], Awaitable[None]],
+        converse: Callable[[BotCall], Awaitable[None]],
         *,
         voice: str,
         prompt: str,
@@ -130,112 +180,123 @@ class BotHost:
         self._check = check
         self._engine: EngineLike | None = None
         self._args = argparse.Namespace()
-        self._calls = 0
+        self._active_calls = 0
         self._running: set[PipelineWorker] = set()
-        self._ends_calls = False
+        self._signals_chained = False
 
     def main(self, engine: EngineLike | None = None) -> int:
         """Serve callers until interrupted.
 
         Args:
-            engine: A running one, in place of a model that is loaded.
+            engine: A running engine to use; None loads or connects the one that the options name.
 
         Returns:
-            The exit code: 2 for what the user can put right.
+            The exit code; 2 for a mistake that the user can correct.
         """
         with ExitStack() as stack:
 
             def prepare(args: argparse.Namespace) -> None:
+                configure_bot_logging(args.log_level, as_json=args.log_json)
                 if self._check is not None:
                     self._check(args)
                 self._args = args
                 self._engine = engine
                 if engine is None:
-                    self._engine = stack.enter_context(_engine_for(args))
+                    self._engine = stack.enter_context(_create_engine(args))
                 self._choose_voice()
-                # Else every full collection walks all that was imported, and halts each call for
-                # 200 ms.
+                # A full garbage collection scans all imported modules and stalls every call for
+                # 200 ms. Frozen objects are not scanned.
                 gc.collect()
                 gc.freeze()
 
             parser = BotParser(self._description, self._prompt, prepare)
             if self._extend is not None:
                 self._extend(parser)
-            runner.app.add_middleware(Door, full=lambda: self.full)
+            runner.app.add_middleware(RefuseWhenFull, full=lambda: self.full)
             try:
                 runner.main(parser)
             except PersonaPlexError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2 if isinstance(error, UserError) else 1
             except Exception as error:
-                # What a key that Daily does not know looks like; nobody has been called yet.
-                if not self._args.direct or self._ends_calls:
+                # With --direct, Pipecat creates the Daily room before the first call. A wrong
+                # Daily key raises here.
+                if not self._args.direct or self._signals_chained:
                     raise
-                print(f"error: no Daily room: {one_line(error)}", file=sys.stderr)
+                print(f"error: no Daily room: {error_summary(error)}", file=sys.stderr)
                 return 2
         return 0
 
     @property
     def full(self) -> bool:
-        """Whether there is room for nobody."""
-        return self._calls >= self._lines
+        """Whether all slots are in use."""
+        return self._active_calls >= self._max_calls
 
     @property
-    def _lines(self) -> int:
-        """Callers at once."""
+    def _max_calls(self) -> int:
         assert self._engine is not None, "main() comes first"
-        asked: int | None = self._args.max_sessions
-        return asked or min(DEFAULT_MAX_SESSIONS, self._engine.max_sessions or DEFAULT_MAX_SESSIONS)
+        requested: int | None = self._args.max_sessions
+        return requested or min(
+            DEFAULT_MAX_SESSIONS, self._engine.max_sessions or DEFAULT_MAX_SESSIONS
+        )
 
-    async def answer(self, runner_args: RunnerArguments) -> None:
-        """Take one call, from its connection to its end; what goes wrong ends only this call."""
-        self._end_calls_on_signals()
+    async def serve_call(self, runner_args: RunnerArguments) -> None:
+        """Serve one call, from its connection to its end; an error ends only this call."""
+        self._chain_signals()
+        client = client_address.get()
+        log = logger.bind(client=client)
         try:
-            with self._line():
-                await self._converse(await self._connect(runner_args))
+            with self._reserve_slot():
+                call = await self._connect(runner_args, client)
+                log.info("call accepted: {}, client {}", self._args.transport, client or "unknown")
+                await self._converse(call)
         except (PersonaPlexError, ValueError, OSError) as error:
-            # ValueError is how Pipecat says that a connection is not what it was said to be.
-            logger.error("a call was not taken: {}", one_line(error))
+            # Pipecat raises ValueError for a connection that does not follow its protocol.
+            log.error("call refused: client {}: {}", client or "unknown", error_summary(error))
             await _hang_up(runner_args)
 
     @contextmanager
-    def _line(self) -> Iterator[None]:
-        # Two callers may pass the door at once; here only one of them gets the last line.
+    def _reserve_slot(self) -> Iterator[None]:
+        # Two requests may pass RefuseWhenFull at the same time; only one gets the last slot.
         if self.full:
-            raise EngineFull(self._lines)
-        self._calls += 1
+            raise EngineFull(self._max_calls)
+        self._active_calls += 1
         try:
             yield
         finally:
-            self._calls -= 1
+            self._active_calls -= 1
 
-    async def _connect(self, runner_args: RunnerArguments) -> Call:
+    async def _connect(self, runner_args: RunnerArguments, client: str) -> BotCall:
         assert self._engine is not None, "main() comes first"
         transport = transport_of(runner_args)
         if transport != self._args.transport:
-            raise ValueError(f"this bot serves -t {self._args.transport}, and no other transport")
+            raise ValueError(f"this bot serves only -t {self._args.transport}")
         if isinstance(runner_args, SmallWebRTCRunnerArguments):
             shorten_microphone_buffer(runner_args.webrtc_connection)
-        return Call(
+        return BotCall(
             self._engine,
             await open_transport(runner_args),
             PersonaPlexLLMSettings(voice=self._args.voice, system_instruction=self._args.prompt),
             self._args,
-            sample_rate(transport),
-            runner_args.pipeline_idle_timeout_secs,
-            self._running,
+            rate=sample_rate(transport),
+            idle_seconds=runner_args.pipeline_idle_timeout_secs,
+            running=self._running,
+            client=client,
         )
 
-    def _end_calls_on_signals(self) -> None:
-        """Have Ctrl-C end running calls too: the server would wait for them for ever."""
-        if self._ends_calls:
+    def _chain_signals(self) -> None:
+        """Make SIGINT and SIGTERM end the running calls too; uvicorn waits for them for ever."""
+        if self._signals_chained:
             return
-        self._ends_calls = True
+        self._signals_chained = True
         loop = asyncio.get_running_loop()
         ending: set[asyncio.Task[None]] = set()
 
         def end_calls() -> None:
-            ending.update(loop.create_task(worker.cancel()) for worker in self._running)
+            ending.update(
+                loop.create_task(worker.cancel(reason="the bot is stopping"))
+                for worker in self._running
+            )
 
         def chain(number: int, server: Callable[[int, FrameType | None], object]) -> None:
             def on_signal(number: int, frame: FrameType | None) -> None:
@@ -244,7 +305,7 @@ class BotHost:
 
             signal.signal(number, on_signal)
 
-        # The server has set its own by now, and takes these back when it is done.
+        # uvicorn has installed its handlers by now. It restores the original ones when it ends.
         for number in (signal.SIGINT, signal.SIGTERM):
             server = signal.getsignal(number)
             if callable(server):
@@ -254,18 +315,18 @@ class BotHost:
         assert self._engine is not None
         known = self._engine.voices
         if self._args.voice is None:
-            # Without it, None has the service take the first there is.
+            # None makes the service use the model's first voice.
             self._args.voice = self._voice if self._voice in known else None
-        elif self._args.voice not in known and not _any_voice(self._args):
+        elif self._args.voice not in known and not _voices_unknown(self._args):
             raise VoiceNotFound(self._args.voice, known=known)
 
 
-def _any_voice(args: argparse.Namespace) -> bool:
-    """Whether voices are a matter of the engine's: NVIDIA's server does not tell which it has."""
+def _voices_unknown(args: argparse.Namespace) -> bool:
+    """Whether a server is NVIDIA's, which does not list its voices: any name may be valid."""
     return any(url.rstrip("/").endswith(MOSHI_PATH) for url in args.engine)
 
 
-def _engine_for(args: argparse.Namespace) -> AbstractContextManager[EngineLike]:
+def _create_engine(args: argparse.Namespace) -> AbstractContextManager[EngineLike]:
     if args.engine:
         return connect_engine(args.engine, os.environ.get("PERSONAPLEX_API_KEY"))
     config = EngineConfig(
@@ -283,4 +344,4 @@ async def _hang_up(runner_args: RunnerArguments) -> None:
         case SmallWebRTCRunnerArguments():
             await runner_args.webrtc_connection.disconnect()
         case WebSocketRunnerArguments():
-            await runner_args.websocket.close(_WS_BUSY)
+            await runner_args.websocket.close(_WS_TRY_AGAIN_LATER)

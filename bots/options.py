@@ -1,4 +1,4 @@
-"""What a bot can be told on the command line and in the environment."""
+"""The options of a bot: command line and environment."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from pipecat_personaplex.cli.logs import LOG_LEVELS
 from pipecat_personaplex.cli.options import named_voice
 from pipecat_personaplex.config import AUTO_MODEL
 from pipecat_personaplex.errors import ConfigError
 
-# What has to be installed and set before a transport can serve anybody.
 _TWILIO_KEYS = "TWILIO_ACCOUNT_SID with TWILIO_AUTH_TOKEN, or with TWILIO_API_KEY and _API_SECRET"
 _TRANSPORTS = ("webrtc", "daily", "twilio")
 
@@ -31,15 +31,16 @@ def _positive(text: str) -> int:
     return value
 
 
-# What the environment may say in an option's place: how it is read, and what holds where nobody
-# says anything.
+# Options that have a variable in the environment: how its text is parsed, and the default if
+# neither the option nor the variable is set.
 _Options = dict[str, tuple[Callable[[str], object], object]]
-_OF_EVERY_CALL: _Options = {
+_CALL_OPTIONS: _Options = {
     "voice": (str, None),
     "greeting": (str, None),
     "max_sessions": (_positive, None),
+    "log_level": (str, "INFO"),
 }
-_OF_A_MODEL: _Options = {
+_MODEL_OPTIONS: _Options = {
     "model": (str, AUTO_MODEL),
     "device": (str, "auto"),
     "quantization": (str, None),
@@ -50,8 +51,9 @@ _EPILOG = """\
 environment (an option wins over it; a .env file is read too):
   PERSONAPLEX_MODEL, PERSONAPLEX_DEVICE, PERSONAPLEX_ENGINE, PERSONAPLEX_VOICE,
   PERSONAPLEX_PROMPT, PERSONAPLEX_GREETING, PERSONAPLEX_QUANTIZATION, PERSONAPLEX_KV_DTYPE,
-  PERSONAPLEX_CONTEXT, PERSONAPLEX_MAX_SESSIONS     as the options above
-  PERSONAPLEX_API_KEY                               for --engine, where its servers want one
+  PERSONAPLEX_CONTEXT, PERSONAPLEX_MAX_SESSIONS,
+  PERSONAPLEX_LOG_LEVEL                             as the options above
+  PERSONAPLEX_API_KEY                               for --engine, if its servers require a key
   HF_TOKEN                                          to download the gated 7B weights
   DAILY_API_KEY                                     for -t daily
   TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN             for -t twilio, to hang up; instead of the
@@ -60,13 +62,13 @@ environment (an option wins over it; a .env file is read too):
 
 
 class BotParser(argparse.ArgumentParser):
-    """The bot's own options; Pipecat's runner adds its own to them and parses.
+    """Parses the options that all bots share; Pipecat's runner adds its own and calls it.
 
     Args:
-        description: Who the bot is.
-        prompt: The role unless another is given.
-        prepare: Called with all arguments before the server starts: a mistake in any option shows
-            before gigabytes are loaded, and the model is there before the first caller.
+        description: Describes the bot in ``--help``.
+        prompt: The role if no other is given.
+        prepare: Called with all options once they are valid, before the server starts. It loads
+            the model, so that the first caller does not wait for it.
     """
 
     def __init__(
@@ -83,9 +85,9 @@ class BotParser(argparse.ArgumentParser):
         self.add_argument(
             "--model",
             metavar="auto|nano|FOLDER|REPO",
-            help="a folder with a release's files, or a Hugging Face repo id, or nano, the small "
-            "model that comes along (default: auto, nvidia/personaplex-7b-v1 where there is a GPU "
-            "and access, else nano)",
+            help="a folder with a release's files, a Hugging Face repo id, or nano, the small "
+            "model in this package (default: auto, which is nvidia/personaplex-7b-v1 on a machine "
+            "with a GPU and access to the weights, else nano)",
         )
         self.add_argument(
             "--device",
@@ -95,41 +97,41 @@ class BotParser(argparse.ArgumentParser):
         self.add_argument(
             "--quantization",
             metavar="int8|fp8|int4",
-            help="keep the model's weights at 8 or 4 bits: less memory, faster (default: as they "
-            "are in the checkpoint)",
+            help="store the model's weights in 8 or 4 bits: less memory, faster (default: the "
+            "checkpoint's own format)",
         )
         self.add_argument(
             "--kv-dtype",
             metavar="auto|bfloat16|float32|fp8",
-            help="in which the model keeps what was said: fp8 makes room for nearly twice the "
-            "callers (default: auto, the model's own)",
+            help="data type of the model's keys and values: fp8 fits nearly twice the callers into "
+            "the same memory (default: auto, the model's own type)",
         )
         self.add_argument(
             "--context",
             type=_frames,
             metavar="FRAMES",
-            help="how far back the model remembers, in frames of 80 ms: fewer make room for more "
-            "callers (default: 0, as far as it was made for)",
+            help="how far back the model remembers, in frames of 80 ms: a smaller context fits "
+            "more callers into the same memory (default: 0, the model's own context)",
         )
         self.add_argument(
             "--engine",
             metavar="URL[,URL]",
             action="append",
             type=_urls,
-            help="servers that run the model in place of this process: the address of `personaplex "
-            "serve`, as ws://127.0.0.1:8998, or with /api/chat that of NVIDIA's; several share "
-            "the callers",
+            help="servers that run the model instead of this process: the address of `personaplex "
+            "serve`, such as ws://127.0.0.1:8998, or of NVIDIA's server, with /api/chat; calls "
+            "are distributed over several servers",
         )
         self.add_argument(
             "--voice",
-            help="a voice of the model; `personaplex voices list` names them",
+            help="a voice of the model; `personaplex voices list` lists them",
         )
         self.add_argument(
             "--add-voice",
             metavar="NAME=FILE",
             action="append",
-            help="a voice besides the model's: a recording of one speaker, or a .pt or "
-            ".safetensors voice; may be given again",
+            help="an additional voice: a recording of one speaker, or a .pt or .safetensors voice "
+            "file; may be repeated",
         )
         self.add_argument(
             "--prompt",
@@ -139,83 +141,102 @@ class BotParser(argparse.ArgumentParser):
         self.add_argument(
             "--greeting",
             metavar="TEXT",
-            help="a sentence the agent opens every call with",
+            help="a sentence with which the agent opens every call",
         )
         self.add_argument(
             "--max-sessions",
             type=_positive,
             metavar="N",
-            help="callers at once; the next one is turned away politely (default: as many as the "
-            "engine has room for, 8 at most)",
+            help="callers at the same time; the next one is refused as busy (default: the engine's "
+            "number of slots, at most 8)",
+        )
+        self.add_argument(
+            "--log-level",
+            type=str.upper,
+            choices=LOG_LEVELS,
+            help="the least severe log lines that are written; at INFO a call is a handful of "
+            "lines, at DEBUG it is many (default: INFO)",
+        )
+        self.add_argument(
+            "--log-json",
+            action="store_true",
+            help="write log lines as JSON objects, one a line",
         )
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> argparse.Namespace:
-        """Parse, check, and prepare what the bot needs."""
+        """Parse and validate the options, then call ``prepare``."""
         for action in self._actions:
-            if action.dest == "transport":  # the runner's own option, which offers more
+            if action.dest == "transport":  # the runner's option; bots support fewer transports
                 action.choices = _TRANSPORTS
                 action.help = "where callers come from (default: webrtc)"
+            elif action.dest == "verbose":  # the runner's option
+                action.help = "the same as --log-level DEBUG"
         parsed: argparse.Namespace = super().parse_args(args, namespace)
         if parsed.direct:
             parsed.transport = parsed.transport or "daily"
-        # One transport only: what another needs has not been checked.
+        # Without a transport the runner would serve all of them, also those that are not checked.
         parsed.transport = parsed.transport or "webrtc"
         check_transport(parsed.transport, parsed.proxy, os.environ)
-        _fill(parsed, _OF_EVERY_CALL | {"prompt": (str, self._prompt)}, os.environ)
+        if parsed.verbose:
+            parsed.log_level = "DEBUG"
+        _fill(parsed, _CALL_OPTIONS | {"prompt": (str, self._prompt)}, os.environ)
         choose_engine(parsed, os.environ)
         parsed.add_voice = [named_voice(text) for text in parsed.add_voice or ()]
         self._prepare(parsed)
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """End with one line instead of a page of usage."""
+        """Exit with a one-line error instead of the usage text."""
         print(f"error: {message}; see --help", file=sys.stderr)
         self.exit(2)
 
 
 def check_transport(transport: str, proxy: str | None, environment: Mapping[str, str]) -> None:
-    """Refuse a transport that could not serve a call.
+    """Check that what a transport needs is installed and set.
 
     Raises:
-        ConfigError: Something is not installed or not set.
+        ConfigError: A package, a variable or an option is missing.
     """
     if transport == "daily":
         if importlib.util.find_spec("daily") is None:
             raise ConfigError("-t daily needs Daily's client; pip install 'pipecat-ai[daily]'")
         if not environment.get("DAILY_API_KEY"):
-            raise ConfigError("-t daily needs DAILY_API_KEY; it is on dashboard.daily.co")
+            raise ConfigError("-t daily needs DAILY_API_KEY; get one on dashboard.daily.co")
     if transport == "twilio":
         has_key = environment.get("TWILIO_API_KEY") and environment.get("TWILIO_API_SECRET")
         secrets = bool(environment.get("TWILIO_AUTH_TOKEN")) + bool(has_key)
         if not environment.get("TWILIO_ACCOUNT_SID") or not secrets:
-            raise ConfigError(f"-t twilio needs {_TWILIO_KEYS}; they are on console.twilio.com")
+            raise ConfigError(f"-t twilio needs {_TWILIO_KEYS}; get them on console.twilio.com")
         if secrets == 2:
-            raise ConfigError("-t twilio takes TWILIO_AUTH_TOKEN or an API key, not both")
+            raise ConfigError("-t twilio accepts TWILIO_AUTH_TOKEN or an API key, not both")
         if not proxy:
             raise ConfigError("-t twilio needs -x HOST, the public name that Twilio can reach")
 
 
 def choose_engine(parsed: argparse.Namespace, environment: Mapping[str, str]) -> None:
-    """Settle whether the model runs here or elsewhere; an option wins over the environment.
+    """Decide whether the model runs in this process or on servers.
+
+    Any option wins over the environment. Sets ``parsed.engine`` to the servers' addresses, empty
+    for a model in this process.
 
     Raises:
-        ConfigError: Both are asked for, or an engine without saying where.
+        ConfigError: ``--engine`` has no address, or is combined with an option of a local model.
     """
-    urls = [url for some in parsed.engine or () for url in some]
-    if parsed.engine and not urls:  # as from a variable that is not set
-        raise ConfigError("--engine wants an address, as ws://127.0.0.1:8998")
-    names = [*_OF_A_MODEL, "add_voice"]
+    urls = [url for option in parsed.engine or () for url in option]
+    if parsed.engine and not urls:  # for example --engine "$VARIABLE" with an unset variable
+        raise ConfigError("--engine needs an address, such as ws://127.0.0.1:8998")
+    names = [*_MODEL_OPTIONS, "add_voice"]
     given = [name for name in names if getattr(parsed, name) is not None]
     if not urls and not given:
         urls = _urls(environment.get("PERSONAPLEX_ENGINE", ""))
     if not urls:
-        _fill(parsed, _OF_A_MODEL, environment)
+        _fill(parsed, _MODEL_OPTIONS, environment)
     elif given:
         raise ConfigError(
-            f"--engine leaves --{given[0].replace('_', '-')} to the servers; give it to "
-            "`personaplex serve`"
+            f"--engine and --{given[0].replace('_', '-')} exclude each other: the servers have the "
+            "model; give the option to `personaplex serve`"
         )
     parsed.engine = urls
 
@@ -225,13 +246,13 @@ def _urls(text: str) -> list[str]:
 
 
 def _fill(parsed: argparse.Namespace, options: _Options, environment: Mapping[str, str]) -> None:
-    """Take from the environment what no option says; a variable that is empty says nothing."""
-    for name, (read, default) in options.items():
+    """Fill options that are not given from the environment; an empty variable counts as unset."""
+    for name, (parse, default) in options.items():
         if getattr(parsed, name) is not None:
             continue
         variable = f"PERSONAPLEX_{name.upper()}"
         try:
-            value = read(text) if (text := environment.get(variable)) else default
+            value = parse(text) if (text := environment.get(variable)) else default
         except argparse.ArgumentTypeError as error:
             raise ConfigError(f"{variable}: {error}") from None
         setattr(parsed, name, value)

@@ -1,4 +1,4 @@
-"""How calls come in: each transport with its own rates and settings."""
+"""The transports that bots serve, each with its sample rate and settings."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pipecat.transports.websocket.fastapi import FastAPIWebsocketParams
 
 from pipecat_personaplex.constants import SAMPLE_RATE
 
-# Telephone audio. Pipecat's resamplers hold back up to 150 ms, so every pipeline runs at the rate
-# of its transport, and the service converts.
+# Sample rate of each transport, in Hz. Pipecat's resamplers add up to 150 ms of delay, so a
+# pipeline runs at the rate of its transport and the service resamples.
 _RATES = {"webrtc": SAMPLE_RATE, "daily": SAMPLE_RATE, "twilio": 8_000}
 
-# Twilio says who calls at once.
+# Twilio sends its handshake as soon as it has connected.
 _HANDSHAKE_SECONDS = 10.0
 
 
 def transport_of(runner_args: RunnerArguments) -> str:
-    """The name of the transport that a call comes in on; empty for one that no bot serves."""
+    """The name of a call's transport; empty for a transport that bots do not serve."""
     match runner_args:
         case SmallWebRTCRunnerArguments():
             return "webrtc"
@@ -40,31 +40,33 @@ def transport_of(runner_args: RunnerArguments) -> str:
 
 
 async def open_transport(runner_args: RunnerArguments) -> BaseTransport:
-    """The transport of a call.
+    """Create the transport of a call; on the telephone, read Twilio's handshake first.
 
     Raises:
-        ValueError: What came in is not a call, or says nothing; it would hold a line for ever.
+        ValueError: The handshake is not Twilio's, or did not arrive within 10 s. Without that
+            limit a silent connection would hold its slot for ever.
     """
     try:
         async with asyncio.timeout(_HANDSHAKE_SECONDS):
             return await create_transport(runner_args, transport_params())
     except TimeoutError:
-        raise ValueError(f"no call began within {_HANDSHAKE_SECONDS:.0f} s") from None
+        raise ValueError(f"no handshake within {_HANDSHAKE_SECONDS:.0f} s") from None
     except (AttributeError, KeyError, TypeError) as error:
-        # Pipecat does not look at what a stranger's WebSocket says before it reads it.
-        raise ValueError(f"it did not begin as a call does: {error}") from error
+        # Pipecat reads the fields of the first messages without checking that they exist.
+        raise ValueError(f"the handshake is not Twilio's: {error}") from error
 
 
 def sample_rate(transport: str) -> int:
-    """The rate, in and out, of a pipeline behind this transport."""
+    """Sample rate in Hz, in and out, of a pipeline with this transport."""
     return _RATES[transport]
 
 
 def shorten_microphone_buffer(connection: Any) -> None:
-    """Have aiortc hold back 20 ms of the caller's audio instead of 80.
+    """Make aiortc buffer 20 ms of the caller's audio instead of 80 ms.
 
-    It also makes a lost packet cost what it lasts: the longer buffer stops for 300 ms and stays
-    late. aiortc offers no option for it, so where its insides have changed it stays as it is.
+    After a lost packet, aiortc's default buffer stalls for 300 ms and the call stays late by as
+    much; the short one loses only that packet. aiortc has no option for this, so a private
+    attribute is replaced. If that fails, the default buffer stays.
 
     Args:
         connection: A ``SmallWebRTCConnection`` that is not connected yet.
@@ -75,18 +77,19 @@ def shorten_microphone_buffer(connection: Any) -> None:
         for transceiver in connection.pc.getTransceivers():
             if transceiver.kind == "audio":
                 name = "_RTCRtpReceiver__jitter_buffer"
-                getattr(transceiver.receiver, name)  # else a new attribute would come of it
+                getattr(transceiver.receiver, name)  # raises if aiortc has renamed it
                 setattr(transceiver.receiver, name, JitterBuffer(capacity=4, prefetch=1))
     except (ImportError, AttributeError, TypeError) as error:
-        logger.warning("the microphone's buffer stays at 80 ms: {}", error)
+        logger.warning("the microphone buffer stays at 80 ms: {}", error)
 
 
 def transport_params() -> dict[str, Callable[[], TransportParams]]:
-    """What ``create_transport`` needs to know.
+    """Settings of each transport, for ``create_transport``.
 
-    A chunk must divide the model's 80 ms, or a remainder is left waiting for the next frame.
-    Silence that the output inserts whenever it starves would never be taken back: a full-duplex
-    service sends audio all the time, so the output had better wait.
+    - The output's chunks must divide the model's 80 ms frame; else the rest of each frame waits
+      for the next one.
+    - The output inserts no silence when its queue is empty. The service sends audio all the time,
+      so each inserted piece would delay the rest of the call by its length.
     """
     return {"webrtc": _webrtc, "daily": _daily, "twilio": _twilio}
 
@@ -102,12 +105,12 @@ def _webrtc() -> TransportParams:
 
 
 def _daily() -> TransportParams:
-    # Daily's client is an extra, and a large one.
+    # Daily's client is a large optional dependency.
     from pipecat.transports.daily.transport import DailyParams
 
     return DailyParams(
         audio_in_enabled=True,
-        # Everybody in the room, mixed: a model with one ear cannot follow one track per person.
+        # One mix of all participants: the model has a single input stream.
         audio_in_user_tracks=False,
         audio_out_enabled=True,
         audio_out_10ms_chunks=4,
@@ -121,7 +124,7 @@ def _twilio() -> TransportParams:
     return FastAPIWebsocketParams(
         audio_in_enabled=True,
         audio_out_enabled=True,
-        # Twilio's own 20 ms.
+        # Twilio's packets are 20 ms.
         audio_out_10ms_chunks=2,
         audio_out_end_silence_secs=0,
     )

@@ -1,1 +1,1 @@
-"""Recipes that make checkpoints; no part of the installed package."""
+"""Training recipes of checkpoints; not a part of the installed package."""

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from pipecat_personaplex.errors import ConfigError
@@ -22,7 +23,9 @@ _LINE = (
 )
 
 
-def configure_logging(level: str = "INFO", *, as_json: bool = False) -> None:
+def configure_logging(
+    level: str = "INFO", *, as_json: bool = False, quiet: Sequence[str] = ()
+) -> None:
     """Write all log records, including those of the standard library, to standard error.
 
     Records about one session are logged with ``logger.bind(session=session.id)`` and show the
@@ -33,6 +36,7 @@ def configure_logging(level: str = "INFO", *, as_json: bool = False) -> None:
             lower or upper case.
         as_json: Write one JSON object per line with ``time``, ``level``, ``message``, ``module``,
             the bound fields (``session``, ``client``) and, if there is one, ``exception``.
+        quiet: Packages that write their INFO records only at the level ``DEBUG``.
 
     Raises:
         ConfigError: ``level`` is not one of the four levels.
@@ -48,6 +52,7 @@ def configure_logging(level: str = "INFO", *, as_json: bool = False) -> None:
     logger.add(
         sys.stderr,
         level=level,
+        filter={package: "WARNING" for package in quiet if level == "INFO"},
         format=_json_line if as_json else _LINE,
         diagnose=False,
         backtrace=False,

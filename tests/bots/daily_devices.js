@@ -1,6 +1,6 @@
-// Stands in for Daily's device library, which the prebuilt page downloads from Daily's servers when
-// a call starts, whatever the transport. Only what its SmallWebRTC transport asks for is here: the
-// browser's own microphone.
+// Replaces Daily's device library, which the prebuilt page downloads from Daily's servers when a
+// call starts, for every transport. Implements only what the SmallWebRTC transport uses: the
+// browser's microphone.
 class Devices {
   handlers = {};
   track = null;
@@ -10,7 +10,7 @@ class Devices {
   }
 
   async startCamera() {
-    // Unprocessed: what is measured must arrive as it was played.
+    // No audio processing: the measured tones must arrive unchanged.
     const stream = await navigator.mediaDevices.getUserMedia({
       audio: { echoCancellation: false, noiseSuppression: false, autoGainControl: false },
     });

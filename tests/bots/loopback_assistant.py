@@ -1,4 +1,4 @@
-"""The assistant with an engine that repeats what it hears, to measure everything but the model."""
+"""The assistant with an engine that repeats its input: measures everything but the model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from bots.assistant import bot, host
 from tests.helpers.engines import FakeEngine
 
-# Where Pipecat's runner looks for it.
+# Pipecat's runner looks up ``bot`` in this module.
 __all__ = ["bot"]
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-// Runs in the page before its own scripts, and measures what a person in front of it would hear.
-// Microphone (0) and agent (1) enter one AudioWorklet, which notes the peak of every 128 samples of
-// both: one clock for what goes in and what comes out.
+// Runs in the page before the page's scripts and measures what a user would hear. Microphone
+// (input 0) and agent (input 1) enter one AudioWorklet, which records the peak of every 128 samples
+// of both, so that both are measured by one clock.
 const WORKLET = `
   class Peaks extends AudioWorkletProcessor {
     rows = [];
@@ -18,7 +18,7 @@ const WORKLET = `
 class Probe {
   rows = [];
 
-  // An AudioContext made before there is a page may not start.
+  // Created on first use: an AudioContext may not start before the page has loaded.
   node = null;
 
   async start() {
@@ -26,7 +26,7 @@ class Probe {
     await context.audioWorklet.addModule(URL.createObjectURL(new Blob([WORKLET], { type: "text/javascript" })));
     const node = new AudioWorkletNode(context, "peaks", { numberOfInputs: 2 });
     node.port.onmessage = (event) => this.rows.push(...event.data);
-    node.connect(context.destination); // it outputs silence; unconnected, it might not run
+    node.connect(context.destination); // outputs silence; a node without a connection may not be processed
     return { context, node };
   }
 

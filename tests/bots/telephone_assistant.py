@@ -1,4 +1,4 @@
-"""``python -m bots.assistant``, with Twilio's REST API where FAKE_TWILIO_API says."""
+"""``python -m bots.assistant`` with Twilio's REST API at the URL in FAKE_TWILIO_API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A person in front of the page: a real Chromium, its microphone playing a file."""
+"""The page in a real Chromium whose microphone plays a file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ MIC_RATE = 48_000
 
 @pytest.fixture(scope="module")
 def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty seconds of 100 ms tones, 700 to 930 ms apart, so that no two delays look alike."""
+    """Twenty seconds of 100 ms tones at irregular intervals, so that delays are unambiguous.
+
+    Intervals are 700 to 930 ms.
+    """
     random = np.random.default_rng(7)
     sound = np.zeros(20 * MIC_RATE, dtype=np.float32)
     tone = np.sin(2 * np.pi * 1000 * np.arange(MIC_RATE // 10) / MIC_RATE) * 0.5
@@ -49,7 +52,7 @@ def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def question(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A guest who asks, spoken by espeak-ng, and then listens; again every twelve seconds."""
+    """A question spoken by espeak-ng, then silence; repeats every twelve seconds."""
     spoken, rate = soundfile.read(HERE / "data" / "what_is_on_the_menu.flac", dtype="float32")
     sound = np.zeros(12 * rate, dtype=np.float32)
     sound[3 * rate : 3 * rate + len(spoken)] = spoken
@@ -66,7 +69,7 @@ def playwright() -> Iterator[Playwright]:
 
 @contextmanager
 def browsing(playwright: Playwright, microphone: Path) -> Iterator[Browser]:
-    """A browser in which this is heard."""
+    """A browser whose microphone plays this file."""
     chromium = playwright.chromium.launch(
         executable_path=CHROMIUM,
         args=[
@@ -76,7 +79,7 @@ def browsing(playwright: Playwright, microphone: Path) -> Iterator[Browser]:
             f"--use-file-for-fake-audio-capture={microphone}",
             "--autoplay-policy=no-user-gesture-required",
             "--disable-background-networking",
-            # Else host candidates are mDNS names, which nobody resolves here.
+            # Otherwise host candidates are mDNS names, which do not resolve here.
             "--disable-features=WebRtcHideLocalIpsWithMdns",
         ],
     )
@@ -95,7 +98,7 @@ def talking(browser: Browser, bot: BotProcess) -> Iterator[Page]:
     """The bot's page, connected."""
 
     def only_the_bot(route: Route) -> None:
-        # Nothing is asked of any other server.
+        # Requests to any other server are blocked.
         if re.search(r"/assets/daily-esm-[^/]*\.js$", route.request.url):
             route.fulfill(
                 body=(HERE / "daily_devices.js").read_text(), content_type="text/javascript"
@@ -111,7 +114,7 @@ def talking(browser: Browser, bot: BotProcess) -> Iterator[Page]:
         page.add_init_script(path=HERE / "probe.js")
         page.route("**/*", only_the_bot)
         page.goto(f"{bot.url}/client/")
-        # The page opens the microphone by itself, and does nothing if told to connect before that.
+        # The page opens the microphone by itself and ignores "Connect" before that.
         page.get_by_role("button", name="Mute microphone").wait_for()
         page.get_by_role("button", name="Connect", exact=True).click()
         page.get_by_role("button", name="Disconnect", exact=True).wait_for()
@@ -121,7 +124,7 @@ def talking(browser: Browser, bot: BotProcess) -> Iterator[Page]:
 
 
 def listen(page: Page, seconds: float) -> np.ndarray:
-    """Peaks over the next seconds, once the agent is heard: time, microphone, agent [n, 3]."""
+    """Peaks over the next seconds, from the agent's first sound: time, microphone, agent [n, 3]."""
     page.wait_for_function(f"probe.rows.some((row) => row[2] > {AUDIBLE})")
     start = page.evaluate("probe.rows.length")
     count = round(seconds * MIC_RATE / 128)
@@ -137,18 +140,18 @@ def longest_silence(times: np.ndarray, peaks: np.ndarray) -> float:
 
 
 def onsets(times: np.ndarray, peaks: np.ndarray, quiet: float = 0.15) -> np.ndarray:
-    """When a sound starts after at least ``quiet`` seconds without one."""
+    """Times at which a sound starts after at least ``quiet`` seconds of silence."""
     heard = times[peaks > 0.1]
     return heard[np.diff(heard, prepend=-1.0) > quiet]
 
 
-def test_the_agent_is_heard_without_gaps_and_its_words_are_shown(browser: Browser) -> None:
+def test_the_agents_audio_has_no_gaps_and_its_words_are_shown(browser: Browser) -> None:
     with (
-        # Noise, which has no pauses: a gap is one of the way to the caller.
+        # The tiny checkpoint outputs noise without pauses, so any gap is a transport's.
         BotProcess("bots.assistant", "--model", str(CHECKPOINT), "--greeting", GREETING) as bot,
         talking(browser, bot) as page,
     ):
-        # The tiny vocabulary has no whole words, and the page puts a space between pieces.
+        # The tiny vocabulary has no whole words, and the page inserts spaces between pieces.
         page.wait_for_function(
             "words => document.body.innerText.replace(/\\s/g, '').includes(words)",
             arg=GREETING.replace(" ", ""),
@@ -157,12 +160,12 @@ def test_the_agent_is_heard_without_gaps_and_its_words_are_shown(browser: Browse
     times, microphone, agent = peaks.T
     gap = longest_silence(times, agent)
     print(f"agent: longest silence in 20 s {gap * 1e3:.0f} ms, median peak {np.median(agent):.3f}")
-    assert microphone.max() > 0.3, "the microphone's tones do not play"
+    assert microphone.max() > 0.3, "the microphone does not play the tones"
     assert gap <= 0.2
 
 
 def test_a_spoken_question_is_answered_in_the_page(playwright: Playwright, question: Path) -> None:
-    """The small model that comes along hears the guest, and says what is on the menu."""
+    """The bundled small model understands the question and lists the menu."""
     with (
         browsing(playwright, question) as browser,
         BotProcess("bots.drive_thru", "--model", "nano") as bot,
@@ -176,18 +179,17 @@ def test_a_spoken_question_is_answered_in_the_page(playwright: Playwright, quest
 
 
 def test_a_tone_comes_back_in_time(browser: Browser) -> None:
-    """Tone in, tone out: both seen by one AudioWorklet in the page.
+    """Delay from tone in to tone out, both measured by one AudioWorklet in the page.
 
-    What is between them is all that this project and Pipecat add to the model: Chromium's encoder,
-    the network, aiortc, the service's 80 ms frames, playout, Chromium's jitter buffer. What is not
-    is the sound card's share, and the model's step.
+    Includes Chromium's encoder, the network, aiortc, the service's 80 ms frames, playout and
+    Chromium's jitter buffer. Excludes the sound card and the model's step.
     """
     with BotProcess("tests.bots.loopback_assistant") as bot, talking(browser, bot) as page:
         times, microphone, agent = listen(page, 30.0).T
     went_in, came_out = onsets(times, microphone), onsets(times, agent)
     following = np.searchsorted(came_out, went_in)
-    answered = following < len(came_out)
-    delays = (came_out[following[answered]] - went_in[answered]) * 1e3
+    returned = following < len(came_out)
+    delays = (came_out[following[returned]] - went_in[returned]) * 1e3
     p50, p95 = np.percentile(delays, [50, 95])
     print(
         f"delay over {len(delays)} tones: p50 {p50:.0f} ms, p95 {p95:.0f}, max {delays.max():.0f}"

@@ -1,4 +1,4 @@
-"""The assistant in a Daily room: the real transport as far as a fake key gets, then a fake one."""
+"""The assistant in a Daily room: the real transport up to the key check, then a fake one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipecat.pipeline.worker import PipelineWorker
 from pipecat.runner.types import DailyRunnerArguments
 
 from bots.assistant import converse
-from bots.host import Call
+from bots.host import BotCall
 from bots.transports import open_transport, sample_rate, transport_of, transport_params
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
 from tests.golden_data import CHECKPOINT
@@ -26,13 +26,13 @@ from tests.helpers.transports import FakeTransport
 
 daily = pytest.importorskip("daily", reason="Daily's client is not installed")
 
-KEY = "not-a-key-that-daily-knows"
+KEY = "not-a-valid-daily-key"
 ROOM = DailyRunnerArguments(room_url="https://example.daily.co/room", token="token")
 
 
 @pytest.fixture
 def api() -> Iterator[RestApi]:
-    """Daily's REST API, for a key that it does not know."""
+    """Daily's REST API, which refuses the key."""
     with RestApi(401, b'{"error": "authentication-error"}') as api:
         yield api
 
@@ -41,7 +41,7 @@ def options() -> list[str]:
     return ["-t", "daily", "--model", str(CHECKPOINT), "--device", "cpu"]
 
 
-async def test_the_transport_is_dailys_with_the_settings_of_a_full_duplex_agent() -> None:
+async def test_daily_transport_settings() -> None:
     from pipecat.transports.daily.transport import DailyParams, DailyTransport
 
     assert transport_of(ROOM) == "daily"
@@ -52,26 +52,26 @@ async def test_the_transport_is_dailys_with_the_settings_of_a_full_duplex_agent(
     params = transport_params()["daily"]()
     assert isinstance(params, DailyParams)
     assert params.audio_in_enabled and params.audio_out_enabled
-    # One ear for everybody in the room, and no silence that is never taken back.
+    # One mix of all participants, and no inserted silence, which would delay the rest of the call.
     assert not params.audio_in_user_tracks
     assert not params.audio_out_auto_silence
     assert 8 % params.audio_out_10ms_chunks == 0
 
 
-def test_a_room_of_ones_own_with_a_key_that_daily_does_not_know(api: RestApi) -> None:
+def test_direct_with_a_wrong_key_gives_a_one_line_error(api: RestApi) -> None:
     result = run_bot(
         "bots.assistant", *options(), "--direct", DAILY_API_KEY=KEY, DAILY_API_URL=f"{api.url}/v1"
     )
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
-    # An extension module may grumble after it, while the interpreter ends.
+    # An extension module may print more while the interpreter exits.
     (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "no Daily room" in message and "authentication-error" in message
     ((path, key, _),) = api.requests
     assert (path, key) == ("/v1/rooms", f"Bearer {KEY}")
 
 
-async def test_a_caller_whose_room_daily_refuses(api: RestApi) -> None:
+async def test_a_call_whose_room_daily_refuses_gets_502(api: RestApi) -> None:
     body = {"transport": "daily", "createDailyRoom": True}
     with BotProcess(
         "bots.assistant", *options(), DAILY_API_KEY=KEY, DAILY_API_URL=f"{api.url}/v1"
@@ -82,7 +82,7 @@ async def test_a_caller_whose_room_daily_refuses(api: RestApi) -> None:
                     assert answer.status == 502
                     assert "could not be set up" in (await answer.json())["detail"]
             async with session.get("/status") as answer:
-                assert answer.status == 200, "it does not serve on"
+                assert answer.status == 200, "the bot no longer serves"
     assert "Traceback" not in bot.log
     failures = [line for line in bot.log.splitlines() if "a call could not start" in line]
     assert len(failures) == 2
@@ -90,21 +90,21 @@ async def test_a_caller_whose_room_daily_refuses(api: RestApi) -> None:
 
 
 class Room:
-    """The assistant's own pipeline around a fake transport with Daily's real parameters."""
+    """The assistant's pipeline with a fake transport that has Daily's real parameters."""
 
     def __init__(self, engine: FakeEngine):
         self.heard = bytearray()
         self.arrivals: list[float] = []
         self.transport = FakeTransport(transport_params()["daily"](), self._hear)
         self.running: set[PipelineWorker] = set()
-        self.call = Call(
+        self.call = BotCall(
             engine,
             self.transport,
             PersonaPlexLLMSettings(voice="NATF2", system_instruction="You enjoy tea."),
             Namespace(transport="daily", greeting="Good morning."),
-            sample_rate("daily"),
-            None,
-            self.running,
+            rate=sample_rate("daily"),
+            idle_seconds=None,
+            running=self.running,
         )
 
     def _hear(self, now: float, audio: bytes) -> None:
@@ -122,7 +122,7 @@ class Room:
         await asyncio.wait_for(self.task, TIMEOUT)
 
     async def talk(self, samples: np.ndarray) -> None:
-        """20 ms every 20 ms, as Daily's client calls back."""
+        """Send 20 ms of audio every 20 ms, as Daily's client does."""
         begun = time.monotonic()
         for index, chunk in enumerate(samples.reshape(-1, 480)):
             await asyncio.sleep(max(0.0, begun + 0.02 * (index + 1) - time.monotonic()))
@@ -149,12 +149,12 @@ async def test_a_conversation_in_a_room(engine: FakeEngine) -> None:
     assert session.said == ["Good morning."]
     assert session.closed
     sound = np.frombuffer(bytes(room.heard), dtype=np.int16)
-    # The engine says what it hears.
+    # The engine repeats its input.
     assert len(sound) >= 1.8 * 24_000 and np.abs(sound).max() > 7_000
     assert np.diff(room.arrivals).max() <= 0.2
 
 
-async def test_a_room_that_cannot_be_joined_ends_the_call(engine: FakeEngine) -> None:
+async def test_a_failed_join_ends_the_call(engine: FakeEngine) -> None:
     async with Room(engine) as room:
         await room.transport.fail("Error joining https://example.daily.co/room: no such room")
         await room.ended()

@@ -1,4 +1,4 @@
-"""The order window in process: who said what ends up in the file."""
+"""The drive-thru bot in this process: the transcript contains both sides of the call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipecat.transports.base_transport import BaseTransport, TransportParams
 
 from bots.call_log import CallRecord, record_folder
 from bots.drive_thru import speech_to_text, take_order
-from bots.host import Call
+from bots.host import BotCall
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
@@ -28,7 +28,7 @@ SECONDS = 4
 
 
 class Microphone(FrameProcessor):
-    """A caller, in real time."""
+    """A caller that sends silence in real time."""
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         await super().process_frame(frame, direction)
@@ -40,12 +40,12 @@ class Microphone(FrameProcessor):
         silence = np.zeros(CHUNK, np.int16).tobytes()
         for index in range(SECONDS * 50):
             await self.push_frame(InputAudioRawFrame(silence, SAMPLE_RATE, 1))
-            # The pace of a microphone, not a wait for something to happen.
+            # The pace of a microphone; not a wait for an event.
             await asyncio.sleep(start + index / 50 - loop.time())
 
 
 class Window(BaseTransport):
-    """A transport with that caller, where audio is played at once."""
+    """A transport with a ``Microphone`` and an output that plays at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Window(BaseTransport):
         self._output = Played(params)
 
     async def visit(self) -> None:
-        """Be there for a while, then leave."""
+        """Speak for a while, then hang up."""
         await self.microphone.speak()
         await self._call_event_handler("on_client_disconnected", None)
 
@@ -76,7 +76,7 @@ class Played(BaseOutputTransport):
 
 
 class WritesOnce(FrameProcessor):
-    """Speech-to-text of a caller who orders once."""
+    """A speech-to-text service that transcribes one order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,28 +98,28 @@ def record_in(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("with_stt", [True, False])
-async def test_both_sides_are_written_down(tmp_path: Path, with_stt: bool) -> None:
+async def test_both_sides_are_in_the_transcript(tmp_path: Path, with_stt: bool) -> None:
     window = Window()
     with FakeEngine() as engine:
         engine.on_open = lambda session: session.pieces.extend([" Welcome", "!"])
-        call = Call(
+        call = BotCall(
             engine,
             window,
             PersonaPlexLLMSettings(voice="NATM1", system_instruction="You sell."),
             argparse.Namespace(
                 records=str(tmp_path), greeting=None, prompt="You sell.", transport="webrtc"
             ),
-            SAMPLE_RATE,
-            None,
-            set(),
+            rate=SAMPLE_RATE,
+            idle_seconds=None,
+            running=set(),
         )
         speaking: list[asyncio.Task[None]] = []
-        # Once the pipeline is set up, which the session says by asking for its voice.
-        ready = engine.on_open
+        # The caller speaks once the session is opened: then the pipeline is set up.
+        prepare = engine.on_open
         loop = asyncio.get_running_loop()
 
         def on_open(session: Any) -> None:
-            ready(session)
+            prepare(session)
             speaking.append(loop.create_task(window.visit()))
 
         engine.on_open = on_open
@@ -129,27 +129,27 @@ async def test_both_sides_are_written_down(tmp_path: Path, with_stt: bool) -> No
 
     system, *turns = record_in(tmp_path)
     assert (system["role"], system["content"], system["voice"]) == ("system", "You sell.", "NATM1")
-    said = {turn["role"]: turn["content"] for turn in turns}
+    words = {turn["role"]: turn["content"] for turn in turns}
     expected = {"assistant": "Welcome!"}
     if with_stt:
         expected["user"] = "One spicy, please."
-    assert said == expected
+    assert words == expected
 
 
-def test_a_record_has_a_name_of_its_own_and_no_empty_turns(tmp_path: Path) -> None:
+def test_record_files_have_unique_names_and_no_empty_turns(tmp_path: Path) -> None:
     first, second = CallRecord(tmp_path, {"voice": "V"}), CallRecord(tmp_path, {"voice": "V"})
-    first.turn("user", "  ", "now")
-    first.turn("user", "Grüße", "now")
+    first.add_turn("user", "  ", "now")
+    first.add_turn("user", "Grüße", "now")
     assert first.path != second.path and first.path.parent == tmp_path
     lines = first.path.read_text(encoding="utf-8").splitlines()
     assert [json.loads(line).get("content") for line in lines] == [None, "Grüße"]
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_a_record_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="--records"):
         record_folder(str(tmp_path / "file" / "folder"))
 
 
-def test_nobody_listens_unless_asked() -> None:
+def test_no_speech_to_text_by_default() -> None:
     assert speech_to_text("none") is None

@@ -1,4 +1,4 @@
-"""The voices of a model in the bot's own process."""
+"""The voices of a model that runs in the bot's process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.golden_data import CHECKPOINT, VOICE_SAMPLE
 CONFIG = EngineConfig(device="cpu", max_sessions=1)
 
 
-def test_one_that_is_not_there_is_told_before_the_model_is_loaded(
+def test_an_unknown_voice_is_refused_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def load(*args: object, **kwargs: object) -> Engine:
@@ -23,6 +23,6 @@ def test_one_that_is_not_there_is_told_before_the_model_is_loaded(
         load_engine(str(CHECKPOINT), CONFIG, "NATX9", [])
 
 
-def test_one_that_is_added_may_be_the_agents() -> None:
+def test_an_added_voice_may_be_chosen() -> None:
     engine = load_engine(str(CHECKPOINT), CONFIG, "owen", [("owen", VOICE_SAMPLE)])
     assert engine.voices == ["NATF2", "NATM1", "owen"]

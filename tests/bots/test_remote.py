@@ -1,4 +1,4 @@
-"""A bot whose engine runs elsewhere."""
+"""A bot whose engine runs on a server."""
 
 from __future__ import annotations
 
@@ -7,27 +7,33 @@ import sys
 
 import aiohttp
 
-from tests.bots.test_bots import heard, offer
-from tests.helpers.bots import ROOT, BotProcess, environment, run_bot
+from tests.helpers.bots import (
+    ROOT,
+    BotProcess,
+    environment,
+    receive_audio,
+    run_bot,
+    webrtc_caller,
+)
 from tests.helpers.servers import RunningServer, ServedFakeEngine
 from tests.remote.fakes import FakeServer
 
 
-async def test_a_caller_is_answered_by_the_server() -> None:
+async def test_the_server_serves_the_call() -> None:
     engine = ServedFakeEngine()
     with (
         RunningServer(lambda: engine) as server,
         BotProcess("bots.assistant", PERSONAPLEX_ENGINE=server.ws_url) as bot,
     ):
-        async with aiohttp.ClientSession(bot.url) as http, offer() as (peer, body):
+        async with aiohttp.ClientSession(bot.url) as http, webrtc_caller() as (peer, body):
             async with http.post("/api/offer", json=body) as response:
-                await heard(peer, await response.json())
+                await receive_audio(peer, await response.json())
         assert engine.sessions[0].persona.voice == "NATF2"
         assert engine.sessions[0].persona.text_prompt.startswith("You are a wise")
         assert bot.stop()
 
 
-def test_no_model_is_loaded_for_it() -> None:
+def test_the_bot_does_not_import_torch() -> None:
     program = (
         "import sys, bots.assistant\n"
         "from bots.engines import connect_engine\n"
@@ -37,7 +43,7 @@ def test_no_model_is_loaded_for_it() -> None:
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment(), check=True)
 
 
-def test_a_wrong_key_is_one_line() -> None:
+def test_a_wrong_key_gives_a_one_line_error() -> None:
     with FakeServer(key="sesame") as server:
         ended = run_bot("bots.assistant", "--engine", server.url, PERSONAPLEX_API_KEY="abracadabra")
         assert ended.returncode == 1

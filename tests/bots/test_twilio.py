@@ -1,4 +1,4 @@
-"""The assistant on the telephone, with the test in the place of Twilio."""
+"""The assistant on the telephone; the test plays the part of Twilio."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PUBLIC = "bot.example.test"
 
 @pytest.fixture(scope="module")
 def api() -> Iterator[RestApi]:
-    """The one thing a bot asks of Twilio's REST API: to hang up."""
+    """Twilio's REST API; a bot only uses it to hang up."""
     with RestApi(200) as api:
         yield api
 
@@ -45,10 +45,10 @@ def started_bot(api: RestApi) -> Iterator[BotProcess]:
 
 @pytest.fixture
 async def bot(started_bot: BotProcess) -> AsyncIterator[BotProcess]:
-    """With every line free, before and after."""
+    """The bot, with all slots free before and after the test."""
     yield started_bot
     async with AsyncExitStack() as stack:
-        # Both lines, as calls that are answered: a slot that was lost would show here.
+        # Fills both slots with calls that get audio: a leaked slot fails here.
         for _ in range(2):
             await stack.enter_async_context(calling(started_bot))
 
@@ -59,7 +59,7 @@ def websocket(bot: BotProcess) -> str:
 
 @asynccontextmanager
 async def calling(bot: BotProcess) -> AsyncIterator[TwilioCall]:
-    """A call in which the agent is heard; a line that was in use is free in a moment."""
+    """A call that gets the agent's audio; waits first until a slot is free."""
     await until_free(bot)
     async with TwilioCall(websocket(bot)) as call:
         await call.answer()
@@ -68,7 +68,7 @@ async def calling(bot: BotProcess) -> AsyncIterator[TwilioCall]:
 
 
 async def webhook(bot: BotProcess) -> str:
-    """What Twilio is told to do with a new caller."""
+    """The bot's instructions to Twilio for a new caller."""
     caller = {"CallSid": "CA1", "From": "+4930123456"}
     async with aiohttp.ClientSession() as session, session.post(bot.url, data=caller) as answer:
         assert answer.status == 200
@@ -77,7 +77,7 @@ async def webhook(bot: BotProcess) -> str:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for something in another thread or process."""
+    """Wait for a condition that another thread or process fulfils."""
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -89,14 +89,14 @@ async def until_free(bot: BotProcess) -> None:
             await asyncio.sleep(0.02)
 
 
-def in_real_time(call: TwilioCall, seconds: float) -> None:
-    """Assert that a stream of about this length came as a telephone would play it."""
+def assert_real_time(call: TwilioCall, seconds: float) -> None:
+    """Assert that the agent's stream has about this length and arrived in real time."""
     arrivals = np.array(call.arrivals)
     elapsed = arrivals[-1] - arrivals[0]
     audio = len(call.audio) / RATE
     gap = np.diff(arrivals).max()
     print(f"{audio:.2f} s of audio in {elapsed:.2f} s, longest gap {gap * 1e3:.0f} ms")
-    # It begins once the prompt is in, and the last 80 ms arrive in one go.
+    # The stream begins once the prompt is computed, and its last 80 ms arrive together.
     assert audio >= seconds - 0.5
     assert abs(audio - elapsed) <= 0.25
     assert gap <= 0.2
@@ -105,7 +105,7 @@ def in_real_time(call: TwilioCall, seconds: float) -> None:
     assert {len(base64.b64decode(message["media"]["payload"])) for message in media} == {160}
 
 
-async def test_twilio_is_sent_to_the_websocket(bot: BotProcess) -> None:
+async def test_the_webhook_connects_twilio_to_the_websocket(bot: BotProcess) -> None:
     text = await webhook(bot)
     assert f'<Connect>\n    <Stream url="wss://{PUBLIC}/ws">' in text
 
@@ -114,33 +114,33 @@ async def test_a_call(bot: BotProcess, api: RestApi) -> None:
     api.requests.clear()
     async with calling(bot) as call:
         await call.talk(tone(3.0, RATE))
-        # What else Twilio sends, none of which the agent cares for.
+        # Other messages that Twilio sends, which the bot ignores.
         await call.send("mark", mark={"name": "anything"})
         await call.send("dtmf", dtmf={"track": "inbound_track", "digit": "5"})
         await call.talk(tone(3.0, RATE))
         await call.stop()
-    in_real_time(call, 6.0)
+    assert_real_time(call, 6.0)
     assert {message["event"] for message in call.received} == {"media"}
     assert np.abs(call.audio).max() > 1_000
-    assert not api.requests, "the caller has hung up; there is nothing left to hang up"
+    assert not api.requests, "the caller has hung up, so the bot must not"
 
 
-async def test_two_calls_at_once_and_no_third(bot: BotProcess) -> None:
+async def test_two_calls_at_the_same_time_and_no_third(bot: BotProcess) -> None:
     async with calling(bot) as first, calling(bot) as second:
         assert '<Reject reason="busy"/>' in await webhook(bot)
         async with TwilioCall(websocket(bot)) as third:
-            # Before it has said a word, so that nothing is built for it.
+            # Closed before the handshake: nothing is built for this caller.
             assert await third.close_code() == 1013
         assert not third.received
         random = np.random.default_rng(3).normal(0, 3_000, 4 * RATE).astype(np.int16)
         await asyncio.gather(first.talk(tone(4.0, RATE)), second.talk(random))
-    in_real_time(first, 4.0)
-    in_real_time(second, 4.0)
+    assert_real_time(first, 4.0)
+    assert_real_time(second, 4.0)
     length = min(len(first.audio), len(second.audio))
     assert not np.array_equal(first.audio[:length], second.audio[:length])
 
 
-async def test_a_cut_connection_frees_its_line(bot: BotProcess, api: RestApi) -> None:
+async def test_a_broken_connection_frees_its_slot(bot: BotProcess, api: RestApi) -> None:
     api.requests.clear()
     async with calling(bot) as staying, calling(bot) as cut:
         talking = asyncio.create_task(staying.talk(tone(3.0, RATE)))
@@ -150,7 +150,7 @@ async def test_a_cut_connection_frees_its_line(bot: BotProcess, api: RestApi) ->
             await later.heard(0.5)
             assert "<Reject" in await webhook(bot)
             await talking
-    in_real_time(staying, 3.0)
+    assert_real_time(staying, 3.0)
     assert not api.requests
 
 
@@ -169,7 +169,7 @@ WRONG_STARTS = {
 
 
 @pytest.mark.parametrize("messages", WRONG_STARTS.values(), ids=WRONG_STARTS.keys())
-async def test_a_call_that_starts_wrong_is_ended(
+async def test_a_call_with_a_wrong_handshake_is_closed(
     started_bot: BotProcess, messages: list[str]
 ) -> None:
     await until_free(started_bot)
@@ -179,31 +179,31 @@ async def test_a_call_that_starts_wrong_is_ended(
             await call.socket.send(message)
         assert await call.close_code() is not None
     assert not call.received
-    await until(lambda: "a call was not taken" in started_bot.log[before:])
+    await until(lambda: "call refused" in started_bot.log[before:])
     added = started_bot.log[before:]
     assert "Traceback" not in added
-    assert added.count("a call was not taken") == 1
+    assert added.count("call refused") == 1
 
 
-async def test_a_connection_that_says_nothing_holds_no_line(started_bot: BotProcess) -> None:
+async def test_a_silent_connection_holds_no_slot(started_bot: BotProcess) -> None:
     await until_free(started_bot)
     before = len(started_bot.log)
     async with TwilioCall(websocket(started_bot)) as call:
         assert await call.close_code() is not None
-    await until(lambda: "no call began within 10 s" in started_bot.log[before:])
+    await until(lambda: "no handshake within 10 s" in started_bot.log[before:])
 
 
-async def test_wrong_messages_in_a_call_are_passed_over(bot: BotProcess) -> None:
+async def test_wrong_messages_in_a_call_are_ignored(bot: BotProcess) -> None:
     async with calling(bot) as call:
         for message in ("{", '{"event": "hello"}', '{"event": "media"}', '{"event": "dtmf"}', "{}"):
             await call.socket.send(message)
         await call.media(b"")
         await call.start()
         await call.talk(tone(2.0, RATE))
-    in_real_time(call, 2.0)
+    assert_real_time(call, 2.0)
 
 
-async def test_a_message_that_nobody_can_read_ends_its_call_only(
+async def test_a_message_that_is_not_an_object_ends_only_its_call(
     bot: BotProcess, api: RestApi
 ) -> None:
     api.requests.clear()
@@ -212,15 +212,15 @@ async def test_a_message_that_nobody_can_read_ends_its_call_only(
         await bad.socket.send("[1]")
         await bad.close_code()
         await talking
-    in_real_time(good, 2.0)
-    # Twilio itself still had the caller on the line.
+    assert_real_time(good, 2.0)
+    # Twilio still has the caller connected, so the bot ends the call through the REST API.
     secret = base64.b64encode(f"{ACCOUNT}:{TOKEN}".encode()).decode()
     path = f"/2010-04-01/Accounts/{ACCOUNT}/Calls/{bad.call_sid}.json"
     assert api.requests == [(path, f"Basic {secret}", "Status=completed")]
 
 
-async def test_each_caller_has_a_stream_of_their_own() -> None:
-    """With an engine that repeats what it hears."""
+async def test_each_caller_hears_only_their_own_agent() -> None:
+    """With an engine that repeats its input."""
     arguments = ["-t", "twilio", "-x", PUBLIC, "--max-sessions", "2"]
     keys = {"TWILIO_ACCOUNT_SID": ACCOUNT, "TWILIO_AUTH_TOKEN": TOKEN}
     with BotProcess("tests.bots.loopback_assistant", *arguments, **keys) as bot:
@@ -229,7 +229,7 @@ async def test_each_caller_has_a_stream_of_their_own() -> None:
                 low.talk(tone(3.0, RATE, 500.0)), high.talk(tone(3.0, RATE, 1_200.0))
             )
     for call, hertz in ((low, 500.0), (high, 1_200.0)):
-        in_real_time(call, 3.0)
+        assert_real_time(call, 3.0)
         sound = call.audio[RATE : 2 * RATE].astype(np.float64)
         spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound)))) ** 2
         near = np.abs(np.fft.rfftfreq(len(sound), 1 / RATE) - hertz) <= 5

@@ -1,30 +1,40 @@
-"""A bot as a real process."""
+"""A bot as a real process, and a WebRTC caller that connects to it."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from aiortc import RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import AudioStreamTrack, MediaStreamTrack
 
 ROOT = Path(__file__).parents[2]
 _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0
-# What would lead a bot elsewhere than the test means it to go.
+_AUDIO_SECONDS = 15.0
+# Variables of the developer's own environment that would change what a bot does.
 _FOREIGN = re.compile(r"PERSONAPLEX_|PIPECAT_|DAILY_|TWILIO_|DEEPGRAM_|HF_")
 
 
 def environment(**variables: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
-    return kept | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"} | variables
+    inherited = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
+    return inherited | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"} | variables
 
 
 def run_bot(module: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a bot that is to end by itself."""
+    """Run a bot that exits by itself."""
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
@@ -36,7 +46,7 @@ def run_bot(module: str, *arguments: str, **variables: str) -> subprocess.Comple
 
 
 class BotProcess:
-    """A bot that serves on a free port of 127.0.0.1 for the length of a ``with``."""
+    """A bot that serves on a free port of 127.0.0.1 while its ``with`` block runs."""
 
     def __init__(self, module: str, *arguments: str, **variables: str):
         with socket.socket() as free:
@@ -83,23 +93,23 @@ class BotProcess:
 
     @property
     def log(self) -> str:
-        """All that it has printed."""
+        """All output so far, standard output and standard error."""
         return "".join(self._lines)
 
     def stop(self) -> bool:
-        """End it; whether it did so by itself, when told to."""
+        """Send SIGTERM; returns whether the process ended without SIGKILL."""
         self._process.terminate()
         try:
             self._process.wait(_STOP_SECONDS)
-            obeyed = True
+            terminated = True
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(_STOP_SECONDS)
-            obeyed = False
+            terminated = False
         self._reader.join(_STOP_SECONDS)
         assert self._process.stdout is not None
         self._process.stdout.close()
-        return obeyed
+        return terminated
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -107,4 +117,35 @@ class BotProcess:
             self._lines.append(line)
             if "Uvicorn running on" in line:
                 self._serving.set()
-        self._serving.set()  # it has ended
+        self._serving.set()  # the process has ended
+
+
+@asynccontextmanager
+async def webrtc_caller() -> AsyncIterator[tuple[RTCPeerConnection, dict[str, str]]]:
+    """A caller with a silent microphone, and the offer that it posts to ``/api/offer``."""
+    peer = RTCPeerConnection()
+    peer.createDataChannel("rtvi-ai")
+    peer.addTrack(AudioStreamTrack())
+    await peer.setLocalDescription(await peer.createOffer())
+    try:
+        yield peer, {"sdp": peer.localDescription.sdp, "type": peer.localDescription.type}
+    finally:
+        await peer.close()
+
+
+async def receive_audio(
+    peer: RTCPeerConnection, answer: dict[str, str], frames: int = 1
+) -> npt.NDArray[np.int16]:
+    """Connect with the bot's answer and record the agent's first frames of 20 ms."""
+    audio: asyncio.Future[MediaStreamTrack] = asyncio.get_running_loop().create_future()
+
+    @peer.on("track")
+    def on_track(track: MediaStreamTrack) -> None:
+        if track.kind == "audio":
+            audio.set_result(track)
+
+    await peer.setRemoteDescription(RTCSessionDescription(answer["sdp"], answer["type"]))
+    async with asyncio.timeout(_AUDIO_SECONDS):
+        track = await audio
+        recorded: list[Any] = [await track.recv() for _ in range(frames)]
+    return np.concatenate([frame.to_ndarray().ravel() for frame in recorded])

@@ -1,4 +1,4 @@
-"""The ``personaplex`` command: its arguments, its processes, what it writes."""
+"""Helpers for the ``personaplex`` command: arguments, processes, output files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def offline(
     caller: Path, folder: Path, *more: str | Path, voice: str | Path = "NATM1", greedy: bool = True
 ) -> list[str]:
-    """Arguments of a conversation that writes out.wav, out.json and out.npz."""
+    """Arguments of ``personaplex offline`` that write out.wav, out.json and out.npz."""
     arguments: list[str | Path] = [
         *("offline", "--model", CHECKPOINT, "--device", "cpu", "--dtype", "float32"),
         *("--voice", voice, "--input", caller, "--output", folder / "out.wav"),
@@ -42,7 +42,7 @@ def tokens(folder: Path) -> dict[str, Codes]:
 
 
 def one_line(stderr: str) -> str:
-    """What a command that fails says."""
+    """The one-line error of a command that fails; asserts that there is nothing else."""
     assert stderr.startswith("error: ") and stderr.endswith("\n"), stderr
     assert stderr.count("\n") == 1 and "Traceback" not in stderr, stderr
     return stderr

@@ -1,4 +1,4 @@
-"""A REST API of somebody else's, on 127.0.0.1, that gives every request the same answer."""
+"""A fake REST API on 127.0.0.1 that sends the same response to every request."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 
 class RestApi:
-    """Serves for the length of a ``with``; ``requests`` are path, authorization and body."""
+    """Serves while its ``with`` block runs; ``requests`` holds path, authorization and body."""
 
     def __init__(self, status: int, answer: bytes = b""):
         requests = self.requests = list[tuple[str, str, str]]()

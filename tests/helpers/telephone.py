@@ -23,7 +23,7 @@ _numbers = itertools.count(1)
 
 
 def to_mulaw(samples: np.ndarray) -> bytes:
-    """G.711 of int16 samples."""
+    """Encode int16 samples as G.711 mu-law."""
     pcm = np.clip(samples.astype(np.int32), -32_635, 32_635)
     magnitude = np.abs(pcm) + 132
     exponent = np.floor(np.log2(magnitude)).astype(np.int32) - 7
@@ -33,17 +33,17 @@ def to_mulaw(samples: np.ndarray) -> bytes:
 
 
 def from_mulaw(data: bytes) -> np.ndarray:
-    """Int16 samples of G.711."""
+    """Decode G.711 mu-law to int16 samples."""
     code = ~np.frombuffer(data, dtype=np.uint8)
     magnitude = (((code & 0x0F).astype(np.int32) << 3) + 132) << ((code >> 4) & 0x07)
     return np.where(code & 0x80, 132 - magnitude, magnitude - 132).astype(np.int16)
 
 
 class TwilioCall:
-    """A call from ``connected`` to ``stop``, for the length of an ``async with``.
+    """One call, open while its ``async with`` block runs.
 
     Args:
-        url: Of the bot's WebSocket.
+        url: URL of the bot's WebSocket.
     """
 
     def __init__(self, url: str):
@@ -72,7 +72,7 @@ class TwilioCall:
 
     @property
     def audio(self) -> np.ndarray:
-        """What was heard so far, int16 at 8 kHz."""
+        """The agent's audio so far, int16 at 8 kHz."""
         return from_mulaw(bytes(self._audio))
 
     async def send(self, event: str, **content: object) -> None:
@@ -98,7 +98,7 @@ class TwilioCall:
         )
 
     async def answer(self) -> None:
-        """Pick up: what Twilio sends first, in this order."""
+        """Send Twilio's handshake."""
         await self.connected()
         await self.start()
 
@@ -114,7 +114,7 @@ class TwilioCall:
         )
 
     async def talk(self, samples: np.ndarray) -> None:
-        """Send 20 ms every 20 ms, whatever the bot does; ends early if the bot hangs up."""
+        """Send 20 ms of audio every 20 ms; ends early if the bot hangs up."""
         begun = time.monotonic()
         with suppress(ConnectionClosed):
             for index, chunk in enumerate(_chunks(to_mulaw(samples))):
@@ -123,23 +123,23 @@ class TwilioCall:
                 await self.media(chunk, index)
 
     async def stop(self) -> None:
-        """Say that the caller has hung up, and close, as Twilio does."""
+        """Send ``stop`` and close the connection, as Twilio does when the caller hangs up."""
         await self.send("stop", stop={"accountSid": ACCOUNT, "callSid": self.call_sid})
         await self.socket.close()
 
     def cut(self) -> None:
-        """Vanish: no message, no closing handshake."""
+        """Abort the connection without a message or closing handshake."""
         self.socket.transport.abort()
 
     async def close_code(self) -> int | None:
-        """Wait until the bot has hung up; the code that it closed with."""
+        """Wait until the bot closes the connection; returns the close code."""
         await asyncio.wait_for(asyncio.shield(self._reader), 20)
         return self.socket.close_code
 
     async def heard(self, seconds: float) -> None:
-        """Wait until that much of the agent has arrived."""
+        """Wait until that many seconds of the agent's audio have arrived."""
         async with asyncio.timeout(20):
-            # Not worth an event: this is about how much, not about when.
+            # Polling is enough: the test needs the amount, not the moment.
             while len(self._audio) < seconds * RATE:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 

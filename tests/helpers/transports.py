@@ -1,4 +1,4 @@
-"""A transport without a network: Pipecat's own input and output around a microphone and an ear."""
+"""A transport without a network: Pipecat's own input and output classes, driven by a test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Input(BaseInputTransport):
 
 
 class _Output(BaseOutputTransport):
-    """Takes audio as fast as it would be played, like a sound card with ``ahead`` of buffer."""
+    """Accepts audio at playback speed, like a sound card that buffers ``ahead`` seconds."""
 
     def __init__(self, heard: Heard, params: TransportParams, ahead: float):
         super().__init__(params)
@@ -47,11 +47,11 @@ class _Output(BaseOutputTransport):
 
 
 class FakeTransport(BaseTransport):
-    """One caller, with the events that every transport of Pipecat has.
+    """A transport with one caller and the events that all of Pipecat's transports have.
 
     Args:
-        params: Of the transport that this one stands in for.
-        heard: Called with the time and the audio of each chunk that the caller hears.
+        params: Parameters of the transport that this one replaces.
+        heard: Called with the time and the audio of each chunk that is played to the caller.
     """
 
     def __init__(self, params: TransportParams, heard: Heard):

@@ -1,4 +1,4 @@
-"""Small models and a pool of invented clips, for tests that need no speech."""
+"""Small models and a pool of random clips, for tests that need no speech."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ CONFIG = ModelConfig(
 
 
 class Letters:
-    """A tokenizer of one token a letter, none of them special."""
+    """A tokenizer with one token for each letter and no special tokens."""
 
     def encode(self, text: str) -> list[int]:
         return [10 + ord(letter) % 300 for letter in text]
 
 
-def invented_pool(seed: int = 0) -> Pool:
-    """Codes without sound: agents' are even and at least 10, callers' odd, background 3."""
+def random_pool(seed: int = 0) -> Pool:
+    """Random codes: even and at least 10 for agents, odd for callers, 3 for background."""
     generator = torch.Generator().manual_seed(seed)
 
     def codes(frames: int, odd: int) -> torch.Tensor:
-        drawn = torch.randint(5, CARD // 2, (frames, 8), generator=generator)
-        return (2 * drawn + odd).to(torch.int16)
+        values = torch.randint(5, CARD // 2, (frames, 8), generator=generator)
+        return (2 * values + odd).to(torch.int16)
 
     def agent(text: str) -> AgentClip:
         words = text.split()

@@ -1,4 +1,4 @@
-"""Codebooks fit what they are given, learn, and stay in use."""
+"""Codebooks fit their inputs, learn, and move centroids that are not chosen. The codec's losses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_k_means_finds_separate_clusters() -> None:
     assert (torch.cdist(points, found).amin(dim=1) < 0.6).all()
 
 
-def test_fitted_codebooks_leave_little_and_learn() -> None:
+def test_fitted_codebooks_have_small_residuals_and_gradients() -> None:
     torch.manual_seed(0)
     mimi = new_codec(CONFIG.mimi)
     latents = torch.randn(600, CONFIG.mimi.dimension)
@@ -38,18 +38,18 @@ def test_fitted_codebooks_leave_little_and_learn() -> None:
     inputs = latents @ group.input_proj.T
     assert (inputs - result.inner[0]).var() < 0.15 * inputs.var()
 
-    # The engine's own encoder chooses the same codes.
+    # The engine's encoder chooses the same codes.
     group.reset_constants()
     assert torch.equal(group.encode(latents), result.codes[0])
 
     latents.requires_grad_(True)
     result = quantize(group, latents[None])
     (result.values.sum() + result.loss).backward()
-    assert latents.grad is not None and latents.grad.abs().sum() > 0, "straight through"
+    assert latents.grad is not None and latents.grad.abs().sum() > 0, "straight-through gradient"
     assert group.centroids.grad is not None and group.centroids.grad.abs().sum() > 0
 
 
-def test_codes_never_chosen_move_to_where_inputs_are() -> None:
+def test_centroids_that_are_never_chosen_move_to_inputs() -> None:
     torch.manual_seed(0)
     mimi = new_codec(CONFIG.mimi)
     latents = torch.randn(1, 64, CONFIG.mimi.dimension)
@@ -65,7 +65,7 @@ def test_codes_never_chosen_move_to_where_inputs_are() -> None:
     assert len(quantize(mimi.quantizer.semantic, latents).codes.unique()) > 8
 
 
-def test_spectral_loss_tells_what_is_heard() -> None:
+def test_spectral_loss_depends_on_pitch_more_than_on_phase() -> None:
     time = torch.arange(24_000) / 24_000
     tone = 0.3 * torch.sin(2 * torch.pi * 440 * time)[None]
     shifted = 0.3 * torch.sin(2 * torch.pi * 440 * time + 1)[None]
@@ -73,7 +73,7 @@ def test_spectral_loss_tells_what_is_heard() -> None:
     loss = SpectralLoss()
     same, late, wrong = (loss(tone, each).item() for each in (tone, shifted, other))
     assert same == 0
-    # Phase matters little, pitch a lot; the rest is what the edges hear.
+    # The remaining loss of a phase shift comes from the edges of the excerpt.
     assert late < 0.3 * wrong
 
 

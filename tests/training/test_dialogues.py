@@ -1,4 +1,4 @@
-"""Dialogues are laid out as the engine will live them."""
+"""Composed dialogues follow the rules of the recipe and match the engine's prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from pipecat_personaplex.checkpoint.voices import Voice
 from pipecat_personaplex.constants import AGENT_CODES, TEXT, TEXT_EPAD, TEXT_PAD, USER_CODES
 from pipecat_personaplex.engine.prompt import build_prompt, text_prompt_tokens
-from tests.training.models import CONFIG, Letters, invented_pool
+from tests.training.models import CONFIG, Letters, random_pool
 from training.nano import dialogues, script, wordings
 from training.nano.clips import AgentClip, UserClip, share_beginnings
 from training.nano.dialogues import (
@@ -21,12 +21,12 @@ from training.nano.dialogues import (
     DialogueWriter,
     Track,
     _wait,
-    at_pace,
-    roughen,
+    change_pace,
+    corrupt_inputs,
     word_tokens,
 )
 
-POOL = invented_pool()
+POOL = random_pool()
 WRITER = DialogueWriter(POOL, Letters(), CONFIG)
 CHARACTER = script.Character("restaurant", "Owen", "You work here and your name is Owen.")
 
@@ -36,11 +36,11 @@ def talk(seed: int, length: int = 600) -> Track:
 
 
 def speaking(track: Track) -> torch.Tensor:
-    """Where the caller's codes are words; invented background is all threes."""
+    """Frames in which the caller speaks; the pool's background codes are all 3."""
     return (track.frames[:, USER_CODES] != 3).all(dim=1)
 
 
-def test_prompt_is_the_engines() -> None:
+def test_the_prompt_equals_the_engines() -> None:
     frames = WRITER.prompt("NATM1", "Be kind.", np.random.default_rng(0))
     voice = Voice("NATM1", codes=POOL.voices["NATM1"][0].long())
     expected = build_prompt(voice, text_prompt_tokens("Be kind.", Letters()), CONFIG)
@@ -51,14 +51,14 @@ def test_prompt_is_the_engines() -> None:
     assert start == bool(example.positions[0] == 0)
 
 
-def test_words_stand_at_their_onsets() -> None:
+def test_words_start_at_their_onsets() -> None:
     clip = AgentClip("no way out", torch.zeros(14, 8), [0, 5, 6])
     tokens = word_tokens(clip, Letters())
     no, way, out = (Letters().encode(word) for word in ("no", "way", "out"))
     assert tokens[:2] == no
     assert tokens[2:4] == [TEXT_PAD] * 2
     assert tokens[4] == TEXT_EPAD
-    # The last word waits for the pieces of the one before.
+    # The last word starts after the pieces of the previous word.
     assert tokens[5:8] == way
     assert tokens[8:11] == out
     assert tokens[11:] == [TEXT_PAD] * 3
@@ -72,15 +72,15 @@ def test_agent_speaks_only_in_answers(seed: int, monkeypatch: pytest.MonkeyPatch
     silent = (track.frames[:, AGENT_CODES] == 0).all(dim=1)
     assert torch.equal(silent, ~track.audible)
     text = track.frames[:, TEXT]
-    said = text[~track.audible]
-    assert set(said.tolist()) <= {TEXT_PAD, TEXT_EPAD}
+    tokens = text[~track.audible]
+    assert set(tokens.tolist()) <= {TEXT_PAD, TEXT_EPAD}
 
     starts = (track.audible & ~torch.roll(track.audible, 1)).nonzero()[:, 0].tolist()
     assert starts, "a dialogue has answers"
     user = [False, *speaking(track).tolist(), False]
     for start in starts:
         assert text[start - 1] == TEXT_EPAD
-        # Invented turns have 10 frames of tail after their words.
+        # Turns of the pool have 10 frames after their words.
         turn = max(at for at in range(start + 1) if user[at + 1])
         turn_end = next(at for at in range(turn, len(user)) if not user[at + 1])
         words_end = turn_end - 10
@@ -88,7 +88,7 @@ def test_agent_speaks_only_in_answers(seed: int, monkeypatch: pytest.MonkeyPatch
         assert start - words_end in (*ANSWER_FRAMES, *range(LATE_FRAMES[0], LATE_FRAMES[1] + 1))
 
 
-def test_an_answer_is_seldom_late() -> None:
+def test_few_answers_are_late() -> None:
     random = np.random.default_rng(0)
     waits = [_wait(random) for _ in range(500)]
     late = [wait for wait in waits if wait not in ANSWER_FRAMES]
@@ -96,7 +96,7 @@ def test_an_answer_is_seldom_late() -> None:
     assert min(late) == LATE_FRAMES[0] and max(late) == LATE_FRAMES[1]
 
 
-def test_interrupted_agent_falls_silent() -> None:
+def test_an_interrupted_agent_falls_silent() -> None:
     cut = 0
     for seed in range(20):
         track = talk(seed)
@@ -110,45 +110,47 @@ def test_interrupted_agent_falls_silent() -> None:
     assert cut > 3
 
 
-def test_a_story_is_met_with_a_backchannel_and_its_question_with_an_answer() -> None:
-    pool = invented_pool()
+def test_a_story_gets_a_backchannel_and_its_question_an_answer() -> None:
+    pool = random_pool()
     for caller in pool.callers:
         for clips in caller.clips.values():
-            clips[:] = [dataclasses.replace(clip, told=clip.start + 2) for clip in clips]
+            clips[:] = [dataclasses.replace(clip, story_end=clip.start + 2) for clip in clips]
     writer = DialogueWriter(pool, Letters(), CONFIG)
     track = writer.talk(400, "NATF2", CHARACTER, np.random.default_rng(1))
     starts = (track.audible & ~torch.roll(track.audible, 1)).nonzero()[:, 0].tolist()
     listening = pool.agent["NATF2"][script.BACKCHANNEL].codes.long()
-    said = [torch.equal(track.frames[at : at + 4, AGENT_CODES], listening[:4]) for at in starts]
-    assert said[:2] == [True, False], "first the backchannel, then the answer"
+    is_backchannel = [
+        torch.equal(track.frames[at : at + 4, AGENT_CODES], listening[:4]) for at in starts
+    ]
+    assert is_backchannel[:2] == [True, False], "first the backchannel, then the answer"
 
 
-def test_padding_weighs_more_while_the_agent_decides_whether_to_answer() -> None:
+def test_padding_has_more_weight_while_the_agent_decides_whether_to_answer() -> None:
     example = WRITER.example(500, np.random.default_rng(3))
     text, weights = example.targets[:, TEXT], example.text_weights
     onset = int(((text == TEXT_EPAD) & (weights > 0)).nonzero()[0, 0])
     assert weights[onset] == 1
     waiting = weights[onset - 6 : onset]
-    assert (waiting > 0.3).all(), "a caller's words and the wait after them"
-    assert (waiting < 1).all(), "an onset weighs more"
+    assert (waiting > 0.3).all(), "the caller's words and the wait after them"
+    assert (waiting < 1).all(), "an onset has more weight"
     alone = weights[weights > 0][0]
-    assert alone >= waiting.max(), "where nobody asks, nothing is said"
+    assert alone >= waiting.max(), "silence without a question has at least the same weight"
 
 
 def test_targets_are_the_next_columns() -> None:
     example = WRITER.example(500, np.random.default_rng(3))
     assert torch.equal(example.targets[:-1], example.columns[1:, :9])
-    assert example.text_weights[:20].sum() == 0, "prompts are given, not learnt"
+    assert example.text_weights[:20].sum() == 0, "prompts have no loss"
     assert (example.audio_weights == 1).any()
 
 
-def test_roughen_keeps_prompts_and_targets() -> None:
+def test_corrupt_inputs_changes_neither_prompts_nor_targets() -> None:
     example = WRITER.example(500, np.random.default_rng(3))
     columns, targets = example.columns.clone(), example.targets.clone()
-    roughen(example, CONFIG, np.random.default_rng(0))
+    corrupt_inputs(example, CONFIG, np.random.default_rng(0))
     assert torch.equal(example.targets, targets)
     given = int(example.text_weights.nonzero()[0, 0])
-    assert given > 20, "this one has a prompt"
+    assert given > 20, "this example has a prompt"
     assert torch.equal(example.columns[:given, TEXT], columns[:given, TEXT])
     assert not torch.equal(example.columns[:, AGENT_CODES], columns[:, AGENT_CODES])
     assert (example.columns[:, 10:] == -1).any(), "callers' acoustic codes are dropped"
@@ -156,38 +158,40 @@ def test_roughen_keeps_prompts_and_targets() -> None:
 
 
 @pytest.mark.parametrize("pace", [0.85, 1.0, 1.15])
-def test_at_another_pace_words_still_end_where_they_are_heard(pace: float) -> None:
+def test_word_ends_move_with_the_pace(pace: float) -> None:
     frames = torch.arange(40)[:, None].expand(40, 8)
-    clip = UserClip("menu", frames, 6, 30, [(12, 1), (20, 2), (30, 3)], told=20)
-    other = at_pace(clip, pace)
-    said = other.codes[:, 0].tolist()
+    clip = UserClip("menu", frames, 6, 30, [(12, 1), (20, 2), (30, 3)], story_end=20)
+    other = change_pace(clip, pace)
+    order = other.codes[:, 0].tolist()
     assert other.end - other.start == round(24 / pace)
-    assert said[: other.start] == list(range(6)) and said[other.end :] == list(range(30, 40))
-    assert said == sorted(said), "nothing is said out of turn"
-    for (moved, word), (frame, same) in zip(other.heard, clip.heard, strict=True):
+    assert order[: other.start] == list(range(6)) and order[other.end :] == list(range(30, 40))
+    assert order == sorted(order), "the order of frames does not change"
+    for (moved, word), (frame, same) in zip(other.word_ends, clip.word_ends, strict=True):
         assert word == same
-        assert said[moved - 1] < frame <= said[moved]
-    assert other.told == other.heard[1][0]
+        assert order[moved - 1] < frame <= order[moved]
+    assert other.story_end == other.word_ends[1][0]
 
 
-def test_held_out_wordings_are_held_out() -> None:
+def test_training_never_uses_held_out_wordings() -> None:
     for intent in wordings.INTENTS:
         known, held = (set(wordings.wordings(intent, held_out)) for held_out in (False, True))
         assert len(held) == 2
         assert len(known) >= 6
         assert not known & held
-        drawn = (wordings.draw_wording(intent, np.random.default_rng(seed)) for seed in range(50))
-        assert not held & set(drawn)
+        sampled = (
+            wordings.sample_wording(intent, np.random.default_rng(seed)) for seed in range(50)
+        )
+        assert not held & set(sampled)
 
 
-def test_the_other_roles_questions_are_declined() -> None:
+def test_questions_for_the_other_role_are_refused() -> None:
     assert CHARACTER.answer("hello") == "Hello, this is Owen. What can I get you?"
     assert CHARACTER.answer("moon") == script.ROLES["restaurant"].answers[script.REFUSAL]
-    nobody = script.Character("teacher", None, "You are a teacher.")
-    assert "{" not in nobody.answer("name")
+    unnamed = script.Character("teacher", None, "You are a teacher.")
+    assert "{" not in unnamed.answer("name")
 
 
-def test_no_sentence_tells_its_name_before_the_name() -> None:
+def test_no_sentence_reveals_its_name_before_the_name() -> None:
     clips = share_beginnings(POOL.agent["NATF2"])
     assert clips.keys() == POOL.agent["NATF2"].keys()
     owen, maya = (clips[f"Hello, this is {name}. What can I get you?"] for name in ("Owen", "Maya"))

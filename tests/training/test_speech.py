@@ -1,4 +1,4 @@
-"""Speech and its alignments; needs libespeak-ng (Debian: libespeak-ng1)."""
+"""Synthesised speech, its onsets, and calls; needs libespeak-ng (Debian: libespeak-ng1)."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE
 from training.nano import script
 from training.nano.calls import interrupting_calls, question_calls
 from training.nano.clips import speak_turn
-from training.nano.codec_data import Phonemes, place
+from training.nano.codec_data import Phonemes, add_at
 from training.nano.espeak import Manner, Utterance, _word_onsets, speaker
 from training.nano.evaluate import audible, evaluate, nearest_sentence, onsets
 from training.nano.noise import HELD_OUT_NOISES, TRAINING_NOISES, rms
-from training.nano.voices import draw_user_voice, held_out_voices
+from training.nano.voices import held_out_voices, sample_user_voice
 
 needs_espeak = pytest.mark.skipif(
     ctypes.util.find_library("espeak-ng") is None, reason="libespeak-ng is not installed"
 )
 
 
-def test_merged_words_are_placed_between_their_neighbours() -> None:
-    # espeak marks "I" (4) and "your" (9) of "Hi, I am your"; "am" it does not.
+def test_onsets_of_merged_words_are_interpolated() -> None:
+    # espeak marks "I" (4) and "your" (9) of "Hi, I am your", but not "am".
     words = _word_onsets("Hi, I am your", {0: 0.0, 4: 0.5, 9: 0.8}, 1.2)
     assert [word for word, _ in words] == ["Hi,", "I", "am", "your"]
     assert [round(onset, 2) for _, onset in words] == [0.0, 0.5, 0.62, 0.8]
 
 
-def test_phonemes_fall_into_their_frames() -> None:
-    said = Utterance("x", np.zeros(FRAME_SAMPLES * 3, np.float32), (), (("a", 0.0), ("b", 0.1)))
-    target = Phonemes(["a", "b"]).targets(said, lead=0.08, frames=5)
+def test_phoneme_targets_of_frames() -> None:
+    utterance = Utterance(
+        "x", np.zeros(FRAME_SAMPLES * 3, np.float32), (), (("a", 0.0), ("b", 0.1))
+    )
+    target = Phonemes(["a", "b"]).targets(utterance, lead=0.08, frames=5)
     # Columns: silence, a, b. One frame of lead; "a" reaches 20 ms into the third frame.
     assert target[0].tolist() == [1, 0, 0]
     assert target[1].tolist() == [0, 1, 0]
@@ -41,22 +43,22 @@ def test_phonemes_fall_into_their_frames() -> None:
     assert torch.equal(target[:, 0], (target[:, 1:].sum(dim=1) == 0).float())
 
 
-def test_place_cuts_what_juts_out() -> None:
+def test_add_at_clips_at_both_ends() -> None:
     track = np.zeros(4, np.float32)
-    place(np.array([1, 2, 3], np.float32), track, -1)
-    place(np.array([5, 6], np.float32), track, 3)
+    add_at(np.array([1, 2, 3], np.float32), track, -1)
+    add_at(np.array([5, 6], np.float32), track, 3)
     assert track.tolist() == [2, 3, 0, 5]
 
 
 @pytest.mark.parametrize("noise", [*TRAINING_NOISES, *HELD_OUT_NOISES])
-def test_noises_have_the_level_they_say(noise: object) -> None:
+def test_noises_have_an_rms_of_one(noise: object) -> None:
     assert callable(noise)
     pcm = noise(np.random.default_rng(0), SAMPLE_RATE)
     assert pcm.dtype == np.float32
     assert rms(pcm) == pytest.approx(1, rel=1e-3)
 
 
-def test_onsets_are_of_speech_and_not_of_clicks() -> None:
+def test_onsets_ignore_clicks() -> None:
     pcm = np.zeros(4 * SAMPLE_RATE, np.float32)
     pcm[SAMPLE_RATE : SAMPLE_RATE + 300] = 0.5  # a click
     pcm[2 * SAMPLE_RATE : 3 * SAMPLE_RATE] = 0.1
@@ -65,7 +67,7 @@ def test_onsets_are_of_speech_and_not_of_clicks() -> None:
     assert audible(pcm).sum() == 40
 
 
-def test_a_text_is_matched_to_the_script() -> None:
+def test_nearest_sentence() -> None:
     sentences = list(script.all_sentences())
     assert nearest_sentence("The clasic is nine dollars fifty", sentences) == (
         "The classic is nine dollars fifty."
@@ -74,9 +76,9 @@ def test_a_text_is_matched_to_the_script() -> None:
     assert nearest_sentence("zzz qqq", sentences) is None
 
 
-def test_held_out_voices_are_others() -> None:
+def test_held_out_voices_are_no_training_voices() -> None:
     random = np.random.default_rng(0)
-    known = {draw_user_voice(random).voice for _ in range(300)}
+    known = {sample_user_voice(random).voice for _ in range(300)}
     held = {manner.voice for manner in held_out_voices()}
     assert len(known) >= 12
     assert not {voice.partition("+")[2] for voice in known} & {
@@ -85,18 +87,20 @@ def test_held_out_voices_are_others() -> None:
 
 
 @needs_espeak
-def test_speech_is_aligned() -> None:
-    said = speaker().say("One classic shakshuka, coming up.", Manner("en-us"))
-    assert 1 < said.seconds < 4
-    onsets_ = [onset for _, onset in said.words]
+def test_word_onsets_match_the_audio() -> None:
+    utterance = speaker().say("One classic shakshuka, coming up.", Manner("en-us"))
+    assert 1 < utterance.seconds < 4
+    onsets_ = [onset for _, onset in utterance.words]
     assert onsets_ == sorted(onsets_)
     assert onsets_[0] < 0.1
     start = int(onsets_[3] * SAMPLE_RATE)  # after the comma's pause
-    assert rms(said.pcm[start : start + 4800]) > 3 * rms(said.pcm[start - 1200 : start - 240])
+    assert rms(utterance.pcm[start : start + 4800]) > 3 * rms(
+        utterance.pcm[start - 1200 : start - 240]
+    )
 
 
 @needs_espeak
-def test_a_pause_is_where_the_turn_says() -> None:
+def test_a_pause_is_silent_at_its_stated_times() -> None:
     turn = speak_turn("How much is the spicy?", Manner("en-us"), np.random.default_rng(1), True)
     assert turn.pause is not None
     first, last = (int(second * SAMPLE_RATE) for second in turn.pause)
@@ -107,7 +111,7 @@ def test_a_pause_is_where_the_turn_says() -> None:
 
 
 @needs_espeak
-def test_test_calls_ask_what_they_say() -> None:
+def test_calls_contain_their_stated_turns() -> None:
     for call in (*question_calls(2, 0), *interrupting_calls(1, 0)):
         assert call.character.name is None or call.character.name in call.character.prompt
         for turn in call.turns:
@@ -117,8 +121,8 @@ def test_test_calls_ask_what_they_say() -> None:
 
 
 @needs_espeak
-def test_the_evaluation_measures_speed_and_codec_of_the_bundled_checkpoint() -> None:
-    figures = evaluate(resolve_folder("nano", progress=False), calls=1, silence=False, seeds=())
-    assert figures.keys() == {"speed", "codec"}
-    assert figures["speed"]["real_time_factor"] > 0
-    assert figures["codec"]["stoi"] >= 0.85
+def test_evaluation_of_the_bundled_checkpoints_speed_and_codec() -> None:
+    metrics = evaluate(resolve_folder("nano", progress=False), calls=1, silence=False, seeds=())
+    assert metrics.keys() == {"speed", "codec"}
+    assert metrics["speed"]["real_time_factor"] > 0
+    assert metrics["codec"]["stoi"] >= 0.85

@@ -1,4 +1,4 @@
-"""Training goes on where it was cut off, and what it leaves can be loaded by the engine."""
+"""Training resumes from its states, and the engine loads the exported checkpoint."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 
 from pipecat_personaplex.checkpoint.loader import load_checkpoint
 from tests.golden_data import CHECKPOINT
-from tests.training.models import CONFIG, invented_pool
+from tests.training.models import CONFIG, random_pool
 from training.nano import lm as lm_training
 from training.nano.adopt import adopt
 from training.nano.clips import Pool
@@ -30,32 +31,32 @@ ROOT = Path(__file__).parents[2]
 TOKENIZER = CHECKPOINT / "tokenizer_spm_32k_3.model"
 
 
-def test_pool_survives_the_disk(tmp_path: Path) -> None:
-    pool = invented_pool()
+def test_a_pool_is_saved_and_loaded(tmp_path: Path) -> None:
+    pool = random_pool()
     pool.save(tmp_path / "pool.pt")
     loaded = Pool.load(tmp_path / "pool.pt")
     assert loaded.silence == pool.silence
     ours, theirs = loaded.callers[1].clips["menu"][0], pool.callers[1].clips["menu"][0]
     assert torch.equal(ours.codes, theirs.codes)
-    assert ours.heard == theirs.heard
+    assert ours.word_ends == theirs.word_ends
     sentence = "You are welcome."
     assert loaded.agent["NATM1"][sentence].onsets == pool.agent["NATM1"][sentence].onsets
 
 
-def test_pauses_are_no_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pauses_do_not_count_as_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: now[0])
     clock = Clock(budget=60)
     now[0] = 2.0
     clock.tick()
-    now[0] = 3602.0  # stopped for an hour
+    now[0] = 3602.0  # paused for an hour
     clock.tick()
     assert clock.spent < 20
     assert not clock.done
     assert clock.rate_factor(0) < clock.rate_factor(50)
 
 
-def test_a_cut_off_write_leaves_the_last_state(
+def test_an_interrupted_write_leaves_the_previous_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "state.pt"
@@ -71,16 +72,31 @@ def test_a_cut_off_write_leaves_the_last_state(
     assert load_state(path) == {"step": 1}
 
 
+def cache_first(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that returns the first result of another function, for all arguments."""
+    results: list[Any] = []
+
+    def cached(*args: Any) -> Any:
+        if not results:
+            results.append(function(*args))
+        return results[0]
+
+    return cached
+
+
 def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm_training, "LM_CONFIG", CONFIG.lm)
     monkeypatch.setattr(lm_training, "MIMI_CONFIG", CONFIG.mimi)
-    invented_pool().save(tmp_path / "pool.pt")
+    random_pool().save(tmp_path / "pool.pt")
     shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
     ticks = itertools.count()
     monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: float(next(ticks)))
+    # Every step trains on the first batch, so that the losses of the steps can be compared.
+    monkeypatch.setattr(lm_training, "_sample_batch", cache_first(lm_training._sample_batch))
+    monkeypatch.setattr(lm_training, "_LOG_EVERY", 1)
 
     def train(seconds: int) -> dict[str, Any]:
-        run = lm_training.LMRun(minutes=seconds / 60, batch=1, length=300)
+        run = lm_training.LMRun(minutes=seconds / 60, batch=1, length=300, peak_rate=0.02)
         lm_training.train_lm(tmp_path, run, torch.device("cpu"))
         return load_state(tmp_path / "lm.pt")
 
@@ -89,14 +105,17 @@ def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     second = train(20)
     assert second["step"] == 20
     moments = next(iter(second["optimizer"]["state"].values()))
-    assert moments["step"] == 20, "the optimizer went on too"
-    assert train(20)["step"] == 20, "the budget was spent"
-    for line in (tmp_path / "lm.jsonl").read_text().splitlines():
-        assert json.loads(line)["loss"] > 0
+    assert moments["step"] == 20, "the optimizer resumed too"
+    assert train(20)["step"] == 20, "the budget is spent"
+    rows = [json.loads(line) for line in (tmp_path / "lm.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    losses = [row["loss"] for row in rows]
+    assert losses[11] < 0.95 * losses[0]
+    assert losses[19] < 0.95 * losses[11], "the resumed run continues from the trained weights"
 
 
 def run_together(folder: Path, source: str) -> None:
-    """Run a program in two processes, which may form one group: stores remember old addresses."""
+    """Run a program in a group of two new processes."""
     script = folder / "together.py"
     script.write_text(source)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -110,26 +129,26 @@ def run_together(folder: Path, source: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-SHARING = """
+AVERAGING = """
 import torch
 
-from training.nano.lm import _fellows, _share
+from training.nano.lm import _average, _process_group
 from training.nano.progress import Clock
 
-with _fellows() as (rank, count):
+with _process_group() as (rank, count):
     parts = torch.nn.Linear(3, 2)
     for parameter in parts.parameters():
         parameter.grad = torch.full_like(parameter, float(rank))
     clock = Clock(60)
     clock.spent = 10.0 * rank
-    _share(parts, clock, count)
+    _average(parts, clock, count)
     grads = [parameter.grad.unique().tolist() for parameter in parts.parameters()]
     assert (grads, clock.spent) == ([[0.5], [0.5]], 5.0)
 """
 
 
-def test_processes_share_gradients_and_clocks(tmp_path: Path) -> None:
-    run_together(tmp_path, SHARING)
+def test_processes_average_gradients_and_clocks(tmp_path: Path) -> None:
+    run_together(tmp_path, AVERAGING)
 
 
 TRAINING = """
@@ -148,7 +167,7 @@ lm.train_lm(Path(sys.argv[1]), run, torch.device("cpu"))
 
 
 def test_processes_train_together(tmp_path: Path) -> None:
-    invented_pool().save(tmp_path / "pool.pt")
+    random_pool().save(tmp_path / "pool.pt")
     shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
     run_together(tmp_path, TRAINING)
     assert load_state(tmp_path / "lm.pt")["spent"] >= 6
@@ -165,12 +184,12 @@ def test_exported_models_load_unchanged(tmp_path: Path) -> None:
     for ours, theirs, rounding in ((lm, loaded.lm, 1e-2), (mimi, loaded.mimi, 1e-6)):
         expected = dict(ours.named_parameters())
         found = dict(theirs.named_parameters())
-        assert found.keys() == expected.keys(), "none is large enough to be packed"
+        assert found.keys() == expected.keys(), "no parameter is large enough to be packed"
         for name, parameter in found.items():
             torch.testing.assert_close(parameter, expected[name].detach(), atol=1e-3, rtol=rounding)
 
 
-def test_a_finished_checkpoint_can_be_trained_on(tmp_path: Path) -> None:
+def test_training_continues_from_a_finished_checkpoint(tmp_path: Path) -> None:
     torch.manual_seed(0)
     lm, mimi = new_lm(CONFIG.lm), new_codec(CONFIG.mimi)
     for group in (mimi.quantizer.semantic, mimi.quantizer.acoustic):
@@ -184,11 +203,11 @@ def test_a_finished_checkpoint_can_be_trained_on(tmp_path: Path) -> None:
             found = parts[f"{prefix}.{key}"]
             torch.testing.assert_close(found, parameter.detach(), atol=1e-3, rtol=rounding)
     assert (folder / "tokenizer.model").read_bytes() == TOKENIZER.read_bytes()
-    with pytest.raises(FileExistsError, match=r"codec\.pt is there"):
+    with pytest.raises(FileExistsError, match=r"codec\.pt exists"):
         adopt(tmp_path, folder)
 
 
-def test_the_decoder_learns_alone_and_resumes(
+def test_only_the_decoder_changes_and_its_training_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
@@ -207,7 +226,7 @@ def test_the_decoder_learns_alone_and_resumes(
     assert train(3)["step"] == 3
     trained = dict(load_decoded(tmp_path, torch.device("cpu")).named_parameters())
     for name, parameter in mimi.named_parameters():
-        decodes = name.startswith(("upsample", "decoder")) or name.endswith("output_proj")
-        if not decodes:
-            assert torch.equal(trained[name], parameter), f"{name} makes codes"
+        is_decoder = name.startswith(("upsample", "decoder")) or name.endswith("output_proj")
+        if not is_decoder:
+            assert torch.equal(trained[name], parameter), f"{name} determines codes"
     assert any(not torch.equal(trained[n], p) for n, p in mimi.named_parameters())

@@ -1,1 +1,1 @@
-"""The nano checkpoint's recipe: speech, codec, language model, evaluation, export."""
+"""The recipe of the nano checkpoint: speech, codec, language model, evaluation, export."""

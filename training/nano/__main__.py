@@ -1,4 +1,4 @@
-"""Each phase of the recipe is a command."""
+"""The commands of the recipe, one for each phase."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-Folder = Annotated[Path, typer.Option(help="Where states and logs go.")]
+Folder = Annotated[Path, typer.Option(help="Folder for training states and logs.")]
 
 
 @app.callback()
 def main() -> None:
-    """Make the nano checkpoint: codec, language model, evaluation, export."""
+    """Train, export and evaluate the nano checkpoint."""
 
 
 def _device() -> torch.device:
@@ -28,7 +28,7 @@ def codec(
     minutes: Annotated[float, typer.Option(help="Training time.")],
     folder: Folder = Path("runs/nano"),
 ) -> None:
-    """Train the codec, one phase at a time; run again to resume."""
+    """Train one phase of the codec; resumes a run that was stopped."""
     from training.nano.codec import CodecRun, Phase, train_codec
 
     train_codec(folder, CodecRun(cast(Phase, phase), minutes), _device())
@@ -39,7 +39,7 @@ def decoder(
     minutes: Annotated[float, typer.Option(help="Training time.")],
     folder: Folder = Path("runs/nano"),
 ) -> None:
-    """Train the codec's decoder on the agent's voices; any time after `codec quantizer`."""
+    """Train the codec's decoder on the agent's voices; needs the state of `codec quantizer`."""
     from training.nano.decoder import DecoderRun, train_decoder
 
     train_decoder(folder, DecoderRun(minutes), _device())
@@ -52,22 +52,24 @@ def adopt(
     ),
     folder: Folder = Path("runs/nano"),
 ) -> None:
-    """Start from a checkpoint instead of from nothing: `decoder` and `lm` go on from it."""
-    from training.nano.adopt import adopt as take_over
+    """Create training states from a finished checkpoint, for `decoder` and `lm` to continue."""
+    from training.nano.adopt import adopt as create_states
 
-    take_over(model, folder)
+    create_states(model, folder)
 
 
 @app.command()
 def clips(
     folder: Folder = Path("runs/nano"),
-    callers: Annotated[int, typer.Option(help="Voices over a background.")] = 600,
-    turns: Annotated[int, typer.Option(help="What each of them says.")] = 29,
-    seed: Annotated[int, typer.Option(help="Of voices, wordings and noises.")] = 0,
+    callers: Annotated[
+        int, typer.Option(help="Number of callers; each is one voice over one background noise.")
+    ] = 600,
+    turns: Annotated[int, typer.Option(help="Turns that each caller speaks.")] = 29,
+    seed: Annotated[int, typer.Option(help="Random seed of voices, wordings and noises.")] = 0,
 ) -> None:
-    """Speak and encode what dialogues are made of; train the tokenizer unless there is one.
+    """Synthesise and encode the clips of all dialogues; train the tokenizer if there is none.
 
-    Run again with more callers to add to what is there.
+    Run again with a larger --callers to add callers to the existing ones.
     """
     from training.nano.clips import Pool, add_caller, new_pool
     from training.nano.codec import load_codec
@@ -90,7 +92,7 @@ def lm(
     minutes: Annotated[float, typer.Option(help="Training time.")],
     folder: Folder = Path("runs/nano"),
 ) -> None:
-    """Train the language model; run again to resume."""
+    """Train the language model; resumes a run that was stopped."""
     from training.nano.lm import LMRun, train_lm
 
     train_lm(folder, LMRun(minutes), _device())
@@ -99,11 +101,11 @@ def lm(
 @app.command()
 def export(
     folder: Folder = Path("runs/nano"),
-    output: Annotated[Path, typer.Option(help="The checkpoint.")] = Path(
+    output: Annotated[Path, typer.Option(help="Folder of the checkpoint.")] = Path(
         "pipecat_personaplex/nano"
     ),
 ) -> None:
-    """Write the checkpoint in the release's layout."""
+    """Write the checkpoint in the layout of NVIDIA's release."""
     from training.nano.clips import Pool
     from training.nano.decoder import load_decoded
     from training.nano.export import write_models, write_voices
@@ -118,25 +120,31 @@ def export(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Option(help="The checkpoint.")] = Path("pipecat_personaplex/nano"),
-    calls: Annotated[int, typer.Option(help="Of each kind and seed.")] = 16,
-    silence: Annotated[bool, typer.Option(help="Also listen to five minutes of silence.")] = True,
+    model: Annotated[Path, typer.Option(help="Folder of the checkpoint.")] = Path(
+        "pipecat_personaplex/nano"
+    ),
+    calls: Annotated[int, typer.Option(help="Calls of each kind and seed.")] = 16,
+    silence: Annotated[
+        bool, typer.Option(help="Also run a call with five minutes of silence.")
+    ] = True,
 ) -> None:
-    """Hold calls with held-out voices, wordings and noises; print what went well."""
+    """Run calls with held-out voices, wordings and noises; print metrics as JSON lines."""
     from training.nano.evaluate import evaluate as measure
 
-    for part, figures in measure(model, calls, silence).items():
-        typer.echo(json.dumps({"part": part} | {k: round(v, 3) for k, v in figures.items()}))
+    for part, metrics in measure(model, calls, silence).items():
+        typer.echo(json.dumps({"part": part} | {k: round(v, 3) for k, v in metrics.items()}))
 
 
 @app.command()
 def samples(
-    model: Annotated[Path, typer.Option(help="The checkpoint.")] = Path("pipecat_personaplex/nano"),
-    output: Annotated[Path, typer.Option(help="Where sounds and pictures go.")] = Path(
+    model: Annotated[Path, typer.Option(help="Folder of the checkpoint.")] = Path(
+        "pipecat_personaplex/nano"
+    ),
+    output: Annotated[Path, typer.Option(help="Folder for recordings and spectrograms.")] = Path(
         "pipecat_personaplex/nano/samples"
     ),
 ) -> None:
-    """Write calls to listen to, and spectrograms."""
+    """Write recordings of calls, and spectrograms."""
     from training.nano.samples import write_samples
 
     write_samples(model, output)

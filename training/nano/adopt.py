@@ -1,4 +1,4 @@
-"""Training states from a finished checkpoint, so that a run goes on from it."""
+"""Creates training states from a finished checkpoint, so that training continues from it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from training.nano.progress import save_state
 
 @torch.no_grad()
 def fill(model: nn.Module, layout: Sequence[Entry], path: Path) -> None:
-    """Copy a file's tensors into a model that is already in memory, to be trained on."""
+    """Copy the tensors of a checkpoint file into a model that is to be trained."""
     source = FileSource(path)
     for entry in layout:
         part = source.read(entry.name, entry.shape, entry.rows).float()
@@ -42,7 +42,7 @@ def fill(model: nn.Module, layout: Sequence[Entry], path: Path) -> None:
 
 
 def finished_codec(checkpoint: Path) -> Mimi:
-    """The codec of a checkpoint, with its weights as training has them."""
+    """Load the codec of a checkpoint, unpacked into the modules that training uses."""
     mimi = new_codec(read_config(checkpoint / CONFIG_FILE).mimi)
     fill(mimi, mimi_layout(mimi), checkpoint / MIMI_FILE)
     mimi.reset_constants(torch.device("cpu"))
@@ -50,9 +50,12 @@ def finished_codec(checkpoint: Path) -> Mimi:
 
 
 def adopt(checkpoint: Path, folder: Path) -> None:
-    """Write the states of a codec and a language model that have a checkpoint's weights.
+    """Write training states of codec and language model with the weights of a checkpoint.
 
-    The tokenizer comes along. What training alone needs (heads, optimizers) starts anew.
+    Also copies the tokenizer. Heads and optimizers, which a checkpoint does not have, start new.
+
+    Raises:
+        FileExistsError: The folder has a training state already.
     """
     config = read_config(checkpoint / CONFIG_FILE)
     mimi = finished_codec(checkpoint)
@@ -61,7 +64,7 @@ def adopt(checkpoint: Path, folder: Path) -> None:
     for name, model in (("codec", mimi), ("lm", lm)):
         path = folder / f"{name}.pt"
         if path.exists():
-            raise FileExistsError(f"{path} is there; adopt into a folder without states")
+            raise FileExistsError(f"{path} exists; use a folder without training states")
         prefix = "mimi" if model is mimi else "lm"
         save_state(path, {"parts": {f"{prefix}.{n}": t for n, t in model.state_dict().items()}})
     shutil.copyfile(checkpoint / TOKENIZER_FILE, folder / "tokenizer.model")

@@ -1,7 +1,7 @@
-"""Everything that is said, once as codes: dialogues are then laid out without the codec.
+"""All utterances of agents and callers, encoded once, so that dialogues need no codec.
 
-An agent's sentence starts on a frame boundary after silence, so its codes are the same wherever it
-stands. A caller's clip brings its own background before and after the words.
+An agent's sentence starts on a frame boundary after silence, so its codes do not depend on its
+position in a dialogue. A caller's clip includes background noise before and after the words.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pipecat_personaplex.audio import normalize_loudness
 from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano import script, wordings
-from training.nano.codec_data import place, vary
+from training.nano.codec_data import add_at, vary
 from training.nano.espeak import Manner, Pcm, Utterance, speaker
 from training.nano.material import sentence
 from training.nano.noise import HELD_OUT_NOISES, TRAINING_NOISES, Noise, rms
 from training.nano.parallel_codec import encode_latents
 from training.nano.progress import load_state, save_state
-from training.nano.voices import AGENT_VOICES, draw_user_voice
+from training.nano.voices import AGENT_VOICES, sample_user_voice
 
 VOICE_SAMPLE_FRAMES = 22
 _VOICE_SAMPLES = 6
@@ -35,7 +35,7 @@ _USER_LEAD_SECONDS = 0.4
 _USER_TAIL_SECONDS = 0.8
 _BACKGROUND_SECONDS = 10.0
 _BATCH = 8
-# A caller who stops after one of these has not finished.
+# A caller who pauses after one of these words has not finished the sentence.
 _UNFINISHED = frozenset(
     "a an the is are do does can could i i'd i'll you we what how which of to by with me my your "
     "would many long fast much in and or not at when why where on have want like for give tell "
@@ -52,8 +52,9 @@ class AgentClip:
     """A sentence in one of the agent's voices.
 
     Attributes:
-        codes: [F, 8], from its first frame to its fading.
-        onsets: The frame at which each word of ``text.split()`` begins.
+        text: The sentence.
+        codes: [F, 8], from the first frame to the end of its decay.
+        onsets: The frame in which each word of ``text.split()`` starts.
     """
 
     text: str
@@ -66,20 +67,21 @@ class UserClip:
     """A caller's turn.
 
     Attributes:
-        intent: What is wanted.
-        codes: [F, 8], background before and after included.
-        start: The frame in which the words begin.
+        intent: The intent of the turn.
+        codes: [F, 8], including background before and after the words.
+        start: The frame in which the words start.
         end: The first frame after the words.
-        heard: Frames by whose end a word has been said, and which, as in ``wordings.caller_words``.
-        told: The first frame after a story that goes before the question; None without one.
+        word_ends: For each word, the first frame after it and its index in
+            ``wordings.caller_words``.
+        story_end: The first frame after a story that precedes the question; None without one.
     """
 
     intent: str
     codes: Tensor
     start: int
     end: int
-    heard: list[tuple[int, int]]
-    told: int | None = None
+    word_ends: list[tuple[int, int]]
+    story_end: int | None = None
 
 
 @dataclass
@@ -87,7 +89,7 @@ class Caller:
     """One voice over one background.
 
     Attributes:
-        background: Codes without any words, [F, 8].
+        background: Codes of the background without words, [F, 8].
         clips: Turns, by intent.
     """
 
@@ -97,14 +99,15 @@ class Caller:
 
 @dataclass
 class Pool:
-    """All there is to lay dialogues out of.
+    """All clips from which dialogues are composed.
 
     Attributes:
-        silence: The codes of digital silence, 8.
-        sine: The codes of a 440 Hz tone, 8.
-        voices: Of each agent voice, the codes of some samples, [VOICE_SAMPLE_FRAMES, 8] each.
-        agent: Of each agent voice, its sentences.
-        callers: Those who ask.
+        silence: The 8 codes of digital silence.
+        sine: The 8 codes of a 440 Hz tone.
+        voices: Codes of several voice prompts for each agent voice, each
+            [VOICE_SAMPLE_FRAMES, 8].
+        agent: The sentences of each agent voice, by text.
+        callers: The callers.
     """
 
     silence: list[int]
@@ -114,12 +117,12 @@ class Pool:
     callers: list[Caller]
 
     def save(self, path: Path) -> None:
-        """Write all codes."""
+        """Write the pool to a file."""
         save_state(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Pool:
-        """Read what ``save`` wrote."""
+        """Read a file that ``save`` has written."""
         state: dict[str, Any] = load_state(path)
         return cls(
             silence=state["silence"],
@@ -144,7 +147,7 @@ class Pool:
 
 @torch.no_grad()
 def encode_all(mimi: Mimi, recordings: list[Pcm], device: torch.device) -> list[Tensor]:
-    """Codes of each recording, [F, 8] int16; the last frame is filled up with silence."""
+    """Codes of each recording, [F, 8] int16; the last frame is padded with silence."""
     codes: list[Tensor] = [torch.empty(0)] * len(recordings)
     order = sorted(range(len(recordings)), key=lambda index: len(recordings[index]))
     for some in _batched(order, _BATCH):
@@ -165,19 +168,19 @@ def _batched(items: list[_T], size: int) -> Iterable[list[_T]]:
 
 
 def steady_codes(mimi: Mimi, pcm: Pcm, device: torch.device) -> list[int]:
-    """The code that each codebook settles on."""
+    """The most frequent code of each codebook in the second half of a recording."""
     codes = encode_all(mimi, [pcm], device)[0][len(pcm) // FRAME_SAMPLES // 2 :]
     return [int(value) for value in codes.mode(dim=0).values]
 
 
 def voice_sample(name: str, seed: int) -> Pcm:
-    """A short recording of an agent's voice, at the level that voices are encoded at."""
+    """A short recording of an agent's voice, normalised to the loudness of voice prompts."""
     random = np.random.default_rng([seed, 77])
     pcm = np.zeros(VOICE_SAMPLE_FRAMES * FRAME_SAMPLES, np.float32)
     spoken = np.concatenate(
         [speaker().say(sentence(random), AGENT_VOICES[name]).pcm for _ in range(2)]
     )
-    place(spoken, pcm, 0)
+    add_at(spoken, pcm, 0)
     return normalize_loudness(pcm)
 
 
@@ -188,7 +191,7 @@ def agent_clips(mimi: Mimi, voice: str, device: torch.device) -> dict[str, Agent
     for utterance in spoken:
         frames = _AGENT_LEAD_FRAMES + -(-len(utterance.pcm) // FRAME_SAMPLES) + _AGENT_TAIL_FRAMES
         pcm = np.zeros(frames * FRAME_SAMPLES, np.float32)
-        place(utterance.pcm, pcm, _AGENT_LEAD_FRAMES * FRAME_SAMPLES)
+        add_at(utterance.pcm, pcm, _AGENT_LEAD_FRAMES * FRAME_SAMPLES)
         recordings.append(pcm)
     clips = {}
     for utterance, codes in zip(spoken, encode_all(mimi, recordings, device), strict=True):
@@ -198,17 +201,17 @@ def agent_clips(mimi: Mimi, voice: str, device: torch.device) -> dict[str, Agent
 
 
 def share_beginnings(clips: dict[str, AgentClip]) -> dict[str, AgentClip]:
-    """Give sentences that differ in a name alone the same codes and onsets before it.
+    """Give sentences that differ only in a name the same codes and onsets before the name.
 
-    espeak never says a word twice alike. Were each name's sentence to keep its own beginning, a
-    model would know the name by it, and would draw the one with the other, whatever its prompt
-    says.
+    espeak never renders a word twice alike. With its own beginning, each name's sentence would be
+    recognisable before the name, and the model would predict the name from that beginning instead
+    of from its prompt.
     """
     shared: dict[str, AgentClip] = {}
     result = {}
     for text, clip in clips.items():
         words = text.split()
-        named = [place for place, word in enumerate(words) if word.strip(".,") in script.NAMES]
+        named = [index for index, word in enumerate(words) if word.strip(".,") in script.NAMES]
         if not named:
             result[text] = clip
             continue
@@ -222,23 +225,23 @@ def share_beginnings(clips: dict[str, AgentClip]) -> dict[str, AgentClip]:
 
 @dataclass(frozen=True)
 class Turn:
-    """Words of a caller as audio, with a pause in their midst or without.
+    """The audio of a caller's turn; times are in seconds from its start.
 
     Attributes:
         pcm: From the first word to the last.
-        pause: Where the pause is, in seconds from the start; None for none.
-        words: Each word and when it has been said, in seconds from the start.
-        told: When a story that goes before the question has ended; None without one.
+        pause: Start and end of a pause inside the turn; None without one.
+        words: Each word and its end.
+        story_end: End of a story that precedes the question; None without one.
     """
 
     pcm: Pcm
     pause: tuple[float, float] | None
     words: list[tuple[str, float]]
-    told: float | None = None
+    story_end: float | None = None
 
 
 def speak_turn(text: str, manner: Manner, random: np.random.Generator, pause: bool) -> Turn:
-    """Say a caller's words; with ``pause``, stop for 0.3 to 0.9 s where they are unfinished."""
+    """Synthesise a turn; with ``pause``, pause for 0.3 to 0.9 s in mid-sentence."""
     manner = vary(manner, random)
     words = text.split()
     cuts = [index for index in range(1, len(words)) if words[index - 1].lower() in _UNFINISHED]
@@ -252,10 +255,10 @@ def speak_turn(text: str, manner: Manner, random: np.random.Generator, pause: bo
 
 
 def tell_story(story: str, text: str, manner: Manner, random: np.random.Generator) -> Turn:
-    """Say a story and, after a breath, the question that it leads up to."""
+    """Synthesise a story and, after a short pause, the question that follows it."""
     turn = _in_two(story, text, vary(manner, random), random, breath=(0.1, 0.25))
     assert turn.pause is not None
-    return Turn(turn.pcm, None, turn.words, told=turn.pause[0])
+    return Turn(turn.pcm, None, turn.words, story_end=turn.pause[0])
 
 
 def _in_two(
@@ -282,15 +285,21 @@ def _word_ends(utterance: Utterance, start: float) -> list[tuple[str, float]]:
 
 @dataclass(frozen=True)
 class Background:
-    """What is heard behind a caller, and how loud the caller is."""
+    """A caller's background noise and level.
+
+    Attributes:
+        noise: The kind of noise; None for a clean signal.
+        snr: Signal-to-noise ratio in dB.
+        gain: Factor on speech and noise.
+    """
 
     noise: Noise | None
     snr: float
     gain: float
 
     @classmethod
-    def draw(cls, random: np.random.Generator, held_out: bool = False) -> Background:
-        """Clean for one caller in four, else one of the kinds of noise at 15 to 40 dB."""
+    def sample(cls, random: np.random.Generator, held_out: bool = False) -> Background:
+        """Sample a background: none for one caller in four, else noise at 15 to 40 dB SNR."""
         kinds = HELD_OUT_NOISES if held_out else TRAINING_NOISES
         clean = random.random() < 0.25
         return cls(
@@ -300,7 +309,7 @@ class Background:
         )
 
     def over(self, pcm: Pcm, speech_rms: float, random: np.random.Generator) -> Pcm:
-        """A track as the microphone hears it."""
+        """Add the background to a caller's audio; returns what the microphone records."""
         if self.noise is not None:
             level = speech_rms * 10 ** (-self.snr / 20)
             pcm = pcm + level * self.noise(random, len(pcm))
@@ -310,15 +319,15 @@ class Background:
 def make_caller(
     mimi: Mimi, manner: Manner, turns: int, random: np.random.Generator, device: torch.device
 ) -> Caller:
-    """One voice over one background, saying some of the training wordings."""
-    background = Background.draw(random)
+    """Synthesise and encode one caller: one voice, one background, ``turns`` turns."""
+    background = Background.sample(random)
     known = list(wordings.INTENTS)
     words = {word: index for index, word in enumerate(wordings.caller_words())}
     stories = wordings.stories(held_out=False)
     recordings, spans = [], []
     for index in range(turns):
         intent = known[index % len(known)]
-        text = wordings.draw_wording(intent, random)
+        text = wordings.sample_wording(intent, random)
         kind = random.random()
         if kind < _STORY_SHARE:
             turn = tell_story(str(random.choice(stories)), text, manner, random)
@@ -327,32 +336,36 @@ def make_caller(
         lead = _USER_LEAD_SECONDS + random.uniform(0, FRAME_SECONDS)
         length = lead + len(turn.pcm) / SAMPLE_RATE + _USER_TAIL_SECONDS
         pcm = np.zeros(int(length * SAMPLE_RATE), np.float32)
-        place(turn.pcm, pcm, int(lead * SAMPLE_RATE))
+        add_at(turn.pcm, pcm, int(lead * SAMPLE_RATE))
         recordings.append(background.over(pcm, rms(turn.pcm), random))
         end = lead + len(turn.pcm) / SAMPLE_RATE
-        heard = [
-            (-int(-(lead + said) // FRAME_SECONDS), words[wordings.bare(word)])
-            for word, said in turn.words
+        word_ends = [
+            (-int(-(lead + end_of_word) // FRAME_SECONDS), words[wordings.bare(word)])
+            for word, end_of_word in turn.words
             if wordings.bare(word) in words
         ]
-        told = None if turn.told is None else -int(-(lead + turn.told) // FRAME_SECONDS)
-        spans.append((intent, int(lead / FRAME_SECONDS), -int(-end // FRAME_SECONDS), heard, told))
+        story_end = (
+            None if turn.story_end is None else -int(-(lead + turn.story_end) // FRAME_SECONDS)
+        )
+        spans.append(
+            (intent, int(lead / FRAME_SECONDS), -int(-end // FRAME_SECONDS), word_ends, story_end)
+        )
     quiet = np.zeros(int(_BACKGROUND_SECONDS * SAMPLE_RATE), np.float32)
     recordings.append(background.over(quiet, 0.09, random))
     *codes, silence = encode_all(mimi, recordings, device)
     caller = Caller(silence)
-    for (intent, start, end, heard, told), clip in zip(spans, codes, strict=True):
-        turn_clip = UserClip(intent, clip, start, end, heard, told)
+    for (intent, start, end, word_ends, story_end), clip in zip(spans, codes, strict=True):
+        turn_clip = UserClip(intent, clip, start, end, word_ends, story_end)
         caller.clips.setdefault(intent, []).append(turn_clip)
     return caller
 
 
 def new_pool(mimi: Mimi, device: torch.device) -> Pool:
-    """Everything but callers.
+    """Create a pool with the agents' clips and without callers.
 
     Args:
         mimi: The trained codec; its encoder and codebooks must not change afterwards.
-        device: Where the codec is.
+        device: The codec's device.
     """
     seconds = 8 * SAMPLE_RATE
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(seconds) / SAMPLE_RATE)
@@ -369,6 +382,6 @@ def new_pool(mimi: Mimi, device: torch.device) -> Pool:
 
 
 def add_caller(pool: Pool, mimi: Mimi, turns: int, device: torch.device, seed: int = 0) -> None:
-    """Add a caller, whose voice, words and background depend on the seed and the place alone."""
+    """Add a caller whose voice, words and background depend only on the seed and its index."""
     random = np.random.default_rng([seed, len(pool.callers)])
-    pool.callers.append(make_caller(mimi, draw_user_voice(random), turns, random, device))
+    pool.callers.append(make_caller(mimi, sample_user_voice(random), turns, random, device))

@@ -1,4 +1,4 @@
-"""Codebooks fitted to latents, and kept in use."""
+"""Fits codebooks to latents and moves centroids that are no longer chosen."""
 
 from __future__ import annotations
 
@@ -27,19 +27,26 @@ def k_means(points: Tensor, count: int) -> Tensor:
 
 
 def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
-    handicap = -0.5 * centroids.square().sum(dim=-1)
-    return torch.addmm(handicap, points, centroids.T).argmax(dim=-1)
+    # argmin |p - c|^2 = argmax p.c - |c|^2 / 2, for all pairs: [N, dim] x [dim, count].
+    offset = -0.5 * centroids.square().sum(dim=-1)
+    return torch.addmm(offset, points, centroids.T).argmax(dim=-1)
 
 
 @torch.no_grad()
 def fit_codebooks(mimi: Mimi, latents: Tensor) -> None:
-    """Fit each codebook to what those before it leave of latents [N, dim]."""
+    """Fit each codebook of a group to the residuals of the codebooks before it.
+
+    Args:
+        mimi: The codec.
+        latents: Latents before the quantiser, [N, dim].
+    """
     for group in (mimi.quantizer.semantic, mimi.quantizer.acoustic):
         residual = F.linear(latents, group.input_proj)
         for book in group.centroids:
             book.copy_(k_means(residual, len(book)))
             residual = residual - book[_nearest(residual, book)]
-    # Until now the acoustic group alone was heard; the semantic one comes in by learning.
+    # The first phase trained the decoder on the acoustic group only. The semantic group starts with
+    # a contribution of zero and is learnt from there.
     mimi.quantizer.semantic.output_proj.zero_()
 
 
@@ -47,31 +54,32 @@ def fit_codebooks(mimi: Mimi, latents: Tensor) -> None:
 def restart_dead(
     mimi: Mimi, seen: list[tuple[Tensor, Tensor]], random: np.random.Generator
 ) -> None:
-    """Move codes that a recent batch never chose, some at a time, to where its inputs are.
+    """Move centroids that recent batches did not choose to random inputs of the latest batch.
 
     Args:
         mimi: The codec.
-        seen: Of each group, residuals [codebooks, B, frames, dim] and codes [B, frames, codebooks].
-        random: Draws the inputs.
+        seen: For each group, the inputs of its codebooks, [codebooks, B, frames, dim], and the
+            chosen codes, [B, frames, codebooks].
+        random: Chooses the inputs.
     """
     groups: list[ResidualQuantizer] = [mimi.quantizer.semantic, mimi.quantizer.acoustic]
     for group, (residuals, codes) in zip(groups, seen, strict=True):
         for index, book in enumerate(group.centroids):
             counts = torch.bincount(codes[..., index].flatten(), minlength=len(book))
-            group_use = _use(group, len(group.centroids), len(book), counts.device)
-            group_use[index].mul_(0.9).add_(counts)
-            dead = (group_use[index] < 0.05).nonzero()[:, 0]
+            usage = _recent_usage(group, len(group.centroids), len(book), counts.device)
+            usage[index].mul_(0.9).add_(counts)
+            dead = (usage[index] < 0.05).nonzero()[:, 0]
             if len(dead):
                 points = residuals[index].flatten(0, -2)
                 book[dead] = points[torch.from_numpy(random.integers(len(points), size=len(dead)))]
-                group_use[index][dead] = 1.0
+                usage[index][dead] = 1.0
 
 
-def _use(group: ResidualQuantizer, books: int, bins: int, device: torch.device) -> Tensor:
-    """How often each code was lately chosen, kept with the group but in no checkpoint."""
-    if not hasattr(group, "recent_use"):
+def _recent_usage(group: ResidualQuantizer, books: int, bins: int, device: torch.device) -> Tensor:
+    """Decaying count of choices of each code, [books, bins]; a buffer that is not saved."""
+    if not hasattr(group, "recent_usage"):
         group.register_buffer(
-            "recent_use", torch.ones(books, bins, device=device), persistent=False
+            "recent_usage", torch.ones(books, bins, device=device), persistent=False
         )
-    use: Tensor = group.get_buffer("recent_use")
-    return use
+    usage: Tensor = group.get_buffer("recent_usage")
+    return usage

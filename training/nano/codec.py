@@ -1,10 +1,10 @@
-"""Train the codec, in two phases, the second from the first one's result.
+"""Trains the codec in two phases; the second starts from the result of the first.
 
-1. ``autoencoder``: no quantiser; noise on the projected latents stands in for its error, so that
-   they spread their information over what 7 x 9 bits can hold.
-2. ``quantizer``: codebooks fitted to the latents by k-means, then everything learns together.
+1. ``autoencoder``: without a quantiser. Noise on the projected latents simulates the quantisation
+   error, so that the latents use no more information than 7 codebooks of 9 bits can hold.
+2. ``quantizer``: codebooks are fitted to the latents by k-means, then all parts train together.
 
-``decoder.py`` goes on with the decoder alone.
+``decoder.py`` then trains the decoder alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Phase = Literal["autoencoder", "quantizer"]
 CONFIG = MimiConfig(
     dimension=128,
     n_filters=16,
-    # The long strides first: half the work at 24 kHz is spared.
+    # Encoder strides are the reverse: the longest comes first, which halves the work at 24 kHz.
     ratios=(4, 5, 6, 8),
     num_heads=4,
     num_layers=2,
@@ -46,14 +46,14 @@ _LATENT_NOISE = 0.25
 _WAVE_WEIGHT = 2.0
 _RESTART_EVERY = 50
 _LOG_EVERY = 100
-# The trained latents vary by about 14.
-_CENTROID_PACE = 40.0
+# Learning rate of the centroids in multiples of the others: latents have a spread of about 14.
+_CENTROID_RATE = 40.0
 _PEAK_RATE = {"autoencoder": 1e-3, "quantizer": 5e-4}
 
 
 @dataclass(frozen=True)
 class CodecRun:
-    """One phase's budget and batches."""
+    """Time budget and batch sizes of one phase."""
 
     phase: Phase
     minutes: float
@@ -67,7 +67,10 @@ class CodecRun:
 
 
 class PhonemeHead(nn.Module):
-    """Reads a frame's phonemes from the semantic codebook alone, and so fills it with them."""
+    """Predicts a frame's phonemes from the semantic codebook only.
+
+    Its loss makes that codebook encode phonemes. The checkpoint does not contain the head.
+    """
 
     def __init__(self, dim: int, phonemes: int):
         super().__init__()
@@ -80,7 +83,7 @@ class PhonemeHead(nn.Module):
 
 
 def new_codec(config: MimiConfig = CONFIG) -> Mimi:
-    """A codec to train, with random weights."""
+    """Create a codec with random weights, for training."""
     mimi = Mimi(config)
     for name, parameter in mimi.named_parameters():
         if ".scale" in name:
@@ -92,7 +95,7 @@ def new_codec(config: MimiConfig = CONFIG) -> Mimi:
         elif name == "upsample.weight":
             nn.init.constant_(parameter, 0.7)
         else:
-            # A transposed convolution's output sums two taps whatever its stride.
+            # Each output of a transposed convolution sums two taps, for every stride.
             fan_in = parameter.shape[-1] * (2 if ".ups." in name else 1)
             nn.init.normal_(parameter, std=fan_in**-0.5)
         parameter.requires_grad_(True)
@@ -101,7 +104,7 @@ def new_codec(config: MimiConfig = CONFIG) -> Mimi:
 
 
 def load_codec(path: Path, device: torch.device) -> Mimi:
-    """The trained codec, for use."""
+    """Load the trained codec for inference."""
     state = load_state(path)
     mimi = new_codec()
     prefix = "mimi."
@@ -114,9 +117,9 @@ def load_codec(path: Path, device: torch.device) -> Mimi:
 
 
 def train_codec(folder: Path, run: CodecRun, device: torch.device) -> None:
-    """Run one phase, or what is left of it; progress goes to ``codec.jsonl``."""
+    """Run or resume one phase; appends metrics to ``codec.jsonl``."""
     torch.manual_seed(run.seed)
-    # Silent excerpts make numbers so small that a CPU handles them slowly.
+    # Silent excerpts produce denormal numbers, which are slow on a CPU.
     torch.set_flush_denormal(True)
     data = CodecData(run.agent_sentences, run.users, run.seed)
     phase = _PhaseTraining(run, len(data.phonemes), device)
@@ -128,7 +131,7 @@ def train_codec(folder: Path, run: CodecRun, device: torch.device) -> None:
     check = CodecCheck()
     while not clock.done:
         rate = _PEAK_RATE[run.phase] * clock.rate_factor(phase.step)
-        figures = phase.learn(data.batch(random, run.batch, run.frames), rate)
+        losses = phase.learn(data.batch(random, run.batch, run.frames), rate)
         clock.tick()
         if run.phase == "quantizer" and phase.step % _RESTART_EVERY == 0:
             restart_dead(phase.mimi, phase.seen, random)
@@ -137,7 +140,7 @@ def train_codec(folder: Path, run: CodecRun, device: torch.device) -> None:
         if phase.step % _LOG_EVERY == 0 or clock.done:
             row: dict[str, object] = {"phase": run.phase, "step": phase.step, "lr": rate}
             row |= {"seconds": clock.spent}
-            row |= {name: value.item() for name, value in figures.items()}
+            row |= {name: value.item() for name, value in losses.items()}
             if phase.step % run.check_every == 0 or clock.done:
                 phase.mimi.reset_constants(device)
                 row |= check(phase.mimi, device, quantized=run.phase != "autoencoder")
@@ -145,13 +148,13 @@ def train_codec(folder: Path, run: CodecRun, device: torch.device) -> None:
 
 
 def _groups(parts: nn.Module) -> list[dict[str, Any]]:
-    """Parameters by pace: centroids must keep up with the latents that they stand for."""
+    """Parameter groups by learning rate; centroids must follow latents that move quickly."""
     fast: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in parts.named_parameters():
         if parameter.requires_grad:
             (fast if name.endswith("centroids") else others).append(parameter)
-    groups = ({"params": fast, "factor": _CENTROID_PACE}, {"params": others, "factor": 1.0})
+    groups = ({"params": fast, "factor": _CENTROID_RATE}, {"params": others, "factor": 1.0})
     return [group for group in groups if group["params"]]
 
 
@@ -170,7 +173,7 @@ def _latents(
 
 
 class _PhaseTraining:
-    """The models, the optimizer and the losses of one phase."""
+    """Models, optimizer and losses of one phase."""
 
     def __init__(self, run: CodecRun, phonemes: int, device: torch.device):
         self._run, self._device = run, device
@@ -183,14 +186,14 @@ class _PhaseTraining:
         )
         self._spectral = SpectralLoss().to(device)
         self.step = 0
-        # Of each group of codebooks in the last batch: what they were given and what they chose.
+        # For each group of codebooks, inputs and chosen codes of the last batch.
         self.seen: list[tuple[Tensor, Tensor]] = []
 
     def restore(self, state: dict[str, Any], clock: Clock) -> bool:
-        """Take over a state; whether it is one of this very phase, which then goes on."""
+        """Restore a state; returns whether it is of the same phase, which then resumes."""
         if not state:
             return False
-        # A state that was made from a checkpoint has no phase and no head.
+        # A state that was created from a checkpoint has no phase and no head.
         self._parts.load_state_dict(state["parts"], strict="phase" in state)
         if state.get("phase") != self._run.phase:
             return False
@@ -199,7 +202,7 @@ class _PhaseTraining:
         return True
 
     def state(self, clock: Clock) -> dict[str, Any]:
-        """What ``restore`` takes."""
+        """The state for ``restore``."""
         return {
             "phase": self._run.phase,
             "parts": self._parts.state_dict(),
@@ -209,31 +212,31 @@ class _PhaseTraining:
         }
 
     def learn(self, batch: Batch, rate: float) -> dict[str, Tensor]:
-        """One step; returns the losses."""
+        """Do one training step; returns the losses."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        figures = self._losses(batch)
+        losses = self._losses(batch)
         self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(figures["loss"])
+        torch.autograd.backward(losses["loss"])
         nn.utils.clip_grad_norm_(self._trained, 1.0)
         self._optimizer.step()
         self.step += 1
-        return figures
+        return losses
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """The total under ``loss``, and its parts."""
         pcm, phonemes = batch.pcm.to(self._device), batch.phonemes.to(self._device)
         latents = encode_latents(self.mimi, pcm)
-        figures: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
         if self._run.phase == "autoencoder":
             values, semantic = self._unquantized(latents)
         else:
-            values, semantic = self._quantized(latents, figures)
+            values, semantic = self._quantized(latents, losses)
         output = decode_latents(self.mimi, values)
-        figures["spectral"] = self._spectral(output, pcm)
-        figures["wave"] = _WAVE_WEIGHT * F.l1_loss(output, pcm)
-        figures["phonemes"] = self._head(semantic, phonemes)
-        return {"loss": torch.stack(list(figures.values())).sum()} | figures
+        losses["spectral"] = self._spectral(output, pcm)
+        losses["wave"] = _WAVE_WEIGHT * F.l1_loss(output, pcm)
+        losses["phonemes"] = self._head(semantic, phonemes)
+        return {"loss": torch.stack(list(losses.values())).sum()} | losses
 
     def _unquantized(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         quantizer = self.mimi.quantizer
@@ -245,12 +248,12 @@ class _PhaseTraining:
             F.linear(latents, quantizer.semantic.input_proj),
         )
 
-    def _quantized(self, latents: Tensor, figures: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _quantized(self, latents: Tensor, losses: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         quantizer = self.mimi.quantizer
         first = quantize(quantizer.semantic, latents)
         rest = quantize(quantizer.acoustic, latents)
         self.seen = [(first.residuals, first.codes), (rest.residuals, rest.codes)]
-        figures["vq"] = first.loss + rest.loss
-        # Straight through, so that the encoder learns phonemes as well as the centroids.
+        losses["vq"] = first.loss + rest.loss
+        # Straight-through gradient: encoder and centroids both learn from the phoneme loss.
         soft = F.linear(latents, quantizer.semantic.input_proj)
         return first.values + rest.values, first.inner + soft - soft.detach()

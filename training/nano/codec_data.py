@@ -1,4 +1,4 @@
-"""Excerpts for the codec: clean agents and callers in noise, with the phonemes of each frame."""
+"""Training excerpts for the codec: clean agents, callers in noise, and each frame's phonemes."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS
 from training.nano.espeak import Manner, Pcm, Utterance, speaker
 from training.nano.material import WORDS, sentence
 from training.nano.noise import TRAINING_NOISES, rms
-from training.nano.voices import ACCENTS, AGENT_VOICES, draw_user_voice
+from training.nano.voices import ACCENTS, AGENT_VOICES, sample_user_voice
 
-# Of excerpts, and of what stands before a sentence in one.
-_AGENT_SHARE = 0.7
-_SILENCE_SHARE = 0.04
-_LEAD_SECONDS = 0.8
+_AGENT_SHARE = 0.7  # share of excerpts with an agent's voice
+_SILENCE_SHARE = 0.04  # share of excerpts that are silent
+_LEAD_SECONDS = 0.8  # longest silence before a sentence
 _SENTENCES_EACH = 8
-# Shorter overlaps of a phoneme with a frame cannot be heard in it.
+# Seconds. A phoneme with a shorter overlap is not a target of the frame: it is inaudible there.
 _MIN_OVERLAP = 0.02
 
 
 class Phonemes:
-    """espeak's phonemes as columns of a multi-hot target; column 0 is silence."""
+    """Maps espeak's phonemes to columns of a multi-hot target; column 0 is silence."""
 
     def __init__(self, names: list[str]):
         self._columns = {name: 1 + index for index, name in enumerate(names)}
 
     @classmethod
     def of_english(cls) -> Phonemes:
-        """All that espeak uses for our words in our accents: the same in every run."""
+        """All phonemes of the training words in the training accents, in a fixed order."""
         spoken = [speaker().say(" ".join(WORDS), Manner(accent)) for accent in sorted(ACCENTS)]
         return cls(sorted({n for u in spoken for n, _ in u.phonemes if not n.startswith("_")}))
 
@@ -39,7 +38,7 @@ class Phonemes:
         return 1 + len(self._columns)
 
     def targets(self, utterance: Utterance, lead: float, frames: int) -> Tensor:
-        """Multi-hot [frames, phonemes] of an utterance that starts ``lead`` seconds in."""
+        """Multi-hot target [frames, phonemes] of an utterance that starts at ``lead`` seconds."""
         target = torch.zeros(frames, len(self))
         onsets = [onset for _, onset in utterance.phonemes] + [utterance.seconds]
         for (name, start), end in zip(utterance.phonemes, onsets[1:], strict=True):
@@ -55,19 +54,19 @@ class Phonemes:
 
 @dataclass(frozen=True)
 class Batch:
-    """Audio [B, frames * 1920] and phonemes [B, frames, phonemes]."""
+    """Audio [B, frames * 1920] and phoneme targets [B, frames, phonemes]."""
 
     pcm: Tensor
     phonemes: Tensor
 
 
 class CodecData:
-    """A pool of utterances, cut into excerpts with a lead, a level and a noise of their own.
+    """A pool of utterances and a sampler of excerpts with random lead, level and noise.
 
     Args:
-        agent_sentences: For each of the agent's voices.
-        users: Callers' voices.
-        seed: Of the sentences.
+        agent_sentences: Sentences for each of the agent's voices.
+        users: Number of callers' voices.
+        seed: Random seed of the sentences.
     """
 
     def __init__(self, agent_sentences: int, users: int, seed: int = 0):
@@ -79,13 +78,13 @@ class CodecData:
         ]
         self._users = [
             speaker().say(sentence(random), manner)
-            for manner in (draw_user_voice(random) for _ in range(users))
+            for manner in (sample_user_voice(random) for _ in range(users))
             for _ in range(_SENTENCES_EACH)
         ]
         self.phonemes = Phonemes.of_english()
 
     def batch(self, random: np.random.Generator, size: int, frames: int) -> Batch:
-        """Draw excerpts."""
+        """Sample a batch of ``size`` excerpts."""
         rows = [self._excerpt(random, frames) for _ in range(size)]
         return Batch(torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows]))
 
@@ -95,12 +94,12 @@ class CodecData:
         agent = random.random() < _AGENT_SHARE
         pool = self._agents if agent else self._users
         utterance = pool[int(random.integers(len(pool)))]
-        # A negative lead begins in the middle of the sentence.
+        # A negative lead starts the excerpt inside the sentence.
         lead = float(random.uniform(-utterance.seconds * 0.7, _LEAD_SECONDS))
         if agent:
-            # An agent's sentence begins on a frame, as it does in the dialogues.
+            # An agent's sentence starts on a frame boundary, as in the dialogues.
             lead = round(lead / FRAME_SECONDS) * FRAME_SECONDS
-        place(utterance.pcm, pcm, round(lead * 24_000))
+        add_at(utterance.pcm, pcm, round(lead * 24_000))
         target = self.phonemes.targets(utterance, lead, frames)
         if random.random() < _SILENCE_SHARE:
             pcm[:] = 0
@@ -112,7 +111,7 @@ class CodecData:
 
 
 def vary(manner: Manner, random: np.random.Generator) -> Manner:
-    """The same voice a little faster or slower, higher or lower."""
+    """The same voice with a small random change of rate and pitch."""
     return Manner(
         manner.voice,
         manner.rate + int(random.integers(-10, 11)),
@@ -121,15 +120,15 @@ def vary(manner: Manner, random: np.random.Generator) -> Manner:
     )
 
 
-def place(source: Pcm, into: Pcm, at: int) -> None:
-    """Add ``source`` to ``into`` at a sample, which may be negative; what juts out is cut."""
+def add_at(source: Pcm, into: Pcm, at: int) -> None:
+    """Add ``source`` to ``into`` at sample ``at``, which may be negative; clips at both ends."""
     start, end = max(0, at), min(len(into), at + len(source))
     if end > start:
         into[start:end] += source[start - at : end - at]
 
 
 def degrade(pcm: Pcm, speech_rms: float, random: np.random.Generator) -> Pcm:
-    """A caller's level and background: none for one in four, else 15 to 40 dB below."""
+    """Apply a random level and noise at 15 to 40 dB SNR; one caller in four gets no noise."""
     gain = 10 ** (random.uniform(-14, 3) / 20)
     if random.random() < 0.25:
         return (pcm * gain).clip(-1, 1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""How well the codec keeps the agent's speech: STOI on sentences it was never trained on."""
+"""Intelligibility (STOI) of the agent's speech after the codec, on held-out sentences."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _HELD_OUT_SEED = 990_001
 
 
 class CodecCheck:
-    """A fixed set of sentences in both voices.
+    """Measures the codec on a fixed set of sentences in both voices.
 
     Args:
-        sentences: For each voice.
+        sentences: Number of sentences for each voice.
     """
 
     def __init__(self, sentences: int = 6):
@@ -33,7 +33,7 @@ class CodecCheck:
         }
 
     def __call__(self, mimi: Mimi, device: torch.device, quantized: bool) -> dict[str, float]:
-        """Mean STOI of each voice, and of all under ``stoi``."""
+        """Mean STOI of each voice, and of all voices under ``stoi``."""
         scores = {
             name: float(np.mean([self.stoi(mimi, pcm, device, quantized) for pcm in speech]))
             for name, speech in self.speech.items()
@@ -43,13 +43,13 @@ class CodecCheck:
         }
 
     def stoi(self, mimi: Mimi, pcm: Pcm, device: torch.device, quantized: bool) -> float:
-        """Of one sentence after the codec against before."""
+        """STOI of one sentence after the codec, with the original as reference."""
         return float(stoi(pcm, through_codec(mimi, pcm, device, quantized), SAMPLE_RATE))
 
 
 @torch.no_grad()
 def through_codec(mimi: Mimi, pcm: Pcm, device: torch.device, quantized: bool = True) -> Pcm:
-    """Encode and decode a whole recording; without the quantiser only the bottleneck remains."""
+    """Encode and decode a recording; ``quantized=False`` applies only the projections."""
     samples = torch.from_numpy(pcm).to(device)
     padded = F.pad(samples, (0, -len(samples) % FRAME_SAMPLES))[None]
     latents = encode_latents(mimi, padded)

@@ -1,7 +1,8 @@
-"""Train the codec's decoder alone, on the codes of the agent's two voices.
+"""Trains only the codec's decoder, on the codes of the agent's two voices.
 
-Nobody else is ever decoded. Encoder and codebooks stay what they are, so clips and language model
-may be made meanwhile; and each sentence is encoded once, from its beginning, as in a call.
+In a call, only the agent's voice is decoded. Encoder and codebooks do not change, so clips can be
+encoded and the language model trained at the same time. Each sentence is encoded once, from its
+beginning, as in a call.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano.clips import encode_all
 from training.nano.codec import load_codec
-from training.nano.codec_data import place
+from training.nano.codec_data import add_at
 from training.nano.codec_loss import IntelligibilityLoss, SpectralLoss
 from training.nano.codec_quality import CodecCheck
 from training.nano.espeak import speaker
@@ -31,14 +32,14 @@ _PEAK_RATE = 8e-4
 _WAVE_WEIGHT = 2.0
 _INTELLIGIBILITY_WEIGHT = 10.0
 _LEAD_FRAMES = 12
-# Of the silence before a sentence, what the decoder hears too.
-_HEARD_LEAD = 5
+# Frames of the silence before a sentence that are part of the decoder's input.
+_DECODED_LEAD = 5
 _LOG_EVERY = 100
 
 
 @dataclass(frozen=True)
 class DecoderRun:
-    """Budget and batches."""
+    """Time budget and batch sizes."""
 
     minutes: float
     batch: int = 4
@@ -58,25 +59,25 @@ class AgentSpeech:
     pcm: Tensor
 
     @classmethod
-    def spoken(cls, mimi: Mimi, run: DecoderRun, device: torch.device) -> AgentSpeech:
-        """Speak and encode; what is longer is cut, what is shorter is followed by silence."""
+    def synthesise(cls, mimi: Mimi, run: DecoderRun, device: torch.device) -> AgentSpeech:
+        """Synthesise and encode sentences, each cut or padded with silence to the same length."""
         random = np.random.default_rng([run.seed, 5])
-        frames = _LEAD_FRAMES - _HEARD_LEAD + run.frames
+        frames = _LEAD_FRAMES - _DECODED_LEAD + run.frames
         recordings = []
         for manner in AGENT_VOICES.values():
             for _ in range(run.sentences):
                 pcm = np.zeros(frames * FRAME_SAMPLES, np.float32)
-                said = speaker().say(sentence(random), manner)
-                place(said.pcm, pcm, _LEAD_FRAMES * FRAME_SAMPLES)
+                utterance = speaker().say(sentence(random), manner)
+                add_at(utterance.pcm, pcm, _LEAD_FRAMES * FRAME_SAMPLES)
                 recordings.append(pcm)
-        start = _LEAD_FRAMES - _HEARD_LEAD
+        start = _LEAD_FRAMES - _DECODED_LEAD
         codes = torch.stack(encode_all(mimi, recordings, device))[:, start:].clone()
-        heard = [torch.from_numpy(pcm[start * FRAME_SAMPLES :]) for pcm in recordings]
-        return cls(codes, torch.stack(heard))
+        audio = [torch.from_numpy(pcm[start * FRAME_SAMPLES :]) for pcm in recordings]
+        return cls(codes, torch.stack(audio))
 
 
 def load_decoded(folder: Path, device: torch.device) -> Mimi:
-    """The trained codec with the decoder trained furthest, for use."""
+    """Load the trained codec for inference, with the latest state of the decoder."""
     mimi = load_codec(folder / "codec.pt", device)
     if state := load_state(folder / "decoder.pt"):
         mimi.load_state_dict(state["decoder"], strict=False)
@@ -84,12 +85,12 @@ def load_decoded(folder: Path, device: torch.device) -> Mimi:
 
 
 def train_decoder(folder: Path, run: DecoderRun, device: torch.device) -> None:
-    """Train, or go on where a run was cut off; progress goes to ``decoder.jsonl``."""
+    """Train the decoder or resume a run; appends metrics to ``decoder.jsonl``."""
     torch.manual_seed(run.seed)
-    # Silence makes numbers so small that a CPU handles them slowly.
+    # Silence produces denormal numbers, which are slow on a CPU.
     torch.set_flush_denormal(True)
     mimi = load_decoded(folder, device)
-    speech = AgentSpeech.spoken(mimi, run, device)
+    speech = AgentSpeech.synthesise(mimi, run, device)
     trained = _decoder_parameters(mimi)
     for parameter in trained.values():
         parameter.requires_grad_(True)
@@ -108,13 +109,13 @@ def train_decoder(folder: Path, run: DecoderRun, device: torch.device) -> None:
         rows = torch.from_numpy(random.integers(len(speech.codes), size=run.batch))
         pcm = speech.pcm[rows].to(device)
         output = decode_latents(mimi, _latents(mimi, speech.codes[rows].long().to(device)))
-        figures = {
+        losses = {
             "spectral": spectral(output, pcm),
             "wave": _WAVE_WEIGHT * F.l1_loss(output, pcm),
             "intelligibility": _INTELLIGIBILITY_WEIGHT * clear(output, pcm),
         }
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(torch.stack(list(figures.values())).sum())
+        torch.autograd.backward(torch.stack(list(losses.values())).sum())
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         clock.tick()
@@ -131,7 +132,7 @@ def train_decoder(folder: Path, run: DecoderRun, device: torch.device) -> None:
             )
         if step % _LOG_EVERY == 0 or clock.done:
             row = {"step": step, "seconds": clock.spent, "lr": rate}
-            row |= {name: value.item() for name, value in figures.items()}
+            row |= {name: value.item() for name, value in losses.items()}
             if step % run.check_every == 0 or clock.done:
                 row |= check(mimi, device, quantized=True)
             report(folder / "decoder.jsonl", row)
@@ -146,6 +147,6 @@ def _decoder_parameters(mimi: Mimi) -> dict[str, nn.Parameter]:
 
 
 def _latents(mimi: Mimi, codes: Tensor) -> Tensor:
-    """Codes [B, frames, 8] -> what the decoder gets, [B, frames, dim]."""
+    """Codes [B, frames, 8] -> the decoder's input, [B, frames, dim]."""
     latents: Tensor = mimi.quantizer.decode(codes.flatten(0, 1))
     return latents.view(*codes.shape[:2], -1)

@@ -1,8 +1,8 @@
-"""Two-track dialogues, laid out frame by frame from encoded clips.
+"""Composes dialogues of two tracks, frame by frame, from encoded clips.
 
-Timing is free: who waits how long, who pauses, who interrupts. What a model is to learn of it:
-an answer begins 320 to 480 ms after the last word, seldom later, and never in a pause inside a
-sentence; whoever is interrupted falls silent 240 ms later; and where nobody asks, nothing is said.
+Waiting times, pauses and interruptions are random. The model is to learn these rules from them: an
+answer starts 320 to 480 ms after the caller's last word, seldom later, and never in a pause inside
+a sentence; an interrupted agent falls silent after 240 ms; without a question the agent is silent.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ from training.nano.clips import AgentClip, Caller, Pool, UserClip
 
 ANSWER_FRAMES = (4, 5, 6)
 _ANSWER_SHARES = (0.45, 0.4, 0.15)
-# An agent that has let its moment pass must not be silent for good. Beyond 0.9 s of silence, the
-# longest pause inside a turn, it can be sure.
+# Some answers are late, so that an agent that has missed its moment still answers. Pauses inside a
+# turn last at most 0.9 s; after more silence than that, the turn has certainly ended.
 _LATE_SHARE = 0.12
 LATE_FRAMES = (7, 16)
 YIELD_FRAMES = 3
-# From the end of what a caller tells to the agent's "uh-huh"; the caller goes on meanwhile.
+# From the end of a caller's story to the agent's "uh-huh"; the caller continues to speak.
 _BACKCHANNEL_FRAMES = 2
 _BARGE_IN_SHARE = 0.22
 _OTHER_ROLE_SHARE = 0.12
-# The shortest questions, and copying a name from the prompt, are learnt last: they come more often.
+# Short questions and copying a name from the prompt are learnt last, so they are more frequent.
 _SHARED_SHARE = 0.35
 _LONG_SILENCE_SHARE = 0.1
-# Of a caller's turns, how many are hurried or drawn out, and how much.
+# Share of the caller's turns with a changed pace, and the range of paces.
 _OTHER_PACE_SHARE = 0.5
 _PACES = (0.85, 1.15)
-# Frames before the caller's words that still belong to the clip.
+# Frames of background before the caller's words that are copied from the clip.
 _CLIP_LEAD = 3
-# Weights of the losses; everything else that is live weighs 1.
+# Weights of the losses; all other targets after the prompt have weight 1.
 _QUIET = 0.15
 _TEXT_PAD = 0.25
-# At 0.1, an agent left alone began to speak two or three times in five minutes.
+# With 0.1, the agent started to speak two or three times in five minutes of silence.
 _SILENT_PAD = 0.5
-# Padding while a caller speaks and until the answer: against the onset's own weight of 1, it
-# decides how sure an agent must be that the turn is over.
+# Weight of padding while a caller speaks and until the answer. Relative to the weight 1 of an
+# answer's onset, it sets how certain the agent must be that the caller's turn is over.
 _DECIDING = 0.4
 _AFTER_SPEECH = 6
-# One token in sixty, and the only one that must be copied from far back.
+# A name is one token in sixty, and the only one that must be copied from the prompt.
 _NAME_WEIGHT = 8.0
-# Of examples: no prompt; a prompt far back.
+# Shares of examples without a prompt, and with a prompt far back in time.
 _PROMPTLESS_SHARE = 0.08
 _LEAP_SHARE = 0.3
 
@@ -70,15 +70,15 @@ class Track:
     """A dialogue under construction.
 
     Attributes:
-        frames: [T, 17], what each frame says.
-        audible: [T], whether the agent's codes there are speech.
-        heard: [T], the caller's word that has just ended; -1 for none.
+        frames: [T, 17], the tokens of each frame.
+        audible: [T], whether the agent speaks in the frame.
+        word_ends: [T], index of the caller's word that has just ended; -1 for none.
         deciding: [T], whether the caller speaks or waits for an answer.
     """
 
     frames: Tensor
     audible: Tensor
-    heard: Tensor
+    word_ends: Tensor
     deciding: Tensor
 
 
@@ -87,12 +87,12 @@ class Example:
     """One training sequence.
 
     Attributes:
-        columns: Inputs, [T, 17].
-        positions: Of the inputs, [T].
-        targets: What each input predicts: text and the agent's codes, [T, 9].
-        text_weights: [T].
-        audio_weights: [T].
-        heard: The caller's word that has ended in each frame, [T]; -1 for none.
+        columns: Input tokens, [T, 17].
+        positions: Positions of the inputs, [T].
+        targets: Tokens that each input predicts, text and the agent's codes, [T, 9].
+        text_weights: Weight of each text target, [T].
+        audio_weights: Weight of each frame's audio targets, [T].
+        word_ends: Index of the caller's word that has just ended in each frame, [T]; -1 for none.
     """
 
     columns: Tensor
@@ -100,14 +100,14 @@ class Example:
     targets: Tensor
     text_weights: Tensor
     audio_weights: Tensor
-    heard: Tensor
+    word_ends: Tensor
 
 
 def word_tokens(clip: AgentClip, tokenizer: Tokenizer) -> list[int]:
-    """The text stream under a sentence, one token a frame.
+    """The text stream of a sentence, one token a frame.
 
-    A word's pieces begin at its onset, later only where the word before still needs the frames;
-    EPAD stands before each word that padding parts from the last.
+    The pieces of a word start at its onset, or later if the pieces of the previous word extend
+    beyond it. EPAD precedes each word that follows padding.
     """
     tokens = [TEXT_PAD] * len(clip.codes)
     free = 0
@@ -123,16 +123,16 @@ def word_tokens(clip: AgentClip, tokenizer: Tokenizer) -> list[int]:
     return tokens
 
 
-def at_pace(clip: UserClip, pace: float) -> UserClip:
-    """A caller's turn with frames left out of its words, or said twice.
+def change_pace(clip: UserClip, pace: float) -> UserClip:
+    """Change the pace of a caller's words by leaving frames out or repeating them.
 
     Args:
-        clip: The turn as it was said.
-        pace: 1 leaves it alone, 1.1 is a tenth quicker.
+        clip: The turn.
+        pace: Factor on the speed: 1 changes nothing, 1.1 is 10 % faster.
     """
     words = clip.end - clip.start
-    kept = (np.arange(round(words / pace)) * pace).astype(int).clip(max=words - 1) + clip.start
-    frames = np.concatenate((np.arange(clip.start), kept, np.arange(clip.end, len(clip.codes))))
+    selected = (np.arange(round(words / pace)) * pace).astype(int).clip(max=words - 1) + clip.start
+    frames = np.concatenate((np.arange(clip.start), selected, np.arange(clip.end, len(clip.codes))))
 
     def moved(frame: int) -> int:
         return int(np.searchsorted(frames, frame))
@@ -141,18 +141,18 @@ def at_pace(clip: UserClip, pace: float) -> UserClip:
         clip.intent,
         clip.codes[torch.from_numpy(frames)],
         clip.start,
-        clip.start + len(kept),
-        [(moved(frame), word) for frame, word in clip.heard],
-        None if clip.told is None else moved(clip.told),
+        clip.start + len(selected),
+        [(moved(frame), word) for frame, word in clip.word_ends],
+        None if clip.story_end is None else moved(clip.story_end),
     )
 
 
 class DialogueWriter:
-    """Lays out dialogues.
+    """Composes random dialogues.
 
     Args:
         pool: The clips.
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         config: The model's architecture and special codes.
     """
 
@@ -167,7 +167,7 @@ class DialogueWriter:
         }
 
     def prompt(self, voice: str, text: str, random: np.random.Generator) -> Tensor:
-        """The frames of a persona, [P, 17], as the engine lays them out."""
+        """The prompt frames of a persona, [P, 17], equal to the engine's."""
         samples = self._pool.voices[voice]
         sample = samples[int(random.integers(len(samples)))]
         tokens = text_prompt_tokens(text, self._tokenizer)
@@ -184,7 +184,7 @@ class DialogueWriter:
     def talk(
         self, length: int, voice: str, character: script.Character, random: np.random.Generator
     ) -> Track:
-        """``length`` frames of a conversation."""
+        """Compose ``length`` frames of a conversation."""
         caller = self._pool.callers[int(random.integers(len(self._pool.callers)))]
         frames = torch.empty(length, STREAMS, dtype=torch.int64)
         frames[:, TEXT] = TEXT_PAD
@@ -194,19 +194,25 @@ class DialogueWriter:
         track = Track(frames, no.clone(), nothing, no)
         at = _gap(random)
         while at < length:
-            asked = self._ask(caller, character, random)
-            words = asked.end - asked.start
-            if asked.told is not None:
+            question = self._sample_question(caller, character, random)
+            words = question.end - question.start
+            if question.story_end is not None:
                 listening = self._pool.agent[voice][script.BACKCHANNEL]
-                told = at - asked.start + asked.told
-                self._answer(track, voice, listening, told + _BACKCHANNEL_FRAMES, length)
-            _write(track.frames, asked.codes, at - asked.start, USER_CODES, max(0, at - _CLIP_LEAD))
-            for frame, word in asked.heard:
-                if 0 <= (place := at - asked.start + frame) < length:
-                    track.heard[place] = word
+                story_end = at - question.start + question.story_end
+                self._write_answer(track, voice, listening, story_end + _BACKCHANNEL_FRAMES, length)
+            _write(
+                track.frames,
+                question.codes,
+                at - question.start,
+                USER_CODES,
+                max(0, at - _CLIP_LEAD),
+            )
+            for frame, word in question.word_ends:
+                if 0 <= (index := at - question.start + frame) < length:
+                    track.word_ends[index] = word
             begin = at + words + _wait(random)
             track.deciding[at:begin] = True
-            text = character.answer(asked.intent)
+            text = character.answer(question.intent)
             clip = self._pool.agent[voice][text]
             spoken = len(clip.codes)
             if random.random() < _BARGE_IN_SHARE:
@@ -215,10 +221,10 @@ class DialogueWriter:
             else:
                 at = begin + spoken + _gap(random)
                 stop_before = length
-            self._answer(track, voice, clip, begin, stop_before)
+            self._write_answer(track, voice, clip, begin, stop_before)
         return track
 
-    def _ask(
+    def _sample_question(
         self, caller: Caller, character: script.Character, random: np.random.Generator
     ) -> UserClip:
         own = script.intents(character.role)
@@ -231,10 +237,10 @@ class DialogueWriter:
         clips = caller.clips[intents[int(random.integers(len(intents)))]]
         clip = clips[int(random.integers(len(clips)))]
         if random.random() < _OTHER_PACE_SHARE:
-            clip = at_pace(clip, float(random.uniform(*_PACES)))
+            clip = change_pace(clip, float(random.uniform(*_PACES)))
         return clip
 
-    def _answer(
+    def _write_answer(
         self, track: Track, voice: str, clip: AgentClip, begin: int, stop_before: int
     ) -> None:
         end = min(begin + len(clip.codes), stop_before, len(track.frames))
@@ -247,15 +253,14 @@ class DialogueWriter:
         track.audible[begin:end] = True
 
     def example(self, length: int, random: np.random.Generator) -> Example:
-        """A dialogue of ``length`` frames with its prompt, or a later part of one.
+        """Compose a training sequence of ``length`` frames.
 
-        Most start with their prompt. Some continue after a leap in position, as in a long call
-        whose middle says nothing of use; some have no prompt any more, as when it has left the
-        window.
+        Most start with their prompt. In some, positions leap after the prompt, as late in a long
+        call. Some have no prompt, as when it has left the attention window.
         """
         voices = list(self._pool.voices)
         voice = voices[int(random.integers(len(voices)))]
-        character = script.draw_character(random)
+        character = script.sample_character(random)
         kind = random.random()
         if kind < _PROMPTLESS_SHARE:
             prompt = torch.empty(0, STREAMS, dtype=torch.int64)
@@ -264,7 +269,7 @@ class DialogueWriter:
             prompt = self.prompt(voice, character.prompt, random)
             cut = 0
         live = len(prompt)
-        # One frame more than there are inputs: each predicts the next.
+        # One frame more than inputs: each input predicts the next frame.
         track = self.talk(cut + length + 1 - live, voice, character, random)
         columns = prompt_columns(torch.cat((prompt, track.frames)), self._config)
         positions = torch.arange(length) + cut
@@ -275,7 +280,7 @@ class DialogueWriter:
         before = torch.zeros(live, dtype=torch.bool)
         columns = columns[cut : cut + length + 1]
         audible = torch.cat((before, track.audible))[cut:]
-        heard = torch.cat((torch.full((live,), -1), track.heard))[cut : cut + length]
+        word_ends = torch.cat((torch.full((live,), -1), track.word_ends))[cut : cut + length]
         deciding = torch.cat((before, track.deciding))[cut:]
         text_weights, audio_weights = _weights(columns[1:, TEXT], audible, deciding)
         text_weights[torch.isin(columns[1:, TEXT], self._names)] = _NAME_WEIGHT
@@ -288,20 +293,20 @@ class DialogueWriter:
             columns[1:, : 1 + CODEBOOKS].clone(),
             text_weights,
             audio_weights,
-            heard,
+            word_ends,
         )
 
 
 def _weights(text: Tensor, audible: Tensor, deciding: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the losses of targets 1..T, [T] each: text and audio.
+    """Weights of the losses of targets 1..T, text and audio, each [T].
 
     Args:
-        text: The targets, [T].
-        audible: Whether each of frames 0..T is the agent's speech, [T + 1].
-        deciding: Whether a caller speaks or waits, [T + 1].
+        text: Text targets, [T].
+        audible: Whether the agent speaks in frames 0..T, [T + 1].
+        deciding: Whether the caller speaks or waits for an answer in frames 0..T, [T + 1].
     """
-    # The acoustic codes of a column belong to the frame before; and what comes right after
-    # speech decides whether the agent falls silent.
+    # Frames right after speech have full weight too: a column has the acoustic codes of the frame
+    # before it, and these frames determine whether the agent falls silent.
     near = audible.clone()
     for back in range(1, _AFTER_SPEECH):
         near[back:] |= audible[:-back]
@@ -313,14 +318,14 @@ def _weights(text: Tensor, audible: Tensor, deciding: Tensor) -> tuple[Tensor, T
 
 
 def _wait(random: np.random.Generator) -> int:
-    """Frames from the caller's last word to the agent's first."""
+    """Sample the number of frames from the caller's last word to the agent's first."""
     if random.random() < _LATE_SHARE:
         return int(random.integers(*LATE_FRAMES, endpoint=True))
     return int(random.choice(ANSWER_FRAMES, p=_ANSWER_SHARES))
 
 
 def _gap(random: np.random.Generator) -> int:
-    """Frames from the agent's last word, or the call's start, to the caller's next."""
+    """Sample the number of frames from the agent's last word to the caller's next one."""
     if random.random() < _LONG_SILENCE_SHARE:
         return int(random.integers(60, 220))
     return int(random.integers(2, 30))
@@ -341,24 +346,32 @@ def _write(frames: Tensor, codes: Tensor, at: int, streams: slice, not_before: i
         frames[start:end, streams] = codes[start - at : end - at].long()
 
 
-def roughen(example: Example, config: ModelConfig, random: np.random.Generator) -> None:
-    """Spoil some inputs in place: callers differ, and the agent's own draws may slip."""
+def corrupt_inputs(example: Example, config: ModelConfig, random: np.random.Generator) -> None:
+    """Replace some inputs by random tokens, in place.
+
+    The model must tolerate callers that differ from the training voices, and its own sampling
+    errors. The targets do not change.
+    """
     columns = example.columns
     user = columns[:, USER_ACOUSTIC]
     if random.random() < 0.25:
         user[:] = ZERO_TOKEN
     else:
-        user[_some(random, user.shape, 0.2)] = ZERO_TOKEN
+        user[_random_mask(random, user.shape, 0.2)] = ZERO_TOKEN
     for streams, share in ((USER_CODES, 0.06), (AGENT_CODES, 0.08)):
         part = columns[:, streams]
-        spoilt = _some(random, part.shape, share * random.random())
-        part[spoilt] = torch.from_numpy(random.integers(0, config.lm.card, part.shape))[spoilt]
-    # After a wrong word, what was asked still decides what comes next.
+        corrupted = _random_mask(random, part.shape, share * random.random())
+        part[corrupted] = torch.from_numpy(random.integers(0, config.lm.card, part.shape))[
+            corrupted
+        ]
+    # After a wrong word, the question still determines the next words.
     text = columns[:, TEXT]
     live = (example.text_weights > 0) & (text != TEXT_PAD)
-    spoilt = live & _some(random, text.shape, 0.03)
-    text[spoilt] = torch.from_numpy(random.integers(0, config.lm.text_card, text.shape))[spoilt]
+    corrupted = live & _random_mask(random, text.shape, 0.03)
+    text[corrupted] = torch.from_numpy(random.integers(0, config.lm.text_card, text.shape))[
+        corrupted
+    ]
 
 
-def _some(random: np.random.Generator, shape: torch.Size, share: float) -> Tensor:
+def _random_mask(random: np.random.Generator, shape: torch.Size, share: float) -> Tensor:
     return torch.from_numpy(random.random(tuple(shape)) < share)

@@ -1,7 +1,7 @@
-"""Speech from espeak-ng's library, with the times of its words and phonemes.
+"""Speech synthesis by espeak-ng's library, with the onsets of words and phonemes.
 
-The library, called in this process, speaks some hundred times faster than real time; its events
-say where each word and phoneme begins, which is all the alignment that training needs.
+The library runs in this process, about a hundred times faster than real time. Its events contain
+the onset of each word and phoneme; training needs no other alignment.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _WITH_PHONEMES = 1
 _UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4
 _WORD, _PHONEME = 1, 7
-# A phoneme that sounds is louder than this; espeak's own pauses are exact zeros.
+# Audible samples exceed this level; espeak's pauses are exact zeros.
 _AUDIBLE = 1e-3
 
 
-class _Id(ctypes.Union):
+class _EventId(ctypes.Union):
     _fields_ = (("number", ctypes.c_int), ("string", ctypes.c_char * 8))
 
 
@@ -42,7 +42,7 @@ class _Event(ctypes.Structure):
         ("audio_position", ctypes.c_int),
         ("sample", ctypes.c_int),
         ("user_data", ctypes.c_void_p),
-        ("id", _Id),
+        ("id", _EventId),
     )
 
 
@@ -53,13 +53,13 @@ _CALLBACK = ctypes.CFUNCTYPE(
 
 @dataclass(frozen=True)
 class Manner:
-    """How something is spoken.
+    """How espeak speaks: voice, rate and pitch.
 
     Attributes:
         voice: An espeak-ng voice and variant, such as ``en-us+f2``.
         rate: Words a minute.
-        pitch: 0 to 100.
-        range: Of the pitch, 0 (monotone) to 100.
+        pitch: Mean pitch, 0 to 100.
+        range: Pitch range, 0 (monotone) to 100.
     """
 
     voice: str
@@ -73,9 +73,9 @@ class Utterance:
     """Speech without the silence before and after it.
 
     Attributes:
-        text: What is said.
+        text: The words.
         pcm: float32 mono, 24 kHz.
-        words: Each word, as written between spaces, and its onset in seconds.
+        words: Each word of ``text.split()`` and its onset in seconds.
         phonemes: Each phoneme's mnemonic and its onset in seconds.
     """
 
@@ -86,28 +86,32 @@ class Utterance:
 
     @property
     def seconds(self) -> float:
-        """How long it lasts."""
+        """Duration."""
         return len(self.pcm) / SAMPLE_RATE
 
 
 def _word_onsets(
     text: str, marks: dict[int, float], seconds: float
 ) -> tuple[tuple[str, float], ...]:
-    """The onset of each word between spaces.
+    """The onset of each word of ``text.split()``.
 
-    espeak runs some words into one ("I am") and marks the first alone; the others are placed in
-    proportion to the letters between the marks around them.
+    espeak merges some words ("I am") and marks only the first. The onsets of the others are
+    interpolated between the marks around them, by letter position.
     """
     known = sorted({0: 0.0, **marks, len(text): seconds}.items())
-    places, times = zip(*known, strict=True)
+    positions, times = zip(*known, strict=True)
     return tuple(
-        (match[0], float(np.interp(match.start(), places, times)))
+        (match[0], float(np.interp(match.start(), positions, times)))
         for match in re.finditer(r"\S+", text)
     )
 
 
 class Speaker:
-    """The library, which is one per process: use ``speaker()``."""
+    """The espeak-ng library. It allows one instance in a process: use ``speaker()``.
+
+    Raises:
+        RuntimeError: The library is not installed or does not start.
+    """
 
     def __init__(self) -> None:
         name = ctypes.util.find_library("espeak-ng")
@@ -116,7 +120,7 @@ class Speaker:
         self._library = ctypes.CDLL(name)
         self._rate = self._library.espeak_Initialize(_SYNCHRONOUS, 200, None, _WITH_PHONEMES)
         if self._rate <= 0:
-            raise RuntimeError("espeak-ng could not be started")
+            raise RuntimeError("espeak-ng does not start")
         self._samples: list[NDArray[np.int16]] = []
         self._events: list[tuple[int, int, float, str]] = []
         self._callback = _CALLBACK(self._collect)
@@ -134,7 +138,11 @@ class Speaker:
         return 0
 
     def say(self, text: str, manner: Manner) -> Utterance:
-        """Speak ``text``. Its noise, and so its exact samples, differ from call to call."""
+        """Synthesise ``text``; espeak's noise differs from call to call, and so do the samples.
+
+        Raises:
+            ValueError: espeak-ng has no such voice.
+        """
         library = self._library
         if library.espeak_SetVoiceByName(manner.voice.encode()) != 0:
             raise ValueError(f"espeak-ng has no voice {manner.voice!r}")
@@ -166,5 +174,5 @@ class Speaker:
 
 @cache
 def speaker() -> Speaker:
-    """The process's speaker."""
+    """The one speaker of this process."""
     return Speaker()

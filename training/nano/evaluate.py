@@ -1,4 +1,4 @@
-"""Hold many calls with a checkpoint, through the engine, and count what went well."""
+"""Runs many calls through the engine with a checkpoint and measures the agent's behaviour."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipecat_personaplex.engine.engine import Engine
 from training.nano import script
 from training.nano.adopt import finished_codec
 from training.nano.calls import (
-    Spoken,
+    CallerTurn,
     TestCall,
     interrupting_calls,
     question_calls,
@@ -32,22 +32,22 @@ from training.nano.codec_quality import CodecCheck
 from training.nano.espeak import Pcm
 
 SEEDS = (0, 1, 2)
-_CALLERS_AT_ONCE = 8
+_CONCURRENT_CALLS = 8
 _HOP = SAMPLE_RATE // 50
-# 20 ms of an agent's speech are louder than this, the codec's silence is not.
+# RMS threshold of 20 ms between the codec's silence and an agent's speech.
 _AUDIBLE_RMS = 0.008
-# An agent that is audible this long has begun to speak.
+# Hops of continuous sound that count as speech.
 _ONSET_HOPS = 4
 _LATEST_ANSWER = 2.0
 _SILENCE_SECONDS = 300
-# How alike a text must be to a sentence to be an attempt at it.
-_ALIKE = 0.6
+# Minimum similarity for a text to match a sentence of the script.
+_MIN_SIMILARITY = 0.6
 _ALIGN_SECONDS = 0.12
 
 
 @dataclass
-class Figures:
-    """What was counted, as lists of one value a case."""
+class CallMetrics:
+    """Results of all calls of one seed, one value for each case."""
 
     intent: list[bool] = field(default_factory=list)
     name: list[bool] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Figures:
     spurious_onsets: list[int] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
-        """Shares, medians and means."""
+        """Shares, medians and means of the results."""
         result = {
             "turns": float(len(self.answered)),
             "intent_right": _mean(self.intent),
@@ -93,18 +93,18 @@ def _median(values: Sequence[float]) -> float:
 
 
 def audible(pcm: Pcm) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Whether each 20 ms is speech; single ticks are not."""
+    """Whether each 20 ms of audio is speech; short clicks are not."""
     hops = pcm[: len(pcm) // _HOP * _HOP].reshape(-1, _HOP)
     loud = np.sqrt(np.mean(np.square(hops), axis=1)) > _AUDIBLE_RMS
     runs = np.convolve(loud, np.ones(_ONSET_HOPS), "full")
-    # A hop counts where some run of ``_ONSET_HOPS`` loud ones covers it.
+    # A hop is speech if a run of ``_ONSET_HOPS`` loud hops contains it.
     full = runs[_ONSET_HOPS - 1 :] == _ONSET_HOPS
     covered = np.convolve(full, np.ones(_ONSET_HOPS), "full")[: len(loud)] > 0
     return covered
 
 
 def onsets(pcm: Pcm, quiet_seconds: float = 0.5) -> list[float]:
-    """When speech begins after that much silence, in seconds."""
+    """Times in seconds at which speech starts after ``quiet_seconds`` of silence."""
     times: list[float] = []
     last = -math.inf
     for index in np.flatnonzero(audible(pcm)):
@@ -115,8 +115,8 @@ def onsets(pcm: Pcm, quiet_seconds: float = 0.5) -> list[float]:
     return times
 
 
-def said_between(engine: Engine, talk: Conversation, start: float, end: float) -> str:
-    """The agent's own text in a span of the call, in seconds."""
+def agent_text_between(engine: Engine, talk: Conversation, start: float, end: float) -> str:
+    """The agent's text between two times of the call, in seconds."""
     tokens = [
         frame.text_token
         for frame in talk.frames
@@ -128,21 +128,26 @@ def said_between(engine: Engine, talk: Conversation, start: float, end: float) -
 
 
 def nearest_sentence(text: str, sentences: Sequence[str]) -> str | None:
-    """The sentence of the script that a text is most like; None where it is like none."""
+    """The most similar sentence of the script; None if none is similar enough."""
     scores = [difflib.SequenceMatcher(None, text, each).ratio() for each in sentences]
     best = int(np.argmax(scores))
-    return sentences[best] if scores[best] >= _ALIKE else None
+    return sentences[best] if scores[best] >= _MIN_SIMILARITY else None
 
 
 def _judge_turn(
-    engine: Engine, call: TestCall, talk: Conversation, turn: Spoken, until: float, into: Figures
+    engine: Engine,
+    call: TestCall,
+    talk: Conversation,
+    turn: CallerTurn,
+    until: float,
+    into: CallMetrics,
 ) -> None:
     start = turn.end - 0.2
     begun = [time for time in onsets(talk.pcm) if start <= time < turn.end + _LATEST_ANSWER]
     into.answered.append(bool(begun))
     if begun:
         into.delay.append(begun[0] - turn.end)
-    text = said_between(engine, talk, start, until)
+    text = agent_text_between(engine, talk, start, until)
     expected = call.character.answer(turn.intent)
     sentences = list(script.all_sentences())
     found = nearest_sentence(text, sentences)
@@ -156,7 +161,7 @@ def _judge_turn(
     ours = {_without_name(a) for a in script.ROLES[call.character.role].answers.values()}
     into.other_role.append(found is not None and _without_name(found) in theirs - ours)
     if right and begun and text == expected:
-        into.stoi.append(_likeness(talk.pcm, begun[0], reference(call.voice, expected)))
+        into.stoi.append(_speech_stoi(talk.pcm, begun[0], reference(call.voice, expected)))
 
 
 def _without_name(sentence: str) -> str:
@@ -165,101 +170,101 @@ def _without_name(sentence: str) -> str:
     return sentence
 
 
-def _likeness(pcm: Pcm, onset: float, wanted: Pcm) -> float:
-    """STOI of generated speech against espeak's, at the best of some small shifts."""
+def _speech_stoi(pcm: Pcm, onset: float, reference_pcm: Pcm) -> float:
+    """STOI of generated speech with espeak's as reference, at the best of several shifts."""
     scores = []
     for shift in np.arange(-_ALIGN_SECONDS, _ALIGN_SECONDS, 0.02):
         start = max(0, int((onset + shift) * SAMPLE_RATE))
-        part = pcm[start : start + len(wanted)]
-        if len(part) == len(wanted):
-            scores.append(stoi(wanted, part, SAMPLE_RATE))
+        part = pcm[start : start + len(reference_pcm)]
+        if len(part) == len(reference_pcm):
+            scores.append(stoi(reference_pcm, part, SAMPLE_RATE))
     return float(max(scores, default=0.0))
 
 
-def _judge_pauses(call: TestCall, talk: Conversation, into: Figures) -> None:
-    heard = audible(talk.pcm)
+def _judge_pauses(call: TestCall, talk: Conversation, into: CallMetrics) -> None:
+    speaking = audible(talk.pcm)
     for turn in call.turns:
         if turn.pause is not None:
             first, last = (int(time * SAMPLE_RATE / _HOP) for time in (turn.pause[0], turn.end))
-            into.pause_broken.append(bool(heard[first:last].any()))
+            into.pause_broken.append(bool(speaking[first:last].any()))
 
 
-def _judge_interruption(call: TestCall, talk: Conversation, into: Figures) -> None:
-    heard = audible(talk.pcm)
+def _judge_interruption(call: TestCall, talk: Conversation, into: CallMetrics) -> None:
+    speaking = audible(talk.pcm)
     for turn in call.turns:
         first = int(turn.start * SAMPLE_RATE / _HOP)
-        if not turn.interrupts or not heard[max(0, first - 10) : first + 5].any():
+        if not turn.interrupts or not speaking[max(0, first - 10) : first + 5].any():
             continue  # the agent was not speaking
-        quiet = np.flatnonzero(~heard[first:])
-        # The first 0.2 s of quiet is the end; a shorter one may be within a word.
-        runs = [hop for hop in quiet if not heard[first + hop : first + hop + 10].any()]
+        quiet = np.flatnonzero(~speaking[first:])
+        # The agent has stopped at the first 0.2 s of silence; a shorter gap may be inside a word.
+        runs = [hop for hop in quiet if not speaking[first + hop : first + hop + 10].any()]
         delay = runs[0] * _HOP / SAMPLE_RATE if runs else float("inf")
         into.yield_delay.append(delay)
         into.yielded.append(delay <= 0.5)
 
 
-def _judge_stories(engine: Engine, call: TestCall, talk: Conversation, into: Figures) -> None:
+def _judge_stories(engine: Engine, call: TestCall, talk: Conversation, into: CallMetrics) -> None:
     for turn in call.turns:
-        assert turn.told is not None
-        said = said_between(engine, talk, turn.told, turn.end)
-        into.backchannelled.append(said == script.BACKCHANNEL)
+        assert turn.story_end is not None
+        text = agent_text_between(engine, talk, turn.story_end, turn.end)
+        into.backchannelled.append(text == script.BACKCHANNEL)
 
 
-def _hold(
+def _run_calls(
     engine: Engine, calls: Sequence[TestCall], sampling: SamplingParams
 ) -> list[Conversation]:
-    def hold(call: TestCall) -> Conversation:
+    def run(call: TestCall) -> Conversation:
         return engine.converse(Persona(call.voice, call.character.prompt), call.pcm, sampling)
 
-    with ThreadPoolExecutor(_CALLERS_AT_ONCE) as pool:
-        return list(pool.map(hold, calls))
+    with ThreadPoolExecutor(_CONCURRENT_CALLS) as pool:
+        return list(pool.map(run, calls))
 
 
-def evaluate_seed(engine: Engine, seed: int, calls: int, silence: bool) -> Figures:
-    """All figures of one seed; the engine runs."""
-    figures = Figures()
+def evaluate_seed(engine: Engine, seed: int, calls: int, silence: bool) -> CallMetrics:
+    """Run all calls of one seed on a started engine."""
+    metrics = CallMetrics()
     sampling = SamplingParams(seed=seed)
-    asked = question_calls(calls, seed)
-    for call, talk in zip(asked, _hold(engine, asked, sampling), strict=True):
+    batch = question_calls(calls, seed)
+    for call, talk in zip(batch, _run_calls(engine, batch, sampling), strict=True):
         untils = [turn.start for turn in call.turns[1:]] + [len(call.pcm) / SAMPLE_RATE]
         for turn, until in zip(call.turns, untils, strict=True):
-            _judge_turn(engine, call, talk, turn, until, figures)
-    asked = question_calls(max(2, calls // 2), seed, pauses=True)
-    for call, talk in zip(asked, _hold(engine, asked, sampling), strict=True):
-        _judge_pauses(call, talk, figures)
-    asked = interrupting_calls(calls, seed)
-    for call, talk in zip(asked, _hold(engine, asked, sampling), strict=True):
-        _judge_interruption(call, talk, figures)
-    asked = story_calls(max(2, calls // 4), seed)
-    for call, talk in zip(asked, _hold(engine, asked, sampling), strict=True):
-        _judge_stories(engine, call, talk, figures)
+            _judge_turn(engine, call, talk, turn, until, metrics)
+    batch = question_calls(max(2, calls // 2), seed, pauses=True)
+    for call, talk in zip(batch, _run_calls(engine, batch, sampling), strict=True):
+        _judge_pauses(call, talk, metrics)
+    batch = interrupting_calls(calls, seed)
+    for call, talk in zip(batch, _run_calls(engine, batch, sampling), strict=True):
+        _judge_interruption(call, talk, metrics)
+    batch = story_calls(max(2, calls // 4), seed)
+    for call, talk in zip(batch, _run_calls(engine, batch, sampling), strict=True):
+        _judge_stories(engine, call, talk, metrics)
     if silence:
-        nobody = np.zeros(_SILENCE_SECONDS * SAMPLE_RATE, np.float32)
-        character = script.draw_character(np.random.default_rng(seed))
-        talk = engine.converse(Persona("NATF2", character.prompt), nobody, sampling)
-        figures.spurious_onsets.append(len(onsets(talk.pcm)))
-    return figures
+        silent_caller = np.zeros(_SILENCE_SECONDS * SAMPLE_RATE, np.float32)
+        character = script.sample_character(np.random.default_rng(seed))
+        talk = engine.converse(Persona("NATF2", character.prompt), silent_caller, sampling)
+        metrics.spurious_onsets.append(len(onsets(talk.pcm)))
+    return metrics
 
 
 def speed(engine: Engine) -> dict[str, float]:
-    """One call alone: seconds of work per second of call, and until its first frame."""
+    """Speed of a single call: real-time factor, and seconds until its first frame."""
     call = question_calls(1, 99)[0]
     persona = Persona(call.voice, call.character.prompt + " Be brief.")
     arrived: list[float] = []
-    began = time.perf_counter()
+    started = time.perf_counter()
     engine.converse(persona, call.pcm, on_frame=lambda _: arrived.append(time.perf_counter()))
     seconds = len(call.pcm) / SAMPLE_RATE
     return {
         "real_time_factor": (arrived[-1] - arrived[0]) / seconds,
-        "first_frame_s": arrived[0] - began,
+        "first_frame_s": arrived[0] - started,
     }
 
 
 def evaluate(
     model: Path, calls: int, silence: bool = True, seeds: Sequence[int] = SEEDS
 ) -> dict[str, dict[str, float]]:
-    """Figures of each seed, of the speed, and the codec's STOI on sentences it never heard."""
-    config = EngineConfig(device="cpu", max_sessions=_CALLERS_AT_ONCE)
+    """Metrics of each seed, the speed, and the codec's STOI on held-out sentences."""
+    config = EngineConfig(device="cpu", max_sessions=_CONCURRENT_CALLS)
     with Engine.load(model, config) as engine:
         result = {
             f"seed {seed}": evaluate_seed(engine, seed, calls, silence).summary() for seed in seeds

@@ -1,4 +1,4 @@
-"""From training states to a checkpoint folder in the release's layout."""
+"""Writes training states as a checkpoint folder in the layout of NVIDIA's release."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from training.nano.voices import AGENT_VOICES
 
 
 def release_tensors(model: nn.Module, layout: Sequence[Entry]) -> dict[str, Tensor]:
-    """A model's parameters under the names and in the shapes that a checkpoint file has.
+    """A model's parameters with the names and shapes of a checkpoint file.
 
-    The engine's layout tells where each parameter comes from; here it is read the other way.
+    Applies the engine's layout, which maps file tensors to parameters, in reverse.
     """
     parameters = dict(model.named_parameters())
     tensors: dict[str, Tensor] = {}
@@ -51,7 +51,7 @@ def release_tensors(model: nn.Module, layout: Sequence[Entry]) -> dict[str, Tens
             value = value[entry.into]
             tensors[entry.usage] = torch.ones(entry.shape[0])
         elif value.ndim == len(entry.shape) and len(value) > entry.shape[0]:
-            # A table of ours that the file keeps in parts.
+            # One table here, several tensors in the file.
             value = value[entry.into : entry.into + entry.shape[0]]
         if entry.rows is not None:
             whole = tensors.setdefault(entry.name, torch.empty(entry.shape, dtype=value.dtype))
@@ -66,7 +66,7 @@ def _inverse(axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def config_json(config: ModelConfig) -> dict[str, object]:
-    """The overrides of the 7B that ``config.json`` holds."""
+    """The content of ``config.json``: what differs from the 7B."""
     mimi = dataclasses.asdict(config.mimi)
     quantizer = {"dimension": mimi.pop("codebook_dim"), "bins": mimi.pop("bins")}
     transformer = {
@@ -85,7 +85,7 @@ def config_json(config: ModelConfig) -> dict[str, object]:
 def write_models(
     folder: Path, config: ModelConfig, lm: PersonaPlexLM, mimi: Mimi, tokenizer: Path
 ) -> None:
-    """Write all but the voices."""
+    """Write all files of a checkpoint except the voices."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = release_tensors(lm, lm_layout(lm, CODEBOOKS))
     save_file({n: t.to(torch.bfloat16) for n, t in tensors.items()}, folder / MODEL_FILE)
@@ -95,10 +95,10 @@ def write_models(
 
 
 def write_voices(folder: Path) -> None:
-    """Add the agent's voices to a checkpoint, made by our own command."""
+    """Add the agent's voices to a checkpoint, encoded by ``personaplex voices encode``."""
     archive = folder / VOICES_FILE
     with tempfile.TemporaryDirectory() as scratch:
-        # The command loads a whole checkpoint, which has an archive of voices, be it empty.
+        # The command loads the checkpoint, which must have an archive of voices, even if empty.
         with tarfile.open(archive, "w:gz"):
             pass
         voices = Path(scratch) / "voices"

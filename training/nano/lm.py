@@ -1,4 +1,4 @@
-"""Train the language model on dialogues that are drawn as it goes."""
+"""Trains the language model on dialogues that are composed during training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipecat_personaplex.models.lm import PersonaPlexLM
 from training.nano import wordings
 from training.nano.clips import Pool
 from training.nano.codec import CONFIG as MIMI_CONFIG
-from training.nano.dialogues import DialogueWriter, Example, roughen
+from training.nano.dialogues import DialogueWriter, Example, corrupt_inputs
 from training.nano.parallel_lm import depth_logits, hidden_states, new_lm
 from training.nano.progress import Clock, load_state, report, save_state
 
@@ -44,8 +44,8 @@ _SEMANTIC_WEIGHT = 2.0
 _ACOUSTIC_WEIGHT = 2.0
 _TEXT_WEIGHT = 8.0
 _WORD_WEIGHT = 4.0
-# Of the frames of a batch, which pass through the depth transformer: it sees each often enough,
-# and quiet ones are all alike.
+# Shares of a batch's frames that train the depth transformer. A part is enough: it sees each clip
+# often, and quiet frames are all alike.
 _SPEECH_SHARE = 0.35
 _QUIET_SHARE = 0.06
 _LOG_EVERY = 20
@@ -53,7 +53,7 @@ _LOG_EVERY = 20
 
 @dataclass(frozen=True)
 class LMRun:
-    """Budget and batches."""
+    """Time budget, batch sizes and learning rate."""
 
     minutes: float
     batch: int = 8
@@ -65,14 +65,14 @@ class LMRun:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples, stacked."""
+    """Examples, stacked along a first dimension [B]; see ``Example``."""
 
     columns: Tensor
     positions: Tensor
     targets: Tensor
     text_weights: Tensor
     audio_weights: Tensor
-    heard: Tensor
+    word_ends: Tensor
 
     @classmethod
     def of(cls, examples: list[Example], device: torch.device) -> Batch:
@@ -87,10 +87,10 @@ class Batch:
 
 
 class WordHead(nn.Linear):
-    """Tells the caller's words from the hidden states.
+    """Predicts the caller's words from the hidden states.
 
-    It teaches the model to listen, word by word, far sooner than answers alone do; the checkpoint
-    leaves it out.
+    Its loss teaches the model to understand the caller word by word, much sooner than the losses
+    of the answers do. The checkpoint does not contain the head.
     """
 
     def __init__(self, dim: int):
@@ -98,27 +98,27 @@ class WordHead(nn.Linear):
 
 
 def losses(lm: PersonaPlexLM, words: WordHead, batch: Batch) -> dict[str, Tensor]:
-    """The total under ``loss``, its parts, and how often text and codes are foreseen."""
+    """The total loss under ``loss``, its parts, and the accuracies of text, words and codes."""
     hidden = hidden_states(lm, batch.columns, batch.positions)
     text = batch.targets[..., 0]
     text_logits = lm.text_linear(hidden).float()
     text_losses = F.cross_entropy(text_logits.flatten(0, 1), text.flatten(), reduction="none")
     weights = batch.text_weights.flatten()
     text_loss = (text_losses * weights).sum() / weights.sum()
-    ended = batch.heard >= 0
-    word_logits, said = words(hidden[ended]).float(), batch.heard[ended]
-    word_loss = F.cross_entropy(word_logits, said)
+    ended = batch.word_ends >= 0
+    word_logits, word = words(hidden[ended]).float(), batch.word_ends[ended]
+    word_loss = F.cross_entropy(word_logits, word)
     audio_weights = batch.audio_weights
     share = torch.where(audio_weights == 1, _SPEECH_SHARE, _QUIET_SHARE)
     chosen = (audio_weights > 0) & (torch.rand_like(audio_weights) < share)
     codes = batch.targets[..., 1:][chosen]
     logits = depth_logits(lm.depth, hidden[chosen], text[chosen], codes).float()
-    answer = codes.T.flatten()
-    audio_losses = F.cross_entropy(logits.flatten(0, 1), answer, reduction="none")
+    code_targets = codes.T.flatten()
+    audio_losses = F.cross_entropy(logits.flatten(0, 1), code_targets, reduction="none")
     per_book = audio_losses.view(len(logits), -1).mean(dim=1)
     semantic, acoustic = per_book[0], per_book[1:].mean()
     with torch.no_grad():
-        right = (logits.flatten(0, 1).argmax(dim=-1) == answer).float().view(len(logits), -1)
+        right = (logits.flatten(0, 1).argmax(dim=-1) == code_targets).float().view(len(logits), -1)
         spoken = weights > 0.9
         text_right = (text_logits.flatten(0, 1).argmax(dim=-1) == text.flatten())[spoken]
     return {
@@ -131,29 +131,29 @@ def losses(lm: PersonaPlexLM, words: WordHead, batch: Batch) -> dict[str, Tensor
         "acoustic": acoustic,
         "semantic_right": right[0].mean(),
         "acoustic_right": right[1:].mean(),
-        "word_right": (word_logits.argmax(dim=-1) == said).float().mean(),
+        "word_right": (word_logits.argmax(dim=-1) == word).float().mean(),
         "text_right": text_right.float().mean(),
     }
 
 
 def train_lm(folder: Path, run: LMRun, device: torch.device) -> None:
-    """Train, or go on where a run was cut off; progress goes to ``lm.jsonl``.
+    """Train the language model or resume a run; appends metrics to ``lm.jsonl``.
 
-    Started by ``torchrun``, each process draws batches of its own, and they take each step
-    together.
+    Under ``torchrun``, each process samples its own batches and gradients are averaged in each
+    step.
     """
-    with _fellows() as (rank, count):
+    with _process_group() as (rank, count):
         _train(folder, run, device, rank, count)
 
 
 @contextmanager
-def _fellows() -> Iterator[tuple[int, int]]:
-    """Which of how many processes this is."""
+def _process_group() -> Iterator[tuple[int, int]]:
+    """Join torchrun's process group, if any; yields rank and number of processes."""
     if not dist.is_torchelastic_launched():
         yield 0, 1
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # what "cuda" means from here on
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # "cuda" is this device from here on
     dist.init_process_group()
     try:
         yield dist.get_rank(), dist.get_world_size()
@@ -177,7 +177,7 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
     clock = Clock(run.minutes * 60)
     step = 0
     if state := load_state(folder / "lm.pt"):
-        # A state that was made from a checkpoint has neither an optimizer nor the head.
+        # A state that was created from a checkpoint has neither an optimizer nor the head.
         parts.load_state_dict(state["parts"], strict="optimizer" in state)
         if "optimizer" in state:
             optimizer.load_state_dict(state["optimizer"])
@@ -189,21 +189,23 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
         rate = run.peak_rate * clock.rate_factor(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = _draw(writer, config, run, random, device)
-        # Without AMX a CPU multiplies bfloat16 more slowly than float32.
+        batch = _sample_batch(writer, config, run, random, device)
+        # Only on CUDA: without AMX, bfloat16 is slower than float32 on a CPU.
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            figures = losses(lm, words, batch)
+            metrics = losses(lm, words, batch)
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(figures["loss"])
+        torch.autograd.backward(metrics["loss"])
+        # Before the average: all processes must agree on the time spent, or one ends a step before
+        # the others, which then wait for its gradients.
+        clock.tick()
         if count > 1:
-            _share(parts, clock, count)
+            _average(parts, clock, count)
         nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
         optimizer.step()
-        clock.tick()
         step += 1
         if rank > 0:
             continue
-        for name, value in figures.items():
+        for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + value.item() / _LOG_EVERY
         if step % _LOG_EVERY == 0:
             means = {name: round(total, 4) for name, total in sums.items()}
@@ -221,8 +223,8 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
             )
 
 
-def _share(parts: nn.Module, clock: Clock, count: int) -> None:
-    """Give all processes the mean of their gradients, and of their clocks: all end together."""
+def _average(parts: nn.Module, clock: Clock, count: int) -> None:
+    """Average gradients and clocks over all processes; equal clocks make all end together."""
     grads = [p.grad for p in parts.parameters() if p.grad is not None]
     spent = grads[0].new_tensor([clock.spent])
     shared = [spent, *grads]
@@ -233,7 +235,7 @@ def _share(parts: nn.Module, clock: Clock, count: int) -> None:
 
 
 def load_lm(path: Path, config: ModelConfig) -> PersonaPlexLM:
-    """The trained language model, for use."""
+    """Load the trained language model for inference."""
     lm = new_lm(config.lm)
     prefix = "lm."
     parts = load_state(path)["parts"]
@@ -244,7 +246,7 @@ def load_lm(path: Path, config: ModelConfig) -> PersonaPlexLM:
 
 
 def model_config(pool: Pool) -> ModelConfig:
-    """The nano checkpoint's, with the codes that its codec gives to silence and sine."""
+    """The nano checkpoint's architecture, with its codec's codes of silence and sine."""
     return ModelConfig(
         lm=LM_CONFIG,
         mimi=MIMI_CONFIG,
@@ -253,7 +255,7 @@ def model_config(pool: Pool) -> ModelConfig:
     )
 
 
-def _draw(
+def _sample_batch(
     writer: DialogueWriter,
     config: ModelConfig,
     run: LMRun,
@@ -262,5 +264,5 @@ def _draw(
 ) -> Batch:
     examples = [writer.example(run.length, random) for _ in range(run.batch)]
     for example in examples:
-        roughen(example, config, random)
+        corrupt_inputs(example, config, random)
     return Batch.of(examples, device)

@@ -1,4 +1,4 @@
-"""Varied sentences for the codec, so that it learns the voices rather than a script."""
+"""Random sentences for the codec, so that it learns voices and not the script."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _NAMES = "Owen Foster Alice Ben Clara David Emma Frank Grace Henry Iris Jack Kat
 
 
 def sentence(random: np.random.Generator) -> str:
-    """Three to nine words in any order, sometimes with a name, a price or a pause."""
+    """Three to nine random words, sometimes with a name, a price or a pause."""
     words = [str(word) for word in random.choice(WORDS, random.integers(3, 10))]
     if random.random() < 0.2:
         words[int(random.integers(len(words)))] = str(random.choice(_NAMES))

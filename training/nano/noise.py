@@ -1,4 +1,4 @@
-"""What a caller's microphone hears beside the caller."""
+"""Background noises of callers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Noise = Callable[[np.random.Generator, int], Pcm]
 def _coloured(random: np.random.Generator, samples: int, slope: float) -> Pcm:
     spectrum = np.fft.rfft(random.standard_normal(samples))
     frequencies = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
-    # Level below 50 Hz, where a microphone hears nothing.
+    # Flat below 50 Hz, which microphones do not record.
     spectrum *= np.maximum(frequencies, 50.0) ** (-slope)
     return _unit(np.fft.irfft(spectrum, samples))
 
@@ -27,17 +27,17 @@ def _unit(noise: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) -> Pcm:
 
 
 def white(random: np.random.Generator, samples: int) -> Pcm:
-    """As strong at every frequency."""
+    """Equal power at all frequencies."""
     return _coloured(random, samples, 0.0)
 
 
 def pink(random: np.random.Generator, samples: int) -> Pcm:
-    """3 dB less an octave, like a room."""
+    """Minus 3 dB per octave, like room noise."""
     return _coloured(random, samples, 0.5)
 
 
 def hum(random: np.random.Generator, samples: int) -> Pcm:
-    """The mains and its harmonics."""
+    """Mains hum at 50 or 60 Hz with harmonics."""
     time = np.arange(samples) / SAMPLE_RATE
     base = random.choice([50.0, 60.0])
     tones = [np.sin(2 * np.pi * base * k * time + random.uniform(0, 6.28)) / k for k in range(1, 6)]
@@ -45,7 +45,7 @@ def hum(random: np.random.Generator, samples: int) -> Pcm:
 
 
 def babble(random: np.random.Generator, samples: int) -> Pcm:
-    """Many voices too far to be understood: noise in speech's band, swelling by syllables."""
+    """Like many distant voices: noise in the band of speech, modulated at syllable rates."""
     noise = _coloured(random, samples, 0.6)
     time = np.arange(samples) / SAMPLE_RATE
     swell = sum(
@@ -56,12 +56,12 @@ def babble(random: np.random.Generator, samples: int) -> Pcm:
 
 
 def brown(random: np.random.Generator, samples: int) -> Pcm:
-    """6 dB less an octave, like traffic. For evaluation only."""
+    """Minus 6 dB per octave, like traffic. For evaluation only."""
     return _coloured(random, samples, 1.0)
 
 
 def gusts(random: np.random.Generator, samples: int) -> Pcm:
-    """Pink noise that comes and goes. For evaluation only."""
+    """Pink noise with slowly varying level. For evaluation only."""
     time = np.arange(samples) / SAMPLE_RATE
     swell = 1 + 0.7 * np.sin(2 * np.pi * random.uniform(0.2, 0.7) * time + random.uniform(0, 6.28))
     return _unit(_coloured(random, samples, 0.5) * swell)

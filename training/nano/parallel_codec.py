@@ -1,8 +1,7 @@
-"""The codec's training pass: whole excerpts at once, through the engine's own modules.
+"""The codec's forward pass for training: whole excerpts, with the engine's modules.
 
 ``models.mimi`` streams frame by frame. Here the same parameters run as ordinary convolutions over
-[B, C, T]; a test holds the two passes against each other. Excerpts start like streams do, with
-zeros before them.
+[B, C, T]; a test compares the two. An excerpt starts as a stream does, with zeros before it.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from pipecat_personaplex.models.mimi.quantizer import ResidualQuantizer
 from pipecat_personaplex.models.mimi.seanet import Decoder, Encoder, ResidualBlock
 
 
-class CausalRun:
-    """Keys and values of one whole excerpt, windowed as a stream's cache is.
+class CausalAttention:
+    """Causal attention over a whole excerpt, in place of a stream's KV cache.
 
     Args:
-        window: Positions a stream's ring holds.
-        step: Positions that a stream writes at a time; the first of them no longer sees what the
-            last one overwrites.
+        window: Positions that a stream's ring holds.
+        step: Positions that a stream writes at a time. The last of them overwrites an old position
+            that the first of them then no longer attends to.
     """
 
     def __init__(self, window: int, step: int = 1):
         self._window, self._step = window, step
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """[B, H, T, D] each; layers share nothing."""
+        """Attend; q, k, v and the result are [B, H, T, D]. The layer does not matter here."""
         steps = q.shape[2]
         if steps <= self._window:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -79,8 +78,10 @@ def _decoder(decoder: Decoder, x: Tensor) -> Tensor:
 
 def _transformer(mimi: Mimi, side: CodecTransformer, x: Tensor) -> Tensor:
     positions = torch.arange(x.shape[2], device=x.device)[None].expand(len(x), -1)
-    turn = rotation(positions, mimi.frequencies)
-    y: Tensor = side(x.transpose(1, 2), CausalRun(mimi.config.window, LATENTS_PER_FRAME), turn)
+    rotary = rotation(positions, mimi.frequencies)
+    y: Tensor = side(
+        x.transpose(1, 2), CausalAttention(mimi.config.window, LATENTS_PER_FRAME), rotary
+    )
     return y.transpose(1, 2)
 
 
@@ -98,7 +99,7 @@ def encode_latents(mimi: Mimi, pcm: Tensor) -> Tensor:
 
 
 def decode_latents(mimi: Mimi, latents: Tensor) -> Tensor:
-    """Quantised (or not) latents [B, frames, dim] -> [B, frames * 1920]."""
+    """Latents [B, frames, dim], quantised or not -> audio [B, frames * 1920]."""
     taps = mimi.upsample.weight.T[:, None]
     x = F.conv_transpose1d(
         latents.transpose(1, 2), taps, stride=LATENTS_PER_FRAME, groups=len(taps)
@@ -108,14 +109,14 @@ def decode_latents(mimi: Mimi, latents: Tensor) -> Tensor:
 
 
 class Quantized(NamedTuple):
-    """A group of codebooks' answer.
+    """The output of a group of codebooks.
 
     Attributes:
-        values: [..., latent_dim], projected out, with straight-through gradients.
+        values: [..., latent_dim], after the output projection, with straight-through gradients.
         inner: The sum of centroids before that projection, with gradients to the centroids.
         codes: [..., codebooks] int64.
-        loss: How far inputs and centroids are apart, as a share of the inputs' variance.
-        residuals: What each codebook was given, detached, [codebooks, ..., dim].
+        loss: Squared distance of inputs and centroids, relative to the inputs' variance.
+        residuals: Input of each codebook, detached, [codebooks, ..., dim].
     """
 
     values: Tensor
@@ -126,7 +127,7 @@ class Quantized(NamedTuple):
 
 
 def quantize(group: ResidualQuantizer, latents: Tensor, commitment: float = 0.25) -> Quantized:
-    """Quantise latents [..., latent_dim] so that encoder and centroids both learn."""
+    """Quantise latents [..., latent_dim] with gradients to encoder and centroids."""
     target = F.linear(latents, group.input_proj)
     residual, total = target, torch.zeros_like(target)
     loss = target.new_zeros(())
@@ -134,8 +135,9 @@ def quantize(group: ResidualQuantizer, latents: Tensor, commitment: float = 0.25
     for centroids in group.centroids:
         with torch.no_grad():
             flat = residual.detach().flatten(0, -2)
-            handicap = -0.5 * centroids.square().sum(dim=-1)
-            code = torch.addmm(handicap, flat, centroids.T).argmax(dim=-1).view(residual.shape[:-1])
+            # argmin |x - c|^2 = argmax x.c - |c|^2 / 2
+            offset = -0.5 * centroids.square().sum(dim=-1)
+            code = torch.addmm(offset, flat, centroids.T).argmax(dim=-1).view(residual.shape[:-1])
         chosen = F.embedding(code, centroids)
         loss = loss + F.mse_loss(chosen, residual.detach())
         loss = loss + commitment * F.mse_loss(residual, chosen.detach())

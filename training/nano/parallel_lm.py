@@ -1,7 +1,7 @@
-"""The language model's training pass: all positions and all depth steps at once.
+"""The language model's forward pass for training: all positions and all depth steps in parallel.
 
-It uses the engine's own modules and parameters; a test holds its logits against the engine's,
-which come one frame and one codebook at a time.
+It uses the engine's modules and parameters. A test compares its logits with the engine's, which
+are computed one frame and one codebook at a time.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pipecat_personaplex.models.attention import SelfAttention
 from pipecat_personaplex.models.config import LMConfig
 from pipecat_personaplex.models.depth import DepthLayer, DepthTransformer
 from pipecat_personaplex.models.lm import PersonaPlexLM
-from training.nano.parallel_codec import CausalRun
+from training.nano.parallel_codec import CausalAttention
 
 
 def new_lm(config: LMConfig) -> PersonaPlexLM:
-    """A language model to train, with random weights."""
+    """Create a language model with random weights, for training."""
     lm = PersonaPlexLM(config)
     for name, parameter in lm.named_parameters():
         if name.endswith("alpha"):
@@ -38,12 +38,15 @@ def new_lm(config: LMConfig) -> PersonaPlexLM:
 
 def hidden_states(lm: PersonaPlexLM, columns: Tensor, positions: Tensor) -> Tensor:
     """Input columns [B, T, 17] at positions [B, T] -> normed hidden states [B, T, dim]."""
-    hidden: Tensor = lm(_embed(lm, columns), positions, CausalRun(lm.config.window))
+    hidden: Tensor = lm(_embed(lm, columns), positions, CausalAttention(lm.config.window))
     return hidden
 
 
 def _embed(lm: PersonaPlexLM, columns: Tensor) -> Tensor:
-    """``lm.embed``, without a vector for each of the 16 audio tokens of each column."""
+    """``lm.embed`` without a separate vector for each of the 16 audio tokens of a column.
+
+    [B, T, 17] -> [B, T, dim]; a token below 0 contributes zeros.
+    """
     tokens = columns.flatten(0, 1)
     given = (tokens >= 0).to(lm.dtype)
     safe = tokens.clamp(min=0)
@@ -58,13 +61,13 @@ def _embed(lm: PersonaPlexLM, columns: Tensor) -> Tensor:
 
 
 def depth_logits(depth: DepthTransformer, hidden: Tensor, text: Tensor, codes: Tensor) -> Tensor:
-    """Logits of all eight steps, each given the codes before it.
+    """Logits of all eight depth steps, each conditioned on the codes before it.
 
     Args:
         depth: The depth transformer.
-        hidden: [N, input_dim].
-        text: Of the predicted column, [N].
-        codes: Of the predicted column, [N, 8].
+        hidden: Hidden states, [N, input_dim].
+        text: Text tokens of the predicted columns, [N].
+        codes: Agent's codes of the predicted columns, [N, 8].
 
     Returns:
         [8, N, card].
@@ -94,7 +97,7 @@ def _attention(layer: DepthLayer, x: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, layer: DepthLayer, part: str, linear: str) -> Tensor:
-    """Each step's own product: [8, N, K] -> [8, N, M]."""
+    """Multiply by each step's own matrix: [8, N, K] -> [8, N, M]."""
     modules = getattr(layer, part)
     return x @ _stacked(getattr(modules[step], linear) for step in range(CODEBOOKS))
 

@@ -1,4 +1,4 @@
-"""A budget of time, and states on disk that a killed run leaves whole."""
+"""Training time budget, training states on disk, and metrics logs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch
 
 _WARMUP_STEPS = 100
 _LAST_RATE = 0.05
-# A step that took longer was paused from outside; it is not training time.
+# Seconds. A longer step means that the process was paused; the excess is not training time.
 _LONGEST_STEP = 10.0
 
 
 class Clock:
-    """Training time spent of a budget, across resumes and pauses.
+    """Measures training time against a budget, across resumed runs and without pauses.
 
     Args:
-        budget: In seconds.
+        budget: Training time in seconds.
     """
 
     def __init__(self, budget: float):
@@ -30,7 +30,7 @@ class Clock:
         self._last = time.monotonic()
 
     def tick(self) -> None:
-        """A step is done."""
+        """Count the time of the step that has just ended."""
         now = time.monotonic()
         self.spent += min(now - self._last, _LONGEST_STEP)
         self._last = now
@@ -41,14 +41,14 @@ class Clock:
         return self.spent >= self._budget
 
     def rate_factor(self, step: int) -> float:
-        """Of the peak learning rate: a short warm-up, then half a cosine over the budget."""
+        """Factor on the peak learning rate: warm-up, then half a cosine over the budget."""
         progress = min(1.0, self.spent / self._budget)
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         return min(1.0, (step + 1) / _WARMUP_STEPS) * (_LAST_RATE + (1 - _LAST_RATE) * cosine)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write so that the file is always a whole one."""
+    """Write a training state atomically: an interrupted write leaves the previous file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     torch.save(state, part)
@@ -56,7 +56,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What ``save_state`` wrote; nothing where nothing is."""
+    """Read a training state; an empty dictionary if there is no file."""
     if not path.is_file():
         return {}
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -64,7 +64,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def report(log: Path, row: dict[str, Any]) -> None:
-    """Print a row of figures, and append it to a file of JSON lines."""
+    """Print a row of metrics and append it to a file of JSON lines."""
     print(line := json.dumps(row), flush=True)
     with log.open("a", encoding="utf-8") as file:
         file.write(line + "\n")

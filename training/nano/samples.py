@@ -1,4 +1,4 @@
-"""Calls to listen to and a picture of one, from a finished checkpoint."""
+"""Recordings and spectrograms of calls with a finished checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from training.nano.espeak import Pcm
 
 
 def write_samples(model: Path, folder: Path, seeds: tuple[int, ...] = (7, 8)) -> None:
-    """Hold a call or two; write both sides as stereo, and spectrograms beside espeak's own."""
+    """Run one call for each seed; write audio in stereo, a transcript and a spectrogram."""
     folder.mkdir(parents=True, exist_ok=True)
     with Engine.load(model, EngineConfig(device="cpu", max_sessions=1)) as engine:
         for seed in seeds:
@@ -29,23 +29,26 @@ def write_samples(model: Path, folder: Path, seeds: tuple[int, ...] = (7, 8)) ->
             talk = engine.converse(persona, call.pcm, SamplingParams(seed=seed))
             both = np.stack([call.pcm[: len(talk.pcm)], talk.pcm], axis=1)
             soundfile.write(folder / f"call_{seed}.ogg", both, SAMPLE_RATE)
-            said = "".join(frame.text for frame in talk.frames).strip()
+            text = "".join(frame.text for frame in talk.frames).strip()
             (folder / f"call_{seed}.txt").write_text(
                 f"voice: {call.voice}\nprompt: {call.character.prompt}\n"
-                f"asked: {', '.join(turn.intent for turn in call.turns)}\nsaid: {said}\n"
+                f"asked: {', '.join(turn.intent for turn in call.turns)}\nsaid: {text}\n"
             )
             _picture(call, talk.pcm, folder / f"call_{seed}.png")
 
 
 def _picture(call: TestCall, spoken: Pcm, path: Path) -> None:
-    """The first answer, over the same sentence from espeak."""
+    """Plot the spectrogram of the first answer, below espeak's of the same sentence."""
     turn = call.turns[0]
-    wanted = reference(call.voice, call.character.answer(turn.intent))
+    reference_pcm = reference(call.voice, call.character.answer(turn.intent))
     start = int((turn.end + 0.2) * SAMPLE_RATE)
-    parts = {"espeak-ng": wanted, "nano": spoken[start : start + len(wanted) + SAMPLE_RATE // 2]}
+    parts = {
+        "espeak-ng": reference_pcm,
+        "nano": spoken[start : start + len(reference_pcm) + SAMPLE_RATE // 2],
+    }
     figure, axes = plt.subplots(len(parts), 1, figsize=(9, 6), sharey=True, layout="constrained")
     for axis, (title, pcm) in zip(axes, parts.items(), strict=True):
-        # A decibel scale has no place for digital silence.
+        # Faint noise, because digital silence has no finite level in dB.
         shown = pcm + 1e-6 * np.random.default_rng(0).standard_normal(len(pcm))
         axis.specgram(shown, NFFT=512, Fs=SAMPLE_RATE, noverlap=384, vmin=-140, vmax=-30)
         axis.set(title=title, ylim=(0, 8000), ylabel="Hz")

@@ -1,6 +1,6 @@
-"""What is answered: two roles, their prompts, and a sentence for each intent.
+"""The agent's script: two roles, their prompts, and an answer for each intent.
 
-An intent of the other role is answered with the role's ``refusal``.
+The answer to an intent of the other role is the role's ``refusal``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from training.nano.wordings import RESTAURANT, SHARED, TEACHER
 RoleName = Literal["restaurant", "teacher"]
 REFUSAL = "refusal"
 BACKCHANNEL = "Uh-huh."
-"""Said to a caller who is telling something and goes on."""
+"""The agent's response to a story, while the caller continues to speak."""
 
 NAMES = (
     *("Owen", "Alice", "Ben", "Clara", "David", "Emma", "Frank"),
@@ -26,11 +26,11 @@ _SURNAMES = ("Foster", "Baker", "Stone", "Miller", "Reed", "Hill")
 
 @dataclass(frozen=True)
 class Role:
-    """One of the agent's parts.
+    """One of the agent's roles.
 
     Attributes:
-        name: Of the role.
-        answers: The sentence for each intent; ``{name}`` is the agent's.
+        name: Name of the role.
+        answers: The answer to each intent; ``{name}`` stands for the agent's name.
     """
 
     name: RoleName
@@ -107,14 +107,14 @@ _TEACHER_PROMPT = (
 
 @dataclass(frozen=True)
 class Character:
-    """Who the agent is in one dialogue; a teacher may have no name."""
+    """The agent's role, name and prompt in one dialogue; a teacher may have no name."""
 
     role: RoleName
     name: str | None
     prompt: str
 
     def answer(self, intent: str) -> str:
-        """What this character says to an intent; of the other role's, that it does not know."""
+        """The answer to an intent; a refusal if the intent belongs to the other role."""
         answers = ROLES[self.role].answers
         if self.name is None and intent in _UNNAMED_ANSWERS:
             return _UNNAMED_ANSWERS[intent]
@@ -122,8 +122,8 @@ class Character:
         return text.format(name=self.name) if self.name else text
 
 
-def draw_character(random: np.random.Generator, role: RoleName | None = None) -> Character:
-    """A role, a name and a prompt that says both; the bots' own prompts among them."""
+def sample_character(random: np.random.Generator, role: RoleName | None = None) -> Character:
+    """Sample a role, a name and a prompt that states both; includes the bots' prompts."""
     role = role or ("restaurant" if random.random() < 0.5 else "teacher")
     name = NAMES[int(random.integers(len(NAMES)))]
     full = name
@@ -146,12 +146,12 @@ def draw_character(random: np.random.Generator, role: RoleName | None = None) ->
 
 
 def intents(role: RoleName) -> list[str]:
-    """Those that a role answers."""
+    """The intents that a role answers."""
     return [*SHARED, *(RESTAURANT if role == "restaurant" else TEACHER)]
 
 
 def all_sentences() -> dict[str, str]:
-    """Every sentence an agent can say, and the intent that it answers."""
+    """Every sentence of the agents, with the intent that it answers."""
     sentences = {BACKCHANNEL: "backchannel"}
     sentences |= {text: intent for intent, text in _UNNAMED_ANSWERS.items()}
     for role in ROLES.values():

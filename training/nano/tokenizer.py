@@ -1,4 +1,4 @@
-"""A SentencePiece tokenizer for what the nano model reads and says."""
+"""Trains the SentencePiece tokenizer of the nano model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from training.nano import script, wordings
 
 _PIECES = 800
 _PROMPTS = 400
-# Byte fallback spells whatever else a prompt holds; these make it rare.
+# Byte fallback encodes all other characters; these are included so that it is rarely needed.
 _ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?'()$&-<>"
 
 
 def train_tokenizer(path: Path) -> None:
     """Train on every prompt, wording and answer; ids 0..3 are EPAD (unk), BOS, EOS and PAD."""
     random = np.random.default_rng(0)
-    lines = [f"<system> {script.draw_character(random).prompt} <system>" for _ in range(_PROMPTS)]
+    lines = [f"<system> {script.sample_character(random).prompt} <system>" for _ in range(_PROMPTS)]
     lines += [sentence for sentence in script.all_sentences() for _ in range(20)]
     lines += [
         wording

@@ -1,4 +1,4 @@
-"""Who speaks: the agent's two voices, and the callers' many."""
+"""espeak voices of the agent and of the callers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ AGENT_VOICES: dict[str, Manner] = {
     "NATF2": Manner("en-us+linda", rate=168, pitch=45, range=40),
     "NATM1": Manner("en-us+m3", rate=165, pitch=50, range=40),
 }
-"""By the preset's name; NATF2 is what the bots ask for by default."""
+"""The agent's voices by the name of the preset; NATF2 is the bots' default."""
 
 ACCENTS = (
     *("en-us", "en-us-nyc", "en", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan"),
@@ -29,8 +29,8 @@ _HELD_OUT = (
 )
 
 
-def draw_user_voice(random: np.random.Generator) -> Manner:
-    """A caller's voice for training: any accent with any variant that is not held out."""
+def sample_user_voice(random: np.random.Generator) -> Manner:
+    """Sample a caller's voice for training: any accent with any variant that is not held out."""
     accent = ACCENTS[int(random.integers(len(ACCENTS)))]
     variant = _VARIANTS[int(random.integers(len(_VARIANTS)))]
     return Manner(
@@ -42,7 +42,7 @@ def draw_user_voice(random: np.random.Generator) -> Manner:
 
 
 def held_out_voices() -> list[Manner]:
-    """Callers' voices for evaluation, whose variants no training voice has."""
+    """Callers' voices for evaluation; no training voice has one of their variants."""
     return [
         Manner(name, rate=150 + 9 * (index % 5), pitch=38 + 7 * (index % 4), range=45)
         for index, name in enumerate(_HELD_OUT)

@@ -1,6 +1,6 @@
-"""What callers say: of each intent its wordings, and the stories that some tell first.
+"""Callers' wordings of each intent, and stories that precede some questions.
 
-They are in ``wordings.toml``, with those that are held out for evaluation.
+``wordings.toml`` contains them, for training and held out for evaluation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 _KNOWN = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 _DISHES = ("classic", "spicy")
-# What callers put before and after any wording.
+# Words that callers may add before and after any wording.
 _OPENINGS = (
     *("So,", "And", "Okay,", "Well,", "Hi,", "Hello,", "Sorry,", "Please,", "Now,", "Good,"),
     *("Excuse me,", "One more thing,", "Can you help me?", "I have a question.", "Alright,"),
@@ -27,7 +27,7 @@ _OPENING_SHARE, _ENDING_SHARE = 0.35, 0.3
 
 
 def _wordings(part: str) -> dict[str, dict[str, list[str]]]:
-    """Of each intent what is ``said`` in training and what is ``held_out``."""
+    """The ``training`` and ``held_out`` wordings of each intent."""
     return {
         intent.format(dish=dish): {
             use: [text.format(dish=dish) for text in texts] for use, texts in uses.items()
@@ -42,20 +42,20 @@ INTENTS = SHARED | RESTAURANT | TEACHER
 
 
 def wordings(intent: str, held_out: bool) -> list[str]:
-    """How an intent is asked for, in training or in evaluation."""
-    return INTENTS[intent]["held_out" if held_out else "said"]
+    """The wordings of an intent, for training or for evaluation."""
+    return INTENTS[intent]["held_out" if held_out else "training"]
 
 
 def stories(held_out: bool) -> list[str]:
-    """Statements that lead up to a question: who listens says "uh-huh"."""
-    texts: list[str] = _KNOWN["stories"]["held_out" if held_out else "said"]
+    """Statements before a question; the listener responds "uh-huh"."""
+    texts: list[str] = _KNOWN["stories"]["held_out" if held_out else "training"]
     return texts
 
 
-def draw_wording(intent: str, random: np.random.Generator) -> str:
-    """One of an intent's training wordings, as it stands or with words around it.
+def sample_wording(intent: str, random: np.random.Generator) -> str:
+    """Sample a training wording of an intent, with or without words around it.
 
-    None of those held out, however it came about.
+    Never returns a held-out wording: one that results from added words is rejected.
     """
     while True:
         text = str(random.choice(wordings(intent, held_out=False)))
@@ -69,7 +69,7 @@ def draw_wording(intent: str, random: np.random.Generator) -> str:
 
 
 def bare(word: str) -> str:
-    """A word without case and punctuation."""
+    """A word in lower case, without punctuation."""
     return word.lower().strip(".,?!")
 
 
@@ -78,7 +78,7 @@ def _plain(text: str) -> list[str]:
 
 
 def caller_words() -> list[str]:
-    """Every word of what callers say in training."""
+    """Every word of the callers' training wordings, in a fixed order."""
     texts: Iterable[str] = [
         *(text for intent in INTENTS for text in wordings(intent, held_out=False)),
         *stories(held_out=False),

@@ -1,0 +1,75 @@
+"""The calls of a bot: how many, how wrong ones end, and how all end when the bot stops."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+import aiohttp
+import pytest
+
+from bots.assistant import TEACHER, converse
+from bots.drive_thru import RESTAURANT
+from bots.host import BotHost
+from bots.options import BotParser
+from tests import golden_data
+from tests.helpers.bots import BotProcess, receive_audio, webrtc_caller
+from tests.helpers.engines import FakeEngine
+
+LOOPBACK = "tests.bots.loopback_assistant"
+TWILIO = {"TWILIO_ACCOUNT_SID": "AC0", "TWILIO_AUTH_TOKEN": "secret"}
+WAIT = 15.0
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = BotParser("A bot.", "You are a bot.", lambda parsed: None)
+    parser.add_argument("-t", "--transport")
+    parser.add_argument("-x", "--proxy")
+    parser.add_argument("-d", "--direct", action="store_true")
+    parser.add_argument("-v", "--verbose", action="count", default=0)
+    return parser.parse_args(list(arguments))
+
+
+def test_max_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    def max_calls(slots: int, *arguments: str) -> int:
+        host = BotHost("A bot.", converse, voice="NATF2", prompt="You are a bot.")
+        host._engine, host._args = FakeEngine(slots), parse(*arguments)
+        for active in range(99):
+            host._active_calls = active
+            if host.full:
+                return active
+        raise AssertionError("the host accepts any number of calls")
+
+    monkeypatch.delenv("PERSONAPLEX_MAX_SESSIONS", raising=False)
+    assert [max_calls(slots) for slots in (2, 8, 20)] == [2, 8, 8]
+    assert max_calls(0) == 8, "NVIDIA's server does not report its number of slots"
+    assert max_calls(20, "--max-sessions", "12") == 12
+    monkeypatch.setenv("PERSONAPLEX_MAX_SESSIONS", "")
+    assert max_calls(2) == 2
+
+
+def test_the_roles_are_in_nvidias_words() -> None:
+    assert RESTAURANT == golden_data.RESTAURANT.text_prompt
+    assert TEACHER.startswith("You are a wise and friendly teacher.")
+
+
+async def test_a_connection_that_is_not_twilios_ends_alone() -> None:
+    with BotProcess(LOOPBACK, "-t", "twilio", "-x", "bot.example", **TWILIO) as bot:
+        async with aiohttp.ClientSession(bot.url) as http:
+            async with http.ws_connect("/ws") as call:
+                await call.send_json({"event": "hello"})
+                await call.send_json({"event": "world"})
+                message = await asyncio.wait_for(call.receive(), WAIT)
+                assert message.type is aiohttp.WSMsgType.CLOSE
+            async with http.get("/status") as response:
+                assert response.status == 200
+        assert bot.log.count("call refused") == 1
+        assert "Traceback" not in bot.log
+
+
+async def test_sigterm_ends_running_calls() -> None:
+    with BotProcess(LOOPBACK) as bot:
+        async with aiohttp.ClientSession(bot.url) as http, webrtc_caller() as (peer, body):
+            async with http.post("/api/offer", json=body) as response:
+                await receive_audio(peer, await response.json())
+            assert await asyncio.to_thread(bot.stop)
