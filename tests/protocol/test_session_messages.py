@@ -24,6 +24,7 @@ from pipecat_personaplex.protocol.session_messages import (
     Error,
     Hello,
     Open,
+    Opened,
     Resume,
     Update,
     error_message,
@@ -126,6 +127,20 @@ def test_random_text_is_refused(text: str) -> None:
 @given(st.builds(Resume, session=st.text(), next_frame=st.integers(min_value=0)))
 def test_messages_round_trip(message: Resume) -> None:
     assert parse_client(message.model_dump_json()) == message
+
+
+def test_opened_carries_the_public_id_of_newer_servers() -> None:
+    opened = Opened(session="secret", resume_seconds=10.0, id="3f9a1c07")
+    assert parse_server(opened.model_dump_json()) == opened
+    older = parse_server('{"type": "opened", "session": "secret", "resume_seconds": 10.0}')
+    assert older == Opened(session="secret", resume_seconds=10.0, id="")
+
+
+@pytest.mark.parametrize("public_id", ["a b", "a\nb", "a\n", "x" * 65, "<red>", "\N{CAT FACE}"])
+def test_public_ids_that_would_garble_a_log_are_refused(public_id: str) -> None:
+    message = {"type": "opened", "session": "s", "resume_seconds": 1.0, "id": public_id}
+    with pytest.raises(BadMessage, match="id"):
+        parse_server(json.dumps(message))
 
 
 def test_hello_round_trips() -> None:

@@ -33,7 +33,7 @@ from pipecat_personaplex.server.listen import tls_context
 from pipecat_personaplex.service.call import Call, SessionStarted
 from tests.helpers.servers import self_signed, trusting
 from tests.remote.fakes import FakeServer, say
-from tests.remote.helpers import FRIEND, WAIT, Caller, tone, until
+from tests.remote.helpers import FRIEND, WAIT, Caller, log_lines, tone, until
 
 
 class _AnswersInPlainText(socketserver.BaseRequestHandler):
@@ -200,6 +200,24 @@ class TestLifecycle:
             with pytest.raises(ConfigError, match="must be SamplingParams, not dict"):
                 engine.open_session(FRIEND, {}, on_frame=print)  # type: ignore[arg-type]
             assert engine.stats().sessions == 0
+
+    def test_a_session_adopts_the_id_of_its_server(self) -> None:
+        with FakeServer() as server, RemoteEngine(server.url) as engine, log_lines() as lines:
+            server.public_id = "0a1b2c3d"
+            caller = Caller(engine)
+            assert caller.ready().session.id == "0a1b2c3d"
+            server.cut()
+            until(lambda: server.resumed)
+            caller.talk(0)
+        about = [message for session, message in lines if session == "0a1b2c3d"]
+        assert any("resuming the session" in message for message in about)
+        assert all(server.url in message for message in about)
+
+    def test_a_server_without_ids_leaves_the_session_its_own(self) -> None:
+        with FakeServer() as server, RemoteEngine(server.url) as engine:
+            caller = Caller(engine)
+            own = caller.session.id
+            assert len(own) == 8 and caller.ready().session.id == own
 
     def test_a_session_closed_at_once_ends_without_an_error(self) -> None:
         with FakeServer() as server, RemoteEngine(server.url) as engine:

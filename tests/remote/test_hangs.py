@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from loguru import logger
 from websockets.asyncio.server import ServerConnection
 
 from pipecat_personaplex.errors import EngineUnreachable, SessionFailed, SessionLost
 from pipecat_personaplex.remote import RemoteEngine, native
 from tests.remote.fakes import FakeServer, say
-from tests.remote.helpers import Caller, tone
+from tests.remote.helpers import Caller, log_lines, resuming, tone
 from tests.remote.test_server_pool import greet
 
 
@@ -67,14 +66,11 @@ def test_open_without_a_response_times_out(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_server_without_resumption_loses_the_session() -> None:
-    told: list[str] = []
-    sink = logger.add(told.append, format="{message}")
-    with FakeServer() as server, RemoteEngine(server.url) as engine:
+    with FakeServer() as server, RemoteEngine(server.url) as engine, log_lines() as lines:
         server.resume_seconds = 0
         caller = Caller(engine).ready()
         caller.talk(0)
         server.cut()
         error = caller.ended()
         assert isinstance(error, SessionLost) and "does not support resuming" in str(error)
-    logger.remove(sink)
-    assert not any("resuming" in line for line in told)
+        assert not resuming(lines, caller.session)

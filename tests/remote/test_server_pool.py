@@ -220,7 +220,7 @@ class TestRefusals:
         with FakeServer(talk=talk) as server, RemoteEngine(server.url) as engine:
             caller = Caller(engine).ready()
             assert engine.stats().servers[0].draining
-            # Behind a load balancer, the next hello may come from another server that does not drain.
+            # Behind a load balancer, another server that does not drain may send the next hello.
             until(lambda: not engine.stats().servers[0].draining)
             caller.talk(0, 1)
             Caller(engine)
