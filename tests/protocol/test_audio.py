@@ -36,9 +36,9 @@ def test_pcm_of_another_length_is_refused(size: int) -> None:
 def test_opus_preserves_the_sound() -> None:
     sender, receiver, sound = open_codec("opus"), open_codec("opus"), tone(25)
     frames = [receiver.decode(sender.encode(frame)) for frame in sound.reshape(-1, 1920)]
-    heard = np.concatenate(frames)
+    received = np.concatenate(frames)
     delay = 156  # 6.5 ms: Opus looks ahead
-    error = heard[delay + 4_000 :] - sound[4_000:-delay]
+    error = received[delay + 4_000 :] - sound[4_000:-delay]
     assert np.sqrt(np.mean(error**2)) < 0.02
 
 

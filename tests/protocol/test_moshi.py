@@ -64,11 +64,11 @@ def test_the_stream_may_be_split_anywhere(cuts: list[int]) -> None:
     stream, whole, pieces = speech(10), OggOpusReader(), OggOpusReader()
     expected = whole.decode(stream)
     assert len(expected) == 10 * 1920
-    heard, start = [], 0
+    received, start = [], 0
     for size in (*cuts, len(stream)):
-        heard.append(pieces.decode(stream[start : start + size]))
+        received.append(pieces.decode(stream[start : start + size]))
         start += size
-    np.testing.assert_array_equal(np.concatenate(heard), expected)
+    np.testing.assert_array_equal(np.concatenate(received), expected)
 
 
 @pytest.mark.parametrize("milliseconds", [2.5, 5, 10, 20, 40, 60, 80, 120])

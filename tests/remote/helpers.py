@@ -41,12 +41,12 @@ class Caller:
         self.session: RemoteSession = engine.open_session(
             persona,
             sampling,
-            on_frame=self._heard,
+            on_frame=self._on_frame,
             on_ready=lambda: self.reports.put("ready"),
             on_end=self.reports.put,
         )
 
-    def _heard(self, frame: SessionFrame) -> None:
+    def _on_frame(self, frame: SessionFrame) -> None:
         self.frames.append(frame)
         self.reports.put(frame)
 

@@ -63,13 +63,13 @@ class TestConversation:
     def test_every_input_frame_gets_an_output_frame(self) -> None:
         with FakeServer() as server, RemoteEngine(server.url) as engine:
             caller = Caller(engine, FRIEND, SamplingParams(seed=7)).ready()
-            answers = caller.talk(*range(5))
-            assert [answer.index for answer in answers] == list(range(5))
-            assert [answer.text for answer in answers] == [f" {n}" for n in range(5)]
-            for index, answer in enumerate(answers):
-                np.testing.assert_array_equal(answer.pcm, tone(index))
-                assert answer.timings.total_ms == 3.0
-                assert answer.agent_codes.tolist() == list(range(8))
+            outputs = caller.talk(*range(5))
+            assert [output.index for output in outputs] == list(range(5))
+            assert [output.text for output in outputs] == [f" {n}" for n in range(5)]
+            for index, output in enumerate(outputs):
+                np.testing.assert_array_equal(output.pcm, tone(index))
+                assert output.timings.total_ms == 3.0
+                assert output.agent_codes.tolist() == list(range(8))
             opening = server.conversations["secret-0"].opening
             assert opening["voice"] == "NATF2" and opening["sampling"]["seed"] == 7
             assert opening["text_prompt"] == FRIEND.text_prompt and opening["audio"] == "pcm16"
@@ -102,9 +102,9 @@ class TestConversation:
             time = np.arange(10 * FRAME_SAMPLES, dtype=np.float32) / 24_000
             sine = (0.3 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
             caller.session.push(sine)
-            heard = np.concatenate([caller.next().pcm for _ in range(10)])
+            received = np.concatenate([caller.next().pcm for _ in range(10)])
             assert server.conversations["secret-0"].opening["audio"] == "opus"
-            assert np.sqrt(np.mean(heard[FRAME_SAMPLES:] ** 2)) == pytest.approx(0.212, rel=0.1)
+            assert np.sqrt(np.mean(received[FRAME_SAMPLES:] ** 2)) == pytest.approx(0.212, rel=0.1)
 
     def test_instructions_arrive_before_later_frames(self) -> None:
         with FakeServer() as server, RemoteEngine(server.url) as engine:

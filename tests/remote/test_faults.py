@@ -76,8 +76,8 @@ def test_tokens_equal_those_of_the_local_engine(loaded_engine: Engine) -> None:
             caller.next()
         assert tokens(caller.frames) == tokens(list(expected.frames))
         assert [f.text for f in caller.frames] == [f.text for f in expected.frames]
-        heard = np.concatenate([frame.pcm for frame in caller.frames])
-        np.testing.assert_allclose(heard, expected.pcm, atol=1 / 65_000)
+        received = np.concatenate([frame.pcm for frame in caller.frames])
+        np.testing.assert_allclose(received, expected.pcm, atol=1 / 65_000)
 
 
 def test_errors_of_the_engine_reach_the_caller(loaded_engine: Engine) -> None:
@@ -156,9 +156,9 @@ def test_a_killed_server_ends_only_its_own_sessions() -> None:
                 until(lambda: sum(caller.session.closed for caller in callers) == 3)
                 seconds = time.monotonic() - at
                 print(f"\nkilled: 3 of 6 sessions ended after {seconds:.1f} s")
-                lost = [caller for caller in callers if caller.session.closed]
-                kept = [caller for caller in callers if not caller.session.closed]
-                for caller in lost:
+                ended = [caller for caller in callers if caller.session.closed]
+                surviving = [caller for caller in callers if not caller.session.closed]
+                for caller in ended:
                     error = caller.ended()
                     assert isinstance(error, SessionLost) and killed.url[7:] in str(error)
                     assert "connection refused" in str(error)
@@ -171,9 +171,9 @@ def test_a_killed_server_ends_only_its_own_sessions() -> None:
                     assert [s.sessions for s in engine.stats().servers] == [4, 4]
                     for caller in more:
                         caller.talk(0, 1)
-            until(lambda: all(len(caller.frames) == pace.pushed for caller in kept))
-            for caller in kept:
+            until(lambda: all(len(caller.frames) == pace.pushed for caller in surviving))
+            for caller in surviving:
                 assert [frame.index for frame in caller.frames] == list(range(pace.pushed))
                 assert caller.session.stats().dropped_frames == 0
-            late = sum(caller.session.stats().late_frames for caller in kept)
-            print(f"kept: {pace.pushed} frames each, all answered; late {late}")
+            late = sum(caller.session.stats().late_frames for caller in surviving)
+            print(f"surviving: {pace.pushed} frames each, all complete; late {late}")

@@ -31,10 +31,10 @@ class Talker:
         self.session = engine.open_session(
             Persona("NATF2", f"You are caller {number}'s friend."),
             SamplingParams(seed=number),
-            on_frame=self._heard,
+            on_frame=self._on_frame,
         )
 
-    def _heard(self, frame: SessionFrame) -> None:
+    def _on_frame(self, frame: SessionFrame) -> None:
         elapsed = (time.monotonic() - self.pushed[frame.index]) * 1e3
         self.round_trip_ms.append(elapsed)
         self.added_ms.append(elapsed - frame.timings.total_ms)
@@ -90,7 +90,7 @@ def report(talkers: list[Talker], engine: RemoteEngine) -> None:
     late = sum(talker.session.stats().late_frames for talker in talkers)
     print(
         f"\n{len(talkers)} callers, {len(engine.stats().servers)} servers, {SECONDS:g} s: "
-        f"{len(added)} frames answered, {dropped} dropped; "
+        f"{len(added)} output frames, {dropped} dropped; "
         f"added p50 {np.percentile(added, 50):.1f} ms, p99 {np.percentile(added, 99):.1f} ms; "
         f"round trip p50 {np.percentile(whole, 50):.1f} ms, p99 {np.percentile(whole, 99):.1f} ms; "
         f"late {late}"

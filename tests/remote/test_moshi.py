@@ -34,14 +34,14 @@ SAMPLING = SamplingParams(seed=5, temperature_audio=0.5, top_k_text=9)
 async def nvidia(websocket: ServerConnection, swallowed: int = 1) -> None:
     """Echo the audio delayed by ``swallowed`` frames, each frame followed by text."""
     decoder, encoder = sphn.OpusStreamReader(24_000), sphn.OpusStreamWriter(24_000)
-    heard = np.zeros(0, dtype=np.float32)
+    received = np.zeros(0, dtype=np.float32)
     spoken = 0
     await websocket.send(HANDSHAKE)
     async for message in websocket:
         assert isinstance(message, bytes) and message[0] == 1
-        heard = np.concatenate([heard, decoder.append_bytes(message[1:])])
-        while len(heard) >= FRAME_SAMPLES:
-            frame, heard = np.split(heard, [FRAME_SAMPLES])
+        received = np.concatenate([received, decoder.append_bytes(message[1:])])
+        while len(received) >= FRAME_SAMPLES:
+            frame, received = np.split(received, [FRAME_SAMPLES])
             if swallowed:
                 swallowed -= 1
                 continue
@@ -69,8 +69,8 @@ def test_a_conversation() -> None:
         caller.session.push(sines(12))
         until(lambda: len(caller.frames) == 11)
         assert [frame.index for frame in caller.frames] == list(range(11))
-        heard = np.concatenate([frame.pcm for frame in caller.frames[1:]])
-        assert np.sqrt(np.mean(heard**2)) == pytest.approx(0.212, rel=0.1)
+        received = np.concatenate([frame.pcm for frame in caller.frames[1:]])
+        assert np.sqrt(np.mean(received**2)) == pytest.approx(0.212, rel=0.1)
         # Text follows its audio, so it is delivered with the next frame.
         assert [frame.text for frame in caller.frames[:4]] == ["", " 0", " 1", " 2"]
         for frame in caller.frames:
@@ -173,12 +173,12 @@ def test_frames_swallowed_later_count_as_dropped(monkeypatch: pytest.MonkeyPatch
 
     async def forgetful(websocket: ServerConnection) -> None:
         decoder, encoder = sphn.OpusStreamReader(24_000), sphn.OpusStreamWriter(24_000)
-        answered = False
+        replied = False
         await websocket.send(HANDSHAKE)
         async for message in websocket:
-            if len(decoder.append_bytes(message[1:])) and not answered:
+            if len(decoder.append_bytes(message[1:])) and not replied:
                 await websocket.send(AUDIO + encoder.append_pcm(sines(1)))
-                answered = True
+                replied = True
 
     with chat(forgetful) as server, engine_at(server) as engine:
         caller = Caller(engine).ready()
