@@ -1,1 +1,1 @@
-"""What goes over the wire between an engine's server and its clients; see server/PROTOCOL.md."""
+"""The messages between a server and its clients: ``/v1/session`` (PROTOCOL.md) and Moshi's."""

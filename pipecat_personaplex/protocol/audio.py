@@ -1,4 +1,4 @@
-"""Frames of 80 ms as bytes: PCM, or Opus packets."""
+"""Encode and decode the audio of frames (80 ms) for the connection: PCM or Opus."""
 
 from __future__ import annotations
 
@@ -16,51 +16,57 @@ _PCM16_BYTES = FRAME_SAMPLES * _PCM16.itemsize
 
 
 class FrameCodec(Protocol):
-    """One direction's encoder and the other's decoder, for one session."""
+    """Encoder of one direction and decoder of the other, for one session."""
 
     def encode(self, pcm: Pcm) -> bytes:
-        """A frame as bytes.
+        """Encode a frame.
 
         Args:
-            pcm: float32 [1920], 24 kHz.
+            pcm: float32 [1920], mono, 24 kHz.
         """
 
     def decode(self, audio: bytes) -> Pcm:
-        """Bytes as a frame, float32 [1920].
+        """Decode a frame.
+
+        Returns:
+            float32 [1920], mono, 24 kHz.
 
         Raises:
-            InvalidAudio: They are not a frame.
+            InvalidAudio: The bytes are not one frame.
         """
 
 
 def open_codec(audio_format: AudioFormat) -> FrameCodec:
-    """A codec for a new session.
+    """Create the codec of a new session.
 
     Raises:
-        ConfigError: Opus cannot be had on this machine.
+        ConfigError: A package or a library for Opus is missing.
     """
-    return Pcm16() if audio_format == "pcm16" else Opus()
+    return Pcm16Codec() if audio_format == "pcm16" else OpusCodec()
 
 
-class Pcm16:
-    """16-bit little-endian samples."""
+class Pcm16Codec:
+    """16-bit little-endian samples, without state."""
 
     def encode(self, pcm: Pcm) -> bytes:
-        """A frame as 3,840 bytes."""
+        """Encode float32 [1920] as 3,840 bytes."""
         return float_to_pcm16(pcm).astype(_PCM16, copy=False).tobytes()
 
     def decode(self, audio: bytes) -> Pcm:
-        """3,840 bytes as a frame."""
+        """Decode 3,840 bytes to float32 [1920]."""
         if len(audio) != _PCM16_BYTES:
             raise InvalidAudio(
-                f"a frame is {_PCM16_BYTES} bytes of 16-bit PCM ({FRAME_SAMPLES} samples, mono, "
-                f"{SAMPLE_RATE} Hz), not {len(audio)}"
+                f"a frame must have {_PCM16_BYTES} bytes of 16-bit PCM ({FRAME_SAMPLES} samples, "
+                f"mono, {SAMPLE_RATE} Hz), not {len(audio)}"
             )
         return pcm16_to_float(np.frombuffer(audio, _PCM16))
 
 
-class Opus:
-    """Raw Opus packets. Each direction has a state: packets must come in order, and all of them."""
+class OpusCodec:
+    """Raw Opus packets, one a frame.
+
+    Encoder and decoder have state: every packet must be decoded, in order.
+    """
 
     def __init__(self) -> None:
         opuslib = _opuslib()
@@ -69,21 +75,21 @@ class Opus:
         self._decoder = opuslib.Decoder(SAMPLE_RATE, 1)
 
     def encode(self, pcm: Pcm) -> bytes:
-        """A frame as a packet."""
+        """Encode float32 [1920] as one packet."""
         packet: bytes = self._encoder.encode(float_to_pcm16(pcm).tobytes(), FRAME_SAMPLES)
         return packet
 
     def decode(self, audio: bytes) -> Pcm:
-        """A packet as a frame."""
+        """Decode one packet to float32 [1920]."""
         try:
-            # With no bytes at all the decoder would invent a frame for one that was lost.
+            # The decoder takes empty input for a lost packet and conceals it with invented audio.
             pcm = self._decoder.decode(audio, FRAME_SAMPLES) if audio else b""
         except self._failure as error:
             raise InvalidAudio(f"the Opus packet does not decode: {error}") from None
         samples = np.frombuffer(pcm, np.int16)
         if samples.size != FRAME_SAMPLES:
             raise InvalidAudio(
-                f"a frame is an Opus packet of 80 ms ({FRAME_SAMPLES} samples), not of "
+                f"a frame must be an Opus packet of 80 ms ({FRAME_SAMPLES} samples), not of "
                 f"{samples.size} samples"
             )
         return pcm16_to_float(samples)
@@ -97,9 +103,9 @@ def _opuslib() -> Any:
             "Opus needs the Python package opuslib_next: pip install -e '.[server]' in the checkout"
         ) from None
     except Exception:
-        # It looks for the library when it is imported, and raises a plain Exception.
+        # opuslib_next searches for libopus on import and raises a plain Exception.
         raise ConfigError(
-            "Opus needs libopus, which is not on this machine: apt install libopus0 (Debian), "
+            "Opus needs libopus, which is not installed: apt install libopus0 (Debian), "
             "brew install opus (macOS); or use pcm16"
         ) from None
     return opuslib_next

@@ -1,7 +1,7 @@
-"""The messages of ``/api/chat``, which NVIDIA's server and its clients speak.
+"""The messages of ``/api/chat``, the protocol of Moshi and of NVIDIA's server.
 
-Binary WebSocket messages: one byte that says the kind, then the payload. Audio is one continuous
-Ogg-Opus stream each way, 24 kHz mono, cut into messages anywhere.
+Every message is binary: one byte for the kind, then the payload. Audio is one continuous Ogg-Opus
+stream in each direction, mono, 24 kHz; a message may end anywhere in a page.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from pipecat_personaplex.errors import BadMessage, ConfigError, InvalidAudio
 
 MOSHI_PATH = "/api/chat"
 
-# The decoder takes at most five seconds of sound at once: a slice holds a quarter of one, as
-# speech is usually coded.
+# sphn's reader accepts at most five seconds of audio a call. At the usual bit rate of speech, a
+# slice holds a quarter of a second.
 _SLICE_BYTES = 1_024
-# A page of 300 bytes may stand for five seconds; this bounds what a message costs to decode.
+# Silence compresses to 300 bytes for five seconds: without a limit, one message of 64 KiB could
+# cost minutes of audio to decode.
 _MAX_MESSAGE_SAMPLES = 30 * SAMPLE_RATE
-# What a stream may hold before its first sound, or between two: the decoder keeps it all.
+# The reader buffers every byte until it completes audio; this bounds the buffer.
 _MAX_SILENT_BYTES = 256 << 10
 
 
 class Kind(IntEnum):
-    """What a message is; its first byte."""
+    """The kind of a message: its first byte."""
 
     HANDSHAKE = 0
     AUDIO = 1
@@ -39,26 +40,28 @@ class Kind(IntEnum):
 
 
 def pack(kind: Kind, payload: bytes = b"") -> bytes:
-    """A message."""
+    """Build a message."""
     return bytes((kind,)) + payload
 
 
 def unpack(message: bytes) -> tuple[Kind, bytes]:
-    """A message's kind and payload.
+    """Split a message into kind and payload.
 
     Raises:
-        BadMessage: It is empty, or of a kind that there is not.
+        BadMessage: The message is empty, or its kind is unknown.
     """
     if not message:
-        raise BadMessage("a message has at least one byte, which says its kind")
+        raise BadMessage("a message needs at least one byte, its kind")
     try:
         return Kind(message[0]), message[1:]
     except ValueError:
-        raise BadMessage(f"message kinds go from 0 to {max(Kind)}, not {message[0]}") from None
+        raise BadMessage(
+            f"the kind of a message must be from 0 to {max(Kind)}, not {message[0]}"
+        ) from None
 
 
 class OggOpusWriter:
-    """Sound as an Ogg-Opus stream; its headers come with the first frame.
+    """Encodes audio as an Ogg-Opus stream; the first frame also yields the stream's headers.
 
     Raises:
         ConfigError: ``sphn`` is not installed.
@@ -68,17 +71,18 @@ class OggOpusWriter:
         self._writer = _sphn().OpusStreamWriter(SAMPLE_RATE)
 
     def encode(self, pcm: Pcm) -> bytes:
-        """The stream's next bytes, whole pages.
+        """Encode audio and return the next complete pages of the stream.
 
         Args:
-            pcm: float32, as long as an Opus frame may be: 1,920 samples or 480, for example.
+            pcm: float32 [n], mono, 24 kHz; n must be the length of an Opus frame, such as 480 or
+                1,920 samples.
         """
         pages: bytes = self._writer.append_pcm(pcm)
         return pages
 
 
 class OggOpusReader:
-    """An Ogg-Opus stream as sound.
+    """Decodes an Ogg-Opus stream.
 
     Raises:
         ConfigError: ``sphn`` is not installed.
@@ -89,37 +93,41 @@ class OggOpusReader:
         self._silent_bytes = 0
 
     def decode(self, stream: bytes) -> Pcm:
-        """The sound that the stream's next bytes complete, float32 of any length.
+        """Decode the stream's next bytes.
 
         Args:
-            stream: Any number of bytes; pages may be cut anywhere.
+            stream: Any number of bytes, which may end anywhere in a page.
+
+        Returns:
+            The audio that these bytes complete: float32 [n], n >= 0, mono, 24 kHz.
 
         Raises:
-            InvalidAudio: They are not Ogg-Opus, or too much of it. The reader is of no use then.
+            InvalidAudio: The bytes are not Ogg-Opus, or hold too much audio. The reader cannot be
+                used afterwards.
         """
-        sound: list[Pcm] = []
+        decoded: list[Pcm] = []
         samples = 0
         for start in range(0, len(stream), _SLICE_BYTES):
-            sound.append(self._decode_slice(stream[start : start + _SLICE_BYTES]))
-            samples += len(sound[-1])
+            decoded.append(self._decode_slice(stream[start : start + _SLICE_BYTES]))
+            samples += len(decoded[-1])
             if samples > _MAX_MESSAGE_SAMPLES:
                 raise InvalidAudio(
-                    f"a message may hold {_MAX_MESSAGE_SAMPLES // SAMPLE_RATE} s of sound; "
-                    "send it as it is spoken"
+                    f"a message may hold at most {_MAX_MESSAGE_SAMPLES // SAMPLE_RATE} s of audio; "
+                    "send audio in real time"
                 )
-        return np.concatenate(sound) if sound else np.zeros(0, dtype=np.float32)
+        return np.concatenate(decoded) if decoded else np.zeros(0, dtype=np.float32)
 
     def _decode_slice(self, stream: bytes) -> Pcm:
         try:
             pcm: Pcm = self._reader.append_bytes(stream)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a panic of its Rust code is no Exception
+        except BaseException as error:  # a panic in sphn's Rust code is not an Exception
             raise InvalidAudio(f"the Ogg-Opus stream does not decode: {error}") from None
         self._silent_bytes = 0 if len(pcm) else self._silent_bytes + len(stream)
         if self._silent_bytes > _MAX_SILENT_BYTES:
             raise InvalidAudio(
-                f"{_MAX_SILENT_BYTES >> 10} KiB of the Ogg-Opus stream hold no sound"
+                f"{_MAX_SILENT_BYTES >> 10} KiB of the Ogg-Opus stream hold no audio"
             )
         return pcm
 

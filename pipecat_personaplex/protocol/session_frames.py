@@ -1,4 +1,4 @@
-"""The binary messages of ``/v1/session``: one for each frame of 80 ms, each way."""
+"""The binary messages of ``/v1/session``: one for each frame (80 ms) in each direction."""
 
 from __future__ import annotations
 
@@ -12,34 +12,36 @@ from pipecat_personaplex.constants import CODEBOOKS
 from pipecat_personaplex.errors import BadMessage
 from pipecat_personaplex.interface import Codes, FrameTimings, SessionFrame
 
-_AUDIO = 1
+_AUDIO = 1  # the first byte of every binary message
+# Kind, sequence.
 _CLIENT = struct.Struct(">BI")
+# Kind, sequence, text token, agent codes, user codes, queued ms, step ms, length of the text.
 _SERVER = struct.Struct(f">BIi{CODEBOOKS}h{CODEBOOKS}hffB")
 _MAX_TEXT_BYTES = 255
 
 
 @dataclass(frozen=True, slots=True)
 class ClientFrame:
-    """A frame of the caller's.
+    """An input frame: the caller's audio.
 
     Attributes:
-        sequence: Of the frame in its session, from 0.
-        audio: As the session's audio format has it.
+        sequence: The frame's index in its session, from 0.
+        audio: Encoded in the session's audio format.
     """
 
     sequence: int
     audio: bytes
 
     def pack(self) -> bytes:
-        """The frame as a message."""
+        """Encode the frame as a message."""
         return _CLIENT.pack(_AUDIO, self.sequence) + self.audio
 
     @classmethod
     def unpack(cls, message: bytes) -> ClientFrame:
-        """The frame that a message holds.
+        """Decode a message.
 
         Raises:
-            BadMessage: It holds none.
+            BadMessage: The message is not a frame.
         """
         _check(message, _CLIENT.size)
         return cls(_CLIENT.unpack_from(message)[1], message[_CLIENT.size :])
@@ -47,16 +49,16 @@ class ClientFrame:
 
 @dataclass(frozen=True, slots=True)
 class ServerFrame:
-    """A frame of the agent's: a ``SessionFrame`` whose audio is encoded.
+    """An output frame: a ``SessionFrame`` whose audio is encoded.
 
     Attributes:
-        sequence: Of the frame in its session, from 0.
-        text: The inner monologue's piece.
-        text_token: Its token id.
-        agent_codes: int64 [8].
-        user_codes: int64 [8].
-        timings: How long the frame took in the engine.
-        audio: As the session's audio format has it.
+        sequence: The frame's index in its session, from 0.
+        text: The text piece of the inner monologue, at most 255 bytes of UTF-8.
+        text_token: The token id of that piece.
+        agent_codes: The agent's audio codes, int64 [8].
+        user_codes: The caller's audio codes, int64 [8].
+        timings: Time in the engine's queue and in the step.
+        audio: Encoded in the session's audio format.
     """
 
     sequence: int
@@ -69,7 +71,7 @@ class ServerFrame:
 
     @classmethod
     def of(cls, frame: SessionFrame, audio: bytes) -> ServerFrame:
-        """An engine's frame, with its audio encoded."""
+        """Create from an engine's frame and its encoded audio."""
         return cls(
             frame.index,
             frame.text,
@@ -81,7 +83,7 @@ class ServerFrame:
         )
 
     def pack(self) -> bytes:
-        """The frame as a message."""
+        """Encode the frame as a message."""
         text = self.text.encode()[:_MAX_TEXT_BYTES]
         return b"".join(
             (
@@ -102,17 +104,17 @@ class ServerFrame:
 
     @classmethod
     def unpack(cls, message: bytes) -> ServerFrame:
-        """The frame that a message holds.
+        """Decode a message.
 
         Raises:
-            BadMessage: It holds none.
+            BadMessage: The message is not a frame.
         """
         _check(message, _SERVER.size)
         _, sequence, token, *rest = _SERVER.unpack_from(message)
         codes = np.array(rest[: 2 * CODEBOOKS], dtype=np.int64)
         queued_ms, step_ms, text_bytes = rest[2 * CODEBOOKS :]
         if not (math.isfinite(queued_ms) and math.isfinite(step_ms)):
-            raise BadMessage("a frame's timings are finite")
+            raise BadMessage("a frame's timings must be finite")
         start = _SERVER.size + text_bytes
         text = message[_SERVER.size : start].decode(errors="replace")
         return cls(
@@ -128,6 +130,8 @@ class ServerFrame:
 
 def _check(message: bytes, header: int) -> None:
     if len(message) < header:
-        raise BadMessage(f"a frame has a header of {header} bytes; the message has {len(message)}")
+        raise BadMessage(
+            f"a frame has a header of {header} bytes; the message has only {len(message)}"
+        )
     if message[0] != _AUDIO:
-        raise BadMessage(f"a binary message begins with {_AUDIO} for audio, not {message[0]}")
+        raise BadMessage(f"a binary message must begin with {_AUDIO} (audio), not {message[0]}")

@@ -1,4 +1,4 @@
-"""The JSON messages of ``/v1/session``, and errors as messages."""
+"""The JSON messages of ``/v1/session``, and the conversion of errors to messages and back."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ VERSION = 1
 SESSION_PATH = "/v1/session"
 SUBPROTOCOL = "personaplex.v1"
 BEARER_SUBPROTOCOL = "bearer."
-"""What a browser, which cannot send headers, puts before its key."""
+"""Prefix of the key in a browser's subprotocol: a browser cannot send an Authorization header."""
 MAX_MESSAGE_BYTES = 64 << 10
 
-# Past what any server has, and small enough for every sum.
+# More than any server has, and small enough that sums stay exact.
 _MAX_COUNT = 10**6
 
 _Count = Annotated[int, Field(ge=0, le=_MAX_COUNT)]
+
+# A public id is written to logs: it must not contain spaces or line breaks.
+_PublicId = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{0,64}$")]
 
 AudioFormat = Literal["pcm16", "opus"]
 
@@ -32,12 +35,12 @@ class _Message(BaseModel):
 
 
 class _FromServer(_Message):
-    # A later server may say more than this client knows of.
+    # A later server may send fields that this client does not know.
     model_config = ConfigDict(extra="ignore")
 
 
 class Hello(_FromServer):
-    """Server: who it is and how much room it has."""
+    """From the server: its model, voices and slots; the first message of every connection."""
 
     type: Literal["hello"] = "hello"
     version: int = VERSION
@@ -49,7 +52,7 @@ class Hello(_FromServer):
 
 
 class Open(_Message):
-    """Client: a new session."""
+    """From a client: open a session."""
 
     type: Literal["open"] = "open"
     voice: str
@@ -59,21 +62,33 @@ class Open(_Message):
 
 
 class Opened(_FromServer):
-    """Server: the session has a slot."""
+    """From the server: the session has a slot.
+
+    Attributes:
+        session: A secret that ``Resume`` requires.
+        resume_seconds: How long the session waits for a client whose connection broke.
+        id: The session's public id, as in the server's log; empty from a server without ids.
+    """
 
     type: Literal["opened"] = "opened"
     session: str
     resume_seconds: float
+    id: _PublicId = ""
 
 
 class Ready(_FromServer):
-    """Server: the prompt is in; frames are answered."""
+    """From the server: the prompt is computed; frames are processed."""
 
     type: Literal["ready"] = "ready"
 
 
 class Resume(_Message):
-    """Client: a session whose connection broke goes on here."""
+    """From a client: continue a session whose connection broke.
+
+    Attributes:
+        session: The secret of ``Opened``.
+        next_frame: The output frame that the client expects next.
+    """
 
     type: Literal["resume"] = "resume"
     session: str
@@ -81,7 +96,12 @@ class Resume(_Message):
 
 
 class Resumed(_FromServer):
-    """Server: it does; and the frame it wants next."""
+    """From the server: the session continues.
+
+    Attributes:
+        next_frame: The input frame that the server expects next.
+        ready: Whether the prompt is computed.
+    """
 
     type: Literal["resumed"] = "resumed"
     next_frame: int = Field(ge=0)
@@ -89,33 +109,33 @@ class Resumed(_FromServer):
 
 
 class Say(_Message):
-    """Client: words that the agent says next."""
+    """From a client: words that the agent says next."""
 
     type: Literal["say"] = "say"
     text: str
 
 
 class Update(_Message):
-    """Client: draw tokens in this way from the next frame on."""
+    """From a client: sample with these parameters from the next frame on."""
 
     type: Literal["update"] = "update"
     sampling: SamplingParams
 
 
 class AskStats(_Message):
-    """Client: how is the session doing?"""
+    """From a client: request ``Stats``."""
 
     type: Literal["stats"] = "stats"
 
 
 class Close(_Message):
-    """Client: the session ends."""
+    """From a client: end the session."""
 
     type: Literal["close"] = "close"
 
 
 class Stats(_FromServer):
-    """Server: counters of the session."""
+    """From the server: counters of the session, as ``SessionStats``."""
 
     type: Literal["stats"] = "stats"
     frames: int
@@ -125,20 +145,20 @@ class Stats(_FromServer):
 
 
 class Draining(_FromServer):
-    """Server: it will stop, and end the session by then."""
+    """From the server: it is stopping and ends the session after at most this many seconds."""
 
     type: Literal["draining"] = "draining"
     seconds: float
 
 
 class Closed(_FromServer):
-    """Server: the session ended as asked."""
+    """From the server: the session ended because the client requested it."""
 
     type: Literal["closed"] = "closed"
 
 
 class Error(_FromServer):
-    """Server: something is wrong; after a fatal one it closes."""
+    """From the server: an error; after a fatal one the server closes."""
 
     type: Literal["error"] = "error"
     code: str
@@ -160,20 +180,20 @@ _SERVER: TypeAdapter[ServerMessage] = TypeAdapter(
 
 
 def parse_client(text: str) -> ClientMessage:
-    """A client's message.
+    """Parse a client's message.
 
     Raises:
-        BadMessage: It is not one of those there are.
-        ConfigError: A sampling parameter cannot be.
+        BadMessage: Not a valid client message.
+        ConfigError: A sampling parameter is not valid.
     """
     return _parse(_CLIENT, text)
 
 
 def parse_server(text: str) -> ServerMessage:
-    """A server's message.
+    """Parse a server's message.
 
     Raises:
-        BadMessage: It is not one of those there are.
+        BadMessage: Not a valid server message.
     """
     return _parse(_SERVER, text)
 
@@ -196,43 +216,43 @@ _BY_CODE: Mapping[str, type[PersonaPlexError]] = {
 }
 
 
-class _Full(_FromServer):
+class _EngineFullDetails(_FromServer):
     max_sessions: _Count
 
 
-class _TooLong(_FromServer):
+class _TooLongDetails(_FromServer):
     frames: _Count
     limit: _Count
 
 
-class _NotFound(_FromServer):
+class _VoiceNotFoundDetails(_FromServer):
     name: str
     known: list[str]
 
 
-# What errors of several parts are made from.
-_PARTS: Mapping[type[PersonaPlexError], type[_FromServer]] = {
-    errors.EngineFull: _Full,
-    errors.PromptTooLong: _TooLong,
-    errors.SpeechTooLong: _TooLong,
-    errors.VoiceNotFound: _NotFound,
+# The constructor arguments of errors that have fields.
+_DETAILS: Mapping[type[PersonaPlexError], type[_FromServer]] = {
+    errors.EngineFull: _EngineFullDetails,
+    errors.PromptTooLong: _TooLongDetails,
+    errors.SpeechTooLong: _TooLongDetails,
+    errors.VoiceNotFound: _VoiceNotFoundDetails,
 }
 
 
 def error_message(error: PersonaPlexError, *, fatal: bool) -> Error:
-    """An error as a message: the code is its class's name, ``engine_full`` for ``EngineFull``."""
-    # An error class of several parts keeps what it was made from, and nothing else.
+    """Convert an error to a message; its code is the class name, ``engine_full`` for EngineFull."""
+    # vars(error) holds exactly the constructor arguments of errors with fields, see _DETAILS.
     return Error(
         code=_code(type(error).__name__), message=str(error), fatal=fatal, details=vars(error)
     )
 
 
 def rebuild_error(message: Error) -> PersonaPlexError:
-    """The error that a server told of; ``SessionFailed`` for one that is not known here."""
+    """Convert a server's message back to an error; ``SessionFailed`` if its code is unknown."""
     kind = _BY_CODE.get(message.code, SessionFailed)
-    if kind not in _PARTS:
+    if kind not in _DETAILS:
         return kind(message.message)
     try:
-        return kind(**_PARTS[kind].model_validate(message.details).model_dump())
-    except ValidationError:  # other parts than ours: another version's
+        return kind(**_DETAILS[kind].model_validate(message.details).model_dump())
+    except ValidationError:  # another version's error of the same name has other fields
         return SessionFailed(message.message)

@@ -1,4 +1,4 @@
-"""An engine that runs elsewhere: the client of ``personaplex serve`` and of NVIDIA's server."""
+"""The client of an engine on another machine: ``personaplex serve`` or NVIDIA's Moshi server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a server is."""
+"""The address of a server: its URL, protocol, API key and TLS settings."""
 
 from __future__ import annotations
 
@@ -10,84 +10,93 @@ from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.protocol.moshi import MOSHI_PATH
 from pipecat_personaplex.protocol.session_messages import SESSION_PATH
 
-_SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
+# http:// URLs are accepted because operators copy them from a browser.
+_WEBSOCKET_SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 
 
 @dataclass(frozen=True)
-class Address:
-    """A server, and how to reach it.
+class ServerAddress:
+    """How to reach one server.
 
     Attributes:
-        url: A ``ws://`` or ``wss://`` URL, its path included.
-        chat: Whether it speaks NVIDIA's protocol.
-        api_key: Sent as a bearer token.
-        ssl_context: For ``wss://``; None verifies as is usual.
+        url: A ``ws://`` or ``wss://`` URL with its path.
+        moshi: Whether the server speaks NVIDIA's protocol (``/api/chat``) instead of
+            ``/v1/session``.
+        api_key: Sent as a bearer token; None for no key.
+        ssl_context: Used for ``wss://``; None for the default certificate verification.
     """
 
     url: str
-    chat: bool
+    moshi: bool
     api_key: str | None = field(default=None, repr=False)
     ssl_context: ssl.SSLContext | None = field(default=None, repr=False)
 
     @classmethod
-    def parse(cls, url: str, api_key: str | None, ssl_context: ssl.SSLContext | None) -> Address:
-        """The server that a URL names; its path picks the protocol.
+    def parse(
+        cls, url: str, api_key: str | None, ssl_context: ssl.SSLContext | None
+    ) -> ServerAddress:
+        """Parse a URL; its path selects the protocol.
+
+        A URL whose path ends in neither ``/api/chat`` nor ``/v1/session`` gets ``/v1/session``
+        appended.
 
         Raises:
-            ConfigError: It cannot be one, or the key is none.
+            ConfigError: The URL or the API key is not valid.
         """
-        parts = _parts(url)
+        parts = _split_url(url)
         if parts.username is not None or parts.query or parts.fragment:
             raise ConfigError(
-                f"the URL of the engine at {parts.hostname} has more than a path; a key is given "
-                "as api_key"
+                f"the URL of the engine at {parts.hostname} may only have a host, a port and a "
+                "path; pass the key as api_key"
             )
         path = parts.path.rstrip("/")
         if not path.endswith((MOSHI_PATH, SESSION_PATH)):
             path += SESSION_PATH
-        scheme = _SCHEMES[parts.scheme]
+        scheme = _WEBSOCKET_SCHEMES[parts.scheme]
         return cls(
-            urlunsplit((scheme, parts.netloc, path, "", "")),
-            path.endswith(MOSHI_PATH),
-            _checked_key(api_key),
-            ssl_context if scheme == "wss" else None,
+            url=urlunsplit((scheme, parts.netloc, path, "", "")),
+            moshi=path.endswith(MOSHI_PATH),
+            api_key=_validated_key(api_key),
+            ssl_context=ssl_context if scheme == "wss" else None,
         )
 
     @property
-    def host(self) -> tuple[str, int]:
-        """Name and port."""
+    def host_and_port(self) -> tuple[str, int]:
+        """Host name and port; the scheme's default port if the URL has none."""
         parts = urlsplit(self.url)
         return parts.hostname or "", parts.port or (443 if self.secure else 80)
 
     @property
     def secure(self) -> bool:
-        """Whether it is reached by TLS."""
+        """Whether the connection uses TLS."""
         return self.url.startswith("wss:")
 
 
-def _parts(url: str) -> SplitResult:
+def _split_url(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
-        (parts.hostname or "").encode("idna")  # as a connection would: not every name can be one
-        usable = bool(parts.hostname) and parts.scheme in _SCHEMES and parts.port != 0
+        # A connection encodes the host name the same way; some names fail here.
+        (parts.hostname or "").encode("idna")
+        valid = bool(parts.hostname) and parts.scheme in _WEBSOCKET_SCHEMES and parts.port != 0
     except ValueError:
-        usable = False
-    if not usable:
-        raise ConfigError(f"an engine's URL is like wss://host:8998{_instead_of(url)}")
+        valid = False
+    if not valid:
+        raise ConfigError(f"an engine's URL is like wss://host:8998{_rejected_url(url)}")
     return parts
 
 
-def _instead_of(url: str) -> str:
-    """What to say of a URL that is none, without any key that may be in it."""
+def _rejected_url(url: str) -> str:
+    """The part of the error message about the invalid URL, without any key that it may contain."""
     if "@" in url:
-        return "; a key is given as api_key"
+        return "; pass the key as api_key"
     shown = url.partition("?")[0].partition("#")[0]
     hint = "" if "://" in shown or not shown else f"; did you mean ws://{shown}?"
     return f", not {shown!r}{hint}"
 
 
-def _checked_key(api_key: str | None) -> str | None:
+def _validated_key(api_key: str | None) -> str | None:
+    # The message must not repeat the key: it may be written to a log.
     key = (api_key or "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigError("the API key has characters that no key has")
+        raise ConfigError("the API key may only have printable ASCII characters and no spaces")
     return key or None

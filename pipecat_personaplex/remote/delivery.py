@@ -1,4 +1,8 @@
-"""What a session sends, kept until it is certain that the server has it."""
+"""Exactly-once, in-order delivery of a session's messages over connections that may break.
+
+``SendWindow`` stores what was sent until the server has confirmed it, and sends it again after a
+resumption. ``ReceiveWindow`` drops what arrives a second time.
+"""
 
 from __future__ import annotations
 
@@ -28,25 +32,26 @@ from pipecat_personaplex.protocol.session_messages import (
 )
 from pipecat_personaplex.remote.session import RemoteSession
 
-# Frames on their way or in the server's queue. More than the longest way takes, and few enough
-# that no server has to drop one when they all come at once after a cut.
-MAX_FRAMES = 8
-"""Frames of a session that may be on their way at once."""
-# A server that answers no frame confirms nothing, and an idle caller pushes none.
-_MAX_INSTRUCTIONS = 64
+# In transit or in the server's queue. More than the longest round trip needs, and few enough that
+# a server drops none when all arrive at once after a resumption.
+MAX_IN_FLIGHT_FRAMES = 8
+"""Input frames of a session that may be sent and not confirmed."""
+# A server that returns no frames confirms no instructions either, and a caller that pushes no
+# audio gets no frames: without a limit, instructions would pile up.
+_MAX_IN_FLIGHT_INSTRUCTIONS = 64
 
 _M = TypeVar("_M", str, bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A message on its way.
+    """A sent message that the server has not confirmed.
 
     Attributes:
-        sequence: Of the frame; of an instruction, that of the frame after it.
-        message: As it was sent.
-        arrived: When the caller gave the frame's last sample; None for an instruction.
-        sent: When it was sent first.
+        sequence: The input frame's sequence number; for an instruction, that of the next frame.
+        message: The encoded message.
+        arrived: When the caller pushed the frame's last sample; None for an instruction.
+        sent: When the message was first sent.
     """
 
     sequence: int
@@ -56,141 +61,151 @@ class _Sent:
 
 
 class SendWindow:
-    """What goes to the server, in order, across connections.
+    """Takes input frames and instructions from a session and puts them into sending order.
 
-    Only frames are answered. They travel in order with the instructions between them, so an answer
-    also confirms what was sent before its frame.
+    The server confirms an input frame by the output frame it returns for it. Instructions (``say``,
+    ``update``) have no confirmation of their own: the connection preserves the order, so an output
+    frame also confirms every instruction sent before its input frame.
 
     Args:
-        session: Where frames and instructions come from.
-        encode: Makes a frame's bytes, once.
+        session: The source of frames and instructions.
+        encode: Encodes a frame, float32 [1920]. Called once a frame, in order: Opus has state.
     """
 
     def __init__(self, session: RemoteSession, encode: Callable[[Pcm], bytes]):
         self._session = session
         self._encode = encode
-        # Bounded by MAX_FRAMES and _MAX_INSTRUCTIONS: past them nothing is taken from the session,
-        # whose own queues then drop frames and refuse words.
+        # Bounded by the two limits above: at a limit, nothing more is taken from the session, whose
+        # own queues then drop frames and refuse texts.
         self._sent: deque[_Sent] = deque()
-        self._again: deque[str | bytes] = deque()
+        self._resend: deque[str | bytes] = deque()
         self._next_sequence = 0
-        self._frames = 0
+        self._frames = 0  # frames in _sent; the rest of _sent are instructions
 
     @property
-    def oldest(self) -> float:
-        """When the oldest frame without an answer was sent; infinity if there is none."""
+    def oldest_sent(self) -> float:
+        """When the oldest unconfirmed input frame was sent (monotonic); infinity if none is."""
         return next((sent.sent for sent in self._sent if sent.arrived is not None), math.inf)
 
     def next(self) -> str | bytes | None:
-        """The next message, or None while there is none."""
-        if self._again:
-            return self._again.popleft()
+        """The next message to send; None if there is none."""
+        if self._resend:
+            return self._resend.popleft()
         if not self._session.ready:
             return None
         return self._next_instruction() or self._next_frame()
 
     def _next_instruction(self) -> str | None:
-        if len(self._sent) - self._frames >= _MAX_INSTRUCTIONS:
+        if len(self._sent) - self._frames >= _MAX_IN_FLIGHT_INSTRUCTIONS:
             return None
-        sampling = self._session.take_new_sampling()
+        sampling = self._session.take_sampling()
         if sampling is not None:
-            return self._keep(Update(sampling=sampling).model_dump_json(), None)
-        text = self._session.take_unsaid()
-        return None if text is None else self._keep(Say(text=text).model_dump_json(), None)
+            return self._record(Update(sampling=sampling).model_dump_json(), None)
+        text = self._session.take_text()
+        return None if text is None else self._record(Say(text=text).model_dump_json(), None)
 
     def _next_frame(self) -> bytes | None:
-        frame = self._session.take() if self._frames < MAX_FRAMES else None
+        frame = self._session.take_frame() if self._frames < MAX_IN_FLIGHT_FRAMES else None
         if frame is None:
             return None
         message = ClientFrame(self._next_sequence, self._encode(frame.pcm)).pack()
-        self._keep(message, frame.arrived)
+        self._record(message, frame.arrived)
         self._next_sequence += 1
         self._frames += 1
         return message
 
-    def _keep(self, message: _M, arrived: float | None) -> _M:
+    def _record(self, message: _M, arrived: float | None) -> _M:
         self._sent.append(_Sent(self._next_sequence, message, arrived, time.monotonic()))
         return message
 
-    def answered(self) -> float:
-        """The oldest frame has its answer; returns when the caller gave it.
+    def confirm(self) -> float:
+        """Remove the oldest input frame and the instructions before it.
+
+        Returns:
+            When the caller pushed the frame's last sample (monotonic seconds).
 
         Raises:
-            BadMessage: No frame waits for one.
+            BadMessage: Every frame is confirmed already.
         """
         while self._sent:
             arrived = self._sent.popleft().arrived
             if arrived is not None:
                 self._frames -= 1
                 return arrived
-        raise BadMessage("an answer came to a frame that was not sent")
+        raise BadMessage("an output frame came for an input frame that was not sent")
 
-    def forget(self, frames: int) -> int:
-        """The server has dropped its oldest frames; returns how many that were."""
+    def discard(self, frames: int) -> int:
+        """Remove the oldest input frames, which the server has dropped.
+
+        Returns:
+            How many were removed: at most the frames that are unconfirmed.
+        """
         dropped = max(0, min(frames, self._frames))
         for _ in range(dropped):
-            self.answered()
+            self.confirm()
         return dropped
 
-    def resume(self, next_frame: int) -> None:
-        """Send again from the frame that the server wants next.
+    def resume_from(self, next_frame: int) -> None:
+        """Send again everything from the frame that the server expects next.
 
         Raises:
-            BadMessage: It has answered that one, or it was never sent.
+            BadMessage: The server has confirmed that frame already, or it was never sent.
         """
         first = self._next_sequence - self._frames
         if not first <= next_frame <= self._next_sequence:
             raise BadMessage(
-                f"it wants frame {next_frame} next, of {first} to {self._next_sequence}"
+                f"the server wants frame {next_frame} next; it must be from {first} to "
+                f"{self._next_sequence}"
             )
-        self._again = deque(s.message for s in self._sent if s.sequence >= next_frame)
+        self._resend = deque(s.message for s in self._sent if s.sequence >= next_frame)
 
 
 class ReceiveWindow:
-    """Takes messages in, across connections.
+    """Handles the server's messages during a session, across connections.
 
     Args:
-        session: Gets the frames.
-        outbox: What they answer.
-        decode: Makes a frame's samples; called for each one once.
-        url: Of the server, for the log.
-        drains: Called when the server says that it is stopping.
+        session: Receives the output frames.
+        send_window: The input frames that output frames confirm.
+        decode: Decodes a frame's audio to float32 [1920]. Called once a frame, in order: Opus has
+            state.
+        url: The server's URL, for the log.
+        on_draining: Called when the server reports that it is stopping.
     """
 
     def __init__(
         self,
         session: RemoteSession,
-        outbox: SendWindow,
+        send_window: SendWindow,
         decode: Callable[[bytes], Pcm],
         url: str,
-        drains: Callable[[], object],
+        on_draining: Callable[[], object],
     ):
         self.next_frame = 0
-        self._drains = drains
+        self._on_draining = on_draining
         self._session = session
-        self._outbox = outbox
+        self._send_window = send_window
         self._decode = decode
         self._url = url
-        self._dropped = 0  # as the server has counted
+        self._reported_drops = 0
 
-    def take(self, message: str | bytes) -> Error | None:
-        """Do what a message asks for.
+    def receive(self, message: str | bytes) -> Error | None:
+        """Handle one message.
 
         Returns:
-            An error that ends the session.
+            The message if it is an error that ends the session.
 
         Raises:
-            BadMessage: It is none that may come now.
-            InvalidAudio: It is a frame whose audio is none.
+            BadMessage: Not a valid message at this point of a session.
+            InvalidAudio: The audio of a frame does not decode.
             SessionFailed: The server has closed the session, or a callback raised.
         """
         if isinstance(message, str):
-            return self._told(parse_server(message))
-        self._answered(ServerFrame.unpack(message))
+            return self._handle_control(parse_server(message))
+        self._handle_frame(ServerFrame.unpack(message))
         return None
 
-    def ready(self) -> None:
-        """The prompt is in.
+    def mark_ready(self) -> None:
+        """Report that the server has computed the prompt; does nothing the second time.
 
         Raises:
             SessionFailed: The caller's callback raised.
@@ -198,14 +213,16 @@ class ReceiveWindow:
         if not self._session.ready:
             self._session.mark_ready()
 
-    def _answered(self, frame: ServerFrame) -> None:
+    def _handle_frame(self, frame: ServerFrame) -> None:
         if frame.sequence < self.next_frame:
-            return  # sent again, and not needed
+            return  # sent again after a resumption, but it had arrived
         if frame.sequence > self.next_frame:
-            raise BadMessage(f"frame {frame.sequence} came where {self.next_frame} was due")
-        arrived = self._outbox.answered()
+            raise BadMessage(
+                f"frame {frame.sequence} came where frame {self.next_frame} was expected"
+            )
+        arrived = self._send_window.confirm()
         self.next_frame += 1
-        answer = SessionFrame(
+        output = SessionFrame(
             frame.sequence,
             self._decode(frame.audio),
             frame.text,
@@ -214,20 +231,25 @@ class ReceiveWindow:
             frame.user_codes,
             frame.timings,
         )
-        self._session.receive(answer, time.monotonic() - arrived)
+        self._session.deliver(output, time.monotonic() - arrived)
 
-    def _told(self, message: ServerMessage) -> Error | None:
+    def _handle_control(self, message: ServerMessage) -> Error | None:
+        log = logger.bind(session=self._session.id)
         match message:
             case Ready():
-                self.ready()
+                self.mark_ready()
             case Stats(dropped_frames=dropped):
-                self._session.count_dropped(self._outbox.forget(dropped - self._dropped))
-                self._dropped = max(dropped, self._dropped)
+                # The server's counter is a total: only its growth is new.
+                new = self._send_window.discard(dropped - self._reported_drops)
+                self._session.count_dropped(new)
+                self._reported_drops = max(dropped, self._reported_drops)
             case Draining(seconds=seconds):
-                self._drains()
-                logger.info("{} ends its sessions in {:g} s", self._url, seconds)
+                self._on_draining()
+                log.info(
+                    "{}: the server is stopping; it ends sessions in {:g} s", self._url, seconds
+                )
             case Error(fatal=False):
-                logger.warning("{}: {}", self._url, message.message)
+                log.warning("{}: {}", self._url, message.message)
             case Error():
                 return message
             case Closed():

@@ -1,4 +1,4 @@
-"""The engine's client: one thread, and every server behind one interface."""
+"""``RemoteEngine``: the engine interface, with the model on other machines."""
 
 from __future__ import annotations
 
@@ -21,47 +21,60 @@ from pipecat_personaplex.interface import SessionFrame, SessionStats
 from pipecat_personaplex.protocol.audio import open_codec
 from pipecat_personaplex.protocol.moshi import OggOpusWriter
 from pipecat_personaplex.protocol.session_messages import AudioFormat
-from pipecat_personaplex.remote.address import Address
+from pipecat_personaplex.remote.address import ServerAddress
 from pipecat_personaplex.remote.connection import PermanentlyUnreachable
-from pipecat_personaplex.remote.delivery import MAX_FRAMES
+from pipecat_personaplex.remote.delivery import MAX_IN_FLIGHT_FRAMES
 from pipecat_personaplex.remote.moshi import MoshiServer
-from pipecat_personaplex.remote.native import NativeServer, opening
+from pipecat_personaplex.remote.native import NativeServer, open_message
 from pipecat_personaplex.remote.server import Server
-from pipecat_personaplex.remote.server_pool import all_voices, require_room, why_none
-from pipecat_personaplex.remote.session import RemoteSession, require_fitting
+from pipecat_personaplex.remote.server_pool import (
+    all_voices,
+    require_available,
+    unreachable_reason,
+)
+from pipecat_personaplex.remote.session import RemoteSession, require_fits
 from pipecat_personaplex.remote.session_task import SessionTask
-from pipecat_personaplex.remote.stats import RemoteStats, total
+from pipecat_personaplex.remote.stats import RemoteStats, sum_stats
 
-_NOTHING = SessionStats(0, 0, 0, 0)
+_NO_STATS = SessionStats(0, 0, 0, 0)
 
 
 class RemoteEngine:
-    """An ``Engine`` on other machines: one server of ``personaplex serve``, or several.
+    """An ``Engine`` on other machines: one or several servers started by ``personaplex serve``.
 
     A new session goes to the least loaded server that has its voice, and to the next one if that
-    refuses. One whose connection breaks resumes at its server, where the conversation waits.
+    server refuses it. A session whose connection breaks resumes at its server, which preserves the
+    conversation.
 
-    Use it as a context manager, or call ``start`` and ``stop``; on an event loop, in a thread, for
-    both wait. All other methods return at once and may be called from any thread or event loop.
-    Callbacks come in order on this engine's own thread and must return at once.
+    Use the engine as a context manager, or call ``start`` and ``stop``. Both block; on an event
+    loop, call them in a thread. All other methods return at once and may be called from any thread
+    or event loop. Callbacks run in order on the engine's own thread and must return at once.
+
+    Example::
+
+        with RemoteEngine("wss://gpu.example.com:8998", api_key=key) as engine:
+            session = engine.open_session(Persona("NATF2"), on_frame=print)
+            session.wait_ready()
+            session.push(pcm)  # float32 mono 24 kHz, any length
+            session.close()
+            session.wait_ended()
 
     Args:
-        urls: One server or more, as ``wss://host:8998``. A path that ends in ``/api/chat`` is taken
-            for NVIDIA's own server: there ``say`` and ``update`` raise ``ConfigError``, sessions
-            cannot be resumed, text comes with the audio that follows it (80 ms after its own), and
-            frames have -1 for their text token and codes. Proxies that the environment names are
-            not used.
-        api_key: For servers that want one.
-        audio: How frames travel: ``"pcm16"`` is exact, adds no delay and needs 0.4 Mbit/s each
-            way; ``"opus"`` needs a tenth of that, costs 6.5 ms each way and some quality, and
-            requires libopus.
-        ssl_context: For ``wss://``, in place of the usual verification.
-        max_queued_frames: Input a session may have waiting, in frames of 80 ms; past it the oldest
-            frame is dropped and counted.
+        urls: One or several servers, as ``wss://host:8998``. A path that ends in ``/api/chat``
+            selects NVIDIA's protocol: ``say`` and ``update`` then raise ``ConfigError``, sessions
+            cannot resume, text comes with the next audio frame (80 ms late), and frames have -1 for
+            their text token and codes. Proxies of the environment are not used.
+        api_key: For servers that require one.
+        audio: The encoding of audio on the connection. ``"pcm16"`` is exact, adds no delay and
+            needs 0.4 Mbit/s each way. ``"opus"`` needs a tenth of that, adds 6.5 ms each way, loses
+            some quality, and requires libopus.
+        ssl_context: For ``wss://``, instead of the default certificate verification.
+        max_queued_frames: Input frames (80 ms each) that may wait in a session; when the queue is
+            full, the oldest frame is dropped and counted.
         start_seconds: How long ``start`` waits for a server.
 
     Raises:
-        ConfigError: A URL or an option cannot be.
+        ConfigError: A URL or an option is not valid.
     """
 
     def __init__(
@@ -79,9 +92,9 @@ class RemoteEngine:
             raise ConfigError("a remote engine needs the URL of a server")
         if audio not in get_args(AudioFormat):
             raise ConfigError(f"audio must be pcm16 or opus, not {audio!r}")
-        EngineConfig(max_queued_frames=max_queued_frames)  # which checks it
+        EngineConfig(max_queued_frames=max_queued_frames)  # raises ConfigError if not valid
         self._max_queued_frames = max_queued_frames
-        self._addresses = [Address.parse(url, api_key, ssl_context) for url in urls]
+        self._addresses = [ServerAddress.parse(url, api_key, ssl_context) for url in urls]
         self._audio: AudioFormat = audio
         self._start_seconds = start_seconds
         self._servers: list[Server] = []
@@ -90,14 +103,14 @@ class RemoteEngine:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._stop: asyncio.Event | None = None
-        # Set once a server answers, or none ever will.
-        self._looked = threading.Event()
-        # Held while the thread is started or waited for; never taken on the thread itself.
+        # Set once a server is reachable, or all are permanently unreachable.
+        self._polled = threading.Event()
+        # Held while the thread is started or joined; never acquired on the thread itself.
         self._lifecycle = threading.Lock()
-        # Guards what callers and the thread share: whether it runs, and who is open.
+        # Guards _loop, _stop, _stopping and the open sessions and counters below.
         self._lock = threading.Lock()
-        self._lives: set[SessionTask] = set()
-        self._past = _NOTHING
+        self._session_tasks: set[SessionTask] = set()
+        self._ended_stats = _NO_STATS
         self._refused = 0
 
     def __repr__(self) -> str:
@@ -111,10 +124,11 @@ class RemoteEngine:
         self.stop()
 
     def start(self) -> None:
-        """Start the thread and wait for a server; does nothing if it runs.
+        """Start the thread and wait for a server; does nothing if the engine runs.
 
         Raises:
-            EngineUnreachable: No server answered in time, or as one of ours does.
+            EngineUnreachable: No server was reachable in time, or none is a PersonaPlex server.
+            EngineStopped: Called from a callback while the engine stops.
             ConfigError: A package or a library for Opus is missing.
         """
         if threading.current_thread() is self._thread:
@@ -125,45 +139,46 @@ class RemoteEngine:
             if self._thread is not None:
                 if self._thread.is_alive() and not self._stopping:
                     return
-                self._thread.join()  # stopped from a callback, and about to end
-            self._servers = [self._server(address) for address in self._addresses]
+                self._thread.join()  # stopped from a callback; the thread is about to end
+            self._servers = [self._new_server(address) for address in self._addresses]
             self._stopping = False
             self._loop = self._stop = None
-            self._looked.clear()
+            self._polled.clear()
             self._thread = threading.Thread(
                 target=lambda: asyncio.run(self._main()), name="personaplex-remote", daemon=True
             )
             self._thread.start()
-            self._looked.wait(self._start_seconds)
+            self._polled.wait(self._start_seconds)
             if not self.healthy:
-                self._halt()
-                raise EngineUnreachable(why_none(self._servers))
+                self._stop_and_join()
+                raise EngineUnreachable(unreachable_reason(self._servers))
 
-    def _server(self, address: Address) -> Server:
-        if address.chat:
-            OggOpusWriter()  # now, and not with the first caller
+    def _new_server(self, address: ServerAddress) -> Server:
+        # Create a codec now: a missing library must fail start(), not the first caller.
+        if address.moshi:
+            OggOpusWriter()
             return MoshiServer(address)
-        open_codec(self._audio)  # likewise
+        open_codec(self._audio)
         return NativeServer(address, self._audio)
 
     def stop(self) -> None:
-        """End every session and the thread; does nothing if it does not run.
+        """End every session and the thread; does nothing if the engine does not run.
 
-        Called from a callback, it returns at once and the thread ends after that callback.
+        Called from a callback, ``stop`` returns at once, and the thread ends after the callback.
         """
         if threading.current_thread() is self._thread:
-            self._refuse_more()
+            self._request_stop()
             return
         with self._lifecycle:
-            self._halt()
+            self._stop_and_join()
 
-    def _halt(self) -> None:
+    def _stop_and_join(self) -> None:
         if self._thread is not None:
-            self._refuse_more()
+            self._request_stop()
             self._thread.join()
             self._thread = None
 
-    def _refuse_more(self) -> None:
+    def _request_stop(self) -> None:
         with self._lock:
             self._stopping = True
             if self._stop is not None:
@@ -171,22 +186,22 @@ class RemoteEngine:
 
     @property
     def healthy(self) -> bool:
-        """Whether a server can be reached."""
+        """Whether at least one server is reachable."""
         return self._running and any(server.reachable for server in self._servers)
 
     @property
     def voices(self) -> list[str]:
-        """Names that a persona may use; NVIDIA's own server takes any name of a file it has."""
+        """Names a persona may use; NVIDIA's server also accepts any other voice file it has."""
         return all_voices(self._servers)
 
     @property
     def max_in_flight_frames(self) -> int:
-        """Frames that a session in good order may owe: as many are on their way at once."""
-        return MAX_FRAMES
+        """Input frames of a session that may be sent before their output frames arrive."""
+        return MAX_IN_FLIGHT_FRAMES
 
     @property
     def max_sessions(self) -> int:
-        """Slots of all servers together; 0 where one does not say, or not yet."""
+        """Slots of all servers together; 0 while a server has not reported its slots."""
         slots = [server.max_sessions for server in self._servers]
         return sum(slots) if all(slots) else 0
 
@@ -203,28 +218,28 @@ class RemoteEngine:
         on_ready: Callable[[], object] | None = None,
         on_end: Callable[[PersonaPlexError | None], object] | None = None,
     ) -> RemoteSession:
-        """Open a session; returns at once, while a server is asked for a slot.
+        """Open a session; returns at once, while a slot is requested from a server.
 
-        What a server says later, ``EngineFull`` and ``PromptTooLong`` included, comes to
-        ``on_end`` before any ``on_ready``.
+        Errors that a server reports later, ``EngineFull`` and ``PromptTooLong`` included, are
+        passed to ``on_end``; ``on_ready`` is then never called.
 
         Args:
             persona: Voice and role.
-            sampling: How tokens are drawn.
-            on_frame: Called with each frame, in order, on this engine's thread; must return at
-                once.
-            on_ready: Called once, when the prompt is in and before the first frame.
+            sampling: How tokens are sampled.
+            on_frame: Called with each output frame, in order.
+            on_ready: Called once, when the prompt is computed and before the first frame.
             on_end: Called once, after the last frame, with the error that ended the session or
                 None after ``close``.
 
         Raises:
             EngineStopped: The engine is not running.
-            EngineUnreachable: No server can be reached.
-            EngineDraining: Those that can are stopping.
-            EngineFull: They have said, just now, that every slot is taken.
-            VoiceNotFound: None of them has the persona's voice.
+            EngineUnreachable: No server is reachable.
+            EngineDraining: Every reachable server is stopping.
+            EngineFull: Every slot was taken when the servers were last polled.
+            VoiceNotFound: No reachable server has the persona's voice.
             LimitReached: The persona does not fit into a message.
-            ConfigError: The persona is no ``Persona``, or the sampling no ``SamplingParams``.
+            ConfigError: ``persona`` is not a ``Persona`` or ``sampling`` is not a
+                ``SamplingParams``.
         """
         session = RemoteSession(
             persona,
@@ -232,74 +247,79 @@ class RemoteEngine:
             on_ready=on_ready,
             on_frame=on_frame,
             on_end=on_end,
-            wake=lambda: self._post(life.wake),
+            wake=lambda: self._post(task.wake),
             max_queued_frames=self._max_queued_frames,
-            mute=min((server.mute for server in self._servers), default=""),
+            # Until a server is chosen, say and update are refused only if every server would.
+            control_refusal=min((server.control_refusal for server in self._servers), default=""),
         )
-        life = SessionTask(session, self._servers, self._over)
-        require_fitting("persona", opening(session, self._audio).model_dump_json())
+        task = SessionTask(session, self._servers, self._on_session_ended)
+        require_fits("persona", open_message(session, self._audio).model_dump_json())
         with self._lock:
             if not self._running:
-                raise EngineStopped("the engine is not running; use it in a with or call start()")
+                raise EngineStopped(
+                    "the engine is not running; use it in a with statement, or call start()"
+                )
             try:
-                require_room(self._servers, persona.voice)
+                require_available(self._servers, persona.voice)
             except PersonaPlexError:
                 self._refused += 1
                 raise
-            self._lives.add(life)
-            self._post(life.begin)
+            self._session_tasks.add(task)
+            self._post(task.start)
         return session
 
     def stats(self) -> RemoteStats:
-        """Figures for logs and metrics; cheap enough to ask for every second."""
+        """Metrics for logs and dashboards; cheap enough to call every second."""
         with self._lock:
-            lives, past = list(self._lives), self._past
-        now = total([past, *(life.session.stats() for life in lives)])
+            tasks, ended = list(self._session_tasks), self._ended_stats
+        total = sum_stats([ended, *(task.session.stats() for task in tasks)])
         return RemoteStats(
             healthy=self.healthy,
-            sessions=sum(not life.session.closed for life in lives),
-            frames=now.frames,
-            late_frames=now.late_frames,
-            dropped_frames=now.dropped_frames,
-            queued_frames=now.queued_frames,
+            sessions=sum(not task.session.closed for task in tasks),
+            frames=total.frames,
+            late_frames=total.late_frames,
+            dropped_frames=total.dropped_frames,
+            queued_frames=total.queued_frames,
             refused=self._refused,
             servers=tuple(server.stats() for server in self._servers),
         )
 
     def _post(self, callback: Callable[[], object]) -> None:
-        # Once the thread has ended there is nobody to tell.
-        with suppress(RuntimeError):
+        """Have the engine's thread call ``callback``; does nothing if the thread has ended."""
+        with suppress(RuntimeError):  # the event loop is closed
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(callback)
 
-    # The thread.
+    # What follows runs on the engine's thread.
 
     async def _main(self) -> None:
         stop = asyncio.Event()
         with self._lock:
             self._stop, self._loop = stop, asyncio.get_running_loop()
-            if self._stopping:  # before it has begun
+            if self._stopping:  # stop() was called before this thread got here
                 stop.set()
-        watching = [asyncio.create_task(server.watch(self._note_look)) for server in self._servers]
+        watching = [asyncio.create_task(server.watch(self._on_polled)) for server in self._servers]
         await stop.wait()
-        for task in watching:
-            task.cancel()
+        for watch in watching:
+            watch.cancel()
         with self._lock:
-            lives = list(self._lives)
-        for life in lives:
-            life.cut()
-        await asyncio.gather(*watching, *(life.wait() for life in lives), return_exceptions=True)
-        await asyncio.gather(*(server.parted() for server in self._servers))
+            tasks = list(self._session_tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*watching, *(task.wait() for task in tasks), return_exceptions=True)
+        await asyncio.gather(*(server.wait_released() for server in self._servers))
 
-    def _note_look(self) -> None:
+    def _on_polled(self) -> None:
         servers = self._servers
         if any(server.reachable for server in servers) or all(
             isinstance(server.error, PermanentlyUnreachable) for server in servers
         ):
-            self._looked.set()
+            self._polled.set()
 
-    def _over(self, life: SessionTask) -> None:
+    def _on_session_ended(self, task: SessionTask) -> None:
         with self._lock:
-            self._lives.discard(life)
-            self._past = replace(total([self._past, life.session.stats()]), queued_frames=0)
-            self._refused += life.refused
+            self._session_tasks.discard(task)
+            self._ended_stats = replace(
+                sum_stats([self._ended_stats, task.session.stats()]), queued_frames=0
+            )
+            self._refused += task.refused

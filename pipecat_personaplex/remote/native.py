@@ -1,4 +1,4 @@
-"""A session over ``/v1/session``: open, converse, resume; see server/PROTOCOL.md."""
+"""The client of ``personaplex serve``: sessions over ``/v1/session`` (protocol/PROTOCOL.md)."""
 
 from __future__ import annotations
 
@@ -36,224 +36,323 @@ from pipecat_personaplex.protocol.session_messages import (
     ServerMessage,
     rebuild_error,
 )
-from pipecat_personaplex.remote.address import Address
+from pipecat_personaplex.remote.address import ServerAddress
 from pipecat_personaplex.remote.connection import (
     CONNECT_SECONDS,
     PermanentlyUnreachable,
+    as_unreachable,
     open_websocket,
     receive_control,
-    unreachable,
 )
 from pipecat_personaplex.remote.delivery import ReceiveWindow, SendWindow
 from pipecat_personaplex.remote.server import Server
 from pipecat_personaplex.remote.session import RemoteSession
-from pipecat_personaplex.remote.tasks import first_to_end, for_ever
+from pipecat_personaplex.remote.tasks import run_until_first_ends, wait_until_cancelled
 
-# The engine answers at once that it has a slot; the prompt comes later.
+_PING_SECONDS = 2.0
+_PONG_SECONDS = 4.0
+# The server grants a slot at once; the prompt may take until _READY_SECONDS.
 _OPEN_SECONDS = 5.0
-_GOODBYE_SECONDS = 1.0
-_MAX_RESUME_SECONDS = 60.0
-# A frame that waits for longer has been dropped, or soon will be answered.
-_ASK_SECONDS = 1.0
 _READY_SECONDS = 60.0
-_ANSWER_SECONDS = 10.0
-_BACKOFF_SECONDS = (0.1, 1.0)
+_CLOSE_SECONDS = 1.0
+# A server cannot make the client retry for longer than this.
+_MAX_RESUME_SECONDS = 60.0
+# If a frame is unconfirmed for this long, request the server's counters: it may have dropped it.
+_STATS_SECONDS = 1.0
+# If a frame is unconfirmed for this long, the session fails.
+_CONFIRM_SECONDS = 10.0
+_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 1.0
 _TAKEN_OVER = 4001
-# Closed for what was in the messages: the next connection would fare no better.
-_FINAL_CODES = (1002, 1003, 1007, 1008, 1009, 1010)
+# Close codes about the content of messages: a new connection would end in the same way.
+_FINAL_CLOSE_CODES = (1002, 1003, 1007, 1008, 1009, 1010)
+
+
+def open_message(session: RemoteSession, audio: AudioFormat) -> Open:
+    """The message that requests a session."""
+    persona = session.persona
+    return Open(
+        voice=persona.voice, text_prompt=persona.text_prompt, sampling=session.sampling, audio=audio
+    )
+
+
+class NativeServer(Server):
+    """A server started by ``personaplex serve``.
+
+    Args:
+        address: How to reach it.
+        audio: The encoding of audio on the connection.
+    """
+
+    def __init__(self, address: ServerAddress, audio: AudioFormat):
+        super().__init__(address)
+        self.audio = audio
+
+    async def poll(self) -> None:
+        """Connect, read the server's hello, and disconnect.
+
+        Raises:
+            EngineUnreachable: The connection failed, or the server sends no valid hello.
+        """
+        websocket = await self.connect()
+        try:
+            await websocket.close()
+        finally:
+            websocket.transport.abort()
+
+    def new_channel(self, session: RemoteSession) -> NativeChannel:
+        """Create a channel for a session; the caller opens it."""
+        return NativeChannel(self, session)
+
+    async def connect(self) -> ClientConnection:
+        """Connect and read the server's hello.
+
+        Raises:
+            EngineUnreachable: The connection failed, or the server sends no valid hello.
+        """
+        websocket = await open_websocket(
+            self.address, ping_seconds=_PING_SECONDS, pong_seconds=_PONG_SECONDS
+        )
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                self._handle_hello(await receive_control(websocket))
+        except BaseException as error:
+            websocket.transport.abort()
+            if isinstance(error, ConnectionClosed | OSError):
+                raise as_unreachable(self.address, error) from error
+            if isinstance(error, BadMessage):
+                raise self._not_personaplex(str(error)) from error
+            raise
+        return websocket
+
+    def _handle_hello(self, message: ServerMessage) -> None:
+        if isinstance(message, Error):
+            raise EngineUnreachable(f"{self.address.url}: {message.message}")
+        if not isinstance(message, Hello):
+            raise self._not_personaplex(f"its first message is {message.type!r}, not 'hello'")
+        if message.version != VERSION:
+            raise self._not_personaplex(
+                f"it uses protocol version {message.version}; this client uses {VERSION}"
+            )
+        self.voices = tuple(message.voices)
+        self.draining = message.draining
+        self.max_sessions = message.max_sessions
+        self.mark_reachable(message.sessions)
+
+    def _not_personaplex(self, reason: str) -> PermanentlyUnreachable:
+        return PermanentlyUnreachable(f"{self.address.url}: not a PersonaPlex server: {reason}")
 
 
 class NativeChannel:
-    """One session, over as many connections as it takes.
+    """One session at one server, over as many connections as needed.
 
     Args:
-        server: Where the session is.
-        session: Its caller's side.
+        server: The session's server.
+        session: The caller's side.
     """
 
     def __init__(self, server: NativeServer, session: RemoteSession):
         self.session = session
         self._server = server
         codec = open_codec(server.audio)
-        self._outbox = SendWindow(session, codec.encode)
-        url, drains = server.address.url, server.drains
-        self._inbox = ReceiveWindow(session, self._outbox, codec.decode, url, drains)
+        self._send_window = SendWindow(session, codec.encode)
+        self._receive_window = ReceiveWindow(
+            session, self._send_window, codec.decode, server.address.url, server.mark_draining
+        )
         self._awake = asyncio.Event()
         self._websocket: ClientConnection | None = None
         self._broken = False
+        # What follows is set by open().
         self._secret = ""
         self._opened = 0.0
         self._resume_seconds = 0.0
 
     def wake(self) -> None:
-        """The session has something to send."""
+        """Notify the channel that the session has something to send."""
         self._awake.set()
 
     async def open(self) -> None:
-        """Get a slot.
+        """Connect and request a slot.
 
         Raises:
-            PersonaPlexError: The server refuses, or does not answer.
+            PersonaPlexError: The server refuses, or does not respond.
         """
+        url = self._server.address.url
         websocket = self._websocket = await self._server.connect()
         if self._server.draining:
-            raise EngineDraining(f"{self._server.address.url}: the server is stopping")
-        opened = await self._ask(websocket, opening(self.session, self._server.audio))
+            raise EngineDraining(f"{url}: the server is stopping")
+        opened = await self._request(websocket, open_message(self.session, self._server.audio))
         if not isinstance(opened, Opened):
-            raise self._violation(f"{opened.type!r} came where 'opened' was due")
+            raise self._violation(f"{opened.type!r} came where 'opened' was expected")
         self._opened = time.monotonic()
         self._secret = opened.session
         self._resume_seconds = min(max(0.0, opened.resume_seconds), _MAX_RESUME_SECONDS)
+        if opened.id:  # empty from a server that is older than this field
+            self.session.adopt_id(opened.id)
+        logger.bind(session=self.session.id).debug("{}: the session has a slot", url)
 
     async def run(self) -> None:
-        """Converse until cancelled; a connection that breaks is replaced.
+        """Send and receive until cancelled; a connection that breaks is replaced.
 
         Raises:
-            PersonaPlexError: What ended the session.
+            PersonaPlexError: The error that ended the session.
         """
-        assert self._websocket is not None, "open comes first"
+        assert self._websocket is not None, "open() comes first"
         while True:
             try:
-                await self._converse(self._websocket)
+                await self._use(self._websocket)
             except (ConnectionClosed, OSError) as error:
-                await self._resume(self._reason(error))
+                await self._resume(self._retry_reason(error))
 
-    async def leave(self) -> None:
-        """Have the server free the slot."""
+    async def close(self) -> None:
+        """Have the server free the slot, and disconnect; never raises."""
         with suppress(ConnectionClosed, OSError, PersonaPlexError):
-            async with asyncio.timeout(_GOODBYE_SECONDS):
-                if self._resume_seconds and self.session.error is None and self._cut_off:
-                    # Else the slot would be kept for whoever might resume.
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                if self._resume_seconds and self.session.error is None and self._disconnected:
+                    # Without this, the server would hold the slot for resume_seconds.
                     await self._resume_once()
                 if self._websocket is not None:
                     await self._websocket.send(Close().model_dump_json())
-                while self._websocket is not None:  # frames, closed, and the end
+                while self._websocket is not None:  # until ConnectionClosed
                     await self._websocket.recv()
         if self._websocket is not None:
             self._websocket.transport.abort()
 
     @property
-    def _cut_off(self) -> bool:
+    def _disconnected(self) -> bool:
         return self._broken or (
             self._websocket is not None and self._websocket.state is State.CLOSED
         )
 
     # One connection.
 
-    async def _ask(self, websocket: ClientConnection, message: Open | Resume) -> ServerMessage:
-        """What the server answers before anything else.
+    async def _request(self, websocket: ClientConnection, message: Open | Resume) -> ServerMessage:
+        """Send the first message of a connection and return the server's response.
 
         Raises:
-            PersonaPlexError: An error, or nothing.
+            PersonaPlexError: The server responds with an error, or not at all.
         """
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
                 await websocket.send(message.model_dump_json())
-                answer = await receive_control(websocket)
+                response = await receive_control(websocket)
         except (ConnectionClosed, OSError) as error:
-            raise unreachable(self._server.address, error, _OPEN_SECONDS) from error
+            raise as_unreachable(self._server.address, error, _OPEN_SECONDS) from error
         except BadMessage as error:
             raise self._violation(str(error)) from error
-        if isinstance(answer, Error):
-            raise rebuild_error(answer)
-        return answer
+        if isinstance(response, Error):
+            raise rebuild_error(response)
+        return response
 
-    async def _converse(self, websocket: ClientConnection) -> None:
+    async def _use(self, websocket: ClientConnection) -> None:
+        """Send and receive on one connection until it breaks.
+
+        Raises:
+            ConnectionClosed: The connection broke.
+            PersonaPlexError: The session is over.
+        """
         self._awake.set()
-        await first_to_end(
-            self._receive(websocket), self._send(websocket), self._oversee(websocket)
+        await run_until_first_ends(
+            self._receive(websocket), self._send(websocket), self._supervise(websocket)
         )
 
     async def _receive(self, websocket: ClientConnection) -> None:
         while True:
-            self._take(await websocket.recv())
+            self._handle(await websocket.recv())
 
     async def _send(self, websocket: ClientConnection) -> None:
         with suppress(ConnectionClosed):
             while True:
                 await self._awake.wait()
                 self._awake.clear()
-                while (message := self._outbox.next()) is not None:
+                while (message := self._send_window.next()) is not None:
                     await websocket.send(message)
-        await for_ever()
+        await wait_until_cancelled()
 
-    async def _oversee(self, websocket: ClientConnection) -> None:
-        """Have the server count, where a frame stays without an answer for long.
+    async def _supervise(self, websocket: ClientConnection) -> None:
+        """Request the server's counters while a frame stays unconfirmed.
 
         Raises:
-            SessionFailed: It stays so for too long, or the prompt does.
+            SessionFailed: A frame or the prompt takes too long.
         """
         url, connected = self._server.address.url, time.monotonic()
         with suppress(ConnectionClosed):
             while True:
-                await asyncio.sleep(_ASK_SECONDS)
+                await asyncio.sleep(_STATS_SECONDS)
                 now = time.monotonic()
                 if not self.session.ready and now - self._opened > _READY_SECONDS:
                     raise SessionFailed(
-                        f"{url} has not taken the prompt within {_READY_SECONDS:g} s"
+                        f"{url} has not computed the prompt within {_READY_SECONDS:g} s"
                     )
-                if now - max(connected, self._outbox.oldest) > _ANSWER_SECONDS:
-                    raise SessionFailed(f"{url} has not answered for {_ANSWER_SECONDS:g} s")
-                if now - self._outbox.oldest > _ASK_SECONDS:
+                # Count from the start of this connection: the time without one is not its fault.
+                if now - max(connected, self._send_window.oldest_sent) > _CONFIRM_SECONDS:
+                    raise SessionFailed(
+                        f"{url} has not returned a frame for {_CONFIRM_SECONDS:g} s"
+                    )
+                if now - self._send_window.oldest_sent > _STATS_SECONDS:
                     await websocket.send(AskStats().model_dump_json())
-        await for_ever()
+        await wait_until_cancelled()
 
-    def _take(self, message: str | bytes) -> None:
+    def _handle(self, message: str | bytes) -> None:
         try:
-            fatal = self._inbox.take(message)
+            fatal = self._receive_window.receive(message)
         except (BadMessage, InvalidAudio) as error:
             raise self._violation(str(error)) from error
         if fatal is not None:
             raise rebuild_error(fatal)
-        self._awake.set()  # an answer makes room for the next frame
+        self._awake.set()  # a confirmed frame makes room for the next
 
     def _violation(self, reason: str) -> SessionFailed:
         return SessionFailed(f"{self._server.address.url} does not follow the protocol: {reason}")
 
     # From one connection to the next.
 
-    def _reason(self, error: ConnectionClosed | OSError) -> str:
-        """Why the connection broke.
+    def _retry_reason(self, error: ConnectionClosed | OSError) -> str:
+        """Why the connection broke, for a break that a new connection may repair.
 
         Raises:
-            SessionFailed: Another connection would not help.
+            SessionFailed: A new connection would not help.
         """
         url = self._server.address.url
         if isinstance(error, ConnectionClosed):
             received = error.rcvd.code if error.rcvd else None
             if received == _TAKEN_OVER:
                 raise SessionLost(f"{url}: another client has resumed the session") from error
+            # A close frame sent in response to the server's repeats the server's code.
             sent = error.sent.code if error.sent and not error.rcvd_then_sent else None
-            if received in _FINAL_CODES:
+            if received in _FINAL_CLOSE_CODES:
                 raise SessionFailed(f"{url} closed the connection: {error.rcvd}") from error
-            if sent in _FINAL_CODES:
+            if sent in _FINAL_CLOSE_CODES:
                 raise self._violation(str(error.sent)) from error
         return str(error) or type(error).__name__
 
     async def _resume(self, reason: str) -> None:
-        """Go on over another connection.
+        """Continue the session over a new connection; retry until ``resume_seconds`` have passed.
 
         Raises:
-            SessionLost: The server does not know the session, or cannot be reached in time.
-            PersonaPlexError: Whatever else it says.
+            SessionLost: The server does not know the session, or is not reachable in time.
+            PersonaPlexError: The server refuses for another reason.
         """
         url = self._server.address.url
         if not self._resume_seconds:
             raise SessionLost(
-                f"{url}: the connection broke, and this server keeps no session: {reason}"
+                f"{url}: the connection broke, and this server does not support resuming: {reason}"
             )
-        logger.warning("{}: the connection broke, and the session resumes: {}", url, reason)
+        log = logger.bind(session=self.session.id)
+        log.warning("{}: the connection broke; resuming the session: {}", url, reason)
         self._broken = True
-        pause = _BACKOFF_SECONDS[0]
+        pause = _MIN_BACKOFF_SECONDS
         try:
             async with asyncio.timeout(self._resume_seconds):
                 while True:
                     await asyncio.sleep(pause * random.uniform(0.75, 1.25))
-                    pause = min(2 * pause, _BACKOFF_SECONDS[1])
+                    pause = min(2 * pause, _MAX_BACKOFF_SECONDS)
                     try:
-                        return await self._resume_once()
+                        await self._resume_once()
                     except EngineUnreachable as error:
                         reason = str(error)
+                    else:
+                        log.info("{}: the session has resumed", url)
+                        return
         except TimeoutError:
             raise SessionLost(
                 f"{url}: the connection broke and could not be resumed within "
@@ -263,11 +362,11 @@ class NativeChannel:
     async def _resume_once(self) -> None:
         websocket = self._websocket = await self._server.connect()
         try:
-            message = Resume(session=self._secret, next_frame=self._inbox.next_frame)
-            resumed = await self._ask(websocket, message)
+            message = Resume(session=self._secret, next_frame=self._receive_window.next_frame)
+            resumed = await self._request(websocket, message)
             if not isinstance(resumed, Resumed):
-                raise self._violation(f"{resumed.type!r} came where 'resumed' was due")
-            self._outbox.resume(resumed.next_frame)
+                raise self._violation(f"{resumed.type!r} came where 'resumed' was expected")
+            self._send_window.resume_from(resumed.next_frame)
         except BaseException as error:
             websocket.transport.abort()
             if isinstance(error, BadMessage):
@@ -275,79 +374,4 @@ class NativeChannel:
             raise
         self._broken = False
         if resumed.ready:
-            self._inbox.ready()
-
-
-def opening(session: RemoteSession, audio: AudioFormat) -> Open:
-    """The message that asks for a session."""
-    persona = session.persona
-    return Open(
-        voice=persona.voice, text_prompt=persona.text_prompt, sampling=session.sampling, audio=audio
-    )
-
-
-_PING_SECONDS = 2.0
-_PONG_SECONDS = 4.0
-
-
-class NativeServer(Server):
-    """A ``personaplex serve``.
-
-    Args:
-        address: Where it is.
-        audio: How frames travel.
-    """
-
-    def __init__(self, address: Address, audio: AudioFormat):
-        super().__init__(address)
-        self.audio = audio
-
-    async def look(self) -> None:
-        """Read what the server says of itself."""
-        websocket = await self.connect()
-        try:
-            await websocket.close()
-        finally:
-            websocket.transport.abort()
-
-    def line(self, session: RemoteSession) -> NativeChannel:
-        """A way to the server that is yet to be opened."""
-        return NativeChannel(self, session)
-
-    async def connect(self) -> ClientConnection:
-        """A WebSocket whose server has said hello.
-
-        Raises:
-            EngineUnreachable: There is none, or what answers is not ours.
-        """
-        websocket = await open_websocket(
-            self.address, ping_seconds=_PING_SECONDS, pong_seconds=_PONG_SECONDS
-        )
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                self._greeted(await receive_control(websocket))
-        except BaseException as error:
-            websocket.transport.abort()
-            if isinstance(error, ConnectionClosed | OSError):
-                raise unreachable(self.address, error) from error
-            if isinstance(error, BadMessage):
-                raise self._stranger(str(error)) from error
-            raise
-        return websocket
-
-    def _greeted(self, message: ServerMessage) -> None:
-        if isinstance(message, Error):
-            raise EngineUnreachable(f"{self.address.url}: {message.message}")
-        if not isinstance(message, Hello):
-            raise self._stranger(f"it begins with {message.type!r}")
-        if message.version != VERSION:
-            raise self._stranger(f"it speaks version {message.version}, and this is {VERSION}")
-        self.voices = tuple(message.voices)
-        self.draining = message.draining
-        self.max_sessions = message.max_sessions
-        self.answered(message.sessions)
-
-    def _stranger(self, reason: str) -> PermanentlyUnreachable:
-        return PermanentlyUnreachable(
-            f"{self.address.url}: what answers there is not one of ours: {reason}"
-        )
+            self._receive_window.mark_ready()

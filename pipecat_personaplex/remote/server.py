@@ -1,4 +1,4 @@
-"""What is known of each server, and which one gets the next session."""
+"""What the client knows of a server, and the channels of its sessions there."""
 
 from __future__ import annotations
 
@@ -11,205 +11,209 @@ from typing import Protocol
 
 from loguru import logger
 
-from pipecat_personaplex.errors import (
-    EngineFull,
-    EngineUnreachable,
-)
-from pipecat_personaplex.remote.address import Address
+from pipecat_personaplex.errors import EngineFull, EngineUnreachable
+from pipecat_personaplex.remote.address import ServerAddress
 from pipecat_personaplex.remote.session import RemoteSession
 from pipecat_personaplex.remote.stats import ServerStats
 
-_LOOK_SECONDS = 2.0
-# How old news may be for a refusal that nobody but the client has uttered.
+_POLL_SECONDS = 2.0
+# The client itself refuses a session as EngineFull only while the server's report is this recent.
 _FRESH_SECONDS = 5.0
 
 
 class Channel(Protocol):
-    """One session's way to one server; each step on the remote engine's thread."""
+    """One session's connection to one server; used on the remote engine's thread only."""
 
     session: RemoteSession
 
     async def open(self) -> None:
-        """Get a slot.
+        """Request a slot.
 
         Raises:
-            PersonaPlexError: There is none to be had.
+            PersonaPlexError: The server refuses, or does not respond.
         """
 
     async def run(self) -> None:
-        """Converse until cancelled.
+        """Send and receive until cancelled.
 
         Raises:
-            PersonaPlexError: What ended the session.
+            PersonaPlexError: The error that ended the session.
         """
 
     def wake(self) -> None:
-        """The session has something to send."""
+        """Notify the channel that the session has something to send."""
 
-    async def leave(self) -> None:
-        """Give the slot back; never raises."""
+    async def close(self) -> None:
+        """Give the slot back and disconnect; never raises."""
 
 
 class Server(ABC):
-    """One server. Changed on the remote engine's thread alone, read on any.
+    """One server; modified on the remote engine's thread only, read on any thread.
 
     Args:
-        address: Where it is.
+        address: How to reach it.
+
+    Attributes:
+        voices: The voices it reported last.
+        draining: Whether it is stopping and takes no new sessions.
+        max_sessions: Its slots; 0 if it does not report them.
+        control_refusal: Why its sessions refuse ``say`` and ``update``; empty if they work.
+        error: Why it is not reachable; None if it is.
     """
 
-    def __init__(self, address: Address):
+    def __init__(self, address: ServerAddress):
         self.address = address
         self.voices: Sequence[str] = ()
         self.draining = False
         self.max_sessions = 0
-        # Why a session here cannot be told what to say; empty where it can.
-        self.mute = ""
-        self.error: EngineUnreachable | None = EngineUnreachable(f"{address.url}: not asked yet")
-        self._lines: set[Channel] = set()
-        self._leaving: set[asyncio.Task[None]] = set()
-        # Those of them that may free a slot: a line that was refused for want of one does not.
+        self.control_refusal = ""
+        self.error: EngineUnreachable | None = EngineUnreachable(f"{address.url}: not polled yet")
+        self._channels: set[Channel] = set()
+        # Tasks that close channels, and those of them that may free a slot. A channel that the
+        # server refused as full has no slot to free.
+        self._closing: set[asyncio.Task[None]] = set()
         self._freeing: set[asyncio.Task[None]] = set()
-        self._sessions = 0
-        self._pending = 0
-        self._seen = -_FRESH_SECONDS
+        self._reported_sessions = 0
+        self._opening = 0
+        self._reported_at = -_FRESH_SECONDS
 
     @abstractmethod
-    async def look(self) -> None:
-        """Learn how the server is.
+    async def poll(self) -> None:
+        """Request the server's state and store it.
 
         Raises:
-            EngineUnreachable: It does not answer.
+            EngineUnreachable: The server does not respond.
         """
 
     @abstractmethod
-    def line(self, session: RemoteSession) -> Channel:
-        """A way to the server that is yet to be opened."""
+    def new_channel(self, session: RemoteSession) -> Channel:
+        """Create a channel for a session; the caller opens it."""
 
     @property
     def reachable(self) -> bool:
-        """Whether the server answered when last asked."""
+        """Whether the latest poll or connection succeeded."""
         return self.error is None
 
     @property
     def sessions(self) -> int:
-        """Sessions it has, as far as is known, those that are closing aside."""
-        # list() of a set is one step of the interpreter: the engine's thread cannot interfere.
-        own = list(self._lines)
-        # What the server says may be older than what has been opened here since.
-        return max(0, max(self._sessions, len(own)) - sum(line.session.closed for line in own))
+        """Sessions at the server as far as known, without those that are closing."""
+        # list(set) is one bytecode: the engine's thread cannot change the set meanwhile.
+        own = list(self._channels)
+        # The server's report may be older than the channels opened here since.
+        known = max(self._reported_sessions, len(own))
+        return max(0, known - sum(channel.session.closed for channel in own))
 
     @property
     def full(self) -> bool:
-        """Whether there is certainly no room."""
-        fresh = time.monotonic() - self._seen < _FRESH_SECONDS
+        """Whether a recent report says that every slot is taken."""
+        fresh = time.monotonic() - self._reported_at < _FRESH_SECONDS
         return fresh and 0 < self.max_sessions <= self.sessions
 
     @property
     def load(self) -> float:
-        """Sessions for each slot if it got the next one, those on their way here included."""
-        return (self.sessions + self._pending + 1) / max(1, self.max_sessions)
+        """Sessions per slot if the next session opened here, those being opened included."""
+        return (self.sessions + self._opening + 1) / max(1, self.max_sessions)
 
     def has_voice(self, name: str) -> bool:
         """Whether a persona may use this voice here."""
         return name in self.voices
 
     def stats(self) -> ServerStats:
-        """What is known."""
+        """The latest known state."""
         error = self.error
         return ServerStats(
-            self.address.url,
-            error is None,
-            self.draining,
-            self.sessions,
-            self.max_sessions,
-            str(error or ""),
+            url=self.address.url,
+            reachable=error is None,
+            draining=self.draining,
+            sessions=self.sessions,
+            max_sessions=self.max_sessions,
+            reason=str(error or ""),
         )
 
-    def answered(self, sessions: int) -> None:
-        """The server has just said how many sessions it has."""
-        self._sessions = sessions
-        self._seen = time.monotonic()
+    def mark_reachable(self, sessions: int) -> None:
+        """Store that the server has just reported this many sessions."""
+        self._reported_sessions = sessions
+        self._reported_at = time.monotonic()
         self.error = None
 
-    async def watch(self, looked: Callable[[], object]) -> None:
-        """Ask the server how it is, again and again.
+    def mark_draining(self) -> None:
+        """Store that the server is stopping, until its next hello."""
+        self.draining = True
+
+    def _mark_unreachable(self, error: EngineUnreachable) -> None:
+        if self.error is None:
+            logger.warning("the engine's server is unreachable: {}", error)
+        self.error = error
+
+    async def watch(self, on_polled: Callable[[], object]) -> None:
+        """Poll the server until cancelled.
 
         Args:
-            looked: Called each time that it is known.
+            on_polled: Called after each poll.
         """
         while True:
             try:
-                await self.look()
+                await self.poll()
             except EngineUnreachable as error:
-                self._lost(error)
-            except Exception as error:  # or nobody would ask this server again
-                self._lost(
-                    EngineUnreachable(f"{self.address.url}: {type(error).__name__}: {error}")
-                )
-            looked()
-            # Else many clients that started together would ask together.
-            await asyncio.sleep(_LOOK_SECONDS * random.uniform(0.75, 1.25))
+                self._mark_unreachable(error)
+            except Exception as error:  # without this, the server would never be polled again
+                reason = f"{self.address.url}: {type(error).__name__}: {error}"
+                self._mark_unreachable(EngineUnreachable(reason))
+            on_polled()
+            # Jitter: clients that started together must not poll together.
+            await asyncio.sleep(_POLL_SECONDS * random.uniform(0.75, 1.25))
 
     async def open(self, session: RemoteSession) -> Channel:
-        """Open a session here.
+        """Open a session at this server.
 
         Raises:
-            PersonaPlexError: It cannot be had.
+            PersonaPlexError: The server refuses, or does not respond.
         """
-        self._pending += 1
+        self._opening += 1
         try:
             return await self._open(session)
         except EngineFull:
-            # A slot that its caller has given up is as good as free, once the server knows.
+            # A slot that this client is giving back is free once the server has been notified.
             if not self._freeing:
                 raise
             await asyncio.wait(self._freeing)
             return await self._open(session)
         except EngineUnreachable as error:
-            self._lost(error)
+            self._mark_unreachable(error)
             raise
         finally:
-            self._pending -= 1
+            self._opening -= 1
 
     async def _open(self, session: RemoteSession) -> Channel:
-        line = self.line(session)
+        channel = self.new_channel(session)
         try:
-            await line.open()
+            await channel.open()
         except BaseException as error:
-            self.part(line, frees=not isinstance(error, EngineFull))
+            self.release(channel, may_free_slot=not isinstance(error, EngineFull))
             raise
-        self._lines.add(line)
-        self._sessions += 1
-        return line
+        self._channels.add(channel)
+        self._reported_sessions += 1
+        return channel
 
-    def part(self, line: Channel, *, frees: bool = True) -> None:
-        """Give a session's slot back, in the background.
+    def release(self, channel: Channel, *, may_free_slot: bool = True) -> None:
+        """Close a session's channel in the background.
 
         Args:
-            line: The session's.
-            frees: Whether it may have a slot.
+            channel: The session's channel.
+            may_free_slot: False if the server refused the session a slot.
         """
-        task = asyncio.create_task(self._part(line))
-        for tasks in (self._leaving, self._freeing) if frees else (self._leaving,):
+        task = asyncio.create_task(self._close(channel))
+        for tasks in (self._closing, self._freeing) if may_free_slot else (self._closing,):
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
-    async def _part(self, line: Channel) -> None:
-        await line.leave()
-        if line in self._lines:
-            self._lines.discard(line)
-            self._sessions = max(0, self._sessions - 1)
+    async def _close(self, channel: Channel) -> None:
+        await channel.close()
+        if channel in self._channels:
+            self._channels.discard(channel)
+            self._reported_sessions = max(0, self._reported_sessions - 1)
 
-    async def parted(self) -> None:
-        """Wait until every slot that was given up is given back."""
-        if self._leaving:
-            await asyncio.wait(self._leaving)
-
-    def drains(self) -> None:
-        """The server has just said that it is stopping; its next hello may say otherwise."""
-        self.draining = True
-
-    def _lost(self, error: EngineUnreachable) -> None:
-        if self.error is None:
-            logger.warning("an engine's server is out of reach: {}", error)
-        self.error = error
+    async def wait_released(self) -> None:
+        """Wait until every released channel is closed."""
+        if self._closing:
+            await asyncio.wait(self._closing)

@@ -1,4 +1,4 @@
-"""Which of several servers takes a session."""
+"""Choose the server for a session, and one error when no server takes it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from pipecat_personaplex.errors import (
 from pipecat_personaplex.remote.server import Server
 
 
-def require_room(servers: Iterable[Server], voice: str) -> None:
+def require_available(servers: Iterable[Server], voice: str) -> None:
     """Refuse a session that certainly no server takes.
 
     Raises:
-        EngineUnreachable: None can be reached.
-        VoiceNotFound: None of those that can has the voice.
-        EngineDraining: Each one that has it is stopping.
-        EngineFull: Each one that has it and is not stopping is full.
+        EngineUnreachable: No server is reachable.
+        VoiceNotFound: No reachable server has the voice.
+        EngineDraining: Every reachable server with the voice is stopping.
+        EngineFull: Every reachable server with the voice that is not stopping is full.
     """
     servers = list(servers)
     reachable = [server for server in servers if server.reachable]
     if not reachable:
-        raise EngineUnreachable(why_none(servers))
-    speaking = [server for server in reachable if server.has_voice(voice)]
-    if not speaking:
+        raise EngineUnreachable(unreachable_reason(servers))
+    with_voice = [server for server in reachable if server.has_voice(voice)]
+    if not with_voice:
         raise VoiceNotFound(voice, known=all_voices(reachable))
-    staying = [server for server in speaking if not server.draining]
+    staying = [server for server in with_voice if not server.draining]
     if not staying:
-        raise EngineDraining("every server that can be reached is stopping")
+        raise EngineDraining("every reachable server is stopping")
     if all(server.full for server in staying):
         raise EngineFull(sum(server.max_sessions for server in staying))
 
@@ -42,18 +42,23 @@ def require_room(servers: Iterable[Server], voice: str) -> None:
 def least_loaded(
     servers: Iterable[Server], voice: str, tried: Sequence[Server] = ()
 ) -> Server | None:
-    """Where the next session goes; None if every server has been tried or is of no use."""
-    useful = [
+    """The server for the next session; None if no suitable server is left.
+
+    Servers with the same load are chosen at random, so that many clients do not pick the same one.
+    """
+    suitable = [
         server
         for server in servers
-        if server.reachable and server.has_voice(voice) and not server.draining
-        if server not in tried
+        if server.reachable
+        and server.has_voice(voice)
+        and not server.draining
+        and server not in tried
     ]
-    return min(useful, key=lambda server: (server.load, random.random()), default=None)
+    return min(suitable, key=lambda server: (server.load, random.random()), default=None)
 
 
-def most_telling(refusals: Sequence[PersonaPlexError]) -> PersonaPlexError:
-    """The one error for a session that several servers have refused."""
+def combine_refusals(refusals: Sequence[PersonaPlexError]) -> PersonaPlexError:
+    """The one error for a session that several servers refused: the most useful to the caller."""
     full = [error for error in refusals if isinstance(error, EngineFull)]
     if full:
         return EngineFull(sum(error.max_sessions for error in full))
@@ -65,11 +70,11 @@ def most_telling(refusals: Sequence[PersonaPlexError]) -> PersonaPlexError:
 
 
 def all_voices(servers: Iterable[Server]) -> list[str]:
-    """Every voice of these servers."""
+    """The voices of all these servers, sorted."""
     return sorted({voice for server in servers for voice in server.voices})
 
 
-def why_none(servers: Iterable[Server]) -> str:
-    """Why no server can be reached."""
+def unreachable_reason(servers: Iterable[Server]) -> str:
+    """Why no server is reachable."""
     reasons = "; ".join(str(server.error) for server in servers if server.error)
-    return f"no engine's server can be reached: {reasons}"
+    return f"no server of the engine is reachable: {reasons}"

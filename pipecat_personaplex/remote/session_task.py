@@ -1,4 +1,4 @@
-"""A remote session from its opening to its end."""
+"""The asyncio task that runs a remote session from its opening to its end."""
 
 from __future__ import annotations
 
@@ -16,105 +16,115 @@ from pipecat_personaplex.errors import (
     SessionFailed,
 )
 from pipecat_personaplex.remote.server import Channel, Server
-from pipecat_personaplex.remote.server_pool import least_loaded, most_telling, require_room
+from pipecat_personaplex.remote.server_pool import (
+    combine_refusals,
+    least_loaded,
+    require_available,
+)
 from pipecat_personaplex.remote.session import RemoteSession
 
-# What is wrong with the session itself, wherever it is asked for.
-_FINAL = (PromptTooLong, ConfigError, BadMessage)
+# The session itself is at fault: every other server would refuse it too.
+_NO_FAILOVER = (PromptTooLong, ConfigError, BadMessage)
 
 
 class SessionTask:
-    """Finds a session a server, keeps it going, and reports its end.
+    """Opens a session at a server, runs its channel, and reports its end.
 
-    Everything here runs on the remote engine's thread.
+    Every method runs on the remote engine's thread.
 
     Args:
-        session: Its caller's side.
-        servers: Where it may go.
-        ended: Called once the end has been reported.
+        session: The caller's side.
+        servers: The servers to choose from.
+        on_ended: Called with this task after the end has been reported to the caller.
+
+    Attributes:
+        refused: Whether no server took the session.
     """
 
     def __init__(
         self,
         session: RemoteSession,
         servers: Sequence[Server],
-        ended: Callable[[SessionTask], object],
+        on_ended: Callable[[SessionTask], object],
     ):
         self.session = session
         self.refused = False
         self._servers = servers
-        self._ended = ended
-        self._line: Channel | None = None
+        self._on_ended = on_ended
+        self._channel: Channel | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def begin(self) -> None:
-        """Go."""
-        self._task = asyncio.create_task(self._converse())
-        # Not at the end of the coroutine: one that is cancelled early never begins.
-        self._task.add_done_callback(self._over)
+    def start(self) -> None:
+        """Start the task on the running event loop."""
+        self._task = asyncio.create_task(self._run())
+        # Not in a finally of the coroutine: a task that is cancelled early never enters it.
+        self._task.add_done_callback(self._finish)
 
     def wake(self) -> None:
-        """The session has something to send, or has been closed."""
+        """Send what the session has queued, or end it if the caller has closed it."""
         if self.session.closed:
-            self.cut()
-        elif self._line is not None:
-            self._line.wake()
+            self.cancel()
+        elif self._channel is not None:
+            self._channel.wake()
 
-    def cut(self) -> None:
+    def cancel(self) -> None:
         """End the session."""
         if self._task is not None:
             self._task.cancel()
 
     async def wait(self) -> None:
-        """Wait for the end."""
+        """Wait until the session has ended."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
-    async def _converse(self) -> None:
-        server, self._line = await self._find()
+    async def _run(self) -> None:
+        server, self._channel = await self._open()
         try:
-            await self._line.run()
+            await self._channel.run()
         finally:
-            server.part(self._line)
+            server.release(self._channel)
 
-    async def _find(self) -> tuple[Server, Channel]:
-        """A slot at the least loaded server that gives one.
+    async def _open(self) -> tuple[Server, Channel]:
+        """Open the session at the least loaded server that accepts it.
 
         Raises:
-            PersonaPlexError: None does, and why.
+            PersonaPlexError: No server accepts it.
         """
         voice = self.session.persona.voice
-        tried: dict[Server, PersonaPlexError] = {}
-        while (server := least_loaded(self._servers, voice, list(tried))) is not None:
+        refusals: dict[Server, PersonaPlexError] = {}
+        while (server := least_loaded(self._servers, voice, list(refusals))) is not None:
             try:
-                line = await server.open(self.session)
-            except _FINAL:
+                channel = await server.open(self.session)
+            except _NO_FAILOVER:
                 self.refused = True
                 raise
             except PersonaPlexError as refusal:
-                tried[server] = refusal
+                refusals[server] = refusal
             else:
-                self.session.mute = server.mute
-                return server, line
+                self.session.control_refusal = server.control_refusal
+                return server, channel
         self.refused = True
-        if not tried:  # all have gone since the session was asked for
-            require_room(self._servers, voice)
-        raise most_telling(list(tried.values()))
+        if not refusals:  # every suitable server has gone since open_session was called
+            require_available(self._servers, voice)
+        raise combine_refusals(list(refusals.values()))
 
-    def _over(self, task: asyncio.Task[None]) -> None:
+    def _finish(self, task: asyncio.Task[None]) -> None:
         try:
-            self.session.end(None if self.session.closed else _reason(task))
+            self.session.end(None if self.session.closed else self._error_of(task))
         except BaseException as raised:  # also CancelledError: no callback may end the thread
-            logger.opt(exception=raised).error("a session's on_end callback raised")
-        self._ended(self)
+            logger.bind(session=self.session.id).opt(exception=raised).error(
+                "the session's on_end callback raised"
+            )
+        self._on_ended(self)
 
-
-def _reason(task: asyncio.Task[None]) -> PersonaPlexError:
-    """Why a session ended that nobody closed."""
-    error = EngineStopped("the engine was stopped") if task.cancelled() else task.exception()
-    if isinstance(error, PersonaPlexError):
-        return error
-    logger.opt(exception=error).error("a remote session failed")
-    failure = SessionFailed(f"the session failed: {type(error).__name__}: {error}")
-    failure.__cause__ = error
-    return failure
+    def _error_of(self, task: asyncio.Task[None]) -> PersonaPlexError:
+        """Why a session ended that the caller did not close."""
+        error = EngineStopped("the engine was stopped") if task.cancelled() else task.exception()
+        if isinstance(error, PersonaPlexError):
+            return error
+        logger.bind(session=self.session.id).opt(exception=error).error(
+            "the remote session failed by an unexpected error"
+        )
+        failure = SessionFailed(f"the session failed: {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        return failure

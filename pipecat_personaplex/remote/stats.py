@@ -1,4 +1,4 @@
-"""Figures of a remote engine."""
+"""Metrics of a remote engine and its servers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from pipecat_personaplex.interface import SessionStats
 
 @dataclass(frozen=True, slots=True)
 class ServerStats:
-    """A server as its client sees it.
+    """The latest known state of one server.
 
     Attributes:
-        url: Where it is.
-        reachable: Whether it answered when last asked.
-        draining: Whether it is stopping.
-        sessions: Sessions it has, other clients' included; for ``/api/chat``, this client's.
-        max_sessions: Its slots; 0 where it does not say.
-        reason: Why it cannot be reached; empty if it can.
+        url: The server's URL.
+        reachable: Whether the latest poll or connection succeeded.
+        draining: Whether the server is stopping and takes no new sessions.
+        sessions: Open sessions, other clients' included; for a server of NVIDIA's protocol, only
+            this client's.
+        max_sessions: The server's slots; 0 if it does not report them.
+        reason: Why the server is not reachable; empty if it is.
     """
 
     url: str
@@ -31,17 +32,18 @@ class ServerStats:
 
 @dataclass(frozen=True, slots=True)
 class RemoteStats:
-    """What a remote engine has done since it was made, and how its servers are.
+    """Counters of a remote engine since it was created, and the state of its servers.
 
     Attributes:
-        healthy: Whether a server can be reached.
-        sessions: This engine's open sessions.
-        frames: Frames answered, all sessions together.
-        late_frames: Of these, heard here more than 80 ms after their last sample was pushed.
-        dropped_frames: Input frames dropped because too many waited, here or at a server.
+        healthy: Whether at least one server is reachable.
+        sessions: Open sessions of this engine.
+        frames: Output frames received, summed over all sessions.
+        late_frames: Output frames received more than 80 ms after the last sample of their input
+            frame was pushed.
+        dropped_frames: Input frames dropped here or by a server because a queue was full.
         queued_frames: Input frames that wait here to be sent.
-        refused: Sessions that no server took.
-        servers: Each server, in the order of their URLs.
+        refused: Sessions that no server accepted.
+        servers: One entry for each server, in the order of the URLs.
     """
 
     healthy: bool
@@ -54,12 +56,12 @@ class RemoteStats:
     servers: tuple[ServerStats, ...]
 
 
-def total(counters: Iterable[SessionStats]) -> SessionStats:
-    """Counters of several sessions as one."""
-    counters = list(counters)
+def sum_stats(stats: Iterable[SessionStats]) -> SessionStats:
+    """Add up the counters of several sessions."""
+    stats = list(stats)
     return SessionStats(
-        frames=sum(c.frames for c in counters),
-        late_frames=sum(c.late_frames for c in counters),
-        dropped_frames=sum(c.dropped_frames for c in counters),
-        queued_frames=sum(c.queued_frames for c in counters),
+        frames=sum(each.frames for each in stats),
+        late_frames=sum(each.late_frames for each in stats),
+        dropped_frames=sum(each.dropped_frames for each in stats),
+        queued_frames=sum(each.queued_frames for each in stats),
     )

@@ -1,4 +1,4 @@
-"""Coroutines that live and end together."""
+"""Helpers for coroutines that run and end together."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Coroutine
 
 
-async def first_to_end(*works: Coroutine[None, None, None]) -> None:
-    """Run all until one ends, and end the others; raises what the first of the ended raised."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+async def run_until_first_ends(*coroutines: Coroutine[None, None, None]) -> None:
+    """Run coroutines concurrently until one ends, then cancel the others.
+
+    Raises what the coroutine that ended first raised.
+    """
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -20,6 +23,10 @@ async def first_to_end(*works: Coroutine[None, None, None]) -> None:
         task.result()
 
 
-async def for_ever() -> None:
-    """Wait to be ended, for who cannot go on while another is about to learn why."""
+async def wait_until_cancelled() -> None:
+    """Never return.
+
+    A sender awaits this when its connection has closed: the receiver of the same connection then
+    ends first and raises the close code.
+    """
     await asyncio.get_running_loop().create_future()

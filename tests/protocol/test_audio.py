@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipecat_personaplex.audio import Pcm
 from pipecat_personaplex.errors import ConfigError, InvalidAudio
-from pipecat_personaplex.protocol.audio import Opus, Pcm16, open_codec
+from pipecat_personaplex.protocol.audio import OpusCodec, Pcm16Codec, open_codec
 
 
 def tone(frames: int) -> Pcm:
@@ -30,15 +30,15 @@ def test_pcm_is_little_endian_and_exact() -> None:
 @pytest.mark.parametrize("size", [0, 1, 3838, 3839, 3841, 7680, 60_000])
 def test_pcm_of_another_length_is_refused(size: int) -> None:
     with pytest.raises(InvalidAudio, match="3840"):
-        Pcm16().decode(bytes(size))
+        Pcm16Codec().decode(bytes(size))
 
 
-def test_opus_sounds_the_same() -> None:
+def test_opus_preserves_the_sound() -> None:
     sender, receiver, sound = open_codec("opus"), open_codec("opus"), tone(25)
     frames = [receiver.decode(sender.encode(frame)) for frame in sound.reshape(-1, 1920)]
-    heard = np.concatenate(frames)
+    received = np.concatenate(frames)
     delay = 156  # 6.5 ms: Opus looks ahead
-    error = heard[delay + 4_000 :] - sound[4_000:-delay]
+    error = received[delay + 4_000 :] - sound[4_000:-delay]
     assert np.sqrt(np.mean(error**2)) < 0.02
 
 
@@ -47,26 +47,26 @@ def test_opus_packets_of_another_length_are_refused(milliseconds: float) -> None
     size = int(milliseconds * 24)
     encoder = opuslib_next.Encoder(24_000, 1, opuslib_next.APPLICATION_AUDIO)
     with pytest.raises(InvalidAudio):
-        Opus().decode(encoder.encode(bytes(2 * size), size))
+        OpusCodec().decode(encoder.encode(bytes(2 * size), size))
 
 
-def test_no_packet_at_all_is_refused() -> None:
+def test_an_empty_opus_packet_is_refused() -> None:
     with pytest.raises(InvalidAudio):
-        Opus().decode(b"")
+        OpusCodec().decode(b"")
 
 
 @given(st.binary(max_size=400))
 @settings(deadline=None)
-def test_bytes_are_a_packet_or_refused(packet: bytes) -> None:
+def test_random_bytes_decode_or_are_refused(packet: bytes) -> None:
     try:
-        pcm = Opus().decode(packet)
+        pcm = OpusCodec().decode(packet)
     except InvalidAudio:
         return
     assert pcm.shape == (1920,)
     assert np.isfinite(pcm).all()
 
 
-def test_a_machine_without_the_package_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opuslib_next", None)
     with pytest.raises(ConfigError, match="opuslib_next"):
         open_codec("opus")

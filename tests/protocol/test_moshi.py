@@ -37,7 +37,7 @@ def speech(frames: int) -> bytes:
     return b"".join(writer.encode(frame.astype(np.float32)) for frame in sound)
 
 
-def test_a_message_is_its_kind_and_its_payload() -> None:
+def test_a_message_is_a_kind_and_a_payload() -> None:
     assert pack(Kind.HANDSHAKE) == b"\0"
     assert pack(Kind.TEXT, b" hello") == b"\x02 hello"
     assert unpack(b"\x06") == (Kind.PING, b"")
@@ -45,7 +45,7 @@ def test_a_message_is_its_kind_and_its_payload() -> None:
 
 
 @pytest.mark.parametrize("message", [b"", b"\x07", b"\xff", b"{}"])
-def test_a_kind_that_there_is_not(message: bytes) -> None:
+def test_unknown_kinds_are_refused(message: bytes) -> None:
     with pytest.raises(BadMessage):
         unpack(message)
 
@@ -60,24 +60,24 @@ def test_headers_come_with_the_first_frame() -> None:
 
 @given(st.lists(st.integers(1, 3_000), max_size=20))
 @settings(deadline=None, max_examples=30)
-def test_pages_may_be_cut_anywhere(cuts: list[int]) -> None:
+def test_the_stream_may_be_split_anywhere(cuts: list[int]) -> None:
     stream, whole, pieces = speech(10), OggOpusReader(), OggOpusReader()
     expected = whole.decode(stream)
     assert len(expected) == 10 * 1920
-    heard, start = [], 0
+    received, start = [], 0
     for size in (*cuts, len(stream)):
-        heard.append(pieces.decode(stream[start : start + size]))
+        received.append(pieces.decode(stream[start : start + size]))
         start += size
-    np.testing.assert_array_equal(np.concatenate(heard), expected)
+    np.testing.assert_array_equal(np.concatenate(received), expected)
 
 
 @pytest.mark.parametrize("milliseconds", [2.5, 5, 10, 20, 40, 60, 80, 120])
-def test_any_frame_size_is_understood(milliseconds: float) -> None:
+def test_every_opus_frame_size_decodes(milliseconds: float) -> None:
     stream = HEADERS + page(packets(milliseconds, 7), 2)
     assert len(OggOpusReader().decode(stream)) == 7 * milliseconds * 24
 
 
-def test_nothing_is_nothing() -> None:
+def test_no_bytes_decode_to_no_samples() -> None:
     assert OggOpusReader().decode(b"").shape == (0,)
 
 
@@ -90,12 +90,12 @@ def test_nothing_is_nothing() -> None:
         HEADERS + page([b"", b""], 2),
     ],
 )
-def test_what_is_no_ogg_opus_is_refused(stream: bytes) -> None:
+def test_streams_that_are_not_ogg_opus_are_refused(stream: bytes) -> None:
     with pytest.raises(InvalidAudio):
         OggOpusReader().decode(stream)
 
 
-def test_a_small_message_cannot_hold_an_hour() -> None:
+def test_the_audio_of_a_small_message_is_bounded() -> None:
     silence = page(packets(20, 25), 2)
     assert len(silence) < 1_000
     reader = OggOpusReader()
@@ -103,19 +103,19 @@ def test_a_small_message_cannot_hold_an_hour() -> None:
         reader.decode(HEADERS + silence * 100)
 
 
-def test_a_packet_without_end_is_not_kept() -> None:
+def test_the_buffer_of_an_endless_packet_is_bounded() -> None:
     reader = OggOpusReader()
     reader.decode(HEADERS)
     header = b"OggS\0\x01" + struct.pack("<qIII", -1, 42, 2, 0) + b"\xff" + b"\xff" * 255
     endless = header + bytes(255 * 255)
-    with pytest.raises(InvalidAudio, match="no sound"):
+    with pytest.raises(InvalidAudio, match="hold no audio"):
         for _ in range(10):
             reader.decode(endless)
 
 
 @given(st.data())
 @settings(deadline=None, max_examples=100)
-def test_a_damaged_stream_is_sound_or_refused(data: st.DataObject) -> None:
+def test_a_damaged_stream_decodes_or_is_refused(data: st.DataObject) -> None:
     stream = bytearray(speech(3))
     for at in data.draw(st.lists(st.integers(0, len(stream) - 1), max_size=8)):
         stream[at] = data.draw(st.integers(0, 255))
@@ -127,7 +127,7 @@ def test_a_damaged_stream_is_sound_or_refused(data: st.DataObject) -> None:
     assert len(pcm) <= 30 * 24_000
 
 
-def test_a_panic_of_the_decoder_is_an_error_like_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_panic_of_the_decoder_becomes_invalid_audio(monkeypatch: pytest.MonkeyPatch) -> None:
     class PanicException(BaseException):
         """As pyo3 raises it."""
 
@@ -141,7 +141,7 @@ def test_a_panic_of_the_decoder_is_an_error_like_another(monkeypatch: pytest.Mon
         reader.decode(b"OggS")
 
 
-def test_a_machine_without_the_package_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sphn", None)
     with pytest.raises(ConfigError, match="sphn"):
         OggOpusReader()

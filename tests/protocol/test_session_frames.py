@@ -34,7 +34,7 @@ def test_a_clients_frame_has_five_bytes_of_header() -> None:
     assert ClientFrame.unpack(b"\x01\xff\xff\xff\xff") == ClientFrame(0xFFFFFFFF, b"")
 
 
-def test_a_servers_frame_is_as_the_protocol_page_has_it() -> None:
+def test_a_servers_frame_has_the_documented_layout() -> None:
     assert server_frame().pack() == (
         b"\x01"
         + (131).to_bytes(4, "big")
@@ -47,7 +47,7 @@ def test_a_servers_frame_is_as_the_protocol_page_has_it() -> None:
 
 
 @pytest.mark.parametrize("text", ["", " hello", " naïve \N{CAT FACE}"])
-def test_a_servers_frame_survives_the_wire(text: str) -> None:
+def test_a_servers_frame_round_trips(text: str) -> None:
     sent = server_frame(text)
     got = ServerFrame.unpack(sent.pack())
     np.testing.assert_array_equal(got.agent_codes, AGENT)
@@ -56,13 +56,13 @@ def test_a_servers_frame_survives_the_wire(text: str) -> None:
     assert (got.timings, got.audio) == (sent.timings, b"sound")
 
 
-def test_a_long_piece_is_cut_not_mixed_with_the_sound() -> None:
+def test_long_text_is_truncated_before_the_audio() -> None:
     got = ServerFrame.unpack(server_frame("x" * 300).pack())
     assert (got.text, got.audio) == ("x" * 255, b"sound")
 
 
 @pytest.mark.parametrize("message", [b"", b"\x01", b"\x01\0\0\0", b"\x02\0\0\0\0sound"])
-def test_what_is_no_frame_is_refused(message: bytes) -> None:
+def test_messages_that_are_not_frames_are_refused(message: bytes) -> None:
     with pytest.raises(BadMessage):
         ClientFrame.unpack(message)
     with pytest.raises(BadMessage):
@@ -70,7 +70,7 @@ def test_what_is_no_frame_is_refused(message: bytes) -> None:
 
 
 @pytest.mark.parametrize("queued, step", [(math.nan, 1.0), (1.0, math.inf)])
-def test_timings_are_finite(queued: float, step: float) -> None:
+def test_infinite_timings_are_refused(queued: float, step: float) -> None:
     message = bytearray(server_frame().pack())
     message[41:49] = struct.pack(">ff", queued, step)
     with pytest.raises(BadMessage, match="finite"):
@@ -78,7 +78,7 @@ def test_timings_are_finite(queued: float, step: float) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_bytes_are_a_frame_or_refused(message: bytes) -> None:
+def test_random_bytes_are_a_frame_or_refused(message: bytes) -> None:
     try:
         frame = ClientFrame.unpack(message)
     except BadMessage:

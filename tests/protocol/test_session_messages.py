@@ -24,6 +24,7 @@ from pipecat_personaplex.protocol.session_messages import (
     Error,
     Hello,
     Open,
+    Opened,
     Resume,
     Update,
     error_message,
@@ -33,7 +34,7 @@ from pipecat_personaplex.protocol.session_messages import (
 )
 
 
-def test_open_as_the_protocol_page_has_it() -> None:
+def test_the_documented_open_message_parses() -> None:
     message = parse_client(
         '{"type": "open", "voice": "NATF2", "text_prompt": "You enjoy having a good conversation.",'
         ' "sampling": {"seed": 7, "temperature_audio": 0.8, "temperature_text": 0.7,'
@@ -56,7 +57,7 @@ def test_names_left_out_of_an_update_take_their_defaults() -> None:
     assert message == Update(sampling=SamplingParams(temperature_text=0))
 
 
-def test_stats_means_one_thing_from_a_client_and_another_from_a_server() -> None:
+def test_stats_is_a_request_from_a_client_and_counters_from_a_server() -> None:
     assert parse_client('{"type": "stats"}') == AskStats()
     counters = {"frames": 812, "late_frames": 0, "dropped_frames": 0, "queued_frames": 1}
     parsed = parse_server(json.dumps({"type": "stats"} | counters))
@@ -93,7 +94,7 @@ def test_stats_means_one_thing_from_a_client_and_another_from_a_server() -> None
         '{"type": ' * 5_000 + "1" + "}" * 5_000,
     ],
 )
-def test_what_is_no_message_is_refused_in_one_line(text: str) -> None:
+def test_invalid_messages_are_refused_with_one_line(text: str) -> None:
     with pytest.raises(BadMessage) as refused:
         parse_client(text)
     assert "\n" not in str(refused.value)
@@ -112,29 +113,43 @@ def test_what_is_no_message_is_refused_in_one_line(text: str) -> None:
         '{"top_k_text": 0}',
     ],
 )
-def test_sampling_that_cannot_be(sampling: str) -> None:
+def test_invalid_sampling_is_refused(sampling: str) -> None:
     with pytest.raises((ConfigError, BadMessage)):
         parse_client(f'{{"type": "update", "sampling": {sampling}}}')
 
 
 @given(st.text() | st.recursive(st.none() | st.floats() | st.text(), st.lists).map(json.dumps))
-def test_no_text_does_more_than_be_refused(text: str) -> None:
+def test_random_text_is_refused(text: str) -> None:
     with pytest.raises(BadMessage):
         parse_client(text)
 
 
 @given(st.builds(Resume, session=st.text(), next_frame=st.integers(min_value=0)))
-def test_messages_survive_the_wire(message: Resume) -> None:
+def test_messages_round_trip(message: Resume) -> None:
     assert parse_client(message.model_dump_json()) == message
 
 
-def test_hello_as_a_client_reads_it() -> None:
+def test_opened_carries_the_public_id_of_newer_servers() -> None:
+    opened = Opened(session="secret", resume_seconds=10.0, id="3f9a1c07")
+    assert parse_server(opened.model_dump_json()) == opened
+    older = parse_server('{"type": "opened", "session": "secret", "resume_seconds": 10.0}')
+    assert older == Opened(session="secret", resume_seconds=10.0, id="")
+
+
+@pytest.mark.parametrize("public_id", ["a b", "a\nb", "a\n", "x" * 65, "<red>", "\N{CAT FACE}"])
+def test_public_ids_that_would_garble_a_log_are_refused(public_id: str) -> None:
+    message = {"type": "opened", "session": "s", "resume_seconds": 1.0, "id": public_id}
+    with pytest.raises(BadMessage, match="id"):
+        parse_server(json.dumps(message))
+
+
+def test_hello_round_trips() -> None:
     hello = Hello(model="m", voices=["A"], sessions=1, max_sessions=8, draining=False)
     assert parse_server(hello.model_dump_json()) == hello
 
 
 @pytest.mark.parametrize("count", [-1, 10**400], ids=["negative", "huge"])
-def test_counts_that_no_server_has(count: int) -> None:
+def test_impossible_counts_are_refused(count: int) -> None:
     hello = dict(type="hello", model="m", voices=[], sessions=0, max_sessions=8, draining=False)
     for name in ("sessions", "max_sessions"):
         with pytest.raises(BadMessage, match=name):
@@ -151,7 +166,7 @@ def test_counts_that_no_server_has(count: int) -> None:
         (BadMessage("no"), "bad_message", {}),
     ],
 )
-def test_errors_go_over_the_wire_and_come_back(
+def test_errors_with_details_round_trip(
     error: PersonaPlexError, code: str, details: dict[str, object]
 ) -> None:
     message = error_message(error, fatal=True)
@@ -161,7 +176,7 @@ def test_errors_go_over_the_wire_and_come_back(
     assert str(back) == str(error)
 
 
-def test_every_code_of_ours_comes_back_as_its_error() -> None:
+def test_every_error_code_rebuilds_its_class() -> None:
     for name in errors.__all__:
         kind = getattr(errors, name)
         if kind.__init__ in (PersonaPlexError.__init__, UserWarning.__init__):
@@ -181,13 +196,13 @@ def test_every_code_of_ours_comes_back_as_its_error() -> None:
         Error(code="prompt_too_long", message="long", fatal=True, details={"frames": -1}),
     ],
 )
-def test_an_error_of_another_version_is_a_failed_session(message: Error) -> None:
+def test_unknown_errors_become_session_failed(message: Error) -> None:
     back = rebuild_error(message)
     assert type(back) is SessionFailed
     assert str(back) == message.message
 
 
-def test_a_client_ignores_what_a_later_server_adds() -> None:
+def test_a_client_ignores_unknown_fields_and_a_server_does_not() -> None:
     message = parse_server('{"type": "draining", "seconds": 3, "reason": "upgrade"}')
     assert message == Draining(seconds=3)
     with pytest.raises(BadMessage, match="reason"):

@@ -1,4 +1,4 @@
-"""A server that follows PROTOCOL.md, or does not: the faults that the real one cannot produce."""
+"""A server that follows PROTOCOL.md or violates it, for faults that the real one cannot produce."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ WAIT = 20.0
 _CODES = np.arange(CODEBOOKS, dtype=np.int64)
 
 
-def answer(sequence: int, audio: bytes, text: str = "") -> bytes:
-    """A frame of the agent's."""
+def output_frame(sequence: int, audio: bytes, text: str = "") -> bytes:
+    """Build an output frame."""
     timings = FrameTimings(1.0, 2.0)
     return ServerFrame(sequence, text, sequence, _CODES, _CODES, timings, audio).pack()
 
 
 @dataclass
 class Conversation:
-    """A session: what came, what went, and who it is talking to."""
+    """A session: what the server received and sent."""
 
-    heard: list[int] = field(default_factory=list)
-    told: list[dict[str, Any]] = field(default_factory=list)
-    answers: list[bytes] = field(default_factory=list)
+    received: list[int] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    outputs: list[bytes] = field(default_factory=list)
     opening: dict[str, Any] = field(default_factory=dict)
     closed: bool = False
 
 
 class FakeServer:
-    """Repeats what it hears, for the length of a ``with``.
+    """Echoes the audio of every session, for the length of a ``with``.
 
     Args:
-        script: What to do with a connection, in place of all that.
-        talk: What to do once a session is open, in place of talking.
+        script: Handles each connection instead.
+        talk: Handles each connection instead once its session is open.
     """
 
     def __init__(
@@ -64,13 +64,14 @@ class FakeServer:
         self.voices = list(voices)
         self.draining = False
         self.resume_seconds = 3.0
+        self.public_id = ""
         self.status: int | None = None
         self.body = "no"
         self.location = ""
-        self.drop = 0  # frames that it is to take without an answer
+        self.drop = 0  # input frames to drop from now on
         self.dropped = 0
         self.resumed = 0
-        self.silent = False  # keeps answers to itself
+        self.silent = False  # stores output frames without sending them
         self.requests: list[Request] = []
         self.conversations: dict[str, Conversation] = {}
         self._script = script
@@ -87,7 +88,7 @@ class FakeServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(RuntimeError):  # stopped before
+        with suppress(RuntimeError):  # already stopped
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(WAIT)
         assert not self._thread.is_alive()
@@ -116,7 +117,7 @@ class FakeServer:
         return len(self._server.connections)
 
     def cut(self) -> None:
-        """Break every connection, without a word."""
+        """Break every connection without a close frame."""
 
         def abort() -> None:
             for connection in list(self._server.connections):
@@ -126,7 +127,7 @@ class FakeServer:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        # The same port each time: a server that comes back is where it was.
+        # The same port each time: a restarted server has the same URL.
         async with serve(
             self._connected,
             "127.0.0.1",
@@ -179,7 +180,12 @@ class FakeServer:
         else:
             secret = f"secret-{len(self.conversations)}"
             self.conversations[secret] = Conversation(opening=first)
-            await say(websocket, type="opened", session=secret, resume_seconds=self.resume_seconds)
+            opened = {
+                "session": secret,
+                "resume_seconds": self.resume_seconds,
+                "id": self.public_id,
+            }
+            await say(websocket, type="opened", **opened)
             websocket.fake = self.conversations[secret]  # type: ignore[attr-defined]
             await self._talk(websocket)
 
@@ -188,9 +194,9 @@ class FakeServer:
         if conversation is None or conversation.closed:
             await refuse(websocket, "session_lost", 1008)
             return
-        await say(websocket, type="resumed", next_frame=len(conversation.heard), ready=True)
+        await say(websocket, type="resumed", next_frame=len(conversation.received), ready=True)
         self.resumed += 1
-        for sent in conversation.answers[message["next_frame"] :]:
+        for sent in conversation.outputs[message["next_frame"] :]:
             await websocket.send(sent)
         await self._listen(websocket, conversation)
 
@@ -201,29 +207,29 @@ class FakeServer:
     async def _listen(self, websocket: ServerConnection, conversation: Conversation) -> None:
         async for message in websocket:
             if isinstance(message, bytes):
-                await self._hear(websocket, conversation, ClientFrame.unpack(message))
+                await self._receive(websocket, conversation, ClientFrame.unpack(message))
                 continue
-            told = json.loads(message)
-            conversation.told.append(told)
-            if told["type"] == "close":
+            request = json.loads(message)
+            conversation.messages.append(request)
+            if request["type"] == "close":
                 conversation.closed = True
                 await say(websocket, type="closed")
                 return
-            if told["type"] == "stats":
-                counts = {"frames": len(conversation.answers), "dropped_frames": self.dropped}
+            if request["type"] == "stats":
+                counts = {"frames": len(conversation.outputs), "dropped_frames": self.dropped}
                 await say(websocket, type="stats", late_frames=0, queued_frames=0, **counts)
 
-    async def _hear(
+    async def _receive(
         self, websocket: ServerConnection, conversation: Conversation, frame: ClientFrame
     ) -> None:
-        assert frame.sequence == len(conversation.heard), "a gap, or a frame twice"
-        conversation.heard.append(frame.sequence)
+        assert frame.sequence == len(conversation.received), "a gap, or a repeated frame"
+        conversation.received.append(frame.sequence)
         if self.drop:
             self.drop -= 1
             self.dropped += 1
             return
-        sent = answer(len(conversation.answers), frame.audio, f" {len(conversation.answers)}")
-        conversation.answers.append(sent)
+        sent = output_frame(len(conversation.outputs), frame.audio, f" {len(conversation.outputs)}")
+        conversation.outputs.append(sent)
         if not self.silent:
             await websocket.send(sent)
 

@@ -1,13 +1,15 @@
-"""A caller of a remote engine, and what it heard."""
+"""A caller of a remote engine that records what it receives, and waiting on conditions."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+from loguru import logger
 
 from pipecat_personaplex.audio import Pcm
 from pipecat_personaplex.config import Persona, SamplingParams
@@ -21,12 +23,12 @@ FRIEND = Persona("NATF2", "You enjoy having a good conversation.")
 
 
 def tone(index: int) -> Pcm:
-    """A frame that is like no other, and exact in 16 bits."""
+    """A frame that differs from those of all other indices and is exact in 16 bits."""
     return np.full(FRAME_SAMPLES, (index + 1) / 1024, dtype=np.float32)
 
 
 class Caller:
-    """A session with everything that came out of it, in order."""
+    """A session with every callback recorded in order."""
 
     def __init__(
         self,
@@ -39,12 +41,12 @@ class Caller:
         self.session: RemoteSession = engine.open_session(
             persona,
             sampling,
-            on_frame=self._heard,
+            on_frame=self._on_frame,
             on_ready=lambda: self.reports.put("ready"),
             on_end=self.reports.put,
         )
 
-    def _heard(self, frame: SessionFrame) -> None:
+    def _on_frame(self, frame: SessionFrame) -> None:
         self.frames.append(frame)
         self.reports.put(frame)
 
@@ -56,17 +58,17 @@ class Caller:
         return self
 
     def talk(self, *indices: int) -> list[SessionFrame]:
-        """Say these frames, each after the answer to the last."""
-        answers = []
+        """Push these frames one by one, each after the output frame of the one before."""
+        outputs = []
         for index in indices:
             self.session.push(tone(index))
-            answer = self.next()
-            assert isinstance(answer, SessionFrame), answer
-            answers.append(answer)
-        return answers
+            output = self.next()
+            assert isinstance(output, SessionFrame), output
+            outputs.append(output)
+        return outputs
 
     def ended(self, timeout: float = WAIT) -> PersonaPlexError | None:
-        """Wait for the end, past any frames."""
+        """Wait for the end, skipping frames, and return its error."""
         while True:
             report = self.next(timeout)
             if report is None or isinstance(report, PersonaPlexError):
@@ -74,9 +76,33 @@ class Caller:
                 return report
 
 
-def until(true: Callable[[], object], timeout: float = WAIT) -> None:
-    """Wait until something is so."""
+def until(condition: Callable[[], object], timeout: float = WAIT) -> None:
+    """Wait until a condition holds."""
     deadline = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < deadline, "it never was"
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.01)
+
+
+@contextmanager
+def log_lines() -> Iterator[list[tuple[str, str]]]:
+    """Collect the log lines written meanwhile, each as (session id or "", message)."""
+    lines: list[tuple[str, str]] = []
+
+    def write(message: Any) -> None:
+        record = message.record
+        lines.append((record["extra"].get("session", ""), record["message"]))
+
+    sink = logger.add(write, level="DEBUG", format="{message}")
+    try:
+        yield lines
+    finally:
+        logger.remove(sink)
+
+
+def resuming(lines: list[tuple[str, str]], session: RemoteSession) -> bool:
+    """Whether the log says that the client has noticed a broken connection of this session."""
+    return any(
+        session_id == session.id and "resuming the session" in message
+        for session_id, message in lines
+    )

@@ -1,4 +1,4 @@
-"""A network that fails on demand: TCP, passed on or not."""
+"""A TCP proxy that simulates network faults on demand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ WAIT = 20.0
 
 
 class Proxy:
-    """Passes bytes between its own port and another, for the length of a ``with``."""
+    """Forwards bytes between its own port and another port, for the length of a ``with``."""
 
     def __init__(self, port: int):
         self._target = port
@@ -33,11 +33,11 @@ class Proxy:
         return f"ws://127.0.0.1:{self.port}"
 
     def hold(self) -> None:
-        """Nothing gets through until ``heal``; nothing is lost."""
+        """Delay all data until ``heal``; nothing is lost."""
         self._loop.call_soon_threadsafe(self._flowing.clear)
 
     def swallow(self) -> None:
-        """Connections are dead for ever, and nobody is told; new ones wait for ``heal``."""
+        """Discard all data of the present connections for ever; new ones wait for ``heal``."""
 
         def swallow() -> None:
             self._flowing.clear()
@@ -46,7 +46,7 @@ class Proxy:
         self._loop.call_soon_threadsafe(swallow)
 
     def cut(self) -> None:
-        """Connections break, and new ones wait for ``heal``."""
+        """Break the present connections; new ones wait for ``heal``."""
 
         def cut() -> None:
             self._flowing.clear()
@@ -56,7 +56,7 @@ class Proxy:
         self._loop.call_soon_threadsafe(cut)
 
     def heal(self) -> None:
-        """The network is back."""
+        """Restore the network."""
         self._loop.call_soon_threadsafe(self._flowing.set)
 
     async def _serve(self) -> None:

@@ -1,4 +1,4 @@
-"""Why there is no connection: a line to act on, without anybody's key."""
+"""Errors of connections: one line that says what to do, without an API key in it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from pipecat_personaplex.errors import ConfigError, EngineUnreachable
 from pipecat_personaplex.remote import RemoteEngine
-from pipecat_personaplex.remote.address import Address
-from pipecat_personaplex.remote.connection import unreachable
+from pipecat_personaplex.remote.address import ServerAddress
+from pipecat_personaplex.remote.connection import as_unreachable
 from pipecat_personaplex.remote.server import Server
 from pipecat_personaplex.server.listen import tls_context
 from tests.helpers.servers import self_signed
@@ -29,14 +29,14 @@ class TestKeys:
     @pytest.mark.parametrize(
         "key", ["top\nsecret", "top secret", "s\N{CAT FACE}cret", "se\x00cret"]
     )
-    def test_what_is_no_key_is_not_repeated(self, key: str) -> None:
-        with pytest.raises(ConfigError, match="characters that no key has") as raised:
+    def test_an_invalid_key_is_refused_without_repeating_it(self, key: str) -> None:
+        with pytest.raises(ConfigError, match="printable ASCII") as raised:
             RemoteEngine("ws://host", api_key=key)
         assert "cret" not in str(raised.value)
 
-    def test_blanks_around_a_key_are_none_of_it(self) -> None:
-        assert Address.parse("ws://host", " sesame\n", None).api_key == "sesame"
-        assert Address.parse("ws://host", " ", None).api_key is None
+    def test_whitespace_around_a_key_is_removed(self) -> None:
+        assert ServerAddress.parse("ws://host", " sesame\n", None).api_key == "sesame"
+        assert ServerAddress.parse("ws://host", " ", None).api_key is None
 
     @pytest.mark.parametrize(
         "url",
@@ -48,15 +48,15 @@ class TestKeys:
             "ws://u:se?same@host",
         ],
     )
-    def test_keys_in_a_url_are_not_repeated(self, url: str) -> None:
+    def test_errors_about_a_url_do_not_contain_a_key(self, url: str) -> None:
         with pytest.raises(ConfigError) as raised:
             RemoteEngine(url)
         assert "same" not in str(raised.value)
 
-    def test_a_header_s_text_is_not_repeated(self) -> None:
+    def test_errors_about_a_header_do_not_contain_its_value(self) -> None:
         with FakeServer() as server:
             engine = RemoteEngine(server.url, start_seconds=8)
-            engine._addresses = [Address(f"{server.url}/v1/session", False, "top\nsecret")]
+            engine._addresses = [ServerAddress(f"{server.url}/v1/session", False, "top\nsecret")]
             with pytest.raises(EngineUnreachable) as raised:
                 engine.start()
         assert "secret" not in str(raised.value)
@@ -71,12 +71,12 @@ class TestMessages:
 
     def test_statuses(self) -> None:
         with FakeServer(key="sesame") as server:
-            assert "wants a key (401); set PERSONAPLEX_API_KEY" in refusal(server.url)
-            assert "does not know this key (401)" in refusal(server.url, "abracadabra")
+            assert "requires an API key (401); set PERSONAPLEX_API_KEY" in refusal(server.url)
+            assert "does not accept this API key (401)" in refusal(server.url, "abracadabra")
             server.status = 404
-            assert "is the path right?" in refusal(server.url, "sesame")
+            assert "check the path" in refusal(server.url, "sesame")
 
-    def test_a_server_s_own_words(self) -> None:
+    def test_the_error_message_of_a_server_is_shown(self) -> None:
         with FakeServer() as server:
             server.status = 503
             server.body = json.dumps(
@@ -84,25 +84,27 @@ class TestMessages:
             )
             assert "the model loads (503)" in refusal(server.url, start_seconds=0.5)
             server.body = '{"type": "ready"}'
-            assert "takes no more connections (503)" in refusal(server.url, start_seconds=0.5)
+            assert "accepts no more connections (503)" in refusal(server.url, start_seconds=0.5)
 
     @pytest.mark.parametrize(
         ("error", "reason"),
         [
-            (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]"), "speaks no TLS; use ws:// instead"),
-            (ConnectionResetError(), "if it has no TLS, use ws:// instead"),
+            (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]"), "does not use TLS; use ws:// instead"),
+            (ConnectionResetError(), "if the server does not use TLS, use ws:// instead"),
         ],
     )
-    def test_no_tls_there(self, error: OSError, reason: str) -> None:
+    def test_a_server_without_tls(self, error: OSError, reason: str) -> None:
         if isinstance(error, ssl.SSLError):
             error.reason = "WRONG_VERSION_NUMBER"
-        address = Address.parse("wss://host", None, None)
-        assert reason in str(unreachable(address, error))
+        address = ServerAddress.parse("wss://host", None, None)
+        assert reason in str(as_unreachable(address, error))
 
-    def test_tls_there(self, tmp_path: Path) -> None:
+    def test_a_server_with_tls(self, tmp_path: Path) -> None:
         with FakeServer(tls=tls_context(*self_signed(tmp_path))) as server:
             assert "set SSL_CERT_FILE" in refusal(server.url)
-            assert "if it has TLS, use wss://" in refusal(server.url.replace("wss:", "ws:"))
+            assert "if the server uses TLS, use wss://" in refusal(
+                server.url.replace("wss:", "ws:")
+            )
 
 
 class TestRedirections:
@@ -111,17 +113,18 @@ class TestRedirections:
         [
             ("https://u:p@host/v1/session?k=v", "to https://host/v1/session (301); .* as wss://"),
             ("ws://other:1/x", "to ws://other:1/x (301); .* as ws://"),
-            ("https://[", "elsewhere"),
-            ("", "elsewhere"),
+            ("https://[", "invalid address (301)"),
+            ("", "invalid address (301)"),
         ],
     )
-    def test_are_told_and_not_followed(self, location: str, shown: str) -> None:
+    def test_are_reported_and_not_followed(self, location: str, shown: str) -> None:
         with FakeServer() as server:
             server.status, server.location = 301, location
-            told = refusal(server.url, "sesame")
-            assert all(part in told for part in shown.split(".*")) and "u:p" not in told
+            message = refusal(server.url, "sesame")
+            assert all(part in message for part in shown.split(".*"))
+            assert "u:p" not in message
 
-    def test_the_server_is_asked_again(self) -> None:
+    def test_the_server_is_polled_again(self) -> None:
         with FakeServer() as server, RemoteEngine(server.url) as engine:
             server.status, server.location = 301, "https://host/v1/session"
             assert isinstance(Caller(engine).ended(), EngineUnreachable)
@@ -129,17 +132,17 @@ class TestRedirections:
             until(lambda: engine.healthy)
 
 
-def test_no_error_ends_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipecat_personaplex.remote.server._LOOK_SECONDS", 0.1)
+def test_an_unexpected_error_does_not_end_the_polling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipecat_personaplex.remote.server._POLL_SECONDS", 0.1)
     with FakeServer() as server, RemoteEngine(server.url) as engine:
-        look = engine._servers[0].look
+        poll = engine._servers[0].poll
 
         async def boom(self: Server) -> None:
             raise RuntimeError("boom")
 
-        monkeypatch.setattr(type(engine._servers[0]), "look", boom)
+        monkeypatch.setattr(type(engine._servers[0]), "poll", boom)
         until(lambda: "boom" in engine.stats().servers[0].reason)
-        monkeypatch.setattr(type(engine._servers[0]), "look", lambda self: look())
+        monkeypatch.setattr(type(engine._servers[0]), "poll", lambda self: poll())
         until(lambda: engine.healthy)
 
 

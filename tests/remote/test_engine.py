@@ -1,11 +1,14 @@
-"""The interface of an engine, whoever computes."""
+"""``RemoteEngine`` as an implementation of the engine interface, against a fake server."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socketserver
 import ssl
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,20 +33,43 @@ from pipecat_personaplex.server.listen import tls_context
 from pipecat_personaplex.service.call import Call, SessionStarted
 from tests.helpers.servers import self_signed, trusting
 from tests.remote.fakes import FakeServer, say
-from tests.remote.helpers import FRIEND, WAIT, Caller, tone, until
+from tests.remote.helpers import FRIEND, WAIT, Caller, log_lines, tone, until
+
+
+class _AnswersInPlainText(socketserver.BaseRequestHandler):
+    """Responds to a TLS handshake as an HTTP server without TLS does."""
+
+    def handle(self) -> None:
+        if self.request.recv(65_536):
+            self.request.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+        while self.request.recv(65_536):  # until the client closes: no reset
+            pass
+
+
+@contextmanager
+def plain_http_server() -> Iterator[int]:
+    """Run a server without TLS; yields its port."""
+    with socketserver.TCPServer(("127.0.0.1", 0), _AnswersInPlainText) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 class TestConversation:
-    def test_every_frame_has_its_answer(self) -> None:
+    def test_every_input_frame_gets_an_output_frame(self) -> None:
         with FakeServer() as server, RemoteEngine(server.url) as engine:
             caller = Caller(engine, FRIEND, SamplingParams(seed=7)).ready()
-            answers = caller.talk(*range(5))
-            assert [answer.index for answer in answers] == list(range(5))
-            assert [answer.text for answer in answers] == [f" {n}" for n in range(5)]
-            for index, answer in enumerate(answers):
-                np.testing.assert_array_equal(answer.pcm, tone(index))
-                assert answer.timings.total_ms == 3.0
-                assert answer.agent_codes.tolist() == list(range(8))
+            outputs = caller.talk(*range(5))
+            assert [output.index for output in outputs] == list(range(5))
+            assert [output.text for output in outputs] == [f" {n}" for n in range(5)]
+            for index, output in enumerate(outputs):
+                np.testing.assert_array_equal(output.pcm, tone(index))
+                assert output.timings.total_ms == 3.0
+                assert output.agent_codes.tolist() == list(range(8))
             opening = server.conversations["secret-0"].opening
             assert opening["voice"] == "NATF2" and opening["sampling"]["seed"] == 7
             assert opening["text_prompt"] == FRIEND.text_prompt and opening["audio"] == "pcm16"
@@ -62,35 +88,35 @@ class TestConversation:
             for index in range(2):
                 np.testing.assert_array_equal(caller.next().pcm, tone(index))
 
-    def test_what_was_pushed_before_the_prompt_was_in_is_answered(self) -> None:
+    def test_audio_pushed_before_the_session_is_ready_is_processed(self) -> None:
         with FakeServer() as server, RemoteEngine(server.url) as engine:
             caller = Caller(engine)
             caller.session.push(tone(3))
             caller.ready()
             np.testing.assert_array_equal(caller.next().pcm, tone(3))
 
-    def test_opus_sounds_alike(self) -> None:
+    def test_opus_preserves_the_sound(self) -> None:
         pytest.importorskip("opuslib_next")
         with FakeServer() as server, RemoteEngine(server.url, audio="opus") as engine:
             caller = Caller(engine).ready()
             time = np.arange(10 * FRAME_SAMPLES, dtype=np.float32) / 24_000
             sine = (0.3 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
             caller.session.push(sine)
-            heard = np.concatenate([caller.next().pcm for _ in range(10)])
+            received = np.concatenate([caller.next().pcm for _ in range(10)])
             assert server.conversations["secret-0"].opening["audio"] == "opus"
-            assert np.sqrt(np.mean(heard[FRAME_SAMPLES:] ** 2)) == pytest.approx(0.212, rel=0.1)
+            assert np.sqrt(np.mean(received[FRAME_SAMPLES:] ** 2)) == pytest.approx(0.212, rel=0.1)
 
-    def test_instructions_arrive_before_the_frames_that_follow(self) -> None:
+    def test_instructions_arrive_before_later_frames(self) -> None:
         with FakeServer() as server, RemoteEngine(server.url) as engine:
             caller = Caller(engine).ready()
             caller.session.say("Good morning!")
             caller.session.update(SamplingParams.greedy())
             caller.talk(0)
-            told = server.conversations["secret-0"].told
-            assert {each["type"] for each in told} == {"say", "update"}
-            assert [each["text"] for each in told if "text" in each] == ["Good morning!"]
+            messages = server.conversations["secret-0"].messages
+            assert {each["type"] for each in messages} == {"say", "update"}
+            assert [each["text"] for each in messages if "text" in each] == ["Good morning!"]
 
-    def test_too_many_words_are_refused_here(self) -> None:
+    def test_messages_over_the_limit_are_refused_before_sending(self) -> None:
         with FakeServer() as server, RemoteEngine(server.url) as engine:
             caller = Caller(engine).ready()
             with pytest.raises(LimitReached, match="65536"):
@@ -101,7 +127,7 @@ class TestConversation:
                 caller.session.push(np.full(10, np.nan, dtype=np.float32))
             caller.talk(0)
 
-    def test_frames_past_the_queue_are_dropped_oldest_first(self) -> None:
+    def test_a_full_queue_drops_the_oldest_frames(self) -> None:
         with FakeServer() as server, RemoteEngine(server.url, max_queued_frames=3) as engine:
             caller = Caller(engine)
             caller.session.push(np.concatenate([tone(index) for index in range(10)]))
@@ -110,7 +136,7 @@ class TestConversation:
             for index in (7, 8, 9):
                 np.testing.assert_array_equal(caller.next().pcm, tone(index))
 
-    def test_frames_that_the_server_dropped_are_not_owed(self) -> None:
+    def test_frames_dropped_by_the_server_are_counted_and_not_awaited(self) -> None:
         with FakeServer() as server, RemoteEngine(server.url) as engine:
             caller = Caller(engine).ready()
             server.drop = 2
@@ -119,15 +145,15 @@ class TestConversation:
             assert caller.talk(2)[0].index == 0
 
 
-class TestLife:
-    def test_it_is_an_engine(self) -> None:
+class TestLifecycle:
+    def test_it_implements_the_engine_interface(self) -> None:
         engine: EngineLike = RemoteEngine("ws://127.0.0.1:1")
         assert pipecat_personaplex.RemoteEngine is RemoteEngine
         assert not hasattr(engine, "add_voice")
         assert engine.max_in_flight_frames == 8
-        assert engine.max_sessions == 0, "nobody has told it yet"
+        assert engine.max_sessions == 0, "no server has been polled yet"
 
-    def test_it_must_run(self) -> None:
+    def test_sessions_need_a_running_engine(self) -> None:
         with FakeServer() as server:
             engine = RemoteEngine(server.url)
             assert not engine.healthy and engine.voices == []
@@ -150,11 +176,11 @@ class TestLife:
                 caller, opening = Caller(engine).ready(), Caller(engine)
             assert isinstance(caller.ended(), EngineStopped)
             assert isinstance(opening.ended(), EngineStopped)
-            assert not server.open, "told, not cut off"
+            assert not server.open, "the sessions were closed, not disconnected"
             with pytest.raises(SessionFailed, match="stopped"):
                 caller.session.wait_ready()
 
-    def test_it_may_be_stopped_from_a_callback(self) -> None:
+    def test_stop_may_be_called_in_a_callback(self) -> None:
         with FakeServer() as server:
             engine = RemoteEngine(server.url)
             engine.start()
@@ -167,13 +193,31 @@ class TestLife:
             engine.stop()
             assert not any(t.name == "personaplex-remote" for t in threading.enumerate())
 
-    def test_what_is_no_persona_or_no_sampling_is_refused(self) -> None:
+    def test_arguments_of_the_wrong_type_are_refused(self) -> None:
         with FakeServer() as server, RemoteEngine(server.url) as engine:
             with pytest.raises(ConfigError, match=r"must be a Persona .*, not str"):
                 engine.open_session("NATF2", on_frame=print)  # type: ignore[arg-type]
             with pytest.raises(ConfigError, match="must be SamplingParams, not dict"):
                 engine.open_session(FRIEND, {}, on_frame=print)  # type: ignore[arg-type]
             assert engine.stats().sessions == 0
+
+    def test_a_session_adopts_the_id_of_its_server(self) -> None:
+        with FakeServer() as server, RemoteEngine(server.url) as engine, log_lines() as lines:
+            server.public_id = "0a1b2c3d"
+            caller = Caller(engine)
+            assert caller.ready().session.id == "0a1b2c3d"
+            server.cut()
+            until(lambda: server.resumed)
+            caller.talk(0)
+        about = [message for session, message in lines if session == "0a1b2c3d"]
+        assert any("resuming the session" in message for message in about)
+        assert all(server.url in message for message in about)
+
+    def test_a_server_without_ids_leaves_the_session_its_own(self) -> None:
+        with FakeServer() as server, RemoteEngine(server.url) as engine:
+            caller = Caller(engine)
+            own = caller.session.id
+            assert len(own) == 8 and caller.ready().session.id == own
 
     def test_a_session_closed_at_once_ends_without_an_error(self) -> None:
         with FakeServer() as server, RemoteEngine(server.url) as engine:
@@ -184,7 +228,7 @@ class TestLife:
             until(lambda: not server.open)
             until(lambda: engine.stats().sessions == 0)
 
-    def test_a_callback_that_raises_ends_its_session_alone(self) -> None:
+    def test_a_callback_that_raises_ends_only_its_session(self) -> None:
         def boom(*_: object) -> None:
             raise ValueError("boom")
 
@@ -198,7 +242,7 @@ class TestLife:
             other.talk(0)
             until(lambda: len(server.open) == 1)
 
-    async def test_a_call_uses_it_as_any_engine(self) -> None:
+    async def test_a_service_call_works_on_it(self) -> None:
         with FakeServer() as server:
             engine = RemoteEngine(server.url)
             await asyncio.to_thread(engine.start)
@@ -242,12 +286,12 @@ class TestOptions:
             "ws://host?a=b",
         ],
     )
-    def test_what_is_no_url(self, url: str) -> None:
+    def test_invalid_urls_are_refused(self, url: str) -> None:
         with pytest.raises(ConfigError, match="engine") as raised:
             RemoteEngine(url)
         assert "u:p" not in str(raised.value)
 
-    def test_what_is_no_option(self) -> None:
+    def test_invalid_options_are_refused(self) -> None:
         with pytest.raises(ConfigError, match="URL of a server"):
             RemoteEngine([])
         with pytest.raises(ConfigError, match="pcm16 or opus"):
@@ -255,7 +299,7 @@ class TestOptions:
         with pytest.raises(ConfigError, match="max_queued_frames"):
             RemoteEngine("ws://host", max_queued_frames=0)
 
-    def test_the_key_is_sent_and_never_written_down(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_the_key_is_sent_and_never_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.DEBUG)
         with FakeServer(key="sesame") as server:
             with RemoteEngine(server.url, api_key="sesame") as engine:
@@ -271,45 +315,54 @@ class TestOptions:
 
 
 class TestStart:
-    def test_nobody_listens(self) -> None:
+    def test_start_fails_if_no_server_listens(self) -> None:
         with pytest.raises(EngineUnreachable, match=r"ws://127\.0\.0\.1:1/.*connection refused"):
             RemoteEngine("ws://127.0.0.1:1", start_seconds=0.5).start()
 
     @pytest.mark.parametrize(
-        ("status", "reason"), [(401, "a key"), (403, "this client"), (404, "not a PersonaPlex")]
+        ("status", "reason"),
+        [(401, "an API key"), (403, "this client"), (404, "not a PersonaPlex")],
     )
-    def test_a_server_that_says_no_is_not_waited_for(self, status: int, reason: str) -> None:
+    def test_a_permanent_refusal_ends_the_wait(self, status: int, reason: str) -> None:
         with FakeServer() as server:
             server.status = status
             with pytest.raises(EngineUnreachable, match=rf"{reason}.*{status}"):
                 RemoteEngine(server.url, start_seconds=600).start()
 
-    def test_a_server_that_takes_no_more_is_waited_for(self) -> None:
+    def test_start_waits_for_a_server_without_room_for_connections(self) -> None:
         with FakeServer() as server:
             server.status = 503
-            timer = threading.Timer(0.5, lambda: setattr(server, "status", None))
-            timer.start()
+
+            def make_room() -> None:
+                until(lambda: server.requests)
+                server.status = None
+
+            thread = threading.Thread(target=make_room)
+            thread.start()
             with RemoteEngine(server.url) as engine:
                 assert engine.healthy
-            timer.join()
+            thread.join()
+            assert len(server.requests) >= 2, "the first was refused"
 
     @pytest.mark.parametrize(
         ("hello", "reason"),
         [
-            ({"type": "hello", "version": 2}, "not one of ours"),
-            ({"type": "ready"}, "begins with 'ready'"),
-            ({"type": "welcome"}, "not one of ours"),
-            ({"garbage": 1}, "not one of ours"),
+            ({"type": "hello", "version": 2}, "not a PersonaPlex server"),
+            ({"type": "ready"}, "its first message is 'ready'"),
+            ({"type": "welcome"}, "not a PersonaPlex server"),
+            ({"garbage": 1}, "not a PersonaPlex server"),
         ],
     )
-    def test_a_stranger(self, hello: dict[str, object], reason: str) -> None:
+    def test_a_server_of_another_kind_is_refused(
+        self, hello: dict[str, object], reason: str
+    ) -> None:
         async def greet(websocket: ServerConnection) -> None:
             await say(websocket, **hello)
 
         with FakeServer(greet) as server, pytest.raises(EngineUnreachable, match=reason):
             RemoteEngine(server.url, start_seconds=600).start()
 
-    def test_another_version(self) -> None:
+    def test_another_protocol_version_is_refused(self) -> None:
         async def greet(websocket: ServerConnection) -> None:
             await say(
                 websocket,
@@ -325,20 +378,23 @@ class TestStart:
         with FakeServer(greet) as server, pytest.raises(EngineUnreachable, match="version 2"):
             RemoteEngine(server.url, start_seconds=600).start()
 
-    def test_a_port_that_says_nothing(self) -> None:
+    def test_a_server_that_sends_nothing_times_out(self) -> None:
         async def greet(websocket: ServerConnection) -> None:
             await websocket.wait_closed()
 
-        with FakeServer(greet) as server, pytest.raises(EngineUnreachable, match="no answer"):
+        with (
+            FakeServer(greet) as server,
+            pytest.raises(EngineUnreachable, match="no response within 2 s"),
+        ):
             RemoteEngine(server.url, start_seconds=2.5).start()
 
-    def test_one_of_two_is_enough(self) -> None:
+    def test_one_reachable_server_of_two_is_enough(self) -> None:
         with FakeServer() as server, RemoteEngine(["ws://127.0.0.1:1", server.url]) as engine:
             until(lambda: engine.stats().servers[0].reason.endswith("connection refused"))
             assert engine.healthy and engine.stats().servers[1].reachable
             Caller(engine).ready().talk(0)
 
-    def test_a_voice_that_nobody_has(self) -> None:
+    def test_an_unknown_voice_is_refused(self) -> None:
         with FakeServer() as server, RemoteEngine(server.url) as engine:
             with pytest.raises(VoiceNotFound, match=r"'NATX9'.*NATF2"):
                 Caller(engine, Persona("NATX9"))
@@ -346,7 +402,7 @@ class TestStart:
 
 
 class TestTls:
-    def test_a_stranger_s_certificate(self, tmp_path: Path) -> None:
+    def test_an_untrusted_certificate_is_refused(self, tmp_path: Path) -> None:
         certificate, key = self_signed(tmp_path)
         tls = tls_context(certificate, key)
         with FakeServer(tls=tls) as server:
@@ -355,14 +411,17 @@ class TestTls:
             with RemoteEngine(server.url, ssl_context=trusting(certificate)) as engine:
                 Caller(engine).ready().talk(0)
 
-    def test_no_tls_there(self) -> None:
-        with (
-            FakeServer() as server,
-            pytest.raises(EngineUnreachable, match=r"TLS|no answer|failed"),
-        ):
-            RemoteEngine(server.url.replace("ws:", "wss:"), start_seconds=2.5).start()
+    def test_a_server_without_tls_is_refused(self) -> None:
+        with plain_http_server() as port:
+            url = f"wss://127.0.0.1:{port}"
+            with pytest.raises(EngineUnreachable) as raised:
+                RemoteEngine(url, start_seconds=600).start()
+        reason = "the server does not use TLS; use ws:// instead of wss://"
+        assert str(raised.value).endswith(f"{url}/v1/session: {reason}")
 
-    def test_a_context_is_of_no_use_without_it(self) -> None:
-        with FakeServer() as server:
-            with RemoteEngine(server.url, ssl_context=ssl.create_default_context()) as engine:
-                Caller(engine).ready()
+    def test_an_ssl_context_is_ignored_without_tls(self) -> None:
+        context = ssl.create_default_context()
+        with FakeServer() as server, RemoteEngine(server.url, ssl_context=context) as engine:
+            assert engine._addresses[0].ssl_context is None
+            [frame] = Caller(engine).ready().talk(0)
+            np.testing.assert_array_equal(frame.pcm, tone(0))

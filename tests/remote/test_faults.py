@@ -1,4 +1,4 @@
-"""Real servers, a real model, and what goes wrong between them."""
+"""Real servers with a real model, and faults of the network between them and the client."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Tokens = list[tuple[int, ...]]
 
 
 def tokens(frames: list[SessionFrame]) -> Tokens:
-    """All that the model said and heard."""
+    """Text token, agent codes and user codes of each frame."""
     return [(f.text_token, *f.agent_codes.tolist(), *f.user_codes.tolist()) for f in frames]
 
 
@@ -40,7 +40,7 @@ def caller_pcm(frames: int) -> Pcm:
 
 
 class Pace:
-    """Pushes a frame to each caller every 80 ms, until told otherwise."""
+    """Pushes a frame to each caller every 80 ms until it exits."""
 
     def __init__(self, *callers: Caller):
         self.callers = list(callers)
@@ -65,7 +65,7 @@ class Pace:
             self.pushed += 1
 
 
-def test_the_tokens_are_those_of_the_engine_itself(loaded_engine: Engine) -> None:
+def test_tokens_equal_those_of_the_local_engine(loaded_engine: Engine) -> None:
     pcm = caller_pcm(20)
     with loaded_engine:
         expected = loaded_engine.converse(RESTAURANT, pcm, GREEDY)
@@ -76,11 +76,11 @@ def test_the_tokens_are_those_of_the_engine_itself(loaded_engine: Engine) -> Non
             caller.next()
         assert tokens(caller.frames) == tokens(list(expected.frames))
         assert [f.text for f in caller.frames] == [f.text for f in expected.frames]
-        heard = np.concatenate([frame.pcm for frame in caller.frames])
-        np.testing.assert_allclose(heard, expected.pcm, atol=1 / 65_000)
+        received = np.concatenate([frame.pcm for frame in caller.frames])
+        np.testing.assert_allclose(received, expected.pcm, atol=1 / 65_000)
 
 
-def test_the_engine_s_errors_are_the_caller_s(loaded_engine: Engine) -> None:
+def test_errors_of_the_engine_reach_the_caller(loaded_engine: Engine) -> None:
     with RunningServer(loaded_engine) as server, RemoteEngine(server.url) as engine:
         with pytest.raises(VoiceNotFound):
             Caller(engine, Persona("NATX9"))
@@ -94,7 +94,7 @@ def test_the_engine_s_errors_are_the_caller_s(loaded_engine: Engine) -> None:
         assert "Good morning" in words
 
 
-def test_the_chat_protocol_of_our_own_server(loaded_engine: Engine) -> None:
+def test_nvidias_protocol_on_our_own_server(loaded_engine: Engine) -> None:
     with (
         RunningServer(loaded_engine) as server,
         RemoteEngine(f"{server.url}/api/chat") as engine,
@@ -108,7 +108,7 @@ def test_the_chat_protocol_of_our_own_server(loaded_engine: Engine) -> None:
         caller.session.close()
         assert caller.ended() is None
         until(lambda: loaded_engine.stats().sessions == 0)
-        with pytest.raises(ConfigError, match="neither say"):
+        with pytest.raises(ConfigError, match="neither say nor update"):
             Caller(engine).session.say("Hi")
         error = Caller(engine, Persona("NATX9")).ended()
         assert error is not None and "NATX9" in str(error)
@@ -116,8 +116,8 @@ def test_the_chat_protocol_of_our_own_server(loaded_engine: Engine) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut", "swallow", "hold"])
-def test_five_seconds_without_a_network(loaded_engine: Engine, how: str) -> None:
-    """The same session goes on, and hears and says what it would have."""
+def test_a_session_survives_five_seconds_without_a_network(loaded_engine: Engine, how: str) -> None:
+    """The session resumes, and its tokens are those of an uninterrupted conversation."""
     frames = 30
     pcm = caller_pcm(frames)
     with loaded_engine:
@@ -143,7 +143,7 @@ def test_five_seconds_without_a_network(loaded_engine: Engine, how: str) -> None
 
 
 @pytest.mark.slow
-def test_a_killed_server_takes_its_own_sessions_only() -> None:
+def test_a_killed_server_ends_only_its_own_sessions() -> None:
     options = ("--max-sessions", 8)
     with ServeProcess(*options) as stays, ServeProcess(*options) as killed:
         with RemoteEngine([stays.url, killed.url]) as engine:
@@ -156,9 +156,9 @@ def test_a_killed_server_takes_its_own_sessions_only() -> None:
                 until(lambda: sum(caller.session.closed for caller in callers) == 3)
                 seconds = time.monotonic() - at
                 print(f"\nkilled: 3 of 6 sessions ended after {seconds:.1f} s")
-                lost = [caller for caller in callers if caller.session.closed]
-                kept = [caller for caller in callers if not caller.session.closed]
-                for caller in lost:
+                ended = [caller for caller in callers if caller.session.closed]
+                surviving = [caller for caller in callers if not caller.session.closed]
+                for caller in ended:
                     error = caller.ended()
                     assert isinstance(error, SessionLost) and killed.url[7:] in str(error)
                     assert "connection refused" in str(error)
@@ -166,14 +166,14 @@ def test_a_killed_server_takes_its_own_sessions_only() -> None:
                 port = killed.url.rsplit(":", 1)[1]
                 with ServeProcess(*options, "--port", port):
                     until(lambda: all(server.reachable for server in engine.stats().servers))
-                    # Least loaded first: the empty one catches up.
+                    # New sessions go to the restarted server until both have the same load.
                     more = [Caller(engine).ready() for _ in range(5)]
                     assert [s.sessions for s in engine.stats().servers] == [4, 4]
                     for caller in more:
                         caller.talk(0, 1)
-            until(lambda: all(len(caller.frames) == pace.pushed for caller in kept))
-            for caller in kept:
+            until(lambda: all(len(caller.frames) == pace.pushed for caller in surviving))
+            for caller in surviving:
                 assert [frame.index for frame in caller.frames] == list(range(pace.pushed))
                 assert caller.session.stats().dropped_frames == 0
-            late = sum(caller.session.stats().late_frames for caller in kept)
-            print(f"kept: {pace.pushed} frames each, all answered; late {late}")
+            late = sum(caller.session.stats().late_frames for caller in surviving)
+            print(f"surviving: {pace.pushed} frames each, all complete; late {late}")

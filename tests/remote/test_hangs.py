@@ -1,36 +1,36 @@
-"""Servers that live and do not answer: every session ends."""
+"""Servers that stay connected and do not respond: every session ends by a time limit."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from loguru import logger
 from websockets.asyncio.server import ServerConnection
 
 from pipecat_personaplex.errors import EngineUnreachable, SessionFailed, SessionLost
-from pipecat_personaplex.remote import RemoteEngine
-from pipecat_personaplex.remote import native as stream
+from pipecat_personaplex.remote import RemoteEngine, native
 from tests.remote.fakes import FakeServer, say
-from tests.remote.helpers import Caller, tone
+from tests.remote.helpers import Caller, log_lines, resuming, tone
 from tests.remote.test_server_pool import greet
 
 
 async def listen(websocket: ServerConnection) -> None:
-    """Until the caller leaves."""
+    """Receive until the caller closes the session."""
     while '"close"' not in str(await websocket.recv()):
         pass
 
 
-def test_a_prompt_that_is_never_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "_READY_SECONDS", 0.5)
+def test_a_prompt_that_is_never_computed_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_READY_SECONDS", 0.5)
     with FakeServer(talk=listen) as server, RemoteEngine(server.url) as engine:
         error = Caller(engine).ended()
-        assert type(error) is SessionFailed and "prompt within 0.5 s" in str(error)
+        assert type(error) is SessionFailed and "has not computed the prompt within 0.5 s" in str(
+            error
+        )
         assert engine.healthy
 
 
-def test_a_frame_that_is_never_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "_ANSWER_SECONDS", 1.5)
+def test_an_input_frame_without_output_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_CONFIRM_SECONDS", 1.5)
 
     async def talk(websocket: ServerConnection) -> None:
         await say(websocket, type="ready")
@@ -40,12 +40,12 @@ def test_a_frame_that_is_never_answered(monkeypatch: pytest.MonkeyPatch) -> None
         caller = Caller(engine)
         caller.session.push(np.concatenate([tone(0), tone(1)]))
         error = caller.ready().ended()
-        assert type(error) is SessionFailed and "not answered for 1.5 s" in str(error)
+        assert type(error) is SessionFailed and "has not returned a frame for 1.5 s" in str(error)
 
 
-def test_a_caller_who_says_nothing_is_owed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "_ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(stream, "_ASK_SECONDS", 0.1)
+def test_a_caller_who_pushes_no_audio_keeps_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_CONFIRM_SECONDS", 0.5)
+    monkeypatch.setattr(native, "_STATS_SECONDS", 0.1)
     with FakeServer() as server, RemoteEngine(server.url) as engine:
         caller = Caller(engine).ready()
         caller.talk(0)
@@ -53,8 +53,8 @@ def test_a_caller_who_says_nothing_is_owed_nothing(monkeypatch: pytest.MonkeyPat
         caller.talk(1)
 
 
-def test_an_opening_that_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "_OPEN_SECONDS", 0.5)
+def test_open_without_a_response_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_OPEN_SECONDS", 0.5)
 
     async def script(websocket: ServerConnection) -> None:
         await greet(websocket)
@@ -65,15 +65,12 @@ def test_an_opening_that_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> Non
         assert isinstance(error, EngineUnreachable) and "within 0.5 s" in str(error)
 
 
-def test_a_server_that_keeps_no_session() -> None:
-    told: list[str] = []
-    sink = logger.add(told.append, format="{message}")
-    with FakeServer() as server, RemoteEngine(server.url) as engine:
+def test_a_server_without_resumption_loses_the_session() -> None:
+    with FakeServer() as server, RemoteEngine(server.url) as engine, log_lines() as lines:
         server.resume_seconds = 0
         caller = Caller(engine).ready()
         caller.talk(0)
         server.cut()
         error = caller.ended()
-        assert isinstance(error, SessionLost) and "keeps no session" in str(error)
-    logger.remove(sink)
-    assert not any("resumes" in line for line in told)
+        assert isinstance(error, SessionLost) and "does not support resuming" in str(error)
+        assert not resuming(lines, caller.session)

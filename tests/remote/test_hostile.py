@@ -1,4 +1,4 @@
-"""Servers that do not follow the protocol: one clear error, and the engine goes on."""
+"""Servers that violate the protocol: one clear error, and the engine continues."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pipecat_personaplex.errors import (
 )
 from pipecat_personaplex.protocol.session_messages import MAX_MESSAGE_BYTES
 from pipecat_personaplex.remote import RemoteEngine
-from tests.remote.fakes import FakeServer, Script, answer, refuse, say
+from tests.remote.fakes import FakeServer, Script, output_frame, refuse, say
 from tests.remote.helpers import Caller, tone
 
 SILENCE = bytes(3840)
 
 
 def then(*messages: str | bytes) -> Script:
-    """Ready, and after the caller's first frame these."""
+    """Send ``ready``, and these messages after the caller's first frame."""
 
     async def talk(websocket: ServerConnection) -> None:
         await say(websocket, type="ready")
@@ -53,10 +53,13 @@ def outcome(talk: Script) -> PersonaPlexError | None:
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        ([answer(1, SILENCE)], "frame 1 came where 0 was due"),
-        ([answer(0, SILENCE), answer(1, SILENCE)], "not sent"),
-        ([answer(0, SILENCE), answer(2, SILENCE)], "frame 2 came where 1"),
-        ([answer(0, b"short")], "3840 bytes"),
+        ([output_frame(1, SILENCE)], "frame 1 came where frame 0 was expected"),
+        ([output_frame(0, SILENCE), output_frame(1, SILENCE)], "input frame that was not sent"),
+        (
+            [output_frame(0, SILENCE), output_frame(2, SILENCE)],
+            "frame 2 came where frame 1 was expected",
+        ),
+        ([output_frame(0, b"short")], "3840 bytes"),
         ([b""], "header"),
         ([b"\x01\x02"], "header"),
         ([b"\x07" + bytes(100)], "not 7"),
@@ -67,13 +70,13 @@ def outcome(talk: Script) -> PersonaPlexError | None:
         (['{"type": "stats"}'], "Field required"),
     ],
 )
-def test_what_may_not_come(messages: list[str | bytes], reason: str) -> None:
+def test_protocol_violations_end_the_session(messages: list[str | bytes], reason: str) -> None:
     error = outcome(then(*messages))
     assert type(error) is SessionFailed
     assert "does not follow the protocol" in str(error) and reason in str(error)
 
 
-def test_counters_that_cannot_be_do_no_harm() -> None:
+def test_impossible_counters_are_harmless() -> None:
     stats = dict(type="stats", frames=0, late_frames=0, queued_frames=0)
     nonsense = [json.dumps({**stats, "dropped_frames": n}) for n in (-5, 0, 1 << 70)]
     with FakeServer(talk=then(*nonsense)) as server, RemoteEngine(server.url) as engine:
@@ -92,7 +95,7 @@ def test_counters_that_cannot_be_do_no_harm() -> None:
         ("no_such_code", 1008, SessionFailed),
     ],
 )
-def test_a_fatal_error_is_the_caller_s(code: str, close: int, kind: type) -> None:
+def test_a_fatal_error_reaches_the_caller(code: str, close: int, kind: type) -> None:
     async def talk(websocket: ServerConnection) -> None:
         await refuse(websocket, code, close)
 
@@ -101,7 +104,7 @@ def test_a_fatal_error_is_the_caller_s(code: str, close: int, kind: type) -> Non
 
 
 @pytest.mark.parametrize("details", [{"frames": "x", "limit": None}, {"self": 1}, {"known": 3}])
-def test_details_of_another_kind(details: dict[str, Any]) -> None:
+def test_invalid_error_details_are_harmless(details: dict[str, Any]) -> None:
     async def talk(websocket: ServerConnection) -> None:
         await say(
             websocket,
@@ -115,7 +118,7 @@ def test_details_of_another_kind(details: dict[str, Any]) -> None:
     assert isinstance(outcome(talk), PersonaPlexError)
 
 
-def test_an_error_that_is_not_fatal_changes_nothing() -> None:
+def test_a_non_fatal_error_does_not_change_the_session() -> None:
     with FakeServer() as server, RemoteEngine(server.url) as engine:
 
         async def talk(websocket: ServerConnection) -> None:
@@ -135,7 +138,7 @@ def test_an_error_that_is_not_fatal_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("code", [1003, 1007, 1008, 1009])
-def test_a_connection_closed_for_its_contents_is_not_resumed(code: int) -> None:
+def test_a_close_code_about_the_messages_is_not_resumed(code: int) -> None:
     async def talk(websocket: ServerConnection) -> None:
         await websocket.close(code, "that will not do")
 
@@ -143,7 +146,7 @@ def test_a_connection_closed_for_its_contents_is_not_resumed(code: int) -> None:
     assert type(error) is SessionFailed and "that will not do" in str(error)
 
 
-def test_a_session_taken_over_is_lost() -> None:
+def test_a_session_resumed_by_another_client_is_lost() -> None:
     async def talk(websocket: ServerConnection) -> None:
         await websocket.close(4001)
 
@@ -151,17 +154,17 @@ def test_a_session_taken_over_is_lost() -> None:
     assert type(error) is SessionLost and "another client" in str(error)
 
 
-def test_a_message_that_never_ends() -> None:
+def test_a_message_over_the_size_limit_ends_the_session() -> None:
     error = outcome(then(bytes(32 * MAX_MESSAGE_BYTES)))
     assert type(error) is SessionFailed and "too big" in str(error)
 
 
-def resuming(answer: Callable[[ServerConnection], Awaitable[object]]) -> PersonaPlexError | None:
-    """The end of a session whose server answers its resumption like this."""
+def resuming(respond: Callable[[ServerConnection], Awaitable[object]]) -> PersonaPlexError | None:
+    """Resume a session whose server responds by ``respond``, and return the error of its end."""
     with FakeServer() as server, RemoteEngine(server.url) as engine:
 
         async def resume(websocket: ServerConnection, message: dict[str, Any]) -> None:
-            await answer(websocket)
+            await respond(websocket)
             while '"close"' not in str(await websocket.recv()):
                 pass
 
@@ -173,23 +176,25 @@ def resuming(answer: Callable[[ServerConnection], Awaitable[object]]) -> Persona
 
 
 @pytest.mark.parametrize("wanted", [0, 1, 3, 1 << 40])
-def test_a_resumption_that_wants_what_is_not_there(wanted: int) -> None:
+def test_resumed_with_an_impossible_frame_ends_the_session(wanted: int) -> None:
     error = resuming(lambda ws: say(ws, type="resumed", next_frame=wanted, ready=True))
     assert type(error) is SessionFailed and f"wants frame {wanted}" in str(error)
 
 
-def test_a_resumption_that_is_answered_with_something_else() -> None:
+def test_another_message_instead_of_resumed_ends_the_session() -> None:
     error = resuming(lambda ws: say(ws, type="ready"))
-    assert type(error) is SessionFailed and "'ready' came where 'resumed'" in str(error)
+    assert type(error) is SessionFailed and "'ready' came where 'resumed' was expected" in str(
+        error
+    )
 
 
-def test_a_resumption_that_is_not_answered_is_tried_again_until_the_end() -> None:
+def test_resume_is_retried_until_the_time_limit() -> None:
     error = resuming(lambda ws: ws.close(1011))
     assert type(error) is SessionLost and "within 3 s" in str(error)
 
 
 @pytest.mark.parametrize("opened", ["{", '{"type": "ready"}', b"\x01"])
-def test_an_opening_that_is_answered_with_something_else(opened: str | bytes) -> None:
+def test_another_message_instead_of_opened_ends_the_session(opened: str | bytes) -> None:
     async def connected(websocket: ServerConnection) -> None:
         await say(
             websocket,
@@ -210,7 +215,7 @@ def test_an_opening_that_is_answered_with_something_else(opened: str | bytes) ->
         assert type(error) is SessionFailed and "protocol" in str(error)
 
 
-def test_a_hello_cut_off() -> None:
+def test_a_truncated_hello_is_refused() -> None:
     async def connected(websocket: ServerConnection) -> None:
         websocket.transport.write(b"\x81\x7e\xff")
         websocket.transport.abort()
@@ -236,13 +241,15 @@ def test_a_hello_cut_off() -> None:
         max_size=4,
     )
 )
-def test_garbage(garbled: tuple[FakeServer, RemoteEngine], messages: list[str | bytes]) -> None:
+def test_random_messages_end_the_session(
+    garbled: tuple[FakeServer, RemoteEngine], messages: list[str | bytes]
+) -> None:
     server, engine = garbled
     server._talk = then(*messages)
     caller = Caller(engine)
     caller.session.push(tone(0))
     caller.ready()
-    if all(message == '{"type": "ready"}' for message in messages):  # which is no fault
+    if all(message == '{"type": "ready"}' for message in messages):  # not a violation
         caller.session.close()
     error = caller.ended()
     assert error is None or isinstance(error, SessionFailed)

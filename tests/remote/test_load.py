@@ -1,4 +1,4 @@
-"""Twenty callers on two servers."""
+"""Load: twenty callers in real time on two servers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECONDS = float(os.environ.get("PERSONAPLEX_LOAD_SECONDS", "15"))
 
 
 class Talker:
-    """A caller who speaks in real time and notes how long answers take."""
+    """A caller who pushes frames in real time and records the latency of output frames."""
 
     def __init__(self, engine: RemoteEngine, number: int):
         self.round_trip_ms: list[float] = []
@@ -31,10 +31,10 @@ class Talker:
         self.session = engine.open_session(
             Persona("NATF2", f"You are caller {number}'s friend."),
             SamplingParams(seed=number),
-            on_frame=self._heard,
+            on_frame=self._on_frame,
         )
 
-    def _heard(self, frame: SessionFrame) -> None:
+    def _on_frame(self, frame: SessionFrame) -> None:
         elapsed = (time.monotonic() - self.pushed[frame.index]) * 1e3
         self.round_trip_ms.append(elapsed)
         self.added_ms.append(elapsed - frame.timings.total_ms)
@@ -58,14 +58,14 @@ def test_twenty_callers_on_two_servers() -> None:
     frames = round(SECONDS / FRAME_SECONDS)
     options = ("--max-sessions", 12)
     with ServeProcess(*options) as one, ServeProcess(*options) as two:
-        # A machine that stands still for two seconds shall show as late frames, not as lost ones.
+        # If the machine stalls for two seconds, frames must be late, not dropped.
         with RemoteEngine([one.url, two.url], max_queued_frames=frames) as engine:
             until(lambda: all(server.reachable for server in engine.stats().servers))
             talkers = [Talker(engine, number) for number in range(CALLERS)]
             assert all(talker.session.wait_ready(WAIT) for talker in talkers)
             shares = [server.sessions for server in engine.stats().servers]
             assert shares == [CALLERS // 2, CALLERS // 2]
-            # As calls do, they begin at any time within a frame.
+            # Real calls start at different times within a frame.
             start = time.monotonic() + 0.2
             threads = [
                 threading.Thread(target=t.speak, args=(start + n * FRAME_SECONDS / CALLERS, frames))
@@ -90,7 +90,7 @@ def report(talkers: list[Talker], engine: RemoteEngine) -> None:
     late = sum(talker.session.stats().late_frames for talker in talkers)
     print(
         f"\n{len(talkers)} callers, {len(engine.stats().servers)} servers, {SECONDS:g} s: "
-        f"{len(added)} frames answered, {dropped} dropped; "
+        f"{len(added)} output frames, {dropped} dropped; "
         f"added p50 {np.percentile(added, 50):.1f} ms, p99 {np.percentile(added, 99):.1f} ms; "
         f"round trip p50 {np.percentile(whole, 50):.1f} ms, p99 {np.percentile(whole, 99):.1f} ms; "
         f"late {late}"

@@ -1,8 +1,9 @@
-"""NVIDIA's own server, as its clients know it."""
+"""``RemoteEngine`` against a fake server of NVIDIA's protocol."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,10 +21,9 @@ from pipecat_personaplex.errors import (
     SessionFailed,
     SessionLost,
 )
-from pipecat_personaplex.remote import RemoteEngine
-from pipecat_personaplex.remote import moshi as remote_chat
+from pipecat_personaplex.remote import RemoteEngine, moshi
 from tests.remote.fakes import FakeServer
-from tests.remote.helpers import FRIEND, Caller, tone, until
+from tests.remote.helpers import FRIEND, WAIT, Caller, tone, until
 
 sphn = pytest.importorskip("sphn")
 
@@ -32,16 +32,16 @@ SAMPLING = SamplingParams(seed=5, temperature_audio=0.5, top_k_text=9)
 
 
 async def nvidia(websocket: ServerConnection, swallowed: int = 1) -> None:
-    """Answers with what it heard, later by so many frames, and with text after the audio."""
+    """Echo the audio delayed by ``swallowed`` frames, each frame followed by text."""
     decoder, encoder = sphn.OpusStreamReader(24_000), sphn.OpusStreamWriter(24_000)
-    heard = np.zeros(0, dtype=np.float32)
+    received = np.zeros(0, dtype=np.float32)
     spoken = 0
     await websocket.send(HANDSHAKE)
     async for message in websocket:
         assert isinstance(message, bytes) and message[0] == 1
-        heard = np.concatenate([heard, decoder.append_bytes(message[1:])])
-        while len(heard) >= FRAME_SAMPLES:
-            frame, heard = np.split(heard, [FRAME_SAMPLES])
+        received = np.concatenate([received, decoder.append_bytes(message[1:])])
+        while len(received) >= FRAME_SAMPLES:
+            frame, received = np.split(received, [FRAME_SAMPLES])
             if swallowed:
                 swallowed -= 1
                 continue
@@ -69,9 +69,9 @@ def test_a_conversation() -> None:
         caller.session.push(sines(12))
         until(lambda: len(caller.frames) == 11)
         assert [frame.index for frame in caller.frames] == list(range(11))
-        heard = np.concatenate([frame.pcm for frame in caller.frames[1:]])
-        assert np.sqrt(np.mean(heard**2)) == pytest.approx(0.212, rel=0.1)
-        # Text follows its audio, and so comes with the frame after.
+        received = np.concatenate([frame.pcm for frame in caller.frames[1:]])
+        assert np.sqrt(np.mean(received**2)) == pytest.approx(0.212, rel=0.1)
+        # Text follows its audio, so it is delivered with the next frame.
         assert [frame.text for frame in caller.frames[:4]] == ["", " 0", " 1", " 2"]
         for frame in caller.frames:
             assert frame.text_token == -1
@@ -90,7 +90,7 @@ def test_a_conversation() -> None:
         }
 
 
-def test_any_voice_goes_and_a_file_s_name_as_it_is() -> None:
+def test_any_voice_is_accepted_and_file_names_are_unchanged() -> None:
     with chat() as server, engine_at(server) as engine:
         assert len(engine.voices) == 18 and "VARM4" in engine.voices
         Caller(engine, Persona("mine.wav")).ready()
@@ -98,7 +98,7 @@ def test_any_voice_goes_and_a_file_s_name_as_it_is() -> None:
         assert query["voice_prompt"] == ["mine.wav"]
 
 
-def test_it_cannot_be_told_anything() -> None:
+def test_say_and_update_are_refused() -> None:
     with chat() as server, engine_at(server) as engine:
         caller = Caller(engine)
         with pytest.raises(ConfigError, match="neither say nor update"):
@@ -108,7 +108,7 @@ def test_it_cannot_be_told_anything() -> None:
         caller.ready()
 
 
-def test_frames_that_never_come_out_are_not_owed() -> None:
+def test_frames_swallowed_at_the_start_count_as_dropped() -> None:
     async def slow(websocket: ServerConnection) -> None:
         await nvidia(websocket, swallowed=3)
 
@@ -127,13 +127,13 @@ def test_frames_that_never_come_out_are_not_owed() -> None:
     ("message", "reason"),
     [
         (b"", "at least one byte"),
-        ("text", "binary"),
+        ("text", "must be binary, not text"),
         (b"\x2a", "not 42"),
         (AUDIO + b"RIFF" * 99, "does not decode"),
         (b"\x05no such voice", "no such voice"),
     ],
 )
-def test_what_may_not_come(message: str | bytes, reason: str) -> None:
+def test_protocol_violations_end_the_session(message: str | bytes, reason: str) -> None:
     async def say(websocket: ServerConnection) -> None:
         for each in (b"\x03\x00", b"\x04{}", b"\x06", HANDSHAKE, message):
             await websocket.send(each)
@@ -144,7 +144,7 @@ def test_what_may_not_come(message: str | bytes, reason: str) -> None:
         assert type(error) is SessionFailed and reason in str(error)
 
 
-def test_audio_before_the_handshake_may_not_come() -> None:
+def test_audio_before_the_handshake_ends_the_session() -> None:
     async def early(websocket: ServerConnection) -> None:
         encoder = sphn.OpusStreamWriter(24_000)
         await websocket.send(AUDIO + encoder.append_pcm(sines(1)))
@@ -165,20 +165,20 @@ def test_text_without_audio_is_bounded() -> None:
 
     with chat(flood) as server, engine_at(server) as engine:
         error = Caller(engine).ended()
-        assert type(error) is SessionFailed and "64 KiB of text" in str(error)
+        assert type(error) is SessionFailed and "64 KiB of text came without audio" in str(error)
 
 
-def test_frames_swallowed_later_are_not_owed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_chat, "_LOST_SECONDS", 0.5)
+def test_frames_swallowed_later_count_as_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moshi, "_DROP_SECONDS", 0.5)
 
     async def forgetful(websocket: ServerConnection) -> None:
         decoder, encoder = sphn.OpusStreamReader(24_000), sphn.OpusStreamWriter(24_000)
-        answered = False
+        replied = False
         await websocket.send(HANDSHAKE)
         async for message in websocket:
-            if len(decoder.append_bytes(message[1:])) and not answered:
+            if len(decoder.append_bytes(message[1:])) and not replied:
                 await websocket.send(AUDIO + encoder.append_pcm(sines(1)))
-                answered = True
+                replied = True
 
     with chat(forgetful) as server, engine_at(server) as engine:
         caller = Caller(engine).ready()
@@ -187,14 +187,16 @@ def test_frames_swallowed_later_are_not_owed(monkeypatch: pytest.MonkeyPatch) ->
         until(lambda: caller.session.stats().dropped_frames == 2)
 
 
-def test_an_answer_to_a_forgotten_frame_counts_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_chat, "_SWALLOWED_SECONDS", 0.1)
+def test_a_late_output_frame_takes_its_drop_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moshi, "_STARTUP_DROP_SECONDS", 0.1)
+
+    expired = threading.Event()
 
     async def late(websocket: ServerConnection) -> None:
         encoder = sphn.OpusStreamWriter(24_000)
         await websocket.send(HANDSHAKE)
         await websocket.recv()
-        await asyncio.sleep(1)
+        assert await asyncio.to_thread(expired.wait, WAIT)
         await websocket.send(AUDIO + encoder.append_pcm(sines(1)))
         await websocket.wait_closed()
 
@@ -202,13 +204,14 @@ def test_an_answer_to_a_forgotten_frame_counts_after_all(monkeypatch: pytest.Mon
         caller = Caller(engine).ready()
         caller.session.push(sines(1))
         until(lambda: caller.session.stats().dropped_frames == 1)
+        expired.set()
         until(lambda: caller.frames)
         until(lambda: caller.session.stats().dropped_frames == 0)
 
 
-def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_chat, "_SILENT_SECONDS", 1.0)
-    monkeypatch.setattr(remote_chat, "_SWALLOWED_SECONDS", 0.1)
+def test_a_silent_server_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moshi, "_SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(moshi, "_STARTUP_DROP_SECONDS", 0.1)
 
     async def mute(websocket: ServerConnection) -> None:
         await websocket.send(HANDSHAKE)
@@ -224,7 +227,7 @@ def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("status", [400, 413, 414, 431])
-def test_a_request_that_is_refused_says_nothing_of_the_server(status: int) -> None:
+def test_a_bad_request_does_not_make_the_server_unreachable(status: int) -> None:
     with chat() as server, engine_at(server) as engine:
         server.status = status
         error = Caller(engine).ended()
@@ -234,25 +237,25 @@ def test_a_request_that_is_refused_says_nothing_of_the_server(status: int) -> No
         Caller(engine).ready()
 
 
-def test_a_prompt_that_no_url_holds() -> None:
+def test_a_prompt_too_long_for_a_url_is_refused() -> None:
     with chat() as server, engine_at(server) as engine:
         error = Caller(engine, Persona("NATF2", "\N{CAT FACE}" * 600)).ended()
         assert isinstance(error, LimitReached) and "into the URL" in str(error)
         assert engine.healthy and not server.requests
 
 
-def test_a_session_that_went_elsewhere_can_be_told_what_to_say() -> None:
+def test_say_works_after_failover_to_our_own_server() -> None:
     with chat() as nvidias, FakeServer(max_sessions=1) as ours:
         with RemoteEngine([f"{nvidias.url}/api/chat", ours.url]) as engine:
             until(lambda: all(server.reachable for server in engine.stats().servers))
             nvidias.status = 400
-            engine._servers[0].max_sessions = 8  # so that it is asked first
+            engine._servers[0].max_sessions = 8  # the lowest load: it is tried first
             caller = Caller(engine).ready()
             caller.session.say("Hi")
             assert nvidias.requests and len(ours.open) == 1
 
 
-def test_a_broken_connection_is_the_end() -> None:
+def test_a_broken_connection_ends_the_session() -> None:
     with chat() as server, engine_at(server) as engine:
         caller = Caller(engine).ready()
         server.cut()
@@ -263,7 +266,7 @@ def test_a_broken_connection_is_the_end() -> None:
         assert isinstance(caller.ended(), EngineStopped)
 
 
-def test_refusals() -> None:
+def test_refused_connections_are_reported() -> None:
     with chat() as server, engine_at(server) as engine:
         server.status = 500
         error = Caller(engine).ended()

@@ -1,4 +1,4 @@
-"""Several servers: which one gets a session, and what happens when it will not have it."""
+"""Several servers: the choice of one for a session, and failover when it refuses."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def sessions(*servers: FakeServer) -> list[int]:
 
 
 def known(engine: RemoteEngine) -> bool:
-    """Whether every server has been asked."""
+    """Whether every server has been polled."""
     return all(server.reachable for server in engine.stats().servers)
 
 
 async def greet(websocket: ServerConnection) -> str:
-    """Say hello, and return what comes then."""
+    """Send ``hello`` and return the client's first message."""
     await say(
         websocket,
         type="hello",
@@ -52,11 +52,11 @@ def refusing(code: str, **details: object) -> Script:
 
 
 class TestChoice:
-    def test_sessions_go_where_there_is_most_room(self) -> None:
+    def test_sessions_go_to_the_least_loaded_server(self) -> None:
         with FakeServer(max_sessions=2) as small, FakeServer(max_sessions=6) as large:
             with RemoteEngine([small.url, large.url]) as engine:
                 until(lambda: known(engine))
-                # All at once: those on their way count as if they had arrived.
+                # All at once: sessions that are being opened count towards the load.
                 callers = [Caller(engine) for _ in range(8)]
                 for caller in callers:
                     caller.ready()
@@ -64,7 +64,7 @@ class TestChoice:
                 assert engine.max_sessions == 8
                 assert [s.sessions for s in engine.stats().servers] == [2, 6]
 
-    def test_other_clients_count(self) -> None:
+    def test_sessions_of_other_clients_count(self) -> None:
         with FakeServer() as one, FakeServer() as two:
             with RemoteEngine(one.url) as other:
                 for _ in range(3):
@@ -75,7 +75,7 @@ class TestChoice:
                         Caller(engine).ready()
                     assert sessions(one, two) == [3, 3]
 
-    def test_a_session_goes_where_its_voice_is(self) -> None:
+    def test_a_session_goes_to_a_server_with_its_voice(self) -> None:
         with FakeServer(voices=("NATF2",)) as one, FakeServer(voices=("NATM1", "NATF2")) as two:
             with RemoteEngine([one.url, two.url]) as engine:
                 until(lambda: known(engine))
@@ -88,15 +88,15 @@ class TestChoice:
 
 
 class TestFailOver:
-    def test_a_full_server_hands_on(self) -> None:
+    def test_a_full_server_fails_over(self) -> None:
         with FakeServer(max_sessions=8) as one, FakeServer(max_sessions=1) as two:
             with RemoteEngine([one.url, two.url]) as engine:
                 until(lambda: known(engine))
-                one.max_sessions = 0  # since it was asked
+                one.max_sessions = 0  # since the poll
                 Caller(engine).ready().talk(0)
                 assert sessions(one, two) == [0, 1]
 
-    def test_a_draining_server_hands_on(self) -> None:
+    def test_a_draining_server_fails_over(self) -> None:
         with FakeServer(max_sessions=8) as one, FakeServer(max_sessions=2) as two:
             with RemoteEngine([one.url, two.url]) as engine:
                 until(lambda: known(engine))
@@ -105,7 +105,7 @@ class TestFailOver:
                     Caller(engine).ready()
                 assert sessions(one, two) == [0, 2]
 
-    def test_a_server_that_is_gone_hands_on_and_comes_back(self) -> None:
+    def test_an_unreachable_server_fails_over_and_returns(self) -> None:
         with FakeServer(max_sessions=2) as stays:
             goes = FakeServer(max_sessions=8)
             with goes, RemoteEngine([goes.url, stays.url]) as engine:
@@ -119,7 +119,7 @@ class TestFailOver:
                     Caller(engine).ready()
                 assert sessions(goes, stays) == [3, 1]
 
-    def test_the_most_telling_refusal_is_the_caller_s(self) -> None:
+    def test_the_most_useful_refusal_reaches_the_caller(self) -> None:
         with FakeServer() as full, FakeServer() as draining:
             with RemoteEngine([full.url, draining.url]) as engine:
                 until(lambda: known(engine))
@@ -134,14 +134,14 @@ class TestFailOver:
         "code",
         ["engine_failed", "engine_stopped", "limit_reached", "session_failed", "voice_not_found"],
     )
-    def test_whatever_a_server_refuses_with_another_is_asked(self, code: str) -> None:
+    def test_refusals_of_one_server_fail_over(self, code: str) -> None:
         with FakeServer(refusing(code)) as bad, FakeServer() as good:
             with RemoteEngine([bad.url, good.url]) as engine:
                 until(lambda: known(engine))
                 Caller(engine).ready()
                 assert sessions(good) == [1]
 
-    def test_garbage_is_not_the_end(self) -> None:
+    def test_a_protocol_violation_fails_over(self) -> None:
         async def garbage(websocket: ServerConnection) -> None:
             await greet(websocket)
             await websocket.send("{}")
@@ -153,7 +153,7 @@ class TestFailOver:
                 Caller(engine).ready()
                 assert sessions(good) == [1]
 
-    def test_what_is_wrong_with_the_session_is_the_end(self) -> None:
+    def test_an_invalid_session_does_not_fail_over(self) -> None:
         script = refusing("prompt_too_long", frames=9, limit=3)
         with FakeServer(script) as bad, FakeServer() as good:
             with RemoteEngine([bad.url, good.url]) as engine:
@@ -161,13 +161,13 @@ class TestFailOver:
                 assert isinstance(Caller(engine).ended(), PromptTooLong)
                 assert sessions(good) == [0]
 
-    def test_nobody_is_left(self) -> None:
+    def test_no_reachable_server_is_an_error(self) -> None:
         server = FakeServer()
         with server, RemoteEngine(server.url) as engine:
             server.stop()
             error = Caller(engine).ended()
             assert isinstance(error, EngineUnreachable) and server.url in str(error)
-            with pytest.raises(EngineUnreachable, match="no engine's server"):
+            with pytest.raises(EngineUnreachable, match="no server of the engine"):
                 Caller(engine)
             assert not engine.healthy and engine.voices == ["NATF2"]
             server.start()
@@ -176,7 +176,7 @@ class TestFailOver:
 
 
 class TestRefusals:
-    def test_full_is_said_at_once_where_it_is_certain(self) -> None:
+    def test_engine_full_is_raised_at_once_if_certain(self) -> None:
         with FakeServer(max_sessions=1) as one, FakeServer(max_sessions=2) as two:
             with RemoteEngine([one.url, two.url]) as engine:
                 until(lambda: known(engine))
@@ -187,32 +187,32 @@ class TestRefusals:
                 callers[0].session.close()
                 Caller(engine).ready()
 
-    def test_a_slot_is_free_as_soon_as_its_session_is_closed(self) -> None:
+    def test_a_closed_session_frees_its_slot_at_once(self) -> None:
         with FakeServer(max_sessions=1) as server, RemoteEngine(server.url) as engine:
             caller = Caller(engine).ready()
             for _ in range(20):
                 caller.session.close()
                 caller = Caller(engine).ready()
 
-    def test_stopping_servers_are_said_to_be(self) -> None:
+    def test_engine_draining_is_raised_if_all_servers_drain(self) -> None:
         with FakeServer() as server, RemoteEngine(server.url) as engine:
             server.draining = True
             until(lambda: engine.stats().servers[0].draining)
             with pytest.raises(EngineDraining):
                 Caller(engine)
 
-    def test_a_full_server_is_asked_once(self) -> None:
-        asked = []
+    def test_a_full_server_is_requested_once(self) -> None:
+        openings = []
 
         async def full(websocket: ServerConnection) -> None:
-            asked.append(await greet(websocket))
+            openings.append(await greet(websocket))
             await refuse(websocket, "engine_full", 1013, max_sessions=4)
 
         with FakeServer(full) as server, RemoteEngine(server.url) as engine:
             assert isinstance(Caller(engine).ended(), EngineFull)
-            assert len(asked) == 1
+            assert len(openings) == 1
 
-    def test_one_that_drains_no_more_takes_sessions(self) -> None:
+    def test_a_server_that_no_longer_drains_takes_sessions(self) -> None:
         async def talk(websocket: ServerConnection) -> None:
             await say(websocket, type="draining", seconds=60)
             await server._converse(websocket)
@@ -220,7 +220,7 @@ class TestRefusals:
         with FakeServer(talk=talk) as server, RemoteEngine(server.url) as engine:
             caller = Caller(engine).ready()
             assert engine.stats().servers[0].draining
-            # As one of several behind a balancer says it, and the next hello comes from another.
+            # Behind a load balancer, another server that does not drain may send the next hello.
             until(lambda: not engine.stats().servers[0].draining)
             caller.talk(0, 1)
             Caller(engine)

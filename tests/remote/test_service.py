@@ -1,4 +1,4 @@
-"""The Pipecat service, which does not notice where its engine runs."""
+"""The Pipecat service on a remote engine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def resumed_since(server: FakeServer, before: int) -> bool:
     return server.resumed > before
 
 
-async def test_a_call_goes_on_over_a_cut() -> None:
+async def test_a_call_survives_a_cut_connection() -> None:
     with FakeServer() as server:
         async with remote(server) as engine:
             service = service_on(engine)
@@ -54,14 +54,14 @@ async def test_a_call_goes_on_over_a_cut() -> None:
                     await pipeline.until(partial(resumed_since, server, before))
             assert not errors(pipeline) and len(server.conversations) == 1
             conversation = server.conversations["secret-0"]
-            # With silence for the time that a cut took.
-            assert conversation.heard == list(range(len(conversation.heard)))
-            assert conversation.told[0] == {"type": "say", "text": "Hello there!"}
+            # The service fills the time of each cut with silence.
+            assert conversation.received == list(range(len(conversation.received)))
+            assert conversation.messages[0] == {"type": "say", "text": "Hello there!"}
             assert np.abs(pipeline.audio()).max() > 7_000
             await pipeline.until(lambda: not server.open)
 
 
-async def test_a_server_that_is_lost_ends_the_call_with_its_error() -> None:
+async def test_a_lost_server_ends_the_call_with_an_error() -> None:
     with FakeServer() as server:
         server.resume_seconds = 0.5
         async with remote(server) as engine:
@@ -77,10 +77,10 @@ async def test_a_server_that_is_lost_ends_the_call_with_its_error() -> None:
             assert isinstance(error, SessionLost)
 
 
-async def test_a_refusal_that_comes_late_is_the_call_s() -> None:
+async def test_a_late_refusal_ends_the_call() -> None:
     with FakeServer() as server:
         async with remote(server) as engine:
-            server.max_sessions = 0  # since it was asked
+            server.max_sessions = 0  # since the poll
             service = service_on(engine)
             pipeline = RunningPipeline([service])
             async with pipeline:
@@ -88,7 +88,7 @@ async def test_a_refusal_that_comes_late_is_the_call_s() -> None:
             assert isinstance(errors(pipeline)[0].exception, EngineFull)
 
 
-async def test_a_persona_that_is_refused_leaves_the_call_as_it_was() -> None:
+async def test_a_refused_persona_leaves_the_call_unchanged() -> None:
     with FakeServer(max_sessions=1) as server:
         async with remote(server) as engine:
             service = service_on(engine)
