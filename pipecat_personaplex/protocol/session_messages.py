@@ -63,6 +63,7 @@ class Opened(_FromServer):
 
     type: Literal["opened"] = "opened"
     session: str
+    id: str = ""
     resume_seconds: float
 
 
