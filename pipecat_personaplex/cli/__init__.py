@@ -1,7 +1,7 @@
-"""The ``personaplex`` command: one module a command, the rest in ``app``.
+"""The ``personaplex`` command. Each command has a module; ``app`` joins them.
 
-What loads torch is imported inside the commands, so that ``--help`` answers at once. Of this
-package, only ``options`` reads the environment.
+Commands import torch in their bodies, so that ``--help`` returns at once. ``options`` and
+``serve`` declare the environment variables that may set an option.
 """
 
 from pipecat_personaplex.cli.app import main

@@ -1,4 +1,4 @@
-"""``personaplex bench``: how fast a model steps here."""
+"""``personaplex bench``: measure how fast a model steps on this machine."""
 
 from __future__ import annotations
 
@@ -11,18 +11,7 @@ import typer
 
 from pipecat_personaplex.bench.options import MEASUREMENTS, BenchOptions, require_tools
 from pipecat_personaplex.cli.files import check_outputs, whole_files
-from pipecat_personaplex.cli.options import (
-    Context,
-    CudaGraphs,
-    Device,
-    Dtype,
-    KVDtype,
-    Model,
-    Quantization,
-    Threads,
-    chosen_model,
-)
-from pipecat_personaplex.config import AUTO_MODEL, EngineConfig
+from pipecat_personaplex.cli.options import EngineOptions, engine_options
 from pipecat_personaplex.errors import ConfigError
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -38,15 +27,16 @@ personaplex bench --random-7b --measure parts,bandwidth --markdown
 The last line is JSON, for scripts: personaplex bench --random-7b | tail -n 1 | jq .sessions"""
 
 
+@engine_options()
 def bench(
     ctx: typer.Context,
-    model: Model = AUTO_MODEL,
+    options: EngineOptions,
     random_1b: Annotated[
         bool,
         typer.Option(
             "--random-1b",
-            help="Measure a 1B model of random weights: real speed, and noise for sound. The same "
-            "as --model random-1b.",
+            help="Measure a 1B model with random weights: real speed, but the sound is noise. "
+            "The same as --model random-1b.",
             rich_help_panel="Model",
         ),
     ] = False,
@@ -58,22 +48,15 @@ def bench(
             rich_help_panel="Model",
         ),
     ] = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quantization: Quantization = None,
-    kv_dtype: KVDtype = "auto",
-    context: Context = 0,
-    threads: Threads = 0,
-    cuda_graphs: CudaGraphs = True,
     measure: Annotated[
         str,
         typer.Option(
             metavar="WHAT,WHAT,...",
-            help="[bold]prompts[/bold]: stepped, in parallel and from the cache. "
-            "[bold]steps[/bold]: audio in to audio out. [bold]parts[/bold]: a step taken apart, "
-            "and what reading each part's bytes once would take. [bold]bandwidth[/bold]: "
-            "attention over full windows, and the gated MLPs, which hold most weights, against a "
-            "copy.",
+            help="[bold]prompts[/bold]: prefill step by step, in parallel and from the cache. "
+            "[bold]steps[/bold]: the whole step, from audio in to audio out. "
+            "[bold]parts[/bold]: each part of a step, and how long it would take to only read its "
+            "bytes once. [bold]bandwidth[/bold]: bytes per second of attention over full windows "
+            "and of the gated MLPs, which hold most weights, relative to a copy.",
             rich_help_panel="Measurement",
         ),
     ] = ",".join(MEASUREMENTS),
@@ -81,7 +64,7 @@ def bench(
         str,
         typer.Option(
             metavar="N,N,...",
-            help="Callers in a step, one row of the report each.",
+            help="Batch sizes: sessions in one step. Each has a row in the report.",
             rich_help_panel="Measurement",
         ),
     ] = "1,2,4,8",
@@ -89,7 +72,7 @@ def bench(
         int,
         typer.Option(
             min=1,
-            help="Steps timed for each row; p99.9 wants thousands.",
+            help="Timed steps for each row; a meaningful p99.9 needs thousands.",
             rich_help_panel="Measurement",
         ),
     ] = 200,
@@ -97,7 +80,7 @@ def bench(
         int,
         typer.Option(
             min=2,
-            help="Length of the prompt, which is also where the timed calls start.",
+            help="Length of the prompt in frames of 80 ms. The timed sessions start after it.",
             rich_help_panel="Measurement",
         ),
     ] = 300,
@@ -105,8 +88,9 @@ def bench(
         str | None,
         typer.Option(
             metavar="full|N",
-            help="Start the timed calls with so many frames of their windows filled instead: "
-            "full is a call of more than four minutes, the slowest there is.",
+            help="Start the timed sessions with N frames of their windows filled. full is a call "
+            "longer than its window (for the 7B, four minutes), where steps are slowest.",
+            show_default="--prompt-frames",
             rich_help_panel="Measurement",
         ),
     ] = None,
@@ -114,16 +98,17 @@ def bench(
         float,
         typer.Option(
             min=0,
-            help="For each row, also step in real time for so long, everyone's frame at once, and "
-            "count what comes later than 80 ms. Fractions are fine.",
+            help="For each row, also step in real time for so many minutes, such as 0.5: the "
+            "frames of all sessions arrive together every 80 ms. Count the frames that take "
+            "longer than 80 ms. 0 skips this.",
             rich_help_panel="Measurement",
         ),
     ] = 0.0,
     peer: Annotated[
         Literal["moshi"] | None,
         typer.Option(
-            help="Also time PyPI moshi on the same architecture, as its server runs it, taking "
-            "turns with ours.",
+            help="Also time moshi from PyPI on the same architecture, as its server runs it, "
+            "alternating with this package.",
             rich_help_panel="Measurement",
         ),
     ] = None,
@@ -131,7 +116,7 @@ def bench(
         Path | None,
         typer.Option(
             metavar="FILE.png",
-            help="Draw the step times, with percentiles and the 80 ms line.",
+            help="Write a histogram of the step times, with percentiles and a mark at 80 ms.",
             rich_help_panel="Report",
         ),
     ] = None,
@@ -139,34 +124,28 @@ def bench(
         bool,
         typer.Option(
             "--markdown",
-            help="Print the report as tables too, with card, driver, versions and commit.",
+            help="Also print the report as Markdown tables, with device, driver, versions and "
+            "commit.",
             rich_help_panel="Report",
         ),
     ] = False,
 ) -> None:
-    """Measure step times, prompts, memory, and how far they are from the limit.
+    """Measure step times, prompts, memory, and how far they are from the hardware's limit.
 
-    Step times are from a frame's audio in to the answer's audio out, sampling on. The memory plan
-    is checked before a model is loaded. The limit of a part is what a copy's bandwidth makes of
-    the bytes it has to read; what the parts do not add up to is the launching of their kernels.
+    A step time runs from the audio of a frame in to the audio of a frame out, sampling included.
+    The memory plan is checked before the model is loaded. The limit of a part is the time that a
+    plain copy of the bytes it reads would take. The difference between a step and the sum of its
+    parts is spent on launching kernels and on copies between host and device.
     """
     source = ctx.get_parameter_source("model")
-    # What the environment says is a default, which the flags win over.
-    named = source is not None and source.name == "COMMANDLINE"
-    if named + random_1b + random_7b > 1:
+    # PERSONAPLEX_MODEL is a default: --random-1b and --random-7b override it.
+    model_given = source is not None and source.name == "COMMANDLINE"
+    if model_given + random_1b + random_7b > 1:
         raise ConfigError("choose one of --model, --random-1b and --random-7b")
     random = "random-1b" if random_1b else "random-7b" if random_7b else None
-    options = BenchOptions(
-        model=random or model,
-        engine=EngineConfig(
-            device=device,
-            dtype=dtype,
-            quantization=quantization,
-            kv_dtype=kv_dtype,
-            context=context,
-            cpu_threads=threads,
-            cuda_graphs=cuda_graphs,
-        ),
+    bench_options = BenchOptions(
+        model=random or options.model,
+        engine=options.config,
         sessions=_numbers(sessions),
         frames=frames,
         prompt_frames=prompt_frames,
@@ -178,15 +157,15 @@ def bench(
     )
     pictures = {} if histogram is None else {"--histogram": histogram}
     check_outputs(pictures, [])
-    require_tools(options)
-    if random is None:  # after a mistake in any option would have shown
-        options = replace(options, model=chosen_model(model, device))
+    require_tools(bench_options)
+    if random is None:  # Resolved last: every other mistake shows before a download starts.
+        bench_options = replace(bench_options, model=options.resolve_model())
 
     from pipecat_personaplex.bench.histogram import draw_histogram
     from pipecat_personaplex.bench.run import run
     from pipecat_personaplex.bench.table import caption, markdown_tables
 
-    result = run(options, typer.echo)
+    result = run(bench_options, typer.echo)
     with whole_files(list(pictures.values())) as files:
         for file in files:
             draw_histogram(result.step_seconds, caption(result.report), file)

@@ -1,4 +1,4 @@
-"""``personaplex drift``: what low-bit weights, keys and values cost in quality."""
+"""``personaplex drift``: measure what low-bit weights, keys and values cost in quality."""
 
 from __future__ import annotations
 
@@ -9,17 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipecat_personaplex.cli.options import (
-    Context,
-    Device,
-    Dtype,
-    KVDtype,
-    Model,
-    Quantization,
-    Threads,
-    chosen_model,
-)
-from pipecat_personaplex.config import AUTO_MODEL, EngineConfig
+from pipecat_personaplex.cli.options import EngineOptions, engine_options
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -34,20 +24,17 @@ personaplex drift --dtype bfloat16 --input caller.wav --frames 3000
 The last line is JSON, for scripts: personaplex drift --quantization int8 | tail -n 1 | jq"""
 
 
+# The comparison captures no CUDA graphs: every option but --cuda-graphs.
+@engine_options("model", "device", "dtype", "quantization", "kv_dtype", "context", "threads")
 def drift(
-    model: Model = AUTO_MODEL,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quantization: Quantization = None,
-    kv_dtype: KVDtype = "auto",
-    context: Context = 0,
-    threads: Threads = 0,
+    options: EngineOptions,
     user: Annotated[
         Path | None,
         typer.Option(
             "--input",
             metavar="FILE",
-            help="What the caller says, repeated as needed; silence if not given.",
+            help="A recording of the caller, repeated up to the length of the conversation.",
+            show_default="silence",
             rich_help_panel="Measurement",
         ),
     ] = None,
@@ -61,25 +48,20 @@ def drift(
     ] = 1_500,
     seed: Annotated[
         int,
-        typer.Option(min=0, help="Of the conversation.", rich_help_panel="Measurement"),
+        typer.Option(
+            min=0, help="Seed of the sampled conversation.", rich_help_panel="Measurement"
+        ),
     ] = 0,
 ) -> None:
-    """Compare a model as it is served with itself in float32.
+    """Compare a model in the precision it is served in with the same model in float32.
 
-    Both get the same tokens at every frame. For the text and each codebook the report has the
-    error of the logits in relation to their spread, how often the likeliest token is the same,
-    how far the distributions are apart, and whether the error grows over the conversation.
+    The float32 model samples a conversation. The served model then gets the same tokens at every
+    frame. For the text and each codebook the report has: the error of the logits relative to
+    their standard deviation, how often both models prefer the same token, the KL divergence of
+    the distributions in nats, and the error in the first and the last tenth of the conversation.
     """
     from pipecat_personaplex.bench.drift import DriftOptions, run
 
-    engine = EngineConfig(
-        device=device,
-        dtype=dtype,
-        quantization=quantization,
-        kv_dtype=kv_dtype,
-        context=context,
-        cpu_threads=threads,
-    )
-    options = DriftOptions(chosen_model(model, device), frames, user, engine, seed)
-    report = run(options, typer.echo, progress=sys.stderr.isatty())
+    drift_options = DriftOptions(options.resolve_model(), frames, user, options.config, seed)
+    report = run(drift_options, typer.echo, progress=sys.stderr.isatty())
     typer.echo(json.dumps(report))

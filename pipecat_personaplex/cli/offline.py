@@ -1,4 +1,4 @@
-"""``personaplex offline``: a conversation with a recorded caller."""
+"""``personaplex offline``: run a conversation with a recorded caller."""
 
 from __future__ import annotations
 
@@ -12,18 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipecat_personaplex.cli.files import check_outputs, whole_files
-from pipecat_personaplex.cli.options import (
-    Context,
-    CudaGraphs,
-    Device,
-    Dtype,
-    KVDtype,
-    Model,
-    Quantization,
-    Threads,
-    chosen_model,
-)
-from pipecat_personaplex.config import AUTO_MODEL, EngineConfig, Persona, SamplingParams
+from pipecat_personaplex.cli.options import EngineOptions, engine_options
+from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from pipecat_personaplex.errors import ConfigError, UserError, VoiceError
 from pipecat_personaplex.words import words_of
@@ -44,13 +34,15 @@ personaplex offline --model ./personaplex-7b-v1 --greedy --dtype float32 --devic
 --voice NATM1 --input caller.wav --output agent.wav --save-tokens agent.npz"""
 
 
+@engine_options()
 def offline(
     input_: Annotated[
         Path,
         typer.Option(
             "--input",
             metavar="FILE",
-            help="The caller: any audio file that libsndfile reads, of any rate and channels.",
+            help="The recording of the caller: any audio file that libsndfile reads, at any "
+            "sample rate and with any number of channels.",
             rich_help_panel="Conversation",
         ),
     ],
@@ -60,16 +52,19 @@ def offline(
             "--output",
             "-o",
             metavar="FILE.wav",
-            help="The agent: 16-bit mono 24 kHz, exactly as long as the caller.",
+            help="The file for the agent's audio: 16-bit, mono, 24 kHz, exactly as long as the "
+            "recording.",
             rich_help_panel="Conversation",
         ),
     ],
+    options: EngineOptions,
     voice: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="A preset's name, as [bold]personaplex voices list[/bold] shows them, or a file: "
-            "a recording of one speaker, about ten seconds, or a .pt or .safetensors voice.",
+            help="The agent's voice: the name of a preset, as [bold]personaplex voices list[/bold] "
+            "shows them, or a file. A file is a recording of one speaker, about ten seconds, or a "
+            "voice file (.pt or .safetensors).",
             show_default="the first preset",
             rich_help_panel="Conversation",
         ),
@@ -78,8 +73,8 @@ def offline(
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="What the agent said: words with start and end in seconds, the piece of each "
-            "80 ms frame, and the settings.",
+            help="Also write what the agent says: words with start and end in seconds, the text "
+            "piece of each 80 ms frame, and the settings.",
             rich_help_panel="Conversation",
         ),
     ] = None,
@@ -87,7 +82,8 @@ def offline(
         Path | None,
         typer.Option(
             metavar="FILE.npz",
-            help="All tokens, as int64: text_tokens (T), agent_codes and user_codes (8, T).",
+            help="Also write all tokens as int64 arrays: text_tokens [T], agent_codes [8, T] and "
+            "user_codes [8, T], with T frames of 80 ms.",
             rich_help_panel="Conversation",
         ),
     ] = None,
@@ -97,23 +93,16 @@ def offline(
             "--text-prompt",
             "--prompt",
             metavar="TEXT",
-            help="Who the agent is and what it knows, in plain words; none by default.",
+            help="Who the agent is and what it knows, in plain words; empty by default.",
             show_default=False,
             rich_help_panel="Conversation",
         ),
     ] = "",
-    model: Model = AUTO_MODEL,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quantization: Quantization = None,
-    kv_dtype: KVDtype = "auto",
-    context: Context = 0,
-    threads: Threads = 0,
-    cuda_graphs: CudaGraphs = True,
     seed: Annotated[
         int,
         typer.Option(
-            help="The same seed, persona and audio give the same conversation.",
+            help="Seed of the sampling. The same seed, persona and recording give the same "
+            "conversation.",
             rich_help_panel="Sampling",
         ),
     ] = SamplingParams.seed,
@@ -121,14 +110,14 @@ def offline(
         bool,
         typer.Option(
             "--greedy",
-            help="Always take the likeliest token: both temperatures at 0.",
+            help="Always take the most likely token: set both temperatures to 0.",
             rich_help_panel="Sampling",
         ),
     ] = False,
     temperature_audio: Annotated[
         float | None,
         typer.Option(
-            help="Of the agent's audio codes, from 0 (greedy) to 10.",
+            help="Sampling temperature of the agent's audio codes, from 0 (greedy) to 10.",
             show_default=str(SamplingParams.temperature_audio),
             rich_help_panel="Sampling",
         ),
@@ -136,24 +125,30 @@ def offline(
     temperature_text: Annotated[
         float | None,
         typer.Option(
-            help="Of the agent's text, from 0 (greedy) to 10.",
+            help="Sampling temperature of the agent's text tokens, from 0 (greedy) to 10.",
             show_default=str(SamplingParams.temperature_text),
             rich_help_panel="Sampling",
         ),
     ] = None,
     top_k_audio: Annotated[
         int,
-        typer.Option(help="Candidates kept for each audio code.", rich_help_panel="Sampling"),
+        typer.Option(
+            help="Sample each audio code from this many most likely candidates.",
+            rich_help_panel="Sampling",
+        ),
     ] = SamplingParams.top_k_audio,
     top_k_text: Annotated[
         int,
-        typer.Option(help="Candidates kept for each text token.", rich_help_panel="Sampling"),
+        typer.Option(
+            help="Sample each text token from this many most likely candidates.",
+            rich_help_panel="Sampling",
+        ),
     ] = SamplingParams.top_k_text,
 ) -> None:
-    """Let the agent answer a recorded caller, as fast as the machine goes.
+    """Run a conversation with a recorded caller, as fast as the machine can.
 
-    The agent hears the recording as it would a call, 80 ms at a time, and speaks when it chooses
-    to. What is written is the agent alone, in time with the recording.
+    The agent hears the recording in frames of 80 ms, as it would hear a call, and speaks whenever
+    it decides to. The output holds the agent alone, aligned in time with the recording.
     """
     temperatures = _temperatures(
         greedy, temperature_audio=temperature_audio, temperature_text=temperature_text
@@ -161,87 +156,84 @@ def offline(
     sampling = SamplingParams(
         seed=seed, top_k_audio=top_k_audio, top_k_text=top_k_text, **temperatures
     )
-    # One conversation: one slot, and no prompt to keep for a next caller.
-    config = EngineConfig(
-        device=device,
-        dtype=dtype,
-        quantization=quantization,
-        kv_dtype=kv_dtype,
-        context=context,
-        max_sessions=1,
-        prefix_cache_bytes=0,
-        cpu_threads=threads,
-        cuda_graphs=cuda_graphs,
-    )
+    # One conversation needs one slot, and nothing reuses its prompt.
+    config = dataclasses.replace(options.config, max_sessions=1, prefix_cache_bytes=0)
     if output.suffix.lower() != ".wav":
-        raise UserError(f"--output {output}: WAV is what is written, so let the name end in .wav")
+        raise UserError(f"--output {output}: the output is WAV; choose a name that ends in .wav")
     voice_file = None if voice is None else _voice_file(voice)
     outputs = {"--output": output, "--output-text": output_text, "--save-tokens": save_tokens}
-    chosen = {option: path for option, path in outputs.items() if path is not None}
-    check_outputs(chosen, [input_] if voice_file is None else [input_, voice_file])
+    requested = {option: path for option, path in outputs.items() if path is not None}
+    check_outputs(requested, [input_] if voice_file is None else [input_, voice_file])
 
     from pipecat_personaplex.audio import read_audio, write_wav
     from pipecat_personaplex.checkpoint.voices import VoiceLibrary
     from pipecat_personaplex.engine.engine import Engine
 
     pcm = read_audio(input_)
-    model = chosen_model(model, device)
-    shown = sys.stderr.isatty()
+    model = options.resolve_model()
+    show_progress = sys.stderr.isatty()
     if voice_file is None:
-        presets = VoiceLibrary.of_model(model, progress=shown)  # before gigabytes are loaded
+        # Look the voice up before gigabytes of weights are loaded.
+        presets = VoiceLibrary.of_model(model, progress=show_progress)
         name = presets.get(voice or next(iter(presets.names), "")).name
     else:
         name = voice_file.stem
-    engine = Engine.load(model, config, progress=shown)
+    engine = Engine.load(model, config, progress=show_progress)
     if voice_file is not None:
         engine.add_voice(name, voice_file)
     persona = Persona(name, text_prompt)
     started = time.monotonic()
     with engine:
-        said = _converse(engine, persona, pcm, sampling)
-    took = time.monotonic() - started
+        conversation = _converse(engine, persona, pcm, sampling)
+    elapsed = time.monotonic() - started
 
-    with whole_files(list(chosen.values())) as temporary:
-        paths = dict(zip(chosen, temporary, strict=True))
-        write_wav(paths["--output"], said.pcm)
+    with whole_files(list(requested.values())) as temporary:
+        paths = dict(zip(requested, temporary, strict=True))
+        write_wav(paths["--output"], conversation.pcm)
         if "--output-text" in paths:
-            about = {"model": model, "voice": voice or name, "text_prompt": text_prompt}
-            _write_text(paths["--output-text"], said, about | dataclasses.asdict(sampling))
+            settings = {"model": model, "voice": voice or name, "text_prompt": text_prompt}
+            settings |= dataclasses.asdict(sampling)
+            _write_text(paths["--output-text"], conversation, settings)
         if "--save-tokens" in paths:
-            _write_tokens(paths["--save-tokens"], said)
+            _write_tokens(paths["--save-tokens"], conversation)
     seconds = len(pcm) / SAMPLE_RATE
-    typer.echo(f"{output}: {seconds:.2f} s, computed in {took:.2f} s")
+    typer.echo(f"{output}: {seconds:.2f} s, computed in {elapsed:.2f} s")
 
 
 def _temperatures(greedy: bool, **given: float | None) -> dict[str, Any]:
-    """Temperatures that differ from the defaults.
+    """Return the temperatures that differ from the defaults.
 
     Raises:
-        ConfigError: One was given beside ``--greedy``.
+        ConfigError: A temperature was given together with ``--greedy``.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     if not greedy:
         return chosen
     for name in chosen:
         option = "--" + name.replace("_", "-")
-        raise ConfigError(f"--greedy means a temperature of 0; leave out it or {option}")
+        raise ConfigError(f"--greedy sets a temperature of 0; give either --greedy or {option}")
     return dict.fromkeys(given, 0.0)
 
 
 def _voice_file(voice: str) -> Path | None:
-    """The file that ``--voice`` names, or None where it is a preset's name."""
+    """Return the file that ``--voice`` names, or None if it names a preset.
+
+    Raises:
+        VoiceError: The text looks like a path, but no such file exists.
+    """
     path = Path(voice)
     if path.is_file():
         return path
     if path.suffix or len(path.parts) > 1:
         raise VoiceError(
-            f"--voice {voice}: there is no such file, and a preset's name has no folder or suffix"
+            f"--voice {voice}: there is no such file, and the name of a preset has no folder or "
+            "suffix"
         )
     return None
 
 
 def _converse(engine: Engine, persona: Persona, pcm: Pcm, sampling: SamplingParams) -> Conversation:
-    """Hold the conversation, with a progress bar where someone can see it."""
+    """Run the conversation, with a progress bar if standard error is a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -254,9 +246,9 @@ def _converse(engine: Engine, persona: Persona, pcm: Pcm, sampling: SamplingPara
         )
 
 
-def _write_text(path: Path, said: Conversation, about: dict[str, Any]) -> None:
-    pieces = [frame.text for frame in said.frames]
-    content = about | {
+def _write_text(path: Path, conversation: Conversation, settings: dict[str, Any]) -> None:
+    pieces = [frame.text for frame in conversation.frames]
+    content = settings | {
         "frames": len(pieces),
         "frame_seconds": FRAME_SECONDS,
         "words": [dataclasses.asdict(word) for word in words_of(pieces)],
@@ -265,13 +257,14 @@ def _write_text(path: Path, said: Conversation, about: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_tokens(path: Path, said: Conversation) -> None:
+def _write_tokens(path: Path, conversation: Conversation) -> None:
     import numpy as np
 
-    # Also [8, 0] of a recording too short for a single sample at 24 kHz.
-    agent = np.array([frame.agent_codes for frame in said.frames], np.int64).reshape(-1, CODEBOOKS)
-    user = np.array([frame.user_codes for frame in said.frames], np.int64).reshape(-1, CODEBOOKS)
-    text = np.array([frame.text_token for frame in said.frames], np.int64)
-    # By handle: to a path, numpy would add a suffix.
+    frames = conversation.frames
+    # reshape: a recording shorter than one sample at 24 kHz has no frames, which must give [0, 8].
+    agent = np.array([frame.agent_codes for frame in frames], np.int64).reshape(-1, CODEBOOKS)
+    user = np.array([frame.user_codes for frame in frames], np.int64).reshape(-1, CODEBOOKS)
+    text = np.array([frame.text_token for frame in frames], np.int64)
+    # Pass a file object: given a path, numpy would append a suffix to the temporary name.
     with path.open("wb") as file:
         np.savez_compressed(file, text_tokens=text, agent_codes=agent.T, user_codes=user.T)

@@ -1,25 +1,31 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the one decorator that adds them to a command."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from pipecat_personaplex import config
-from pipecat_personaplex.config import AUTO_MODEL
+from pipecat_personaplex.config import AUTO_MODEL, EngineConfig
 from pipecat_personaplex.errors import ConfigError, VoiceError
+
+Command = Callable[..., None]
 
 Model = Annotated[
     str,
     typer.Option(
         envvar="PERSONAPLEX_MODEL",
         metavar="auto|nano|FOLDER|REPO",
-        help="A folder with a release's files, or a Hugging Face repo id such as "
-        "nvidia/personaplex-7b-v1, of which what is not in the Hub's cache yet is downloaded "
-        "(17 GB); or nano, the small model that comes along. auto takes the 7B where there are a "
-        "CUDA GPU and access to it, else nano.",
+        help="The model: nano, the small model in this package; a folder with the files of a "
+        "release; or a Hugging Face repo id such as nvidia/personaplex-7b-v1 (17 GB; files that "
+        "are not in the Hub cache are downloaded). auto is the 7B model if there is a CUDA GPU "
+        "and access to the repo, otherwise nano.",
         rich_help_panel="Model",
     ),
 ]
@@ -28,24 +34,15 @@ Device = Annotated[
     typer.Option(
         envvar="PERSONAPLEX_DEVICE",
         metavar="auto|cpu|cuda|cuda:N",
-        help="Where the model runs; auto takes a CUDA device where there is one.",
-        rich_help_panel="Model",
-    ),
-]
-ForDevice = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        envvar="PERSONAPLEX_DEVICE",
-        metavar="auto|cpu|cuda|cuda:N",
-        help="Where the model is to run: what --model auto takes depends on it.",
+        help="The device that runs the model; --model auto chooses a model for it. auto is a CUDA "
+        "device if there is one, otherwise the CPU.",
         rich_help_panel="Model",
     ),
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
     typer.Option(
-        help="Of the language model; auto is bfloat16 on CUDA and float32 on a CPU.",
+        help="Data type of the language model; auto is bfloat16 on CUDA and float32 on a CPU.",
         rich_help_panel="Model",
     ),
 ]
@@ -53,8 +50,9 @@ Quantization = Annotated[
     config.Quantization | None,
     typer.Option(
         envvar="PERSONAPLEX_QUANTIZATION",
-        help="Keep the transformers' weights at 8 or 4 bits: less memory, faster. On CUDA, fp8 "
-        "needs compute capability 8.9 (Ada, Hopper).",
+        help="Store the weights of the transformers in 8 or 4 bits: less memory and faster steps. "
+        "On CUDA, fp8 needs compute capability 8.9 or later (Ada, Hopper).",
+        show_default="as stored in the checkpoint",
         rich_help_panel="Model",
     ),
 ]
@@ -62,8 +60,9 @@ KVDtype = Annotated[
     Literal["auto", "float32", "bfloat16", "fp8"],
     typer.Option(
         envvar="PERSONAPLEX_KV_DTYPE",
-        help="In which keys and values are kept; auto is --dtype. fp8 makes room for nearly twice "
-        "as many callers as bfloat16; on CUDA it needs compute capability 8.9 (Ada, Hopper).",
+        help="Data type of the stored keys and values; auto is the same as --dtype. fp8 has room "
+        "for nearly twice as many sessions as bfloat16; on CUDA it needs compute capability 8.9 "
+        "or later (Ada, Hopper).",
         rich_help_panel="Model",
     ),
 ]
@@ -73,9 +72,9 @@ Context = Annotated[
         envvar="PERSONAPLEX_CONTEXT",
         min=0,
         metavar="FRAMES",
-        help="How far back the model remembers, in frames of 80 ms; 0 is as far as it was made "
-        "for. Fewer make room for more callers, and what is longer ago is forgotten, the persona "
-        "included.",
+        help="How far back the model attends, in frames of 80 ms; 0 is the context of the "
+        "checkpoint. Fewer frames leave memory for more sessions. The model forgets everything "
+        "older, including the persona.",
         rich_help_panel="Model",
     ),
 ]
@@ -83,8 +82,8 @@ Threads = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Of the model on a CPU; 0 takes one for a small model, which more only slow down, "
-        "and torch's choice for others.",
+        help="CPU threads of the model. 0 is one thread for a small model, which more threads "
+        "would only slow down, and the default of PyTorch for other models.",
         rich_help_panel="Model",
     ),
 ]
@@ -92,34 +91,116 @@ CudaGraphs = Annotated[
     bool,
     typer.Option(
         "--cuda-graphs/--no-cuda-graphs",
-        help="On CUDA, launch each step as one graph, captured at the start: much faster. A step "
-        "that cannot be captured runs without, with a warning.",
+        help="On CUDA, launch each step as one graph that is captured at the start, which is much "
+        "faster. If the capture fails, steps run without a graph and a warning is logged.",
         rich_help_panel="Model",
     ),
 ]
 
 
-def chosen_model(model: str, device: str) -> str:
-    """The model that ``--model`` means; where the choice is ours, a line says so."""
-    if model != AUTO_MODEL:  # without torch
-        return model
-    from pipecat_personaplex.checkpoint.hub import resolve_model
+@dataclass(frozen=True)
+class EngineOptions:
+    """The engine options of one command, after parsing.
 
-    chosen, note = resolve_model(model, device)
-    typer.echo(note, err=True)
-    return chosen
+    Attributes:
+        model: ``--model`` as given: ``"auto"``, ``"nano"``, a folder or a repo id.
+        config: All other engine options. A command that sets further fields uses
+            ``dataclasses.replace``.
+    """
+
+    model: str
+    config: EngineConfig
+
+    def resolve_model(self) -> str:
+        """Return the model to load; if ``--model auto`` chose it, print which one and why."""
+        if self.model != AUTO_MODEL:  # Returns before the import of torch below.
+            return self.model
+        from pipecat_personaplex.checkpoint.hub import resolve_model
+
+        chosen, note = resolve_model(self.model, self.config.device)
+        typer.echo(note, err=True)
+        return chosen
+
+
+def _read_options(
+    model: Model = AUTO_MODEL,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quantization: Quantization = None,
+    kv_dtype: KVDtype = "auto",
+    context: Context = 0,
+    threads: Threads = 0,
+    cuda_graphs: CudaGraphs = True,
+) -> EngineOptions:
+    """Build the options of one command; the parameters are the command-line options."""
+    return EngineOptions(
+        model,
+        EngineConfig(
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            kv_dtype=kv_dtype,
+            context=context,
+            cpu_threads=threads,
+            cuda_graphs=cuda_graphs,
+        ),
+    )
+
+
+def engine_options(*names: str) -> Callable[[Command], Command]:
+    """Add the engine options to a Typer command.
+
+    The command declares one parameter ``options: EngineOptions``. Typer sees the command-line
+    options in its place; the command gets their values as one object.
+
+    Args:
+        names: Which of ``_read_options``'s parameters to add; all of them by default.
+
+    Example::
+
+        @app.command()
+        @engine_options("model", "device")
+        def show(options: EngineOptions) -> None:
+            print(options.resolve_model(), options.config.device)
+    """
+    shared = [
+        parameter
+        for name, parameter in inspect.signature(_read_options, eval_str=True).parameters.items()
+        if not names or name in names
+    ]
+
+    def decorate(command: Command) -> Command:
+        parameters: list[inspect.Parameter] = []
+        for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+            parameters += shared if name == "options" else [parameter]
+
+        @functools.wraps(command)
+        def with_options(**values: Any) -> None:
+            given = {parameter.name: values.pop(parameter.name) for parameter in shared}
+            command(options=_read_options(**given), **values)
+
+        # Typer reads both. Keyword-only parameters may have defaults in any order.
+        with_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+        )
+        with_options.__annotations__ = {
+            parameter.name: parameter.annotation for parameter in parameters
+        }
+        return with_options
+
+    return decorate
 
 
 def named_voice(text: str) -> tuple[str, Path]:
-    """Name and file of an ``--add-voice``.
+    """Split an ``--add-voice`` into the voice's name and its file.
 
     Raises:
-        ConfigError: It is something else.
-        VoiceError: There is no such file.
+        ConfigError: The text is not ``NAME=FILE``.
+        VoiceError: The file does not exist.
     """
     name, equals, file = text.partition("=")
     if not (name and equals and file):
-        raise ConfigError(f"--add-voice is NAME=FILE, as owen=owen.wav, not {text!r}")
+        raise ConfigError(f"--add-voice must be NAME=FILE, such as owen=owen.wav, not {text!r}")
     if not Path(file).is_file():
         raise VoiceError(f"--add-voice {text}: there is no file {file}")
     return name, Path(file)

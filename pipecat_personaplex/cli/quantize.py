@@ -1,4 +1,4 @@
-"""``personaplex quantize``: low-bit weights, made once."""
+"""``personaplex quantize``: write a checkpoint with low-bit weights."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from pipecat_personaplex import config
-from pipecat_personaplex.cli.options import ForDevice, Model, chosen_model
-from pipecat_personaplex.config import AUTO_MODEL
+from pipecat_personaplex.cli.options import EngineOptions, engine_options
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -19,34 +18,35 @@ personaplex quantize --model nvidia/personaplex-7b-v1 --quantization int8 --outp
 personaplex serve --model ./7b-int8"""
 
 
+@engine_options("model", "device")
 def quantize(
     quantization: Annotated[
         config.Quantization,
         typer.Option(
-            help="Of the transformers' weights. int8 and fp8 halve them, int4 (groups of 128; the "
-            "depth transformer at int8) nearly quarters them.",
+            help="Format of the transformers' weights, compared with bfloat16: int8 and fp8 take "
+            "half the space. int4 takes little more than a quarter: 4 bits in groups of 128, with "
+            "the depth transformer in int8.",
         ),
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="FOLDER", help="The folder to make."),
+        typer.Option("--output", "-o", metavar="FOLDER", help="The folder to create."),
     ],
-    model: Model = AUTO_MODEL,
-    device: ForDevice = "auto",
+    options: EngineOptions,
 ) -> None:
     """Write a folder with low-bit weights, which loads faster and needs no --quantization.
 
-    It has the release's layout, and computes what the release does with the same --quantization.
-    `personaplex drift` tells what that costs in quality.
+    The folder has the layout of a release. The model computes the same as the release with the
+    same --quantization. `personaplex drift` measures what that costs in quality.
     """
     from pipecat_personaplex.checkpoint.export import save_quantized
     from pipecat_personaplex.checkpoint.hub import resolve
     from pipecat_personaplex.checkpoint.layout import MODEL_FILE
     from pipecat_personaplex.checkpoint.loader import loading_bar
 
-    shown = sys.stderr.isatty()
-    folder = resolve(chosen_model(model, device), progress=shown)
-    with loading_bar(shown, "quantizing the model") as progress:
+    show_progress = sys.stderr.isatty()
+    folder = resolve(options.resolve_model(), progress=show_progress)
+    with loading_bar(show_progress, "quantizing the model") as progress:
         save_quantized(folder, output, quantization, progress)
-    before, after = ((place / MODEL_FILE).stat().st_size for place in (folder, output))
+    before, after = ((path / MODEL_FILE).stat().st_size for path in (folder, output))
     typer.echo(f"{output}: {MODEL_FILE} {before / 1e9:.2f} -> {after / 1e9:.2f} GB")

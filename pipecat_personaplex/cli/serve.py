@@ -6,25 +6,15 @@ import logging
 import os
 import sys
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipecat_personaplex.cli.options import (
-    Context,
-    CudaGraphs,
-    Device,
-    Dtype,
-    KVDtype,
-    Model,
-    Quantization,
-    Threads,
-    chosen_model,
-    named_voice,
-)
-from pipecat_personaplex.config import AUTO_MODEL, DEFAULT_MAX_SESSIONS, EngineConfig
+from pipecat_personaplex.cli.options import EngineOptions, engine_options, named_voice
+from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.server.config import ServerConfig
 
@@ -45,9 +35,10 @@ personaplex serve --add-voice owen=owen.wav --allow-origin https://example.com""
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
+@engine_options()
 def serve(
     ctx: typer.Context,
-    model: Model = AUTO_MODEL,
+    options: EngineOptions,
     max_sessions: Annotated[
         int | None,
         typer.Option(
@@ -67,13 +58,6 @@ def serve(
             rich_help_panel="Model",
         ),
     ] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quantization: Quantization = None,
-    kv_dtype: KVDtype = "auto",
-    context: Context = 0,
-    threads: Threads = 0,
-    cuda_graphs: CudaGraphs = True,
     host: Annotated[
         str,
         typer.Option(
@@ -175,16 +159,7 @@ def serve(
     /v1/session. The port answers /healthz and /readyz while the model loads, and /metrics for
     Prometheus. SIGTERM or Ctrl-C ends the server when its sessions are over, a second one at once.
     """
-    engine_config = EngineConfig(
-        device=device,
-        dtype=dtype,
-        quantization=quantization,
-        kv_dtype=kv_dtype,
-        context=context,
-        max_sessions=max_sessions or 0,
-        cpu_threads=threads,
-        cuda_graphs=cuda_graphs,
-    )
+    engine_config = replace(options.config, max_sessions=max_sessions or 0)
     voices = [named_voice(text) for text in add_voice or ()]
     _require_server()
 
@@ -223,7 +198,7 @@ def serve(
             engine.add_voice(name, path)
         return engine
 
-    model = chosen_model(model, device)
+    model = options.resolve_model()
     state = ServerState(config, Path(model).resolve().name, AdmissionController(config, keys))
     served = ServerRunner(state, Address(host, port, ssl_certfile, ssl_keyfile), load)
     allow_files(config.max_connections)
