@@ -124,7 +124,7 @@ def test_a_mistake_is_one_line(
     out, err = capfd.readouterr()
     assert out == ""
     *warnings, error = err.splitlines(keepends=True)
-    assert all(line.startswith("warning: whoever reaches") for line in warnings)
+    assert all(line.startswith("warning: everyone who can reach") for line in warnings)
     assert all(part in one_line(error) for part in expected), err
 
 
@@ -208,7 +208,7 @@ def test_the_process_with_everything(tmp_path: Path, certificates: Path) -> None
         assert hello["voices"] == ["NATF2", "NATM1", "owen"]
         server.terminate()
         assert server.wait() == 0
-    assert "whoever reaches" not in server.log
+    assert "warning: everyone" not in server.log
     assert key not in server.log
 
 
@@ -257,7 +257,7 @@ def test_no_keys_for_all_the_world_is_warned_of(
     missing = str(tmp_path / "none.pem")
     assert main([*SERVE, "--host", "0.0.0.0", "--ssl-certfile", missing]) == 2
     warning, error = capfd.readouterr().err.splitlines()
-    assert warning.startswith("warning: whoever reaches 0.0.0.0") and "--api-key-file" in warning
+    assert warning.startswith("warning: everyone who can reach 0.0.0.0") and "--api-key-file" in warning
     assert error.startswith("error: ")
 
 
@@ -290,12 +290,12 @@ def test_a_new_key(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
             keys.write(out)
         assert err.startswith(f"the key of {name}, which is shown only now: ")
         made[name] = err.split()[-1]
-    ring = ApiKeys.read(file)
-    assert {name: getattr(ring.guest_of(key), "name", None) for name, key in made.items()} == {
+    keys = ApiKeys.read(file)
+    assert {name: getattr(keys.client_of(key), "name", None) for name, key in made.items()} == {
         "bot": "bot",
         "trial": "trial",
     }
-    trial = ring.guest_of(made["trial"])
+    trial = keys.client_of(made["trial"])
     assert trial is not None and trial.max_sessions == 2
 
 

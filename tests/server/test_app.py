@@ -115,7 +115,7 @@ def test_a_defect_is_logged_and_not_told(
         logger.remove(sink)
     assert "an endpoint failed" in "".join(logged) and "ZeroDivisionError" in "".join(logged)
     monkeypatch.undo()
-    eventually(lambda: server.state.door.connections == 0)
+    eventually(lambda: server.state.admission.connections == 0)
     assert server.get("/readyz").status_code == 200
 
 
@@ -130,7 +130,7 @@ def test_while_the_model_loads(engine: ServedFakeEngine) -> None:
         return engine
 
     with RunningServer(load, ready=False) as server:
-        eventually(lambda: server.host.loop is not None)
+        eventually(lambda: server.runner.loop is not None)
         assert server.get("/healthz").status_code == 200
         ready = server.get("/readyz")
         assert (ready.status_code, ready.json()) == (503, {"ready": False, "reason": "loading"})
@@ -159,7 +159,7 @@ def test_a_load_that_is_given_up() -> None:
         return ServedFakeEngine()
 
     with RunningServer(load, ready=False) as server:
-        eventually(lambda: server.host.loop is not None)
+        eventually(lambda: server.runner.loop is not None)
         server.stop()
         assert server.wait_stopped()
         assert server.error is None
@@ -246,7 +246,7 @@ def test_a_key_with_a_limit_leaves_connections_to_others() -> None:
             assert (status, type(error)) == (503, LimitReached)
             assert "connections" in str(error) and int(headers["Retry-After"]) > 0
             stay.enter_context(server.connect(additional_headers=other)).recv(10)
-        eventually(lambda: server.state.door.connections == 0)
+        eventually(lambda: server.state.admission.connections == 0)
         with server.connect(additional_headers=greedy) as ws:
             ws.recv(10)
 
@@ -255,12 +255,12 @@ def test_logs_of_defects_have_no_values(tmp_path: Path) -> None:
     """Among the variables of a defect may be a caller's prompt, or a key."""
     program = """
 from loguru import logger
-from pipecat_personaplex.cli.serve import _log
+from pipecat_personaplex.cli.logs import configure_logging
 
 def open_session(prompt):
     raise ZeroDivisionError(len(prompt))
 
-_log(debug=True)
+configure_logging("DEBUG")
 try:
     open_session("my secret " + "prompt")  # in halves: the log quotes this line
 except ZeroDivisionError as error:
@@ -292,6 +292,6 @@ def test_one_connection_too_many_is_refused_before_its_upgrade() -> None:
             assert (status, type(error)) == (503, LimitReached)
             assert int(headers["Retry-After"]) > 0
             assert server.get("/healthz").status_code == 200
-        eventually(lambda: server.state.door.connections == 0)
+        eventually(lambda: server.state.admission.connections == 0)
         with server.connect() as ws:
             ws.recv(10)

@@ -207,7 +207,7 @@ def test_a_hangup_reads_the_keys_again_and_sigterm_drains(tmp_path: Path) -> Non
             opened(ws)
             keys.write_text("nonsense\n")
             server.send(signal.SIGHUP)
-            eventually(lambda: "the keys stay as they were" in server.log)
+            eventually(lambda: "the keys are unchanged" in server.log)
             assert status(old) == 200
             keys.write_text(f"{new_line}\n")
             server.send(signal.SIGHUP)
@@ -223,8 +223,8 @@ def test_a_hangup_reads_the_keys_again_and_sigterm_drains(tmp_path: Path) -> Non
             send(ws, "close")
             assert ended(ws)[1] == 1000
         assert server.wait() == 0
-    assert "old: session opened, 1 now" in server.log
-    assert "old: session ended, 0 now" in server.log
+    assert "session of old opened at /v1/session; 1 now" in server.log
+    assert "session of old ended after" in server.log
     assert old not in server.log and new not in server.log and "Traceback" not in server.log
 
 
@@ -234,7 +234,7 @@ def test_a_hangup_in_the_midst_of_a_line_of_the_log(tmp_path: Path) -> None:
     keys.chmod(0o600)
     config = ServerConfig()
     state = ServerState(config, "tiny", AdmissionController(config, ApiKeys([])))
-    before = state.door.keys
+    before = state.admission.keys
     lines: list[str] = []
     written = asyncio.Event()
 
@@ -258,7 +258,7 @@ def test_a_hangup_in_the_midst_of_a_line_of_the_log(tmp_path: Path) -> None:
         logger.remove(sink)
         signal.signal(signal.SIGHUP, handler)
     assert lines == ["opened\n", f"read the keys of {keys} again\n"]
-    assert state.door.keys is not before
+    assert state.admission.keys is not before
 
 
 def test_the_thread_of_a_stopped_server_is_gone() -> None:

@@ -46,7 +46,7 @@ def test_a_thousand_connections_at_once() -> None:
             answers = [client.recv(12) for client in clients]
         assert answers.count(b"HTTP/1.1 101") == 300
         assert answers.count(b"HTTP/1.1 503") == 700
-        eventually(lambda: server.state.door.connections == 0)
+        eventually(lambda: server.state.admission.connections == 0)
         eventually(lambda: len(os.listdir("/proc/self/fd")) <= files)
         with server.connect() as ws:
             ws.recv(10)
@@ -139,7 +139,7 @@ def test_messages_have_a_size(server: RunningServer) -> None:
             ws.send([b"x" * 1000] * 100)  # the same in fragments
             ws.recv(10)
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1009
-    eventually(lambda: server.state.door.connections == 0)
+    eventually(lambda: server.state.admission.connections == 0)
 
 
 def test_a_client_that_does_not_read_is_let_go(
@@ -163,7 +163,7 @@ def test_a_client_that_does_not_read_is_let_go(
             assert client.recv(12) == b"HTTP/1.1 101"
             server.call(lambda then=then: flood(then))
             eventually(lambda: not server.connections)
-            eventually(lambda: server.state.door.connections == 0)
+            eventually(lambda: server.state.admission.connections == 0)
 
 
 def test_a_client_that_does_not_pong_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_a_client_that_does_not_pong_is_let_go(monkeypatch: pytest.MonkeyPatch) 
             received += more
         assert b"\x89\x04" in received  # a ping
         assert received.endswith((1011).to_bytes(2, "big") + b"keepalive ping timeout")
-        eventually(lambda: server.state.door.connections == 0)
+        eventually(lambda: server.state.admission.connections == 0)
 
 
 def test_a_name_with_two_kinds_of_addresses_is_ipv4s(monkeypatch: pytest.MonkeyPatch) -> None:

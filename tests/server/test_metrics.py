@@ -73,15 +73,15 @@ def test_what_the_engine_did() -> None:
 
 
 def test_what_the_server_did() -> None:
-    door = AdmissionController(ServerConfig())
-    metrics = Metrics(lambda: None, door)
+    admission = AdmissionController(ServerConfig())
+    metrics = Metrics(lambda: None, admission)
     metrics.sessions_opened.labels("/v1/session").inc()
     metrics.sessions_opened.labels("/api/chat").inc(2)
     metrics.resumes.inc()
     metrics.messages_refused.inc(3)
-    door.refusals["access_denied"] += 4
-    door.start_draining()
-    with door.connection():
+    admission.refusals["access_denied"] += 4
+    admission.start_draining()
+    with admission.connection():
         found = samples(metrics)
     assert found["personaplex_sessions_opened_total:/v1/session"] == 1
     assert found["personaplex_sessions_opened_total:/api/chat"] == 2

@@ -194,7 +194,7 @@ async def test_the_server_stops(fake: ServedFakeEngine) -> None:
     with LiveServer(fake, ServerConfig(drain_seconds=0.3)) as server:
         async with ChatClient.connect(server.ws_url) as client:
             await client.handshake()
-            drained = asyncio.run_coroutine_threadsafe(server.state.door.drain(), server.host.loop)
+            drained = asyncio.run_coroutine_threadsafe(server.state.admission.drain(), server.runner.loop)
             error, code = await client.ended()
             assert (error, code) == ("the server has stopped", 1001)
         await asyncio.wrap_future(drained)

@@ -37,10 +37,10 @@ async def greet(websocket: WebSocket) -> None:
 
 
 def test_only_the_hello_of_a_session_loses_its_figures() -> None:
-    from pipecat_personaplex.server.ray_serve import OneOfMany
+    from pipecat_personaplex.server.ray_serve import HideSlotCounts
 
     app = Starlette(routes=[WebSocketRoute(path, greet) for path in (SESSION_PATH, "/other")])
-    app.add_middleware(OneOfMany)
+    app.add_middleware(HideSlotCounts)
     discreet = HELLO.model_copy(update={"sessions": 0, "max_sessions": 0})
     for path, first in ((SESSION_PATH, discreet), ("/other", HELLO)):
         with TestClient(app).websocket_connect(path) as client:
@@ -126,6 +126,6 @@ def test_options_that_would_do_nothing(options: dict[str, Any], named: str) -> N
 
 
 def test_its_figures_are_the_engine_s() -> None:
-    from pipecat_personaplex.server.ray_serve import _FIGURES
+    from pipecat_personaplex.server.ray_serve import _METRICS
 
-    assert set(_FIGURES) <= {field.name for field in dataclasses.fields(EngineStats)}
+    assert set(_METRICS) <= {field.name for field in dataclasses.fields(EngineStats)}
