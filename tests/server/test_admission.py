@@ -38,11 +38,11 @@ def connection(
 # Keys.
 
 
-def test_without_keys_anybody_comes_in() -> None:
+def test_without_keys_every_client_is_anonymous() -> None:
     assert AdmissionController(ServerConfig()).identify(connection()) == ANONYMOUS
 
 
-def test_where_a_key_may_be() -> None:
+def test_a_key_may_be_in_a_header_a_subprotocol_or_the_chat_query() -> None:
     key, line = new_key("bot", 2)
     admission = AdmissionController(ServerConfig(), ApiKeys([line]))
     for given in (
@@ -78,7 +78,7 @@ def test_a_wrong_key_is_refused(given: HTTPConnection) -> None:
     assert admission.refusals == {"access_denied": 1}
 
 
-def test_a_key_in_the_url_counts_at_api_chat_alone() -> None:
+def test_a_key_in_the_url_is_accepted_only_at_api_chat() -> None:
     key, line = new_key("bot")
     admission = AdmissionController(ServerConfig(), ApiKeys([line]))
     with pytest.raises(AccessDenied):
@@ -89,7 +89,7 @@ def test_a_key_in_the_url_counts_at_api_chat_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("origin", "allowed", "comes_in"),
+    ("origin", "allowed", "allowed_in"),
     [
         (None, (), True),
         ("http://voice.example:8998", (), True),
@@ -113,19 +113,21 @@ def test_a_key_in_the_url_counts_at_api_chat_alone() -> None:
         ("http://evil.example", ("*",), True),
     ],
 )
-def test_origins(origin: str | None, allowed: tuple[str, ...], comes_in: bool) -> None:
-    admission = AdmissionController(ServerConfig(allow_origins=allowed), ApiKeys([new_key("bot")[1]]))
+def test_origins(origin: str | None, allowed: tuple[str, ...], allowed_in: bool) -> None:
+    admission = AdmissionController(
+        ServerConfig(allow_origins=allowed), ApiKeys([new_key("bot")[1]])
+    )
     given = connection() if origin is None else connection(origin=origin)
-    if comes_in:
+    if allowed_in:
         admission.check_origin(given)
     else:
         with pytest.raises(AccessDenied):
             admission.check_origin(given)
-    assert admission.refusals == ({} if comes_in else {"origin_denied": 1})
+    assert admission.refusals == ({} if allowed_in else {"origin_denied": 1})
 
 
 @pytest.mark.parametrize(
-    ("host", "comes_in"),
+    ("host", "allowed_in"),
     [
         ("127.0.0.1:8998", True),
         ("192.168.1.7", True),
@@ -138,13 +140,13 @@ def test_origins(origin: str | None, allowed: tuple[str, ...], comes_in: bool) -
         ("[", False),
     ],
 )
-def test_without_keys_a_name_is_no_origin_of_ours(host: str, comes_in: bool) -> None:
-    """Whoever owns a name can make it point here, and call its page the server's own."""
+def test_without_keys_a_host_name_is_not_an_own_origin(host: str, allowed_in: bool) -> None:
+    """DNS rebinding: the owner of a name can point it at the server and have its origin."""
     admission, given = (
         AdmissionController(ServerConfig()),
         connection(host=host, origin=f"http://{host}"),
     )
-    if comes_in:
+    if allowed_in:
         admission.check_origin(given)
     else:
         with pytest.raises(AccessDenied, match="--allow-origin"):
@@ -152,12 +154,12 @@ def test_without_keys_a_name_is_no_origin_of_ours(host: str, comes_in: bool) -> 
 
 
 @pytest.mark.parametrize("origin", ["", "null", "http://", "http://x"])
-def test_a_request_without_a_host_has_no_origin_of_its_own(origin: str) -> None:
+def test_a_request_without_a_host_has_no_own_origin(origin: str) -> None:
     with pytest.raises(AccessDenied):
         AdmissionController(ServerConfig()).check_origin(connection(host="", origin=origin))
 
 
-# How many.
+# Counts.
 
 
 def test_connections_are_counted() -> None:
@@ -171,11 +173,11 @@ def test_connections_are_counted() -> None:
     assert admission.refusals == {"too_many_connections": 1}
 
 
-def test_a_key_with_a_limit_has_its_connections_and_no_more() -> None:
+def test_a_key_with_a_session_limit_has_a_connection_limit() -> None:
     admission, client = AdmissionController(ServerConfig()), ApiClient("a", 1)
-    with ExitStack() as stay:
+    with ExitStack() as counted:
         for _ in range(10):
-            stay.enter_context(admission.connection_of(client))
+            counted.enter_context(admission.connection_of(client))
         with pytest.raises(LimitReached, match="10 connections"), admission.connection_of(client):
             pass
         for other in (ApiClient("b", 1), ANONYMOUS):
@@ -186,7 +188,7 @@ def test_a_key_with_a_limit_has_its_connections_and_no_more() -> None:
     assert admission.refusals == {"key_connections": 1}
 
 
-def test_a_key_has_its_sessions_and_no_more() -> None:
+def test_a_key_has_a_session_limit() -> None:
     admission = AdmissionController(ServerConfig())
     first, second = admission.admit(ApiClient("a", 2)), admission.admit(ApiClient("a", 2))
     with pytest.raises(LimitReached, match="2 sessions"):
@@ -196,7 +198,7 @@ def test_a_key_has_its_sessions_and_no_more() -> None:
     first.release()
     first.release()
     assert admission.sessions == 2
-    # The keys were read again, and this one may have more now.
+    # The key file was read again with a higher limit.
     third = admission.admit(ApiClient("a", 3))
     for permit in (second, third, other):
         permit.release()
@@ -204,28 +206,31 @@ def test_a_key_has_its_sessions_and_no_more() -> None:
     assert admission.refusals == {"key_limit": 1}
 
 
-# The end.
+# Draining.
 
 
-async def test_draining_tells_everybody_and_waits() -> None:
+async def test_draining_notifies_all_sessions_and_waits() -> None:
     clock = Clock()
     admission = AdmissionController(ServerConfig(drain_seconds=30), clock=clock)
-    told: list[float] = []
+    notified: list[float] = []
 
     def fail(seconds: float) -> None:
         raise ZeroDivisionError
 
-    permits = [admission.admit(ANONYMOUS, on_drain=fail), admission.admit(ANONYMOUS, on_drain=told.append)]
+    permits = [
+        admission.admit(ANONYMOUS, on_drain=fail),
+        admission.admit(ANONYMOUS, on_drain=notified.append),
+    ]
     assert (admission.draining, admission.seconds_left) == (False, 30)
     draining = asyncio.create_task(admission.drain())
     await asyncio.sleep(0)
-    assert told == [30]
+    assert notified == [30]
     clock.now += 12
     assert (admission.draining, admission.seconds_left) == (True, 18)
     with pytest.raises(EngineDraining):
         admission.admit(ANONYMOUS)
     admission.start_draining()
-    assert told == [30]
+    assert notified == [30]
     permits[0].release()
     await asyncio.sleep(0)
     assert not draining.done()
@@ -234,7 +239,7 @@ async def test_draining_tells_everybody_and_waits() -> None:
         await draining
 
 
-async def test_the_deadline_ends_who_is_left() -> None:
+async def test_the_deadline_ends_the_remaining_sessions() -> None:
     admission = AdmissionController(ServerConfig(drain_seconds=0))
     ended: list[str] = []
     one = admission.admit(ANONYMOUS)
@@ -251,7 +256,7 @@ async def test_the_deadline_ends_who_is_left() -> None:
     assert (admission.sessions, admission.seconds_left) == (0, 0)
 
 
-async def test_draining_lets_last_words_out() -> None:
+async def test_draining_waits_for_connections_after_the_last_session() -> None:
     admission = AdmissionController(ServerConfig())
     with admission.connection():
         permit = admission.admit(ANONYMOUS)
@@ -265,7 +270,7 @@ async def test_draining_lets_last_words_out() -> None:
         await draining
 
 
-# Limits that cannot be.
+# Invalid limits.
 
 
 @pytest.mark.parametrize(
@@ -293,12 +298,12 @@ async def test_draining_lets_last_words_out() -> None:
         {"allow_origins": ("https://*.example.com",)},
     ],
 )
-def test_a_limit_that_cannot_be(values: dict[str, object]) -> None:
+def test_an_invalid_limit_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         ServerConfig(**values)  # type: ignore[arg-type]
 
 
-def test_limits_that_can_be() -> None:
+def test_valid_limits() -> None:
     ServerConfig(
         max_prompt_chars=0,
         max_session_seconds=0,

@@ -24,7 +24,7 @@ def key_file(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def test_a_key_lets_its_guest_in(key_file: Callable[[str], Path]) -> None:
+def test_a_key_identifies_its_client(key_file: Callable[[str], Path]) -> None:
     bot, bot_line = new_key("my-bot")
     trial, trial_line = new_key("trial_2.x", 3)
     keys = ApiKeys.read(key_file(f"# ours\n\n{bot_line}\n  {trial_line}  # until May\n"))
@@ -35,7 +35,7 @@ def test_a_key_lets_its_guest_in(key_file: Callable[[str], Path]) -> None:
         assert keys.client_of(wrong) is None
 
 
-def test_keys_are_long_and_kept_as_hashes_only() -> None:
+def test_keys_are_long_and_stored_only_as_hashes() -> None:
     keys = {new_key("a")[0] for _ in range(100)}
     assert len(keys) == 100 and all(len(key) == 43 for key in keys)
     key, line = new_key("a", 2)
@@ -99,8 +99,8 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         ApiKeys.read(tmp_path / "binary")
 
 
-def test_a_file_of_hashes_may_be_read_by_all(key_file: Callable[[str], Path]) -> None:
-    """As ``>> keys.txt`` makes it."""
+def test_a_readable_key_file_is_no_reason_to_warn(key_file: Callable[[str], Path]) -> None:
+    """``>> keys.txt`` creates a file that everyone can read; it contains only hashes."""
     messages: list[str] = []
     sink = logger.add(messages.append, format="{message}")
     try:
@@ -112,7 +112,7 @@ def test_a_file_of_hashes_may_be_read_by_all(key_file: Callable[[str], Path]) ->
     assert messages == []
 
 
-def test_what_windows_editors_and_shells_write(tmp_path: Path) -> None:
+def test_encodings_of_windows_editors_and_shells(tmp_path: Path) -> None:
     path = tmp_path / "keys.txt"
     line = f"bot {DIGEST}\r\n"
     path.write_bytes(line.encode("utf-8-sig"))
@@ -126,6 +126,6 @@ def test_what_windows_editors_and_shells_write(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "limit"), [("", None), ("a b", None), ("../a", None), ("a" * 65, None), ("a", 0)]
 )
-def test_what_cannot_be_a_key(name: str, limit: int | None) -> None:
+def test_an_invalid_name_or_limit_is_refused(name: str, limit: int | None) -> None:
     with pytest.raises(ConfigError):
         new_key(name, limit)

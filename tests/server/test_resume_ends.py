@@ -29,7 +29,9 @@ async def test_an_unknown_session_is_not_resumed(server: LiveServer, secret: str
 
 
 @pytest.mark.parametrize("next_frame", [2, 1_000, 2**32, 10**30])
-async def test_a_frame_that_was_not_sent_cannot_be_resumed_from(server: LiveServer, next_frame: int) -> None:
+async def test_a_frame_that_was_not_sent_cannot_be_resumed_from(
+    server: LiveServer, next_frame: int
+) -> None:
     async with SessionClient.opened(server.ws_url) as client:
         await client.push()
         await client.frame()

@@ -184,7 +184,9 @@ async def test_a_client_that_does_not_read_loses_its_session(fake: ServedFakeEng
 async def test_draining(fake: ServedFakeEngine) -> None:
     with LiveServer(fake, ServerConfig(drain_seconds=0.5)) as server:
         async with SessionClient.opened(server.ws_url) as client:
-            drained = asyncio.run_coroutine_threadsafe(server.state.admission.drain(), server.runner.loop)
+            drained = asyncio.run_coroutine_threadsafe(
+                server.state.admission.drain(), server.runner.loop
+            )
             told = await client.message()
             assert told["type"] == "draining"
             assert 0 < told["seconds"] <= 0.5

@@ -134,7 +134,7 @@ def test_connections_other_than_websockets_have_a_limit(monkeypatch: pytest.Monk
 
 
 def test_uvicorn_has_the_attributes_that_are_used() -> None:
-    """They are not public: a new version of uvicorn may remove them, and overrides would not run."""
+    """They are not public: a new uvicorn may remove them, and the overrides would not run."""
     config = uvicorn.Config(lambda: None, ws=WebSocketsSansIOProtocol, log_config=None)
     config.load()
     state = uvicorn.server.ServerState()
