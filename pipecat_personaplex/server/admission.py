@@ -134,7 +134,8 @@ class AdmissionController:
         if self.connections >= self._config.max_connections:
             self.refusals["too_many_connections"] += 1
             raise LimitReached(
-                f"the server has its {self._config.max_connections} connections; try again later"
+                f"the server has reached its limit of {self._config.max_connections} connections; "
+                "try again later"
             )
         self.connections += 1
         try:
@@ -157,7 +158,9 @@ class AdmissionController:
         limit = client.max_sessions
         if limit is not None and now[client.name] >= 2 * limit + _SPARE_CONNECTIONS:
             self.refusals["key_connections"] += 1
-            raise LimitReached(f"this key has its {now[client.name]} connections; close one")
+            raise LimitReached(
+                f"this key has reached its limit of {now[client.name]} connections; close one"
+            )
         now[client.name] += 1
         try:
             yield
@@ -195,7 +198,7 @@ class AdmissionController:
         limit = client.max_sessions
         if limit is not None and self._sessions_of(client) >= limit:
             self.refusals["key_limit"] += 1
-            raise LimitReached(f"this key has its {limit} sessions; close one")
+            raise LimitReached(f"this key has reached its limit of {limit} sessions; close one")
         permit = SessionPermit(client, on_drain, on_deadline, self)
         self._permits.add(permit)
         return permit
@@ -229,7 +232,7 @@ class AdmissionController:
             return
         self._deadline = self._clock() + self._config.drain_seconds
         logger.info(
-            "draining: {} sessions have {:g} s to end", self.sessions, self._config.drain_seconds
+            "draining for {:g} s; sessions now: {}", self._config.drain_seconds, self.sessions
         )
         for permit in list(self._permits):
             _notify(permit.on_drain, self.seconds_left)
@@ -239,7 +242,7 @@ class AdmissionController:
         self.start_draining()
         await self._wait_until(lambda: not self._permits, self.seconds_left)
         if self._permits:
-            logger.warning("the drain time is over: ending {} sessions", self.sessions)
+            logger.warning("the drain time is over; sessions that are ended now: {}", self.sessions)
         for permit in list(self._permits):
             _notify(permit.on_deadline)
         # Wait for the connections too: their last messages are still being sent.

@@ -196,10 +196,10 @@ def identify(connection: HTTPConnection, keys: ApiKeys | None) -> ApiClient:
         return replace(ANONYMOUS, address=address_of(connection))
     key = _key_of(connection)
     if key is None:
-        raise AccessDenied("this server wants a key: Authorization: Bearer KEY")
+        raise AccessDenied("this server needs a key: send the header Authorization: Bearer KEY")
     client = keys.client_of(key)
     if client is None:
-        raise AccessDenied("the key is not one that this server knows")
+        raise AccessDenied("the server does not know this key")
     return client
 
 

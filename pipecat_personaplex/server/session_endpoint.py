@@ -185,7 +185,7 @@ class _Connection:
             resumable.session.end(error, drop_events=True)
             return
         self._state.metrics.resumes.inc()
-        resumable.log.info("session resumed; {} frames are sent again", len(missed))
+        resumable.log.info("session resumed; frames sent again: {}", len(missed))
         await self._send(Resumed(next_frame=resumable.next_frame, ready=resumable.session.ready))
         if self._state.admission.draining:
             await self._send(Draining(seconds=self._state.admission.seconds_left))

@@ -221,7 +221,9 @@ def test_the_process_with_everything(tmp_path: Path, certificates: Path) -> None
     assert key not in server.log
     records = [json.loads(line) for line in server.log.splitlines()]
     assert records and all(record["level"] == "INFO" for record in records)
-    assert any(record["message"].startswith("draining: 0 sessions") for record in records)
+    assert any(
+        record["message"].startswith("draining for 30 s; sessions now: 0") for record in records
+    )
 
 
 def test_options_become_the_server_config(monkeypatch: pytest.MonkeyPatch) -> None:

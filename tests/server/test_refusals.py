@@ -74,11 +74,12 @@ def test_refused_connections_are_logged_once_with_address_or_key(log: LogRecords
             denied(server, **bearer)
     messages = [message for _, _, _, message in log.containing("refused ")]
     assert [message.split(";")[0] for message in messages] == [
-        "refused 127.0.0.1: access_denied: this server wants a key: Authorization: Bearer KEY",
-        "refused 127.0.0.1: access_denied: the key is not one that this server knows",
+        "refused 127.0.0.1: access_denied: this server needs a key: send the header Authorization: "
+        "Bearer KEY",
+        "refused 127.0.0.1: access_denied: the server does not know this key",
         "refused 127.0.0.1: access_denied: pages of https://evil.example may not connect to this "
         "server unless --allow-origin names them",
-        "refused 127.0.0.1: limit_reached: the server has its 2 connections",
+        "refused 127.0.0.1: limit_reached: the server has reached its limit of 2 connections",
     ] + ["refused 1 more with access_denied, not logged one by one"] * (len(messages) - 4)
     assert all("key" not in message or key not in message for message in messages)
     assert "not-the-key" not in "".join(messages)
@@ -101,7 +102,12 @@ async def test_refused_sessions_are_logged_once_with_client_and_reason(
             await client.say("close")
             await client.ended()
     assert log.containing("refused ") == [
-        ("", "bot", "WARNING", "refused bot: limit_reached: this key has its 1 sessions; close one")
+        (
+            "",
+            "bot",
+            "WARNING",
+            "refused bot: limit_reached: this key has reached its limit of 1 sessions; close one",
+        )
     ]
     assert "secret" not in str(log.records)
 

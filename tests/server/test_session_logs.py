@@ -143,9 +143,9 @@ async def test_disconnection_resume_and_takeover_are_logged(
     assert messages[:-1] == [
         "session of bot opened at /v1/session; 1 now",
         "disconnected; the session waits 100 s for its client",
-        "session resumed; 1 frames are sent again",
+        "session resumed; frames sent again: 1",
         "a new connection takes over the session",
-        "session resumed; 0 frames are sent again",
+        "session resumed; frames sent again: 0",
         "disconnected; the session waits 100 s for its client",
     ]
     assert re.fullmatch(
@@ -171,6 +171,6 @@ async def test_draining_is_logged(fake: ServedFakeEngine, log: LogRecords) -> No
             server.stop()
             await client.ended()
         assert server.wait_stopped()
-    assert log.containing("draining: 1 sessions have 0.1 s to end")
-    assert log.containing("the drain time is over: ending 1 sessions")
+    assert log.containing("draining for 0.1 s; sessions now: 1")
+    assert log.containing("the drain time is over; sessions that are ended now: 1")
     assert log.of_session(client.id)[-1].endswith("engine_draining: the server has stopped")
