@@ -226,7 +226,7 @@ def check_origin(
 
     Args:
         connection: The request.
-        allowed: Origins that may connect besides the server's own.
+        allowed: Origins that may connect in addition to the server's own.
         keys_required: Whether the server accepts only clients with a key.
 
     Raises:

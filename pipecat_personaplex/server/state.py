@@ -41,7 +41,7 @@ class ServerState:
 
     Attributes:
         config: The server's limits.
-        model: The model's name, which clients are told.
+        model: The model's name, which clients receive in hello.
         admission: Who may connect and have sessions.
         loaded: The engine; None while it is loading.
         metrics: The server's metrics.

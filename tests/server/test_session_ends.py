@@ -187,9 +187,9 @@ async def test_draining(fake: ServedFakeEngine) -> None:
             drained = asyncio.run_coroutine_threadsafe(
                 server.state.admission.drain(), server.runner.loop
             )
-            told = await client.message()
-            assert told["type"] == "draining"
-            assert 0 < told["seconds"] <= 0.5
+            draining = await client.message()
+            assert draining["type"] == "draining"
+            assert 0 < draining["seconds"] <= 0.5
             error, code = await refusal(server, '{"type": "open", "voice": "NATF2"}')
             assert (error["code"], code) == ("engine_draining", 1001)
             await client.push()
