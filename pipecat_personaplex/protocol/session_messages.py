@@ -63,8 +63,8 @@ class Opened(_FromServer):
 
     type: Literal["opened"] = "opened"
     session: str
-    id: str = ""
     resume_seconds: float
+    id: str = ""
 
 
 class Ready(_FromServer):
