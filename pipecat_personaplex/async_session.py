@@ -19,7 +19,7 @@ from pipecat_personaplex.interface import EngineLike, SessionFrame, SessionLike
 
 @dataclass(frozen=True)
 class Ready:
-    """The prompt has been computed; frames are answered from now on."""
+    """The prompt has been computed; from now on the session computes frames."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,15 @@ class Draining:
 
 @dataclass(frozen=True)
 class Ended:
-    """The session has ended; ``error`` is None if it was closed on purpose."""
+    """The session has ended.
+
+    Attributes:
+        error: Why it failed; None if it was closed on purpose.
+        reason: Why it was closed on purpose, one line for the log.
+    """
 
     error: PersonaPlexError | None
+    reason: str = "closed"
 
 
 SessionEvent = Ready | SessionFrame | Ended
@@ -86,6 +92,9 @@ class AsyncSession:
     Args:
         max_waiting: Events that may wait in the queue.
 
+    Attributes:
+        ready: Whether the prompt has been computed.
+
     Example::
 
         session = AsyncSession(max_waiting=100)
@@ -100,7 +109,7 @@ class AsyncSession:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._session: SessionLike | None = None
         self._ended: Ended | None = None
-        self._on_end: list[Callable[[], object]] = []
+        self._on_end: list[Callable[[Ended], object]] = []
 
     def open(self, engine: EngineLike, persona: Persona, sampling: SamplingParams) -> None:
         """Open the engine's session; to be called once.
@@ -111,18 +120,28 @@ class AsyncSession:
         self._session = open_session(engine, persona, sampling, self.put)
 
     @property
-    def session(self) -> SessionLike:
+    def engine_session(self) -> SessionLike:
         """The engine's session."""
         assert self._session is not None, "open() comes first"
         return self._session
+
+    @property
+    def id(self) -> str:
+        """The session's public id, as in the logs."""
+        return self.engine_session.id
+
+    @property
+    def ended(self) -> bool:
+        """Whether the session has ended, with or without an error."""
+        return self._ended is not None
 
     @property
     def closed(self) -> bool:
         """Whether the session has ended on purpose, without an error."""
         return self._ended is not None and self._ended.error is None
 
-    def add_end_callback(self, callback: Callable[[], object]) -> None:
-        """Have ``callback`` called once, as soon as the session has ended."""
+    def add_end_callback(self, callback: Callable[[Ended], object]) -> None:
+        """Have ``callback`` called once with the ``Ended`` event, as soon as it happens."""
         self._on_end.append(callback)
 
     async def next(self) -> Event:
@@ -141,24 +160,31 @@ class AsyncSession:
         if isinstance(event, Ended):
             self.end(event.error)
         elif self._events.qsize() >= self._max_waiting:
-            self.end(LimitReached("the client does not read what it is sent"), at_once=True)
+            self.end(LimitReached("the client does not read what it is sent"), drop_events=True)
         else:
             self.ready = self.ready or isinstance(event, Ready)
             self._events.put_nowait(event)
 
-    def end(self, error: PersonaPlexError | None, *, at_once: bool = False) -> None:
+    def end(
+        self,
+        error: PersonaPlexError | None,
+        *,
+        reason: str = "closed",
+        drop_events: bool = False,
+    ) -> None:
         """End the session and free its slot; does nothing if it has ended.
 
         Args:
-            error: Why it ends; None if on purpose.
-            at_once: Whether to drop the events that wait; else ``Ended`` follows them.
+            error: Why it fails; None if it is closed on purpose.
+            reason: As ``Ended.reason``.
+            drop_events: Whether to drop the queued events; otherwise ``Ended`` follows them.
         """
         if self._ended is not None:
             return
-        self._ended = Ended(error)
-        self.session.close()
-        while at_once and not self._events.empty():
+        self._ended = Ended(error, reason)
+        self.engine_session.close()
+        while drop_events and not self._events.empty():
             self._events.get_nowait()
         self._events.put_nowait(self._ended)
         for callback in self._on_end:
-            callback()
+            callback(self._ended)

@@ -1,8 +1,7 @@
-"""``personaplex serve``: the engine for clients elsewhere."""
+"""``personaplex serve``: the engine as a server for remote clients."""
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from contextlib import AbstractContextManager
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipecat_personaplex.cli.logs import configure_logging
 from pipecat_personaplex.cli.options import EngineOptions, engine_options, named_voice
-from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS
+from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.server.config import ServerConfig
 
@@ -32,7 +32,7 @@ personaplex serve --host 0.0.0.0 --api-key-file keys.txt --ssl-certfile cert.pem
 
 personaplex serve --add-voice owen=owen.wav --allow-origin https://example.com"""
 
-_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
+_LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 @engine_options()
@@ -44,8 +44,8 @@ def serve(
         typer.Option(
             envvar="PERSONAPLEX_MAX_SESSIONS",
             min=1,
-            help="Callers at once; one more is refused.",
-            show_default=f"as many as fit into the device's memory, {DEFAULT_MAX_SESSIONS} at most",
+            help="Sessions at once; further callers are refused.",
+            show_default=f"as many as fit into the device's memory, at most {DEFAULT_MAX_SESSIONS}",
             rich_help_panel="Model",
         ),
     ] = None,
@@ -53,17 +53,43 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="NAME=FILE",
-            help="Offer a voice besides the checkpoint's: a recording of one speaker, or a .pt or "
-            ".safetensors voice. May be given again.",
+            help="Add a voice to those of the checkpoint: a recording of one speaker, or a .pt or "
+            ".safetensors voice file. May be repeated.",
             rich_help_panel="Model",
         ),
     ] = None,
+    max_queued_frames: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Input frames of 80 ms that may wait in a session's queue; the oldest is dropped "
+            "if there are more.",
+            rich_help_panel="Model",
+        ),
+    ] = EngineConfig.max_queued_frames,
+    prefix_cache_bytes: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Memory for computed prompts, which sessions with the same persona reuse.",
+            rich_help_panel="Model",
+        ),
+    ] = EngineConfig.prefix_cache_bytes,
+    prefill_chunk: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Frames of a new session's prompt that are computed between two steps. A small "
+            "chunk delays running sessions less, a large one makes the new session ready sooner.",
+            rich_help_panel="Model",
+        ),
+    ] = EngineConfig.prefill_chunk,
     host: Annotated[
         str,
         typer.Option(
             envvar="PERSONAPLEX_HOST",
-            help="Where to listen: 0.0.0.0 for every IPv4 address of this machine, :: for IPv6 "
-            "as well.",
+            help="Address to listen on: 0.0.0.0 for all IPv4 addresses of this machine, :: for "
+            "IPv6 as well.",
             rich_help_panel="Address",
         ),
     ] = "127.0.0.1",
@@ -73,7 +99,7 @@ def serve(
             envvar="PERSONAPLEX_PORT",
             min=0,
             max=65535,
-            help="0 takes any that is free.",
+            help="Port to listen on; 0 for any free port.",
             rich_help_panel="Address",
         ),
     ] = 8998,
@@ -81,7 +107,7 @@ def serve(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Speak TLS with this certificate and its chain, PEM.",
+            help="Use TLS with this certificate and its chain, PEM.",
             rich_help_panel="Address",
         ),
     ] = None,
@@ -98,8 +124,8 @@ def serve(
         typer.Option(
             envvar="PERSONAPLEX_API_KEY_FILE",
             metavar="FILE",
-            help="Let in only who has a key: lines that [bold]personaplex keys new[/bold] made. "
-            "SIGHUP reads it again.",
+            help="Accept only clients with a key of this file, whose lines [bold]personaplex keys "
+            "new[/bold] prints. SIGHUP reads it again.",
             rich_help_panel="Clients",
         ),
     ] = None,
@@ -107,60 +133,115 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="ORIGIN",
-            help="Let browsers connect from pages of https://example.com; * for any page. May be "
-            "given again.",
+            help="Allow web pages of this origin to connect, such as https://example.com; * for "
+            "all pages. May be repeated.",
             rich_help_panel="Clients",
         ),
     ] = None,
+    max_connections: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="WebSockets at once; further ones are refused before their upgrade.",
+            rich_help_panel="Clients",
+        ),
+    ] = ServerConfig.max_connections,
     max_prompt_chars: Annotated[
         int,
         typer.Option(
-            min=0, help="Length of a text prompt, and of words to say.", rich_help_panel="Clients"
+            min=0,
+            help="Maximum length of a text prompt, and of words to speak.",
+            rich_help_panel="Clients",
         ),
     ] = ServerConfig.max_prompt_chars,
     max_speed: Annotated[
         float,
         typer.Option(
-            help="How many times as fast as it is spoken a client's audio may come, such as 2; 0 "
-            "for no limit.",
+            help="How many times faster than real time a client may send audio, such as 2; 0 for "
+            "no limit.",
             rich_help_panel="Clients",
         ),
     ] = ServerConfig.max_speed,
+    max_unsent_frames: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Frames of 80 ms that may wait for a client that does not read; its session ends "
+            "if there are more.",
+            rich_help_panel="Clients",
+        ),
+    ] = ServerConfig.max_unsent_frames,
+    hello_seconds: Annotated[
+        float,
+        typer.Option(
+            help="Close a new connection that has not sent its request, or its first message, "
+            "after this time.",
+            rich_help_panel="Clients",
+        ),
+    ] = ServerConfig.hello_seconds,
     idle_seconds: Annotated[
         float,
         typer.Option(
-            help="End a session whose client sends no audio for so long.",
+            help="End a session whose client sends no audio for this time.",
             rich_help_panel="Clients",
         ),
     ] = ServerConfig.idle_seconds,
     max_session_seconds: Annotated[
         float,
         typer.Option(
-            help="End a session after so long; 0 for no limit.", rich_help_panel="Clients"
+            help="End a session after this time; 0 for no limit.", rich_help_panel="Clients"
         ),
     ] = ServerConfig.max_session_seconds,
     resume_seconds: Annotated[
         float,
         typer.Option(
-            help="Keep a session whose connection broke for so long.", rich_help_panel="Clients"
+            help="How long a session whose connection broke waits for its client.",
+            rich_help_panel="Clients",
         ),
     ] = ServerConfig.resume_seconds,
     drain_seconds: Annotated[
         float,
         typer.Option(
-            help="After SIGTERM or Ctrl-C, let running sessions go on for so long.",
+            help="How long running sessions may continue after SIGTERM or Ctrl-C.",
             rich_help_panel="Clients",
         ),
     ] = ServerConfig.drain_seconds,
+    log_level: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PERSONAPLEX_LOG_LEVEL",
+            metavar="debug|info|warning|error",
+            help="Lowest level of log lines that are written to standard error.",
+            show_default="info",
+            rich_help_panel="Log",
+        ),
+    ] = None,
+    log_json: Annotated[
+        bool,
+        typer.Option(
+            "--log-json",
+            envvar="PERSONAPLEX_LOG_JSON",
+            help="Write each log line as a JSON object.",
+            rich_help_panel="Log",
+        ),
+    ] = False,
 ) -> None:
-    """Serve the engine to clients elsewhere.
+    """Serve the engine to remote clients.
 
-    Clients of NVIDIA's server connect to /api/chat as they are; bots with RemoteEngine to
-    /v1/session. The port answers /healthz and /readyz while the model loads, and /metrics for
-    Prometheus. SIGTERM or Ctrl-C ends the server when its sessions are over, a second one at once.
+    Clients of NVIDIA's server connect to /api/chat without changes; bots with RemoteEngine connect
+    to /v1/session. The port serves /healthz and /readyz while the model loads, and /metrics for
+    Prometheus. SIGTERM or Ctrl-C stops the server when its sessions have ended; a second one stops
+    it at once.
     """
-    engine_config = replace(options.config, max_sessions=max_sessions or 0)
-    voices = [named_voice(text) for text in add_voice or ()]
+    configure_logging(log_level or ("debug" if ctx.obj.debug else "info"), as_json=log_json)
+    engine_config = replace(
+        options.config,
+        max_sessions=max_sessions or 0,
+        max_queued_frames=max_queued_frames,
+        prefix_cache_bytes=prefix_cache_bytes,
+        prefill_chunk=prefill_chunk,
+    )
+    added_voices = [named_voice(text) for text in add_voice or ()]
     _require_server()
 
     from pipecat_personaplex.server.admission import AdmissionController
@@ -174,19 +255,22 @@ def serve(
     from pipecat_personaplex.server.state import ServerState
 
     config = ServerConfig(
+        max_connections=max_connections,
         max_prompt_chars=max_prompt_chars,
         idle_seconds=idle_seconds,
         max_session_seconds=max_session_seconds,
         resume_seconds=resume_seconds,
+        hello_seconds=hello_seconds,
         drain_seconds=drain_seconds,
         allow_origins=tuple(allow_origin or ()),
+        max_unsent_frames=max_unsent_frames,
         max_speed=max_speed,
     )
-    _log(debug=ctx.obj.debug)
     keys = None if api_key_file is None else ApiKeys.read(api_key_file)
-    if keys is None and host not in _THIS_MACHINE:
+    if keys is None and host not in _LOOPBACK_HOSTS:
         typer.echo(
-            f"warning: whoever reaches {host} can use this server; --api-key-file asks for keys",
+            f"warning: everyone who can reach {host} can use this server; --api-key-file lets in "
+            "only clients with a key",
             err=True,
         )
 
@@ -194,18 +278,18 @@ def serve(
         from pipecat_personaplex.engine.engine import Engine
 
         engine = Engine.load(model, engine_config, progress=sys.stderr.isatty())
-        for name, path in voices:
+        for name, path in added_voices:
             engine.add_voice(name, path)
         return engine
 
     model = options.resolve_model()
     state = ServerState(config, Path(model).resolve().name, AdmissionController(config, keys))
-    served = ServerRunner(state, Address(host, port, ssl_certfile, ssl_keyfile), load)
+    runner = ServerRunner(state, Address(host, port, ssl_certfile, ssl_keyfile), load)
     allow_files(config.max_connections)
     if api_key_file is not None:
         reload_keys_on_hangup(state, api_key_file)
-    if not served.run(lambda url: typer.echo(_announcement(state.model, url))):
-        # The thread that loads has no end of its own, and may not be met by the interpreter's.
+    if not runner.run(lambda url: typer.echo(_announcement(state.model, url))):
+        # The thread that loads the model still runs, and would crash when the interpreter exits.
         os._exit(0)
 
 
@@ -220,19 +304,3 @@ def _require_server() -> None:
 def _announcement(model: str, url: str) -> str:
     socket_url = url.replace("http", "ws", 1)
     return f"{model} at {url}: {socket_url}/v1/session, {socket_url}/api/chat"
-
-
-def _log(*, debug: bool) -> None:
-    """Log who comes and goes, and what uvicorn and asyncio warn of."""
-    from loguru import logger
-
-    class ToLoguru(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            message = record.getMessage()
-            logger.opt(exception=record.exc_info).log(record.levelname, "{}", message)
-
-    logger.remove()
-    # Not diagnose: it prints the values of variables, among them keys and callers' prompts.
-    level = "DEBUG" if debug else "INFO"
-    logger.add(sys.stderr, level=level, diagnose=False, backtrace=False)
-    logging.basicConfig(handlers=[ToLoguru()], level=logging.WARNING, force=True)

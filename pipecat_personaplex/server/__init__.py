@@ -1,1 +1,1 @@
-"""The engine over WebSocket."""
+"""The server: an engine for remote clients over WebSockets."""

@@ -1,4 +1,4 @@
-"""Who comes in: keys, origins, and how many at once; and how all are asked to leave.
+"""How many clients may connect and have sessions at once, and how the server drains.
 
 Everything here runs on the event loop.
 """
@@ -16,14 +16,16 @@ from loguru import logger
 from starlette.requests import HTTPConnection
 
 from pipecat_personaplex.errors import AccessDenied, EngineDraining, LimitReached
-from pipecat_personaplex.server.auth import ANYBODY, ApiClient, ApiKeys, _is_address, _key_of
-from pipecat_personaplex.server.config import ANY_ORIGIN, ServerConfig
+from pipecat_personaplex.server import auth
+from pipecat_personaplex.server.auth import ApiClient, ApiKeys
+from pipecat_personaplex.server.config import ServerConfig
 
-_LAST_WORDS_SECONDS = 2.0
-"""What is left at the end to tell clients of it."""
+_FAREWELL_SECONDS = 2.0
+"""Time after the drain deadline in which the last messages are sent."""
 
 _SPARE_CONNECTIONS = 8
-"""Of a key, beside two for each of its sessions: those that break, and those that only ask."""
+"""Connections of a key in addition to two for each of its sessions: broken connections that have
+not timed out yet, and connections that only ask for the server's state."""
 
 
 def _ignore(*_: object) -> None:
@@ -32,39 +34,47 @@ def _ignore(*_: object) -> None:
 
 @dataclass(eq=False)
 class SessionPermit:
-    """The right to one session; made by ``AdmissionController.admit``, given back with ``release``.
+    """The right to one session, from ``AdmissionController.admit`` until ``release``.
 
     Attributes:
-        guest: Whose session it is.
-        on_drain: Called with the seconds that are left when the server begins to stop.
-        on_deadline: Called when these are over; the session must end now.
+        client: The client that has the session.
+        on_drain: Called with the seconds left when the server begins to drain.
+        on_deadline: Called when these seconds are over; the session must end now.
     """
 
-    guest: ApiClient
+    client: ApiClient
     on_drain: Callable[[float], object]
     on_deadline: Callable[[], object]
-    _door: AdmissionController = field(repr=False)
+    _controller: AdmissionController = field(repr=False)
 
     def release(self) -> None:
-        """The session is over; safe to call again."""
-        self._door._release(self)
+        """Give the permit back; later calls do nothing."""
+        self._controller._release(self)
 
 
 class AdmissionController:
-    """Lets clients in, and knows who is inside.
+    """Decides who may connect and open a session, and drains the server.
 
-    An endpoint asks ``admit`` for a ticket before it opens a session, and releases it when the
-    session is over; a session that waits to be resumed keeps its ticket.
+    ``app`` checks each WebSocket before its upgrade. An endpoint requests a permit with ``admit``
+    before it opens a session and releases it when the session has ended; a session that waits to
+    be resumed holds its permit.
 
     Args:
-        config: How many, and from where.
-        keys: Who; None for anybody.
-        clock: Monotonic seconds.
+        config: Limits and allowed origins.
+        keys: Keys that the server accepts; None if it needs none.
+        clock: Monotonic time in seconds.
 
     Attributes:
-        keys: As above; may be exchanged while the server runs.
-        connections: WebSockets now.
-        refusals: Clients and sessions that were not let in, by the error's code.
+        keys: As above; may be replaced while the server runs.
+        connections: WebSockets open now.
+        refusals: Number of refused connections and sessions by reason, for the metrics.
+
+    Example::
+
+        admission = AdmissionController(ServerConfig(), ApiKeys.read("keys.txt"))
+        client = admission.identify(websocket)
+        permit = admission.admit(client, on_deadline=session.close)
+        permit.release()
     """
 
     def __init__(
@@ -79,138 +89,130 @@ class AdmissionController:
         self.refusals: Counter[str] = Counter()
         self._config = config
         self._clock = clock
-        self._tickets: set[SessionPermit] = set()
+        self._permits: set[SessionPermit] = set()
         self._connections_of: Counter[str] = Counter()
         self._deadline: float | None = None
-        self._left = asyncio.Event()
+        self._departed = asyncio.Event()
 
     # Connections.
 
     def check_origin(self, connection: HTTPConnection) -> None:
-        """Refuse the browser of a page that is not ours or allowed.
+        """Refuse a browser whose page comes from another site.
 
         Raises:
-            AccessDenied: It is neither.
+            AccessDenied: As ``auth.check_origin``.
         """
-        origin = connection.headers.get("origin")
-        allowed = self._config.allow_origins
-        if origin is None or ANY_ORIGIN in allowed or origin.lower() in allowed:
-            return
-        own = connection.headers.get("host", "").lower()
-        same = bool(own) and origin.lower().partition("://")[2] == own
-        # Any name may be made to point here (DNS rebinding), whose page would pass for ours: where
-        # no key is asked for, it would talk to a server that only this machine reaches.
-        if not same or (self.keys is None and not _is_address(own)):
-            self.refusals["origin_denied"] += 1
-            raise AccessDenied(
-                f"pages of {origin[:100]} may not connect to this server unless --allow-origin "
-                "names them"
+        with self._counted("origin_denied"):
+            auth.check_origin(
+                connection, self._config.allow_origins, keys_required=self.keys is not None
             )
 
     def identify(self, connection: HTTPConnection) -> ApiClient:
-        """Who a client is, by its key.
+        """Find the client of a request by its key.
 
         Raises:
-            AccessDenied: It has none, or one that nobody knows.
+            AccessDenied: As ``auth.identify``.
         """
-        if self.keys is None:
-            return ANYBODY
-        key = _key_of(connection)
-        guest = None if key is None else self.keys.guest_of(key)
-        if guest is None:
-            self.refusals["access_denied"] += 1
-            raise AccessDenied(
-                "this server wants a key: Authorization: Bearer KEY"
-                if key is None
-                else "the key is not one that this server knows"
-            )
-        return guest
+        with self._counted("access_denied"):
+            return auth.identify(connection, self.keys)
+
+    @contextmanager
+    def _counted(self, reason: str) -> Iterator[None]:
+        try:
+            yield
+        except AccessDenied:
+            self.refusals[reason] += 1
+            raise
 
     @contextmanager
     def connection(self) -> Iterator[None]:
-        """A WebSocket, for as long as it lasts.
+        """Count a WebSocket while it is open.
 
         Raises:
-            LimitReached: There are as many as there may be.
+            LimitReached: The server has ``max_connections`` already.
         """
         if self.connections >= self._config.max_connections:
             self.refusals["too_many_connections"] += 1
             raise LimitReached(
-                f"the server has its {self._config.max_connections} connections; try again later"
+                f"the server has reached its limit of {self._config.max_connections} connections; "
+                "try again later"
             )
         self.connections += 1
         try:
             yield
         finally:
             self.connections -= 1
-            self._left.set()
+            self._departed.set()
 
     @contextmanager
-    def connection_of(self, guest: ApiClient) -> Iterator[None]:
-        """The same, of a guest; one key with a limit cannot take all connections.
+    def connection_of(self, client: ApiClient) -> Iterator[None]:
+        """Count a WebSocket of one client while it is open.
+
+        A key with a session limit also has a connection limit, so that it cannot use up all
+        connections of the server.
 
         Raises:
-            LimitReached: The guest has as many as it may.
+            LimitReached: The key has as many connections as it may have.
         """
         now = self._connections_of
-        limit = guest.max_sessions
-        if limit is not None and now[guest.name] >= 2 * limit + _SPARE_CONNECTIONS:
+        limit = client.max_sessions
+        if limit is not None and now[client.name] >= 2 * limit + _SPARE_CONNECTIONS:
             self.refusals["key_connections"] += 1
-            raise LimitReached(f"this key has its {now[guest.name]} connections; close one")
-        now[guest.name] += 1
+            raise LimitReached(
+                f"this key has reached its limit of {now[client.name]} connections; close one"
+            )
+        now[client.name] += 1
         try:
             yield
         finally:
-            now[guest.name] -= 1
+            now[client.name] -= 1
 
     # Sessions.
 
     @property
     def sessions(self) -> int:
-        """Sessions now."""
-        return len(self._tickets)
+        """Sessions that hold a permit now."""
+        return len(self._permits)
 
     def admit(
         self,
-        guest: ApiClient,
+        client: ApiClient,
         *,
         on_drain: Callable[[float], object] = _ignore,
         on_deadline: Callable[[], object] = _ignore,
     ) -> SessionPermit:
-        """Let a guest have one session more.
+        """Give a client a permit for one more session.
 
         Args:
-            guest: From ``identify``.
+            client: From ``identify``.
             on_drain: As ``SessionPermit.on_drain``, which may also be set later.
             on_deadline: As ``SessionPermit.on_deadline``.
 
         Raises:
             EngineDraining: The server is stopping.
-            LimitReached: The guest has as many as its key allows.
+            LimitReached: The client has as many sessions as its key allows.
         """
         if self.draining:
             self.refusals["engine_draining"] += 1
             raise EngineDraining("the server is stopping and takes no new sessions")
-        limit = guest.max_sessions
-        if limit is not None and self._sessions_of(guest) >= limit:
+        limit = client.max_sessions
+        if limit is not None and self._sessions_of(client) >= limit:
             self.refusals["key_limit"] += 1
-            raise LimitReached(f"this key has its {limit} sessions; close one")
-        ticket = SessionPermit(guest, on_drain, on_deadline, self)
-        self._tickets.add(ticket)
-        logger.info("{}: session opened, {} now", guest.name, self.sessions)
-        return ticket
+            raise LimitReached(f"this key has reached its limit of {limit} sessions; close one")
+        permit = SessionPermit(client, on_drain, on_deadline, self)
+        self._permits.add(permit)
+        return permit
 
-    def _sessions_of(self, guest: ApiClient) -> int:
-        # By name: the same guest is another object once the keys were read again.
-        return sum(ticket.guest.name == guest.name for ticket in self._tickets)
+    def _sessions_of(self, client: ApiClient) -> int:
+        # Compare names: reading the key file again creates new ApiClient objects.
+        return sum(permit.client.name == client.name for permit in self._permits)
 
-    def _release(self, ticket: SessionPermit) -> None:
-        if ticket in self._tickets:
-            self._tickets.remove(ticket)
-            logger.info("{}: session ended, {} now", ticket.guest.name, self.sessions)
-            self._left.set()
+    def _release(self, permit: SessionPermit) -> None:
+        if permit in self._permits:
+            self._permits.remove(permit)
+            self._departed.set()
 
-    # The end.
+    # Draining.
 
     @property
     def draining(self) -> bool:
@@ -219,38 +221,45 @@ class AdmissionController:
 
     @property
     def seconds_left(self) -> float:
-        """Until sessions are ended: all of the time while the server is not stopping."""
+        """Seconds until running sessions are ended; ``drain_seconds`` before draining starts."""
         if self._deadline is None:
             return self._config.drain_seconds
         return max(0.0, self._deadline - self._clock())
 
     def start_draining(self) -> None:
-        """Take no new sessions, and tell those there are; does nothing the second time."""
+        """Refuse new sessions and notify the running ones; later calls do nothing."""
         if self.draining:
             return
         self._deadline = self._clock() + self._config.drain_seconds
-        for ticket in list(self._tickets):
-            _tell(ticket.on_drain, self.seconds_left)
+        logger.info(
+            "draining for {:g} s; sessions now: {}", self._config.drain_seconds, self.sessions
+        )
+        for permit in list(self._permits):
+            _notify(permit.on_drain, self.seconds_left)
 
     async def drain(self) -> None:
-        """Return when every session is over, on its own or told to at the deadline."""
+        """Wait until all sessions have ended; end those that still run at the deadline."""
         self.start_draining()
-        await self._until(lambda: not self._tickets, self.seconds_left)
-        for ticket in list(self._tickets):
-            _tell(ticket.on_deadline)
-        # Connections too: what their clients are told must still be sent.
-        await self._until(lambda: not self._tickets and not self.connections, _LAST_WORDS_SECONDS)
+        await self._wait_until(lambda: not self._permits, self.seconds_left)
+        if self._permits:
+            logger.warning("the drain time is over; sessions that are ended now: {}", self.sessions)
+        for permit in list(self._permits):
+            _notify(permit.on_deadline)
+        # Wait for the connections too: their last messages are still being sent.
+        await self._wait_until(
+            lambda: not self._permits and not self.connections, _FAREWELL_SECONDS
+        )
 
-    async def _until(self, empty: Callable[[], bool], seconds: float) -> None:
+    async def _wait_until(self, empty: Callable[[], bool], seconds: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not empty():
-                    self._left.clear()
-                    await self._left.wait()
+                    self._departed.clear()
+                    await self._departed.wait()
 
 
-def _tell(callback: Callable[..., object], *args: object) -> None:
+def _notify(callback: Callable[..., object], *args: object) -> None:
     try:
         callback(*args)
-    except Exception as error:  # one session's defect is not the others' business
-        logger.opt(exception=error).error("a session could not be told that the server stops")
+    except Exception as error:  # A defect of one session must not keep the others from draining.
+        logger.opt(exception=error).error("a session could not be notified that the server stops")

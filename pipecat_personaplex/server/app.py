@@ -1,4 +1,4 @@
-"""The server as an ASGI application: its pages, and the door before its WebSockets."""
+"""The server as an ASGI application: HTTP pages, WebSocket endpoints, and their admission."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from starlette.websockets import WebSocket
 from pipecat_personaplex.errors import AccessDenied, EngineFailed, PersonaPlexError
 from pipecat_personaplex.protocol.moshi import MOSHI_PATH
 from pipecat_personaplex.protocol.session_messages import SESSION_PATH, Error, error_message
+from pipecat_personaplex.server.auth import ApiClient, address_of
 from pipecat_personaplex.server.metrics import CONTENT_TYPE
 from pipecat_personaplex.server.moshi_endpoint import moshi_endpoint
 from pipecat_personaplex.server.session_endpoint import session_endpoint
@@ -25,14 +26,14 @@ from pipecat_personaplex.server.state import ServerState
 from pipecat_personaplex.server.websocket import FAILED
 
 _RETRY_SECONDS = 5
-_NO_FAULT_OF_YOURS = "the server failed to answer; its log says why"
+_DEFECT_TEXT = "the server failed to answer; its log says why"
 
 
 def create_app(state: ServerState) -> Starlette:
-    """The application of a server.
+    """Build the application of a server.
 
     Args:
-        state: The server; its engine may come later.
+        state: The server; its engine may be loaded later.
     """
     pages = _Pages(state)
     app = Starlette(
@@ -47,15 +48,15 @@ def create_app(state: ServerState) -> Starlette:
             WebSocketRoute(MOSHI_PATH, moshi_endpoint(state)),
             WebSocketRoute("/{path:path}", _no_such_websocket),
         ],
-        middleware=[Middleware(_Entrance, state=state)],
+        middleware=[Middleware(_AdmissionMiddleware, state=state)],
         exception_handlers={HTTPException: _http_error, Exception: _defect},
     )
-    app.router.redirect_slashes = False  # what is not there is not there
+    app.router.redirect_slashes = False  # An unknown path is 404, not a redirect.
     return app
 
 
 class _Pages:
-    """What the server answers over HTTP."""
+    """The HTTP pages: health, readiness, metrics, voices."""
 
     def __init__(self, state: ServerState):
         self._state = state
@@ -76,7 +77,7 @@ class _Pages:
 
     def _not_ready(self) -> str | None:
         engine = self._state.loaded
-        if self._state.door.draining:
+        if self._state.admission.draining:
             return "draining"
         if engine is None:
             return "loading"
@@ -90,16 +91,17 @@ class _Pages:
 
     async def voices(self, request: Request) -> Response:
         try:
-            self._state.door.identify(request)
+            self._state.admission.identify(request)
             return JSONResponse({"voices": self._state.engine.voices})
-        except AccessDenied as error:
-            return _refusal(error, HTTPStatus.UNAUTHORIZED)
         except PersonaPlexError as error:
-            return _refusal(error, HTTPStatus.SERVICE_UNAVAILABLE)
+            self._state.refusals.record(error, client=address_of(request))
+            denied = isinstance(error, AccessDenied)
+            status = HTTPStatus.UNAUTHORIZED if denied else HTTPStatus.SERVICE_UNAVAILABLE
+            return _refusal(error, status)
 
 
-class _Entrance:
-    """Stands before every WebSocket: what is refused is refused as HTTP, before the upgrade."""
+class _AdmissionMiddleware:
+    """Checks every WebSocket before its upgrade; a refusal is an HTTP response."""
 
     def __init__(self, app: ASGIApp, state: ServerState):
         self._app = app
@@ -110,49 +112,54 @@ class _Entrance:
             await self._app(scope, receive, send)
             return
         websocket = WebSocket(scope, receive, send)
-        with ExitStack() as stay:
-            refusal = self._let_in(websocket, stay)
+        with ExitStack() as counted:
+            refusal = self._admit(websocket, counted)
             if refusal is None:
                 await self._serve(scope, receive, send)
             else:
                 await websocket.send_denial_response(refusal)
 
-    def _let_in(self, websocket: WebSocket, stay: ExitStack) -> Response | None:
-        door = self._state.door
+    def _admit(self, websocket: WebSocket, counted: ExitStack) -> Response | None:
+        """Check a WebSocket and count it while ``counted`` is open; return the refusal, if any."""
+        admission = self._state.admission
+        label = address_of(websocket)
         status = HTTPStatus.SERVICE_UNAVAILABLE
         try:
-            stay.enter_context(door.connection())
+            counted.enter_context(admission.connection())
             status = HTTPStatus.FORBIDDEN
-            door.check_origin(websocket)
+            admission.check_origin(websocket)
             status = HTTPStatus.UNAUTHORIZED
-            guest = websocket.state.guest = door.identify(websocket)
+            client: ApiClient = admission.identify(websocket)
+            label = client.label
+            websocket.state.client = client
             status = HTTPStatus.SERVICE_UNAVAILABLE
-            stay.enter_context(door.connection_of(guest))
+            counted.enter_context(admission.connection_of(client))
             self._require_engine()
         except PersonaPlexError as error:
+            self._state.refusals.record(error, client=label)
             return _refusal(error, status)
         return None
 
     def _require_engine(self) -> None:
         if not self._state.engine.healthy:
-            raise EngineFailed("the engine has failed; another server may do")
+            raise EngineFailed("the engine has failed; try another server")
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the endpoint; a defect of ours is logged here, and closes with a proper code."""
+        """Run the endpoint; log an exception and close the connection with a proper code."""
         accepted = False
 
-        async def watched(message: Message) -> None:
+        async def watch_accept(message: Message) -> None:
             nonlocal accepted
             accepted = accepted or message["type"] == "websocket.accept"
             await send(message)
 
         try:
-            await self._app(scope, receive, watched)
-        except OSError:  # how an ASGI server says that the client is gone
+            await self._app(scope, receive, watch_accept)
+        except OSError:  # ASGI servers raise it when the client has disconnected.
             pass
         except Exception as error:
             logger.opt(exception=error).error("an endpoint failed")
-            with suppress(Exception):  # it may be closed already
+            with suppress(Exception):  # The connection may be closed already.
                 if accepted:
                     await send({"type": "websocket.close", "code": FAILED})
                 else:
@@ -178,7 +185,7 @@ def _plain_error(message: str, status: int, headers: dict[str, str] | None = Non
 
 
 def _failure() -> Response:
-    return _plain_error(_NO_FAULT_OF_YOURS, HTTPStatus.INTERNAL_SERVER_ERROR)
+    return _plain_error(_DEFECT_TEXT, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -1,4 +1,8 @@
-"""Keys of a server's clients: made here, and kept as hashes in a file."""
+"""Who a client is: API keys, and the origins of web pages that may connect.
+
+A key file stores SHA-256 hashes of keys, one client a line. ``ApiKeys.read`` loads it,
+``identify`` finds the client of a request, ``check_origin`` guards against other sites' pages.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,16 @@ import hmac
 import ipaddress
 import re
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from starlette.requests import HTTPConnection
 
-from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.errors import AccessDenied, ConfigError
 from pipecat_personaplex.protocol.moshi import MOSHI_PATH
 from pipecat_personaplex.protocol.session_messages import BEARER_SUBPROTOCOL
+from pipecat_personaplex.server.config import ANY_ORIGIN
 
 _KEY_BYTES = 32
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -27,35 +32,53 @@ _MAX_SESSIONS = re.compile(r"max_sessions=([1-9][0-9]{0,5})")
 
 @dataclass(frozen=True)
 class ApiClient:
-    """Who a client is.
+    """A client as the server knows it.
 
     Attributes:
-        name: As the key file has it.
-        max_sessions: That all connections with this key may hold at once; None for no limit.
+        name: Name of its key in the key file.
+        max_sessions: Sessions that all connections with this key may have at once; None for no
+            limit.
+        address: Remote address of this connection if the server has no keys; only for the log.
     """
 
     name: str
     max_sessions: int | None = None
+    address: str = field(default="", compare=False)
+
+    @property
+    def label(self) -> str:
+        """How the log names the client: its address, or the name of its key."""
+        return self.address or self.name
+
+
+ANONYMOUS = ApiClient("anonymous")
+"""Every client of a server without keys."""
+
+
+# Keys.
 
 
 @dataclass(frozen=True)
 class KeyLine:
-    """A line of a key file: a guest, and the hash of its key."""
+    """A line of a key file: a client and the hash of its key."""
 
-    guest: ApiClient
+    client: ApiClient
     digest: str
 
     def __str__(self) -> str:
-        limit = self.guest.max_sessions
+        limit = self.client.max_sessions
         end = "" if limit is None else f" max_sessions={limit}"
-        return f"{self.guest.name} {self.digest}{end}"
+        return f"{self.client.name} {self.digest}{end}"
 
 
 def new_key(name: str, max_sessions: int | None = None) -> tuple[str, KeyLine]:
-    """A key for a client, and the line that lets it in.
+    """Make a key for a client.
+
+    Returns:
+        The key, which is not stored anywhere, and the line for the key file.
 
     Raises:
-        ConfigError: The name or the limit cannot be.
+        ConfigError: The name or the limit is not valid.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(
@@ -68,7 +91,13 @@ def new_key(name: str, max_sessions: int | None = None) -> tuple[str, KeyLine]:
 
 
 class ApiKeys:
-    """The keys that a server takes."""
+    """The keys that a server accepts.
+
+    Example::
+
+        keys = ApiKeys.read("keys.txt")
+        client = keys.client_of("the key that a client sent")
+    """
 
     def __init__(self, lines: Sequence[KeyLine]):
         self._lines = tuple(lines)
@@ -78,56 +107,58 @@ class ApiKeys:
 
     @classmethod
     def read(cls, path: str | Path) -> ApiKeys:
-        """The keys of a file: a name, a hash and perhaps a limit on each line; # comments.
+        """Read a key file: name, hash and an optional limit on each line; # starts a comment.
 
         Raises:
-            ConfigError: The file cannot be read, has no key or a line that is none.
+            ConfigError: The file cannot be read, contains no key, or has an invalid line.
         """
         path = Path(path)
-        # Whoever may read the file learns no key from it: it has hashes of random keys alone, so
-        # that the usual mode of a new file is no reason for a warning.
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"the key file {path} cannot be read: {error.strerror}") from None
-        if data.startswith(_UTF_16) or b"\0" in data:  # the latter: a part that was appended
-            raise ConfigError(
-                f"the key file {path} is not UTF-8 text; Windows PowerShell's >> writes UTF-16: "
-                "use | Out-File -Append -Encoding ascii keys.txt"
-            )
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise ConfigError(f"the key file {path} is not text") from None
+        # The file's mode is not checked: it contains only hashes of random keys.
         lines: dict[str, KeyLine] = {}
-        for number, content in enumerate(text.splitlines(), 1):
+        for number, content in enumerate(_read_text(path).splitlines(), 1):
             if not (content := content.partition("#")[0].strip()):
                 continue
             try:
                 line = _parse_line(content)
-                if line.guest.name in lines:
-                    raise ConfigError(f"there is another key of the name {line.guest.name}")
+                if line.client.name in lines:
+                    raise ConfigError(f"there is another key with the name {line.client.name}")
             except ConfigError as error:
                 raise ConfigError(f"{path}, line {number}: {error}") from None
-            lines[line.guest.name] = line
+            lines[line.client.name] = line
         if not lines:
             raise ConfigError(f"the key file {path} has no key; personaplex keys new makes one")
         return cls(list(lines.values()))
 
-    def guest_of(self, key: str) -> ApiClient | None:
-        """Whose key it is; None if nobody's."""
+    def client_of(self, key: str) -> ApiClient | None:
+        """Return the client that has this key; None if the key is unknown."""
         digest = _digest(key)
         found: ApiClient | None = None
-        # Every line, however early one matches: the time must not tell which.
+        # Compare with every line, also after a match: the response time must not depend on it.
         for line in self._lines:
             if hmac.compare_digest(line.digest, digest):
-                found = line.guest
+                found = line.client
         return found
 
 
+def _read_text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"the key file {path} cannot be read: {error.strerror}") from None
+    # A zero byte: UTF-16 text that was appended to a file in another encoding.
+    if data.startswith(_UTF_16) or b"\0" in data:
+        raise ConfigError(
+            f"the key file {path} is not UTF-8 text; Windows PowerShell's >> writes UTF-16: "
+            "use | Out-File -Append -Encoding ascii keys.txt"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"the key file {path} is not text") from None
+
+
 def _digest(key: str) -> str:
-    # A key is 256 random bits: nobody guesses one, so that a slow or salted hash, which guards
-    # what people make up, would add nothing.
+    # A key is 256 random bits. A slow or salted hash protects weak passwords and adds nothing here.
     return hashlib.sha256(key.encode(errors="replace")).hexdigest()
 
 
@@ -143,18 +174,33 @@ def _parse_line(content: str) -> KeyLine:
     return KeyLine(ApiClient(name, int(limit[0][1]) if limit and limit[0] else None), rest[0])
 
 
-ANYBODY = ApiClient("anybody")
-"""Who comes to a server without keys."""
+# Requests.
 
 
-def _is_address(host: str) -> bool:
-    """Whether a Host header, in small letters, has an address or localhost for a name."""
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return name == "localhost"
-    return True
+def address_of(connection: HTTPConnection) -> str:
+    """Return the remote address of a request for the log, without its port."""
+    return "unknown" if connection.client is None else connection.client.host
+
+
+def identify(connection: HTTPConnection, keys: ApiKeys | None) -> ApiClient:
+    """Find out who sends a request.
+
+    Args:
+        connection: The request, with the key in one of the ways that PROTOCOL.md lists.
+        keys: The keys that the server accepts; None if it needs none.
+
+    Raises:
+        AccessDenied: The request has no key, or an unknown one.
+    """
+    if keys is None:
+        return replace(ANONYMOUS, address=address_of(connection))
+    key = _key_of(connection)
+    if key is None:
+        raise AccessDenied("this server needs a key: send the header Authorization: Bearer KEY")
+    client = keys.client_of(key)
+    if client is None:
+        raise AccessDenied("the server does not know this key")
+    return client
 
 
 def _key_of(connection: HTTPConnection) -> str | None:
@@ -166,6 +212,46 @@ def _key_of(connection: HTTPConnection) -> str | None:
             if name.strip().startswith(BEARER_SUBPROTOCOL):
                 return name.strip().removeprefix(BEARER_SUBPROTOCOL)
     if connection.scope["path"] == MOSHI_PATH:
-        # Clients of NVIDIA's server can be given another URL, and nothing else.
+        # The URL is the only setting that clients of NVIDIA's server have.
         return connection.query_params.get("api_key")
     return None
+
+
+def check_origin(
+    connection: HTTPConnection, allowed: Collection[str], *, keys_required: bool
+) -> None:
+    """Refuse a browser whose page comes from another site.
+
+    Requests without an ``Origin`` header do not come from a browser's page and pass.
+
+    Args:
+        connection: The request.
+        allowed: Origins that may connect in addition to the server's own.
+        keys_required: Whether the server accepts only clients with a key.
+
+    Raises:
+        AccessDenied: The page's origin is neither the server's own nor an allowed one.
+    """
+    origin = connection.headers.get("origin")
+    if origin is None or ANY_ORIGIN in allowed or origin.lower() in allowed:
+        return
+    host = connection.headers.get("host", "").lower()
+    is_own = bool(host) and origin.lower().partition("://")[2] == host
+    # DNS rebinding: an attacker can point any host name at this machine, and a page of that name
+    # then has the server's own origin. Keys stop such a page. Without keys, only an IP address or
+    # localhost counts as the server's own: no attacker can serve a page under these names.
+    if not is_own or not (keys_required or _is_address(host)):
+        raise AccessDenied(
+            f"pages of {origin[:100]} may not connect to this server unless --allow-origin "
+            "names them"
+        )
+
+
+def _is_address(host: str) -> bool:
+    """Whether a lower-case ``Host`` header names an IP address or localhost."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name == "localhost"
+    return True

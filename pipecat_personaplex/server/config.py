@@ -1,4 +1,4 @@
-"""What a server allows its clients."""
+"""The limits that a server sets its clients."""
 
 from __future__ import annotations
 
@@ -16,23 +16,33 @@ _ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Limits of a server, for all its clients alike.
+    """Limits of a server; they apply to all clients alike.
 
     Attributes:
-        max_connections: WebSockets at once; one more is refused before its upgrade.
-        max_prompt_chars: Length of a text prompt, and of words to say.
-        idle_seconds: A session with no audio from its client for so long ends.
-        max_session_seconds: Length of a session; 0 for no limit.
-        resume_seconds: How long a session whose connection broke keeps its slot; at most 300, since
-            what is answered meanwhile is kept.
-        hello_seconds: How long a new connection may take to say what it wants.
-        drain_seconds: How long running sessions may go on once the server is to stop.
-        allow_origins: Pages whose browsers may connect, as ``"https://example.com"``; ``"*"`` for
-            all. The server's own are allowed as well (by a name, only where keys are asked for),
-            and so is who names none: no browser.
-        max_unsent_frames: Frames that may wait for a client that does not read them.
-        max_speed: How many times as fast as it is spoken a client's audio may come, 4 s and
-            ``resume_seconds`` of it apart; 0 for no limit.
+        max_connections: WebSockets open at once; further ones are refused before their upgrade.
+        max_prompt_chars: Length of a text prompt, and of words to speak.
+        idle_seconds: A session whose client sends no audio for this time ends.
+        max_session_seconds: Duration of a session; 0 for no limit.
+        resume_seconds: How long a session whose connection broke holds its slot and waits for its
+            client; at most 300, because the server stores the frames of that time.
+        hello_seconds: How long a new connection may take to send its request, its TLS handshake
+            and its first message, and to read the response.
+        drain_seconds: How long running sessions may continue when the server stops.
+        allow_origins: Origins of web pages that may connect, such as ``"https://example.com"``;
+            ``"*"`` for all. The server's own origin is always allowed; without keys only if it is
+            an IP address or localhost. Requests without an origin do not come from a browser and
+            are allowed.
+        max_unsent_frames: Frames that may wait for a client that does not read them; the session
+            ends if there are more.
+        max_speed: How many times faster than real time a client may send audio; 0 for no limit.
+            4 s and ``resume_seconds`` of audio may arrive at once.
+
+    Raises:
+        ConfigError: A value is not valid.
+
+    Example::
+
+        config = ServerConfig(idle_seconds=30, allow_origins=("https://example.com",))
     """
 
     max_connections: int = 1024
@@ -73,9 +83,9 @@ class ServerConfig:
             if origin != ANY_ORIGIN and not _ORIGIN.fullmatch(origin):
                 raise ConfigError(
                     f"an allowed origin is * or like https://example.com (small letters, a port "
-                    f"where there is one, no path), not {origin!r}"
+                    f"if it is not the scheme's own, no path), not {origin!r}"
                 )
-        origins = tuple(_as_browsers_name_it(origin) for origin in self.allow_origins)
+        origins = tuple(_without_default_port(origin) for origin in self.allow_origins)
         object.__setattr__(self, "allow_origins", origins)
 
     def _check_seconds(self, name: str, *, zero: bool) -> None:
@@ -87,6 +97,6 @@ class ServerConfig:
             raise ConfigError(f"{name} must be seconds {least}, not {value!r}")
 
 
-def _as_browsers_name_it(origin: str) -> str:
-    """An origin without the port that its scheme has anyway."""
+def _without_default_port(origin: str) -> str:
+    """Return an origin as browsers send it: without its scheme's default port."""
     return origin.removesuffix(_DEFAULT_PORTS.get(origin.partition("://")[0], ""))

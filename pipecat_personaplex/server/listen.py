@@ -1,4 +1,4 @@
-"""The socket a server listens at, and how patient it is with those who connect."""
+"""The socket that a server listens on, its TLS, and the settings of uvicorn."""
 
 from __future__ import annotations
 
@@ -25,32 +25,33 @@ from pipecat_personaplex.server.config import ServerConfig
 from pipecat_personaplex.server.uvicorn_protocols import WEBSOCKET, http_protocol
 
 BACKLOG = 2048
-"""Connections that may wait to be accepted: a thousand clients that come back at once."""
+"""Connections that may wait to be accepted, such as a thousand clients that reconnect at once."""
 OTHER_CONNECTIONS = 1024
-"""Beside WebSockets: that are not one yet, are being refused, or ask how things are."""
+"""Connections in addition to WebSockets: upgrades, refusals, health checks and metrics."""
 
-# In a turn of the loop, which asyncio would spend on all that wait, while running calls do too.
+# Connections that asyncio accepts in one iteration of the event loop. It would accept the whole
+# backlog otherwise, and running sessions would wait for that.
 _ACCEPTED_AT_ONCE = 16
 _PING_SECONDS = 5.0
 _PONG_SECONDS = 10.0
-_LAST_SECONDS = 3
+_SHUTDOWN_SECONDS = 3
 
 
 def open_socket(host: str, port: int) -> socket:
-    """A socket that listens.
+    """Open a listening socket.
 
     Args:
         host: A name or an address of this machine.
-        port: 0 for any that is free.
+        port: 0 for any free port.
 
     Raises:
-        ConfigError: The address cannot be had.
+        ConfigError: The address does not exist or is in use.
     """
     try:
         found = getaddrinfo(host, port, type=SOCK_STREAM)
     except (OSError, UnicodeError):
         raise ConfigError(f"--host {host}: there is no such address") from None
-    # Of a name with addresses of both kinds, as localhost, IPv4's: clients try that one too.
+    # A name such as localhost may have IPv4 and IPv6 addresses. Take IPv4: every client tries it.
     family, *_, address = min(found, key=lambda info: info[0] != AF_INET)
     try:
         both = host == "::" and has_dualstack_ipv6()
@@ -58,21 +59,21 @@ def open_socket(host: str, port: int) -> socket:
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise ConfigError(f"cannot listen at {host}, port {port}: {reason}") from None
-    # asyncio does so only for sockets of its own making. Connections inherit it; without it, the
-    # second of two small messages waits some 40 ms for the client to acknowledge the first.
+    # asyncio sets this only on sockets that it creates itself; connections inherit it. Without it,
+    # the second of two small messages waits about 40 ms until the client acknowledges the first.
     listening.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     return listening
 
 
 def tls_context(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext | None:
-    """What makes a server speak TLS; None without files.
+    """Return the TLS settings of a server; None without files.
 
     Args:
         certfile: The certificate and its chain, PEM.
         keyfile: Its private key, PEM; None if it is in the same file.
 
     Raises:
-        ConfigError: The files cannot be used.
+        ConfigError: A file cannot be read, or certificate and key do not match.
     """
     if certfile is None:
         if keyfile is not None:
@@ -82,8 +83,8 @@ def tls_context(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext |
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         for path in filter(None, (certfile, keyfile)):
-            path.read_bytes()  # ssl does not say which of the two it cannot read
-        # Without a password of ours, OpenSSL would ask for one on the terminal, and wait.
+            path.read_bytes()  # ssl does not report which of the two it cannot read.
+        # Without a password argument, OpenSSL prompts for one on the terminal and blocks.
         context.load_cert_chain(certfile, keyfile, password="")
     except ssl.SSLError as error:
         reason = (error.reason or str(error)).replace("_", " ").lower()
@@ -96,30 +97,30 @@ def tls_context(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext |
 def uvicorn_config(
     app: ASGIApp, config: ServerConfig, tls: ssl.SSLContext | None = None
 ) -> uvicorn.Config:
-    """How uvicorn runs the application.
+    """Return the settings with which uvicorn runs the application.
 
     Args:
         app: From ``create_app``.
-        config: Limits.
+        config: The server's limits.
         tls: From ``tls_context``.
     """
-    most = config.max_connections + OTHER_CONNECTIONS
+    max_connections = config.max_connections + OTHER_CONNECTIONS
     return uvicorn.Config(
         app,
         loop="asyncio",
-        http=http_protocol(config.hello_seconds, most),
+        http=http_protocol(config.hello_seconds, max_connections),
         ws=WEBSOCKET,
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_ping_interval=_PING_SECONDS,
         ws_ping_timeout=_PONG_SECONDS,
-        ws_per_message_deflate=False,  # sound does not shrink, and a bomb would grow
+        ws_per_message_deflate=False,  # Audio does not compress; a compression bomb would expand.
         lifespan="off",
         log_config=None,
-        log_level="warning",  # below, it logs whole URLs, and these may hold keys
+        log_level="warning",  # At lower levels it logs URLs, which may contain keys.
         access_log=False,
         proxy_headers=False,
         server_header=False,
         backlog=_ACCEPTED_AT_ONCE,
-        timeout_graceful_shutdown=_LAST_SECONDS,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
         ssl_context_factory=None if tls is None else lambda *_: tls,
     )

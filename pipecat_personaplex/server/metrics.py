@@ -1,4 +1,4 @@
-"""What Prometheus is told of a server and of its engine."""
+"""The metrics of a server and of its engine, for Prometheus."""
 
 from __future__ import annotations
 
@@ -21,19 +21,28 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """A server's figures. Engine and door are asked when they are wanted, the rest is counted.
+    """A server's metrics.
+
+    The endpoints increment the counters below. All other values are read from the engine and the
+    admission controller when Prometheus requests them.
 
     Args:
-        stats: The engine's figures; None while there is no engine.
-        door: The server's door.
+        stats: Returns the engine's counters; None while the engine is loading.
+        admission: The server's admission controller.
 
     Attributes:
         sessions_opened: Label ``endpoint``: ``sessions_opened.labels("/v1/session").inc()``.
-        resumes: Sessions that went on on another connection.
-        messages_refused: Messages from clients that could not be used.
+        resumes: Sessions that continued on another connection.
+        messages_refused: Invalid messages from clients.
+
+    Example::
+
+        metrics = Metrics(engine.stats, admission)
+        metrics.resumes.inc()
+        text = metrics.render()
     """
 
-    def __init__(self, stats: Callable[[], EngineStats | None], door: AdmissionController):
+    def __init__(self, stats: Callable[[], EngineStats | None], admission: AdmissionController):
         self._registry = CollectorRegistry()
         self.sessions_opened = Counter(
             "personaplex_sessions_opened",
@@ -47,61 +56,63 @@ class Metrics:
         self.messages_refused = Counter(
             "personaplex_messages_refused", "Messages that were refused", registry=self._registry
         )
-        self._registry.register(_Asked(stats, door))
+        self._registry.register(_CurrentState(stats, admission))
 
     def render(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
-class _Asked(Collector):
-    def __init__(self, stats: Callable[[], EngineStats | None], door: AdmissionController):
+class _CurrentState(Collector):
+    """Reads the state of engine and admission controller at each request."""
+
+    def __init__(self, stats: Callable[[], EngineStats | None], admission: AdmissionController):
         self._stats = stats
-        self._door = door
+        self._admission = admission
 
     def describe(self) -> Iterable[Metric]:
-        # Else the registry would collect, to learn the names, before there is an engine.
+        # Without this method the registry calls collect() to learn the names, too early for stats.
         return ()
 
     def collect(self) -> Iterable[Metric]:
         stats = self._stats()
-        yield _gauge("connections", "WebSockets open", self._door.connections)
-        yield _gauge("draining", "Whether the server is stopping", self._door.draining)
-        yield _refusals(self._door, stats)
+        yield _gauge("connections", "WebSockets open", self._admission.connections)
+        yield _gauge("draining", "Whether the server is stopping", self._admission.draining)
+        yield _refusals(self._admission, stats)
         yield _gauge("healthy", "Whether the engine serves", stats is not None and stats.healthy)
         if stats is not None:
-            yield from _engine(stats)
+            yield from _engine_metrics(stats)
 
 
-def _engine(stats: EngineStats) -> Iterable[Metric]:
+def _engine_metrics(stats: EngineStats) -> Iterable[Metric]:
     yield _gauge("sessions", "Sessions open", stats.sessions)
-    yield _gauge("max_sessions", "Sessions there is room for", stats.max_sessions)
-    yield _gauge("queued_frames", "Input frames that wait", stats.queued_frames)
-    yield _counter("frames", "Frames of 80 ms answered", stats.frames)
-    yield _counter("late_frames", "Frames answered after more than 80 ms", stats.late_frames)
-    yield _counter("prefix_hits", "Prompts found in the cache", stats.prefix_hits)
+    yield _gauge("max_sessions", "Slots for sessions", stats.max_sessions)
+    yield _gauge("queued_frames", "Input frames in the queues", stats.queued_frames)
+    yield _counter("frames", "Frames of 80 ms computed", stats.frames)
+    yield _counter("late_frames", "Frames that took more than 80 ms", stats.late_frames)
+    yield _counter("prefix_hits", "Prompts found in the prefix cache", stats.prefix_hits)
     yield _counter("prefix_misses", "Prompts computed", stats.prefix_misses)
-    yield _gauge("prefix_bytes", "Memory of the prompts kept", stats.prefix_bytes)
+    yield _gauge("prefix_bytes", "Bytes of the prompts in the prefix cache", stats.prefix_bytes)
     yield HistogramMetricFamily(
         "personaplex_step_seconds",
-        "Time of a step, in which every session's frame is answered",
+        "Time of a step, which computes one frame of every session",
         buckets=_buckets(stats.step_histogram),
         sum_value=stats.step_seconds_total,
     )
 
 
 def _buckets(counts: Sequence[int]) -> list[tuple[str, float]]:
-    """Prometheus counts everything up to a bound, and the last bound is infinity."""
+    """Convert counts of each bucket to Prometheus' cumulative buckets; the last is +Inf."""
     bounds = [str(bound / 1e3) for bound in STEP_BOUNDS_MS] + ["+Inf"]
     return list(zip(bounds, accumulate(counts), strict=True))
 
 
-def _refusals(door: AdmissionController, stats: EngineStats | None) -> Metric:
+def _refusals(admission: AdmissionController, stats: EngineStats | None) -> Metric:
     refusals = CounterMetricFamily(
-        "personaplex_refusals", "Clients and sessions not let in", labels=["reason"]
+        "personaplex_refusals", "Refused connections and sessions", labels=["reason"]
     )
     engine_full = 0 if stats is None else stats.refused
-    for reason, count in {**door.refusals, "engine_full": engine_full}.items():
+    for reason, count in {**admission.refusals, "engine_full": engine_full}.items():
         refusals.add_metric([reason], count)
     return refusals
 

@@ -1,4 +1,4 @@
-"""``/api/chat``: the protocol of NVIDIA's server, for clients that exist already."""
+"""``/api/chat``: the protocol of NVIDIA's server, for its existing clients."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
+from loguru import logger
 from starlette.websockets import WebSocket
 
 from pipecat_personaplex.async_session import AsyncSession, Ended, Ready
@@ -28,49 +29,50 @@ from pipecat_personaplex.protocol.moshi import (
     pack,
     unpack,
 )
-from pipecat_personaplex.server.limits import Limits, open_admitted_session
+from pipecat_personaplex.server.admitted_session import AdmittedSession, open_admitted_session
+from pipecat_personaplex.server.auth import ApiClient
 from pipecat_personaplex.server.state import ServerState
 from pipecat_personaplex.server.websocket import (
     UNSUPPORTED,
     ClientSocket,
     Disconnected,
     close_code,
-    our_failure,
+    report_defect,
     run_duplex,
 )
 
 _VOICE_SUFFIXES = (".pt", ".safetensors", ".wav")
-_ANY_SEED = -1
+_RANDOM_SEED = -1
 _SEEDS = 1 << 63
 
 _N = TypeVar("_N", int, float)
 
 
 def moshi_endpoint(state: ServerState) -> Callable[[WebSocket], Awaitable[None]]:
-    """The endpoint of a server: takes WebSockets whose guest has been let in."""
+    """Return the endpoint of a server; ``app`` has checked the WebSockets that it gets."""
 
     async def endpoint(websocket: WebSocket) -> None:
         with suppress(Disconnected):
-            await _Chat(websocket, state).serve()
+            await _Connection(websocket, state).serve()
 
     return endpoint
 
 
 def parse_query(query: Mapping[str, str], voices: Sequence[str]) -> tuple[Persona, SamplingParams]:
-    """What a client asks for in its URL; parameters that are not ours are ignored.
+    """Read persona and sampling from a URL's query; unknown parameters are ignored.
 
     Args:
         query: The parameters.
-        voices: The names there are; the first is for a client that names none.
+        voices: Names of the engine's voices; the first is the default.
 
     Raises:
-        ConfigError: A value cannot be.
-        VoiceNotFound: There is no such voice.
+        ConfigError: A value is not valid.
+        VoiceNotFound: The engine does not have this voice.
     """
-    seed = _number(query, "seed", int, _ANY_SEED)
+    seed = _number(query, "seed", int, _RANDOM_SEED)
     default = SamplingParams()
     sampling = SamplingParams(
-        seed=secrets.randbelow(_SEEDS) if seed == _ANY_SEED else seed,
+        seed=secrets.randbelow(_SEEDS) if seed == _RANDOM_SEED else seed,
         temperature_audio=_number(query, "audio_temperature", float, default.temperature_audio),
         temperature_text=_number(query, "text_temperature", float, default.temperature_text),
         top_k_audio=_number(query, "audio_topk", int, default.top_k_audio),
@@ -90,94 +92,94 @@ def _number(query: Mapping[str, str], name: str, kind: type[_N], default: _N) ->
         raise ConfigError(f"{name} must be a number, not {text[:40]!r}") from None
 
 
-def _voice(asked: str, voices: Sequence[str]) -> str:
-    if not asked and voices:
+def _voice(requested: str, voices: Sequence[str]) -> str:
+    if not requested and voices:
         return voices[0]
-    # Clients send the file names of NVIDIA's release. They are looked up, never opened.
-    names = [asked, *(asked.removesuffix(suffix) for suffix in _VOICE_SUFFIXES)]
+    # Clients send the file names of NVIDIA's release. The names are looked up, never opened.
+    names = [requested, *(requested.removesuffix(suffix) for suffix in _VOICE_SUFFIXES)]
     for name in names:
         if name in voices:
             return name
-    raise VoiceNotFound(asked[:100], voices)
+    raise VoiceNotFound(requested[:100], voices)
 
 
-class _NotBinary(BadMessage):
-    """A text message."""
-
-
-class _Chat:
-    """A client's conversation, as long as its connection."""
+class _Connection:
+    """A client's connection and its session, which ends with it."""
 
     def __init__(self, websocket: WebSocket, state: ServerState):
-        self._websocket = websocket
+        self._query = websocket.query_params
+        self._client: ApiClient = websocket.state.client
         self._state = state
-        self._wire = ClientSocket(websocket)
+        self._socket = ClientSocket(websocket)
+        self._text_received = False
 
     async def serve(self) -> None:
-        """Serve it; what goes wrong becomes an error message and a close code.
+        """Serve the connection; errors become an error message and a close code.
 
         Raises:
-            Disconnected: The client is.
+            Disconnected: The client has disconnected.
         """
-        await self._wire.accept()
+        await self._socket.accept()
         try:
             reader, writer = OggOpusReader(), OggOpusWriter()
-            bridge, limits = self._open()
+            admitted = self._open()
         except PersonaPlexError as error:
+            self._state.refusals.record(error, client=self._client.label)
             await self._conclude(error)
             return
         except Exception as error:
-            await self._conclude(our_failure(MOSHI_PATH, error))
+            await self._conclude(report_defect(error, logger.bind(client=self._client.label)))
             return
+        session = admitted.session
         try:
-            await run_duplex(self._listen(bridge, limits, reader), self._speak(bridge, writer))
+            await run_duplex(self._listen(admitted, reader), self._speak(session, writer))
         except Exception as error:
-            await self._conclude(our_failure(MOSHI_PATH, error))
+            failure = report_defect(error, admitted.log)
+            session.end(failure)
+            await self._conclude(failure)
         finally:
-            bridge.end(None)
+            session.end(None, reason="the client disconnected")
 
-    def _open(self) -> tuple[AsyncSession, Limits]:
-        engine, query = self._state.engine, self._websocket.query_params
-        persona, sampling = parse_query(query, engine.voices)
-        opened = open_admitted_session(self._state, self._websocket.state.guest, persona, sampling)
-        self._state.metrics.sessions_opened.labels(MOSHI_PATH).inc()
-        return opened
+    def _open(self) -> AdmittedSession:
+        persona, sampling = parse_query(self._query, self._state.engine.voices)
+        return open_admitted_session(self._state, self._client, MOSHI_PATH, persona, sampling)
 
-    async def _speak(self, bridge: AsyncSession, writer: OggOpusWriter) -> None:
+    async def _speak(self, session: AsyncSession, writer: OggOpusWriter) -> None:
         while True:
-            match await bridge.next():
+            match await session.next():
                 case Ready():
-                    await self._wire.send(pack(Kind.HANDSHAKE))
+                    await self._socket.send(pack(Kind.HANDSHAKE))
                 case SessionFrame() as frame:
                     if frame.text:
-                        await self._wire.send(pack(Kind.TEXT, frame.text.encode()))
-                    await self._wire.send(pack(Kind.AUDIO, writer.encode(frame.pcm)))
-                case Ended(error):
+                        await self._socket.send(pack(Kind.TEXT, frame.text.encode()))
+                    await self._socket.send(pack(Kind.AUDIO, writer.encode(frame.pcm)))
+                case Ended(error=error):
                     await self._conclude(error)
                     return
 
     async def _conclude(self, error: PersonaPlexError | None) -> None:
-        self._state.count_refused(error)
+        """Send the error, if any, and close the connection."""
+        self._state.count_invalid_message(error)
         if error is not None:
-            await self._wire.send(pack(Kind.ERROR, str(error).encode()))
-        code = UNSUPPORTED if isinstance(error, _NotBinary) else close_code(error)
-        await self._wire.close(code)
+            await self._socket.send(pack(Kind.ERROR, str(error).encode()))
+        await self._socket.close(UNSUPPORTED if self._text_received else close_code(error))
 
-    async def _listen(self, bridge: AsyncSession, limits: Limits, reader: OggOpusReader) -> None:
+    async def _listen(self, admitted: AdmittedSession, reader: OggOpusReader) -> None:
         try:
             while True:
-                kind, payload = self._unpack(await self._wire.receive())
-                # What else clients send asks for nothing that NVIDIA's server does.
+                kind, payload = self._unpack(await self._socket.receive())
+                # NVIDIA's server ignores the other kinds of messages, too.
                 if kind is Kind.AUDIO and len(pcm := reader.decode(payload)):
-                    limits.check_pace(len(pcm) / SAMPLE_RATE)
-                    limits.heard()
-                    bridge.session.push(pcm)
-        except EngineError:  # the session is over; its end is on the way
+                    admitted.limits.consume(len(pcm) / SAMPLE_RATE)
+                    admitted.limits.touch()
+                    admitted.session.engine_session.push(pcm)
+        except EngineError:  # The session has ended; its Ended event is in the queue.
             pass
         except PersonaPlexError as error:
-            bridge.end(error)
+            admitted.session.end(error)
 
     def _unpack(self, message: str | bytes) -> tuple[Kind, bytes]:
         if isinstance(message, str):
-            raise _NotBinary("messages are binary here: a byte for the kind, then the payload")
+            self._text_received = True
+            raise BadMessage("messages are binary here: a byte for the kind, then the payload")
         return unpack(message)

@@ -1,10 +1,10 @@
-"""The server on Ray Serve: one engine a replica, replicas as they are needed.
+"""The server on Ray Serve: one engine in each replica, as many replicas as the load needs.
 
     serve run docker/ray/serve.yaml
 
-Ray places the replicas, sends each new connection to one with a free slot, adds replicas before the
-slots run out, takes them away when they are empty, and replaces those that fail. The rest is the
-same application that ``personaplex serve`` runs. ``docker/README.md`` says what differs.
+Ray places the replicas, sends each new connection to a replica with a free slot, adds replicas
+before all slots are in use, removes idle replicas and replaces failed ones. Each replica runs the
+same application as ``personaplex serve``; ``docker/README.md`` lists the differences.
 """
 
 from __future__ import annotations
@@ -30,29 +30,36 @@ from pipecat_personaplex.server.config import ServerConfig
 from pipecat_personaplex.server.state import ServerState
 
 _TARGET_LOAD = 0.7
-"""Share of the slots in use past which there should be another replica: it takes time to load."""
+"""Share of slots in use above which Ray adds a replica, because loading one takes time."""
 _HEALTH_SECONDS = 5.0
-_FIGURES = ("sessions", "max_sessions", "queued_frames", "frames", "late_frames", "step_p99_ms")
-"""Of ``EngineStats``; Ray exports them as ``ray_personaplex_...``, with the replica as a label."""
+_METRICS = ("sessions", "max_sessions", "queued_frames", "frames", "late_frames", "step_p99_ms")
+"""Fields of ``EngineStats`` that Ray exports as ``ray_personaplex_...``, labelled by replica."""
 
 
 class RayArgs(BaseModel):
-    """What the ``args`` of a Serve config file may say.
+    """The ``args`` of a Serve config file.
 
     Attributes:
-        model: A folder that every node has, or a Hugging Face repo id.
-        engine: As ``EngineConfig``; its ``max_sessions`` are the slots of one replica,
-            ``DEFAULT_MAX_SESSIONS`` where it is left out.
-        limits: As ``ServerConfig``, except that sessions cannot be resumed, and that
-            ``drain_seconds`` has its place below.
+        model: A folder that exists on every node, or a Hugging Face repo id.
+        engine: Fields of ``EngineConfig``. ``max_sessions`` is the number of slots of a replica,
+            by default ``DEFAULT_MAX_SESSIONS``.
+        limits: Fields of ``ServerConfig``. Sessions cannot be resumed; ``drain_seconds`` is set
+            below instead.
         api_key_file: As ``personaplex serve --api-key-file``, on every node; None for no keys.
-        min_replicas: Engines at least.
-        max_replicas: Engines at most; as many as at least, for no autoscaling.
-        max_waiting: Callers that may wait for a slot, at each proxy, while all are taken; one more
-            is refused. -1 for no limit.
-        gpus: Of a replica; a part of one shares a card.
-        cpus: Of a replica.
-        drain_seconds: How long running sessions may go on once their replica is to stop.
+        min_replicas: Minimum number of engines.
+        max_replicas: Maximum number of engines; equal to ``min_replicas`` for no autoscaling.
+        max_waiting: Callers that may wait at each proxy while all slots are in use; further
+            callers are refused. -1 for no limit.
+        gpus: GPUs of a replica; a fraction shares a card.
+        cpus: CPU cores of a replica.
+        drain_seconds: How long running sessions may continue when their replica is stopped.
+
+    Raises:
+        ValidationError: A field is unknown or its value is not valid.
+
+    Example::
+
+        RayArgs(model="nvidia/personaplex-7b-v1", engine={"max_sessions": 8}, max_replicas=4)
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,29 +80,29 @@ class RayArgs(BaseModel):
     @field_validator("engine", mode="before")
     @classmethod
     def _engine(cls, options: dict[str, Any]) -> EngineConfig:
-        # Pydantic would ignore what a dataclass does not know; a misspelt option must be an error.
-        return _made(EngineConfig, options, max_sessions=DEFAULT_MAX_SESSIONS)
+        # Pydantic ignores unknown fields of a dataclass; a misspelt option must be an error.
+        return _build_config(EngineConfig, options, max_sessions=DEFAULT_MAX_SESSIONS)
 
     @field_validator("limits", mode="before")
     @classmethod
     def _limits(cls, options: dict[str, Any]) -> ServerConfig:
         if "drain_seconds" in (options or ()):
             raise ValueError("limits.drain_seconds does nothing here: set drain_seconds itself")
-        return _made(ServerConfig, options, resume_seconds=0.0)
+        return _build_config(ServerConfig, options, resume_seconds=0.0)
 
     @model_validator(mode="after")
     def _check(self) -> RayArgs:
         if not self.engine.max_sessions:
             raise ValueError(
-                "engine.max_sessions must be at least 1: Ray has no place for what fits"
+                "engine.max_sessions must be at least 1: Ray must know the number of slots"
             )
         if self.max_replicas < self.min_replicas:
             raise ValueError("max_replicas must not be less than min_replicas")
         if self.max_waiting == 0:
-            raise ValueError("max_waiting must be -1 or at least 1: Ray knows no queue of none")
+            raise ValueError("max_waiting must be -1 or at least 1: Ray does not support 0")
         if self.limits.resume_seconds:
-            # The next connection goes to whichever replica has room, and a session that waits for
-            # it would hold a slot that Ray takes for a free one.
+            # Ray sends the next connection to any replica with a free slot, and counts the slot
+            # of a session without a connection as free.
             raise ValueError("limits.resume_seconds must be 0: a session cannot be resumed here")
         return self
 
@@ -103,15 +110,15 @@ class RayArgs(BaseModel):
 _Options = TypeVar("_Options", EngineConfig, ServerConfig)
 
 
-def _made(kind: type[_Options], options: dict[str, Any], **defaults: Any) -> _Options:
+def _build_config(kind: type[_Options], options: dict[str, Any], **defaults: Any) -> _Options:
     try:
         return kind(**{**defaults, **options})
-    except TypeError as error:  # which Pydantic would not give the place of
+    except TypeError as error:  # Pydantic adds the field's name only to a ValueError.
         raise ValueError(str(error)) from None
 
 
 def build(settings: dict[str, Any]) -> Application:
-    """The application; the ``import_path`` of a Serve config file.
+    """Build the application; the ``import_path`` of a Serve config file.
 
     Args:
         settings: The file's ``args``, as ``RayArgs``.
@@ -119,7 +126,7 @@ def build(settings: dict[str, Any]) -> Application:
     args = RayArgs.model_validate(settings)
     slots = args.engine.max_sessions
     options: dict[str, Any] = {
-        # What Ray calls a request is a WebSocket, from its upgrade to its end.
+        # A request is a WebSocket in Ray's terms, from its upgrade to its end.
         "max_ongoing_requests": slots,
         "max_queued_requests": args.max_waiting,
         "ray_actor_options": {"num_gpus": args.gpus, "num_cpus": args.cpus},
@@ -135,7 +142,8 @@ def build(settings: dict[str, Any]) -> Application:
             "min_replicas": args.min_replicas,
             "max_replicas": args.max_replicas,
             "target_ongoing_requests": max(1.0, _TARGET_LOAD * slots),
-            # Up at once, since callers wait; down slowly, since loading is what takes the time.
+            # Add replicas quickly, because callers wait; remove them slowly, because loading takes
+            # time.
             "upscale_delay_s": 5.0,
             "downscale_delay_s": 600.0,
         }
@@ -143,14 +151,14 @@ def build(settings: dict[str, Any]) -> Application:
 
 
 class EngineReplica:
-    """One engine, and the application around it; Ray calls all of its methods.
+    """One engine and its application; Ray creates it and calls its methods.
 
     Args:
-        args: Of the config file.
+        args: The ``args`` of the config file.
     """
 
     def __init__(self, args: RayArgs):
-        # Here, since Ray reads the config file on nodes without a card, which may lack torch.
+        # Import here: Ray reads the config file on nodes without a GPU, which may lack torch.
         from pipecat_personaplex import Engine
 
         self._engine = Engine.load(args.model, args.engine)
@@ -159,83 +167,91 @@ class EngineReplica:
         self._state = ServerState(
             args.limits, Path(args.model).name, AdmissionController(args.limits, keys), self._engine
         )
-        self._gauges = {name: Gauge(f"personaplex_{name}") for name in _FIGURES}
+        self._gauges = {name: Gauge(f"personaplex_{name}") for name in _METRICS}
 
     def __serve_build_asgi_app__(self) -> Starlette:
         app = create_app(self._state)
-        app.add_middleware(OneOfMany)
+        app.add_middleware(HideSlotCounts)
         return app
 
     async def check_health(self) -> None:
-        """Have Ray replace the replica once its engine has failed, and else know how it is.
+        """Update the exported metrics; Ray replaces the replica if this raises.
 
         Raises:
-            EngineFailed: It has.
+            EngineFailed: The engine has failed.
         """
         if not self._engine.healthy:
             raise EngineFailed("the engine has failed; its replica must be replaced")
-        # /metrics is answered by whichever replica is asked; these come from each.
+        # A request for /metrics reaches only one replica; these gauges are exported by each.
         stats = self._engine.stats()
         for name, gauge in self._gauges.items():
             gauge.set(getattr(stats, name))
 
     def __del__(self) -> None:
-        # The connections are over by now, or their time is. A replica that never came up has none.
+        # Ray calls it when all connections have ended or their drain time is over. There is no
+        # engine if __init__ failed.
         engine = getattr(self, "_engine", None)
         if engine is not None:
             engine.stop()
 
 
-class OneOfMany:
-    """Has a replica say nothing of slots in its hello, since it would speak for all of them.
+class HideSlotCounts:
+    """Sets the slot counts in a replica's hello to 0, because it is one of many replicas.
 
-    A client that is told of one replica's slots thinks the address full once it has taken them.
+    A client that sees the slots of one replica would take the whole address for full when it has
+    used as many.
+
+    Args:
+        app: The application.
     """
 
     def __init__(self, app: ASGIApp):
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on, and the hello without its figures."""
-        greeted = False
+        """Run the application; change only the first message of ``/v1/session``."""
+        hello_sent = False
 
-        async def discreet(message: Message) -> None:
-            nonlocal greeted
-            if message["type"] == "websocket.send" and not greeted:
-                greeted = True
+        async def hide_counts(message: Message) -> None:
+            nonlocal hello_sent
+            if message["type"] == "websocket.send" and not hello_sent:
+                hello_sent = True
                 hello = Hello.model_validate_json(message["text"])
                 hello = hello.model_copy(update={"sessions": 0, "max_sessions": 0})
                 message = {**message, "text": hello.model_dump_json()}
             await send(message)
 
-        greets = scope["type"] == "websocket" and scope["path"] == SESSION_PATH
-        await self._app(scope, receive, discreet if greets else send)
+        has_hello = scope["type"] == "websocket" and scope["path"] == SESSION_PATH
+        await self._app(scope, receive, hide_counts if has_hello else send)
 
 
 def proxy_middlewares() -> list[Middleware]:
-    """What Ray's proxies need to refuse a WebSocket politely.
+    """Return the middleware with which Ray's proxies refuse a WebSocket correctly.
 
-    For ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``, where Ray is started.
+    Set ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` to this function where Ray is started.
     """
-    return [Middleware(PoliteRefusals)]
+    return [Middleware(WebSocketRefusals)]
 
 
-class PoliteRefusals:
-    """Let a refused WebSocket see the status that it was refused with.
+class WebSocketRefusals:
+    """Turns the HTTP response with which Ray's proxy refuses a WebSocket into an ASGI denial.
 
-    Ray's proxy refuses a WebSocket as if it were a plain request, which the protocol does not
-    allow; its client would see 500 for what was meant as 503.
+    The proxy sends ``http.response`` messages on a WebSocket, which ASGI does not allow; the client
+    would get status 500 instead of 503.
+
+    Args:
+        app: The proxy's application.
     """
 
     def __init__(self, app: ASGIApp):
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and its refusal back."""
+        """Run the application; rename the messages of a refused WebSocket."""
 
-        async def translated(message: Message) -> None:
+        async def rename(message: Message) -> None:
             if message["type"].startswith("http.response."):
                 message = {**message, "type": f"websocket.{message['type']}"}
             await send(message)
 
-        await self._app(scope, receive, translated if scope["type"] == "websocket" else send)
+        await self._app(scope, receive, rename if scope["type"] == "websocket" else send)

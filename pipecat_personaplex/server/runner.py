@@ -1,4 +1,4 @@
-"""A server as a process: it answers while the model loads, and empties before it ends."""
+"""Runs a server: it listens while the model loads, and drains before it stops."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pipecat_personaplex.server.state import ServedEngine, ServerState
 
 Load = Callable[[], AbstractContextManager[ServedEngine]]
 
-# Beside WebSockets: files, the event loop's own, those that have yet to finish with TLS.
+# File descriptors in addition to WebSockets: other connections, files, the event loop.
 _OTHER_FILES = OTHER_CONNECTIONS + 512
 _TLS_CLOSE_SECONDS = 5.0
 
@@ -42,9 +42,13 @@ class Address:
 
     Attributes:
         host: A name or an address of this machine.
-        port: 0 for any that is free.
+        port: 0 for any free port.
         certfile: A certificate, for TLS.
         keyfile: Its private key, unless it is in the same file.
+
+    Example::
+
+        Address("0.0.0.0", 8998)
     """
 
     host: str = "127.0.0.1"
@@ -54,20 +58,29 @@ class Address:
 
 
 class ServerRunner:
-    """Runs a server until it is asked to stop.
+    """Runs a server until ``stop`` is called.
+
+    The constructor opens the listening socket.
 
     Args:
-        state: The server, whose engine is loaded by ``run``.
-        address: Where it listens; from now on.
-        load: Loads the engine, on a thread of its own; ``run`` enters and leaves the context.
+        state: The server; ``run`` loads its engine.
+        address: Where it listens.
+        load: Loads the engine; called on a separate thread. ``run`` enters and leaves the context
+            manager that it returns.
 
     Attributes:
-        url: Of the server, with the port that it has.
-        server: uvicorn's part.
-        loop: Where everything runs, while it does.
+        url: URL of the server with its actual port.
+        server: The uvicorn server.
+        loop: The event loop; None before ``run``.
 
     Raises:
         ConfigError: The address or the certificate cannot be used.
+
+    Example::
+
+        state = ServerState(config, "personaplex-7b-v1", AdmissionController(config))
+        runner = ServerRunner(state, Address(), lambda: Engine.load("nvidia/personaplex-7b-v1"))
+        runner.run(announce=print)
     """
 
     def __init__(self, state: ServerState, address: Address, load: Load):
@@ -83,18 +96,18 @@ class ServerRunner:
         self._stop_now = asyncio.Event()
 
     def run(self, announce: Callable[[str], object]) -> bool:
-        """Serve; returns when the server has stopped.
+        """Load the engine and serve; returns when the server has stopped.
 
         Args:
-            announce: Called with the server's URL as soon as it takes sessions.
+            announce: Called with the server's URL as soon as it accepts sessions.
 
         Returns:
-            False if it was stopped, once or twice, while the engine was loading: the thread still
-            does, and may not be met by the interpreter's end.
+            False if ``stop`` was called while the engine was loading. The loading thread still
+            runs then, and the process must exit without waiting for it (``os._exit``).
 
         Raises:
             PersonaPlexError: The engine cannot be loaded.
-            KeyboardInterrupt: It was told to stop a second time, and has ended its sessions.
+            KeyboardInterrupt: ``stop`` was called a second time, and all sessions were ended.
         """
         with ExitStack() as stack:
             done = asyncio.run(self._run(stack, announce))
@@ -103,12 +116,12 @@ class ServerRunner:
         return done
 
     def stop(self) -> None:
-        """Drain and end; a second time, end at once. May be called on any thread."""
+        """Drain and stop; the second call stops at once. May be called on any thread."""
         if self.loop is not None:
-            with suppress(RuntimeError):  # the loop is closed: it has ended
-                self.loop.call_soon_threadsafe(self._asked_to_stop)
+            with suppress(RuntimeError):  # The loop is closed: the server has stopped.
+                self.loop.call_soon_threadsafe(self._request_stop)
 
-    def _asked_to_stop(self) -> None:
+    def _request_stop(self) -> None:
         (self._stop_now if self._stop.is_set() else self._stop).set()
 
     async def _run(self, stack: ExitStack, announce: Callable[[str], object]) -> bool:
@@ -116,7 +129,7 @@ class ServerRunner:
         serving = asyncio.create_task(self.server.serve(sockets=[self._socket]))
         stopped = asyncio.create_task(self._stop.wait())
         stopped_now = asyncio.create_task(self._stop_now.wait())
-        logger.info("listening at {}; the model loads", self.url)
+        logger.info("listening at {}; loading the model", self.url)
         try:
             loading = _in_thread(lambda: stack.enter_context(self._load()))
             await _first(loading, stopped, serving)
@@ -125,8 +138,8 @@ class ServerRunner:
             self._state.loaded = loading.result()
             announce(self.url)
             await _first(stopped, serving)
-            logger.info("stopping; sessions now: {}", self._state.door.sessions)
-            await _first(asyncio.create_task(self._state.door.drain()), stopped_now, serving)
+            drained = asyncio.create_task(self._state.admission.drain())
+            await _first(drained, stopped_now, serving)
         finally:
             self.server.force_exit = stopped_now.done()
             self.server.should_exit = True
@@ -135,11 +148,11 @@ class ServerRunner:
 
 
 SERVER_USES = ("config", "lifespan", "server_state", "servers", "should_exit", "started")
-"""What ``_Server`` needs of uvicorn's class, whose ``startup`` it replaces."""
+"""Attributes of uvicorn's class that ``_Server.startup`` uses; a test checks that they exist."""
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, whose signals and queue are ours, and whose clients have to finish with TLS."""
+    """uvicorn's server with our signal handler, accept queue and TLS timeouts."""
 
     def __init__(
         self, config: uvicorn.Config, on_signal: Callable[[], object], hello_seconds: float
@@ -170,7 +183,7 @@ class _Server(uvicorn.Server):
                 ssl_shutdown_timeout=_TLS_CLOSE_SECONDS if secure else None,
             )
             self.servers.append(server)
-            # asyncio has made the queue as short as what it accepts at once.
+            # asyncio has set the accept queue to the number of connections it accepts at once.
             listening.listen(BACKLOG)
         self.started = True
 
@@ -179,21 +192,22 @@ class _Server(uvicorn.Server):
 
 
 def reload_keys_on_hangup(state: ServerState, path: Path) -> None:
-    """Have SIGHUP read the key file again; one that cannot be read changes nothing.
+    """Read the key file again on SIGHUP; if it is invalid, the old keys stay in use.
 
-    Sessions of keys that are gone go on; to be called on the main thread.
+    Sessions whose key was removed continue. Must be called on the main thread.
     """
 
     def reload() -> None:
         try:
-            state.door.keys = ApiKeys.read(path)
+            state.admission.keys = ApiKeys.read(path)
             logger.info("read the keys of {} again", path)
         except ConfigError as error:
-            logger.error("the keys stay as they were: {}", error)
+            logger.error("the keys are unchanged: {}", error)
 
     def hung_up(*_: object) -> None:
-        # In the midst of anything, a line of the log included, whose lock is not free then.
-        with suppress(RuntimeError):  # no loop runs: too early or too late for other keys
+        # A signal may interrupt any code, also a logging call that holds the log's lock. Reload
+        # later, on the event loop.
+        with suppress(RuntimeError):  # No loop runs: the server has not started, or has stopped.
             asyncio.get_running_loop().call_soon_threadsafe(reload)
 
     if sys.platform != "win32":
@@ -201,7 +215,7 @@ def reload_keys_on_hangup(state: ServerState, path: Path) -> None:
 
 
 def allow_files(connections: int) -> None:
-    """Let the process have as many files open as it may have connections."""
+    """Raise the limit of open files so that the process can have this many connections."""
     if sys.platform == "win32":
         return
     import resource
@@ -209,14 +223,17 @@ def allow_files(connections: int) -> None:
     wanted = connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        if most < wanted:
-            logger.warning("only {} files may be open, for {} connections", most, connections)
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        if limit < wanted:
+            logger.warning(
+                "the process may open only {} files, too few for {} connections; raise ulimit -n",
+                *(limit, connections),
+            )
 
 
 def _in_thread(work: Callable[[], ServedEngine]) -> asyncio.Future[ServedEngine]:
-    # Not an executor: those are waited for at exit, and a checkpoint takes minutes.
+    # Not an executor: the interpreter waits for executors at exit, and loading takes minutes.
     loop = asyncio.get_running_loop()
     future: asyncio.Future[ServedEngine] = loop.create_future()
 
@@ -232,15 +249,15 @@ def _in_thread(work: Callable[[], ServedEngine]) -> asyncio.Future[ServedEngine]
             engine = work()
         except BaseException as error:
             failure = error
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # The loop is closed: the server has stopped.
             loop.call_soon_threadsafe(finish, engine, failure)
 
     threading.Thread(target=run, name="personaplex-load", daemon=True).start()
     return future
 
 
-async def _first(*those: asyncio.Future[Any]) -> None:
-    await asyncio.wait(those, return_when=asyncio.FIRST_COMPLETED)
+async def _first(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _url(address: Address, listening: socket, *, secure: bool) -> str:

@@ -1,4 +1,4 @@
-"""Sessions of ``/v1/session``, which outlive their connections."""
+"""Sessions of ``/v1/session``: they can continue on another connection."""
 
 from __future__ import annotations
 
@@ -10,157 +10,158 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from itertools import islice
 
-from pipecat_personaplex.async_session import AsyncSession
 from pipecat_personaplex.config import Persona
 from pipecat_personaplex.constants import FRAME_SECONDS
 from pipecat_personaplex.errors import BadMessage, EngineError, SessionLost
 from pipecat_personaplex.interface import SessionFrame
 from pipecat_personaplex.protocol.audio import FrameCodec, open_codec
 from pipecat_personaplex.protocol.session_frames import ClientFrame, ServerFrame
-from pipecat_personaplex.protocol.session_messages import Open
+from pipecat_personaplex.protocol.session_messages import SESSION_PATH, Open
+from pipecat_personaplex.server.admitted_session import AdmittedSession, open_admitted_session
 from pipecat_personaplex.server.auth import ApiClient
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.limits import Limits, open_admitted_session
 from pipecat_personaplex.server.state import ServerState
 
-_ID_BYTES = 32
+_SECRET_BYTES = 32
 
 
 class ResumableSession:
-    """A session, the frames that may have to be sent again, and who talks to its client.
+    """A session with the frames that may have to be sent again, and its current connection.
 
     Args:
-        guest: Whose it is.
-        bridge: The engine's session, open.
-        limits: Of the session.
-        codec: Its audio format.
+        client: The client that opened it.
+        admitted: The open session, its limits and its log.
+        codec: Audio format of its messages.
         config: The server's limits.
 
     Attributes:
-        id: A secret: the guest who has it may take over.
-        owner: The guest's name.
-        bridge: As above.
+        secret: Gives its holder, if it has the owner's key, the right to resume the session.
+        owner: Name of the client.
+        session: The engine's session as events.
+        log: Writes lines with the session's public id and its client.
         next_frame: Sequence number that the client's next frame must have.
     """
 
     def __init__(
         self,
-        guest: ApiClient,
-        bridge: AsyncSession,
-        limits: Limits,
+        client: ApiClient,
+        admitted: AdmittedSession,
         codec: FrameCodec,
         config: ServerConfig,
     ):
-        self.id = secrets.token_urlsafe(_ID_BYTES)
-        # By name: the same guest is another object once the keys were read again.
-        self.owner = guest.name
-        self.bridge = bridge
+        self.secret = secrets.token_urlsafe(_SECRET_BYTES)
+        # Compare names: reading the key file again creates new ApiClient objects.
+        self.owner = client.name
+        self.session = admitted.session
+        self.log = admitted.log
         self.next_frame = 0
-        self._limits = limits
+        self._limits = admitted.limits
         self._codec = codec
-        # Bounded: what a client may miss is what it had not read when its connection broke, and
-        # what is answered until that is seen. Who misses more has lost the session.
-        kept = config.max_unsent_frames + math.ceil(config.resume_seconds / FRAME_SECONDS)
-        self._sent: deque[bytes] = deque(maxlen=kept)
-        self._answered = 0
+        # Bounded. A client may have missed the frames that it had not read when its connection
+        # broke, and those that were computed until the server noticed.
+        max_stored = config.max_unsent_frames + math.ceil(config.resume_seconds / FRAME_SECONDS)
+        self._stored: deque[bytes] = deque(maxlen=max_stored)
+        self._frames_sent = 0
         self._handover = asyncio.Lock()
-        self._talk: asyncio.Task[None] | None = None
+        self._conversation: asyncio.Task[None] | None = None
         self._expiry: asyncio.TimerHandle | None = None
 
     # From the client.
 
     def accept(self, frame: ClientFrame) -> None:
-        """Give the engine a frame.
+        """Push a frame to the engine.
 
         Raises:
-            BadMessage: It is not the next one: each frame is heard once, in order.
-            LimitReached: It comes too fast.
-            InvalidAudio: It does not decode.
+            BadMessage: The frame is not the next one; the engine gets each frame once, in order.
+            LimitReached: Audio arrives too fast.
+            InvalidAudio: The audio cannot be decoded.
         """
         if frame.sequence != self.next_frame:
             raise BadMessage(f"frame {self.next_frame} comes next, not {frame.sequence}")
-        self._limits.check_pace(FRAME_SECONDS)
+        self._limits.consume(FRAME_SECONDS)
         pcm = self._codec.decode(frame.audio)
         self.next_frame += 1
-        self._limits.heard()
-        with suppress(EngineError):  # the session is over; its end is on the way
-            self.bridge.session.push(pcm)
+        self._limits.touch()
+        with suppress(EngineError):  # The session has ended; its Ended event is in the queue.
+            self.session.engine_session.push(pcm)
 
     # To the client.
 
     def pack(self, frame: SessionFrame) -> bytes:
-        """A new frame as a message, which is kept."""
+        """Encode a new frame as a message, and store it in case it must be sent again."""
         message = ServerFrame.of(frame, self._codec.encode(frame.pcm)).pack()
-        self._sent.append(message)
-        self._answered = frame.index + 1
+        self._stored.append(message)
+        self._frames_sent = frame.index + 1
         return message
 
     def check_next(self, next_frame: int) -> None:
-        """Refuse a client that wants a frame which it cannot know of.
+        """Check the frame number from which a client wants to resume.
 
         Raises:
-            BadMessage: That is so.
+            BadMessage: The server has not sent the frames before it.
         """
-        if next_frame > self._answered:
+        if next_frame > self._frames_sent:
             raise BadMessage(
-                f"next_frame is {next_frame}, and {self._answered} frames have been sent"
+                f"next_frame is {next_frame}, and {self._frames_sent} frames have been sent"
             )
 
     def sent_since(self, next_frame: int) -> Sequence[bytes]:
-        """Frames that were sent, from one on, as they were sent.
+        """Return the stored messages from a frame on.
 
         Raises:
-            SessionLost: The first is not kept any more.
+            SessionLost: The frame is not stored any more.
         """
-        forgotten = self._answered - len(self._sent)
-        if next_frame < forgotten:
-            raise SessionLost(f"frames before {forgotten} are not kept any more")
-        return list(islice(self._sent, next_frame - forgotten, None))
+        dropped = self._frames_sent - len(self._stored)
+        if next_frame < dropped:
+            raise SessionLost(f"frames before {dropped} are not stored any more")
+        return list(islice(self._stored, next_frame - dropped, None))
 
-    # One conversation at a time.
+    # One connection at a time.
 
-    async def talk(self, conversation: Callable[[], Coroutine[object, object, None]]) -> bool:
-        """Hold a conversation, in place of the one that may be going on.
+    async def run(self, conversation: Callable[[], Coroutine[object, object, None]]) -> bool:
+        """Run the conversation of a connection; cancel the one of the connection before it.
 
         Args:
-            conversation: Called when no other is left; what it raises is raised here.
+            conversation: Called when the previous conversation has stopped; its exceptions are
+                raised here.
 
         Returns:
-            Whether it came to its own end; False if another took over.
+            True if the conversation finished; False if another connection took over.
         """
-        async with self._handover:  # of several that want to, each takes over from the one before
-            if self._talk is not None and not self._talk.done():
-                self._talk.cancel()
-                await asyncio.wait({self._talk})
-            self._limits.returned()
-            talk = self._talk = asyncio.create_task(conversation())
+        async with self._handover:  # Of several new connections, each takes over from the last.
+            if self._conversation is not None and not self._conversation.done():
+                self.log.info("a new connection takes over the session")
+                self._conversation.cancel()
+                await asyncio.wait({self._conversation})
+            self._limits.client_connected()
+            task = self._conversation = asyncio.create_task(conversation())
         try:
-            await asyncio.wait({talk})
+            await asyncio.wait({task})
         finally:
-            talk.cancel()  # where it was this task that was cancelled
-        if talk.cancelled():
+            task.cancel()  # If the caller was cancelled; otherwise the task is done.
+        if task.cancelled():
             return False
-        talk.result()
+        task.result()
         return True
 
     @property
-    def talking(self) -> bool:
-        """Whether there is a conversation, or one is about to take over."""
-        talk = self._talk
-        going_on = talk is not None and not talk.done() and not talk.cancelling()
-        return going_on or self._handover.locked()
+    def connected(self) -> bool:
+        """Whether a connection uses the session, or is about to take it over."""
+        task = self._conversation
+        running = task is not None and not task.done() and not task.cancelling()
+        return running or self._handover.locked()
 
-    def wait_for_client(self, seconds: float, expired: Callable[[], object]) -> None:
-        """Have something called unless there is a conversation by then."""
+    def wait_for_client(self, seconds: float, on_expiry: Callable[[], object]) -> None:
+        """Call ``on_expiry`` after some seconds if no connection uses the session then."""
         if self._expiry is not None:
             self._expiry.cancel()
-        self._limits.left()
+        self._limits.client_disconnected()
         loop = asyncio.get_running_loop()
-        self._expiry = loop.call_later(seconds, lambda: self.talking or expired())
+        self._expiry = loop.call_later(seconds, lambda: self.connected or on_expiry())
 
 
 class SessionRegistry:
-    """The sessions that may be resumed, by their secret.
+    """The sessions that can be resumed, by their secret.
 
     Args:
         state: The server.
@@ -170,47 +171,52 @@ class SessionRegistry:
         self._state = state
         self._sessions: dict[str, ResumableSession] = {}
 
-    def open(self, guest: ApiClient, message: Open) -> ResumableSession:
-        """A new session.
+    def open(self, client: ApiClient, message: Open) -> ResumableSession:
+        """Open a session.
 
         Raises:
-            PersonaPlexError: As ``open_admitted_session``, or there is no Opus on this machine.
+            PersonaPlexError: As ``open_admitted_session``, or Opus is not installed.
         """
         codec = open_codec(message.audio)
         persona = Persona(message.voice, message.text_prompt)
-        bridge, limits = open_admitted_session(self._state, guest, persona, message.sampling)
+        admitted = open_admitted_session(
+            self._state, client, SESSION_PATH, persona, message.sampling
+        )
         try:
-            hosted = ResumableSession(guest, bridge, limits, codec, self._state.config)
+            resumable = ResumableSession(client, admitted, codec, self._state.config)
         except BaseException:
-            bridge.end(None)
+            admitted.session.end(None, reason="the server failed to open it")
             raise
-        self._sessions[hosted.id] = hosted
-        return hosted
+        self._sessions[resumable.secret] = resumable
+        return resumable
 
-    def find(self, guest: ApiClient, secret: str) -> ResumableSession:
-        """A session to resume.
+    def find(self, client: ApiClient, secret: str) -> ResumableSession:
+        """Return the session that a client wants to resume.
 
         Raises:
-            SessionLost: The guest has none with this secret.
+            SessionLost: The client has no session with this secret.
         """
-        hosted = self._sessions.get(secret)
-        if hosted is None or hosted.owner != guest.name:
+        resumable = self._sessions.get(secret)
+        if resumable is None or resumable.owner != client.name:
             raise SessionLost("the server does not know this session, or not any more")
-        return hosted
+        return resumable
 
-    def leave(self, hosted: ResumableSession) -> None:
-        """A connection of a session's is over: the session waits for another.
+    def disconnected(self, resumable: ResumableSession) -> None:
+        """Let a session wait for its client after a connection has ended.
 
-        Unless its client has closed it; one that failed waits too, to say why.
+        A session that was closed on purpose is forgotten at once. A session that failed waits,
+        because its client does not know the error yet.
         """
-        if hosted.talking:
+        if resumable.connected:
             return
-        if hosted.bridge.closed:
-            self._forget(hosted)
-        else:
-            seconds = self._state.config.resume_seconds
-            hosted.wait_for_client(seconds, lambda: self._forget(hosted))
+        if resumable.session.closed:
+            self._forget(resumable)
+            return
+        seconds = self._state.config.resume_seconds
+        if not resumable.session.ended:
+            resumable.log.info("disconnected; the session waits {:g} s for its client", seconds)
+        resumable.wait_for_client(seconds, lambda: self._forget(resumable))
 
-    def _forget(self, hosted: ResumableSession) -> None:
-        self._sessions.pop(hosted.id, None)
-        hosted.bridge.end(None)
+    def _forget(self, resumable: ResumableSession) -> None:
+        self._sessions.pop(resumable.secret, None)
+        resumable.session.end(None, reason="the client did not come back")

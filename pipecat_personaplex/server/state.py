@@ -16,45 +16,55 @@ from pipecat_personaplex.interface import EngineLike, EngineStats
 from pipecat_personaplex.server.admission import AdmissionController
 from pipecat_personaplex.server.config import ServerConfig
 from pipecat_personaplex.server.metrics import Metrics
+from pipecat_personaplex.server.refusals import RefusalLog
 
 
 class ServedEngine(EngineLike, Protocol):
-    """What a server asks of an engine beside its sessions; ``Engine`` is one."""
+    """What a server needs of an engine in addition to its sessions; ``Engine`` is one."""
 
     @property
     def healthy(self) -> bool:
         """False once the device or the model thread has failed."""
 
     def stats(self) -> EngineStats:
-        """Figures for health checks and metrics."""
+        """Counters for health checks and metrics."""
 
 
 @dataclass
 class ServerState:
-    """A server: its engine, its limits, its door.
+    """A server: its limits, its admission controller and its engine.
 
-    No WebSocket reaches an endpoint before the engine is there, without a key where one is
-    wanted, or from a page that is not allowed: ``app`` sees to it, and counts the connection. An
-    endpoint finds whose it is in ``websocket.state.guest``, asks ``door.admit`` for a ticket for
-    each session, and hears through that ticket when the server stops.
+    ``app`` checks every WebSocket before it reaches an endpoint: the engine is loaded, the key is
+    valid, the page's origin is allowed, and the connection is counted. ``websocket.state.client``
+    is then the ``ApiClient``. Endpoints open sessions with ``open_admitted_session``, which
+    requests the permit that notifies the session when the server stops.
 
     Attributes:
         config: The server's limits.
-        model: The model's name, for clients to read.
-        door: Who may come in, and who is inside.
-        loaded: The engine, once it runs.
-        metrics: What is counted.
+        model: The model's name, which clients receive in hello.
+        admission: Who may connect and have sessions.
+        loaded: The engine; None while it is loading.
+        metrics: The server's metrics.
+        refusals: Logs refused clients, sessions and messages.
+
+    Example::
+
+        config = ServerConfig(max_connections=100)
+        state = ServerState(config, "personaplex-7b-v1", AdmissionController(config))
+        app = create_app(state)
+        state.loaded = Engine.load("nvidia/personaplex-7b-v1")
     """
 
     config: ServerConfig
     model: str
-    door: AdmissionController
+    admission: AdmissionController
     loaded: ServedEngine | None = None
     metrics: Metrics = field(init=False)
+    refusals: RefusalLog = field(init=False, default_factory=RefusalLog)
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(
-            lambda: None if self.loaded is None else self.loaded.stats(), self.door
+            lambda: None if self.loaded is None else self.loaded.stats(), self.admission
         )
 
     @property
@@ -68,7 +78,7 @@ class ServerState:
             raise EngineStopped("the model is loading; try again in a minute")
         return self.loaded
 
-    def count_refused(self, error: PersonaPlexError | None) -> None:
-        """Count a client's message, if an error says that it could not be used."""
+    def count_invalid_message(self, error: PersonaPlexError | None) -> None:
+        """Count a client's message if the error says that the message was invalid."""
         if isinstance(error, BadMessage | ConfigError | InvalidAudio):
             self.metrics.messages_refused.inc()

@@ -1,4 +1,27 @@
-"""uvicorn's protocols, one a connection, for clients that are slow, silent, or too many."""
+"""uvicorn's protocol classes with protection against clients that are slow, silent or too many.
+
+uvicorn creates one ``_Http`` object for each connection; an upgrade passes the connection on to a
+``_WebSocket`` object. uvicorn's own classes wait without a limit and process whatever arrives. Each
+override below answers one attack or fault:
+
+=====================================  ==========================================================
+``_Http.connection_made``              More connections than the server has file descriptors for.
+``_Http._watch``, ``_check``           A client that connects and sends nothing, sends its request
+                                       byte by byte (slowloris), or does not read the response.
+``_ClosingTransport.close``            A TLS client that is refused and never ends its TLS session.
+``_WebSocket.data_received``           A request line that is too long: uvicorn never responds. And
+                                       one read with thousands of frames, which would block the
+                                       event loop: it is split, and the rest dropped after a limit.
+``handle_text``, ``handle_bytes``,     Floods of small messages, of continuation frames, of pings
+``handle_cont``, ``handle_pong``       and of pongs.
+``handle_ping``                        Pings from a client that does not read the pongs: they would
+                                       fill the memory.
+``send_receive_event_to_app``          Text that is not UTF-8: uvicorn logs a traceback for each.
+``_WebSocket.send``                    Refused upgrades: uvicorn logs an error for each.
+``keepalive_timeout``, ``run_asgi``    A client that stopped reading: a socket with unsent data
+                                       would stay open after ``close``.
+=====================================  ==========================================================
+"""
 
 from __future__ import annotations
 
@@ -12,41 +35,22 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame
 from websockets.protocol import State
 
+from pipecat_personaplex.server.token_bucket import TokenBucket
+
 _CLOSE_SECONDS = 5.0
 _SLICE_BYTES = 4096
-_UNREAD_BYTES = 256 << 10
-_CONTROL_FRAMES = 100.0
-_MESSAGES = 1000.0
-"""A second, of one client: real ones send 50, and 200 at once when they resume."""
+_MAX_UNREAD_BYTES = 256 << 10
+_CONTROL_FRAMES_PER_SECOND = 100.0
+_MESSAGES_PER_SECOND = 1000.0
+"""Limit for one client. A usual client sends at most 50 a second, and 200 at once on a resume."""
 _BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
-class TokenBucket:
-    """So many a second, and as many at once (a token bucket).
+class _ClosingTransport:
+    """A transport whose ``close`` may be called twice, with ``abort`` still working afterwards.
 
-    Args:
-        per_second: How many.
-        now: In seconds, of any clock.
-    """
-
-    def __init__(self, per_second: float, now: float):
-        self._per_second = self._left = per_second
-        self._then = now
-
-    def take(self, now: float) -> bool:
-        """Use one up; False if there is none left."""
-        refilled = self._left + (now - self._then) * self._per_second
-        self._left, self._then = min(refilled, self._per_second), now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-
-class _Transport:
-    """A transport that may be closed twice, as uvicorn does, and aborted after that.
-
-    asyncio's for TLS forgets its connection at the second ``close``: ``abort`` then does nothing.
+    uvicorn calls ``close`` twice on a refused connection. asyncio's TLS transport forgets its
+    connection at the second call, and ``abort`` then does nothing.
     """
 
     def __init__(self, transport: asyncio.Transport):
@@ -61,25 +65,32 @@ class _Transport:
 
 
 HTTP_USES = ("connections", "cycle", "loop", "transport", "handle_websocket_upgrade")
-"""What ``_Http`` needs of uvicorn's class; of ``cycle``, its ``response_complete``."""
+"""Attributes of uvicorn's class that ``_Http`` uses, and ``response_complete`` of its ``cycle``; a
+test checks that they exist."""
 
 
 class _Http(H11Protocol):
-    """Closes a connection on which nothing happens; uvicorn would wait for ever."""
+    """An HTTP connection, which is aborted when it makes no progress.
+
+    Attributes:
+        seconds: Time in which a request must arrive, and its response be read.
+        max_connections: Connections at once; further ones are aborted.
+    """
 
     seconds: float
-    most: int
+    max_connections: int
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, _Transport(transport)))
+        super().connection_made(cast(asyncio.Transport, _ClosingTransport(transport)))
         self._watch()
-        if len(self.connections) > self.most:
+        if len(self.connections) > self.max_connections:
             self.transport.abort()
 
     def _watch(self) -> None:
         self._timer = self.loop.call_later(self.seconds, self._check, self._progress())
 
     def _progress(self) -> tuple[object, ...]:
+        # ``cycle`` is uvicorn's current request; each request has a new one.
         cycle = self.cycle
         return cycle, cycle is None or cycle.response_complete, self.transport.is_closing()
 
@@ -104,67 +115,65 @@ WEBSOCKET_USES = (
     *("handle_bytes", "handle_cont", "handle_parser_exception", "handle_ping", "handle_pong"),
     *("handle_text", "keepalive_timeout", "run_asgi", "send_receive_event_to_app"),
 )
-"""What ``_WebSocket`` needs of uvicorn's class."""
+"""Attributes of uvicorn's class that ``_WebSocket`` uses; a test checks that they exist."""
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
-    """Lets go of clients that do not read, and of those that send without end.
-
-    A socket that is closed waits for its client to read; and while uvicorn takes apart what one
-    client sends, all others wait. And refuses in silence: uvicorn logs each refusal as an error of
-    the application's.
-    """
+    """A WebSocket, which is aborted when its client floods the server or does not read."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         now = self.loop.time()
-        self._control_frames = TokenBucket(_CONTROL_FRAMES, now)
-        self._messages = TokenBucket(_MESSAGES, now)
+        control, messages = _CONTROL_FRAMES_PER_SECOND, _MESSAGES_PER_SECOND
+        self._control_frames = TokenBucket(control, control, now)
+        self._messages = TokenBucket(messages, messages, now)
 
     def data_received(self, data: bytes) -> None:
-        # The first data are a whole request; of one that websockets does not take, as with a line
-        # of 8 KiB, uvicorn hears nothing, and would leave the client waiting.
+        # The first data is a complete request. If websockets rejects it, such as for a header line
+        # of more than 8 KiB, uvicorn is not notified and the client would wait for ever.
         if not self.handshake_initiated:
             super().data_received(data)
             if not self.handshake_initiated and not self.transport.is_closing():
                 self.transport.write(_BAD_REQUEST)
                 self.transport.close()
             return
+        # In slices, because uvicorn parses all frames of its argument without a check in between.
         for start in range(0, len(data), _SLICE_BYTES):
             if self.transport.is_closing():
                 break
             super().data_received(data[start : start + _SLICE_BYTES])
 
-    def _spent(self, allowance: TokenBucket) -> bool:
-        if allowance.take(self.loop.time()):
+    def _over_limit(self, bucket: TokenBucket) -> bool:
+        if bucket.take(self.loop.time()):
             return False
         self.transport.abort()
         return True
 
-    def _spent_on(self, frame: Frame) -> bool:
-        return self._spent(self._messages if frame.data else self._control_frames)
+    def _message_over_limit(self, frame: Frame) -> bool:
+        # An empty message counts as a control frame: no client needs many of them.
+        return self._over_limit(self._messages if frame.data else self._control_frames)
 
     def handle_text(self, event: Frame) -> None:
-        if not self._spent_on(event):
+        if not self._message_over_limit(event):
             super().handle_text(event)
 
     def handle_bytes(self, event: Frame) -> None:
-        if not self._spent_on(event):
+        if not self._message_over_limit(event):
             super().handle_bytes(event)
 
     def handle_cont(self, event: Frame) -> None:
-        if not self._spent(self._control_frames):
+        if not self._over_limit(self._control_frames):
             super().handle_cont(event)
 
     def handle_pong(self, event: Frame) -> None:
-        if not self._spent(self._control_frames):
+        if not self._over_limit(self._control_frames):
             super().handle_pong(event)
 
     def handle_ping(self) -> None:
-        if self._spent(self._control_frames):
+        if self._over_limit(self._control_frames):
             return
-        # All else that is sent waits for the client to read; pongs would pile up.
-        if self.transport.get_write_buffer_size() > _UNREAD_BYTES:
+        # Messages wait until the client reads; pongs do not, and would accumulate in the buffer.
+        if self.transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
             self.transport.abort()
         else:
             super().handle_ping()
@@ -173,7 +182,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
         if self.curr_msg_data_type == "text" and not self.close_sent:
             try:
                 b"".join(self.frames).decode()
-            except UnicodeDecodeError:  # uvicorn does the same, and logs a trace
+            except UnicodeDecodeError:  # As uvicorn does, but without a traceback in the log.
                 self.frames = []
                 if self.conn.state is State.OPEN:
                     self.conn.send_close(1007)
@@ -183,6 +192,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
     async def send(self, message: ASGISendEvent) -> None:
         await super().send(message)
+        # A refusal completes the handshake; otherwise uvicorn logs that the application did not.
         if message["type"] == "websocket.http.response.body":
             self.handshake_complete = self.handshake_complete or not message.get("more_body")
 
@@ -198,11 +208,11 @@ class _WebSocket(WebSocketsSansIOProtocol):
 WEBSOCKET: type[WebSocketsSansIOProtocol] = _WebSocket
 
 
-def http_protocol(seconds: float, most: int) -> type[H11Protocol]:
-    """The class of a server's connections, until they become WebSockets.
+def http_protocol(seconds: float, max_connections: int) -> type[H11Protocol]:
+    """Return the class of a server's connections, until they become WebSockets.
 
     Args:
-        seconds: For a request to come, and again for its answer to be read.
-        most: Connections at once, WebSockets among them; one more is closed unheard.
+        seconds: As ``_Http.seconds``.
+        max_connections: As ``_Http.max_connections``, including WebSockets.
     """
-    return type("Http", (_Http,), {"seconds": seconds, "most": most})
+    return type("Http", (_Http,), {"seconds": seconds, "max_connections": max_connections})

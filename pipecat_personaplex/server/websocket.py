@@ -1,12 +1,12 @@
-"""A WebSocket as the endpoints see it: messages, and one way of being gone."""
+"""A client's WebSocket as the endpoints use it: messages, close codes and one disconnect error."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from loguru import logger
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -20,6 +20,9 @@ from pipecat_personaplex.errors import (
 )
 from pipecat_personaplex.protocol.session_messages import SUBPROTOCOL
 
+if TYPE_CHECKING:
+    from loguru import Logger
+
 NORMAL = 1000
 GOING_AWAY = 1001
 UNSUPPORTED = 1003
@@ -30,17 +33,17 @@ TAKEN_OVER = 4001
 
 _NO_CODE = 1005
 
-# Closed by a program, or by a browser whose page is left.
-_GOODBYES = (NORMAL, GOING_AWAY)
+# A program has closed the connection, or a browser has left its page.
+_GOODBYE_CODES = (NORMAL, GOING_AWAY)
 
 _SEND_SECONDS = 10.0
-"""A client that reads nothing for so long is gone."""
+"""A client that reads nothing for this time counts as disconnected."""
 _CLOSE_SECONDS = 2.0
-"""What it has to read all before the close frame."""
+"""Time that a client has to read everything before the close frame."""
 
 
 def close_code(error: PersonaPlexError | None) -> int:
-    """The code that a connection is closed with after an error, or after none."""
+    """Return the WebSocket close code for an error; None is a normal end."""
     match error:
         case None:
             return NORMAL
@@ -55,7 +58,7 @@ def close_code(error: PersonaPlexError | None) -> int:
 
 
 class Disconnected(Exception):
-    """The client is not there any more, or the connection is closed."""
+    """The connection is closed, or the client does not respond any more."""
 
 
 class ClosedByClient(Disconnected):
@@ -66,17 +69,24 @@ class ClientSocket:
     """A client's WebSocket.
 
     Args:
-        websocket: Not yet accepted.
+        websocket: The WebSocket before its upgrade.
+
+    Example::
+
+        socket = ClientSocket(websocket)
+        await socket.accept()
+        await socket.send(await socket.receive())
+        await socket.close(NORMAL)
     """
 
     def __init__(self, websocket: WebSocket):
         self._websocket = websocket
 
     async def accept(self) -> None:
-        """Complete the upgrade, with our subprotocol where the client offers it.
+        """Complete the upgrade; select our subprotocol if the client offers it.
 
         Raises:
-            Disconnected: The client has left meanwhile.
+            Disconnected: The client has disconnected meanwhile.
         """
         offered = self._websocket.scope.get("subprotocols", ())
         try:
@@ -85,12 +95,12 @@ class ClientSocket:
             raise Disconnected from error
 
     async def send(self, message: str | bytes) -> None:
-        """Send a message; text for ``str``.
+        """Send a text or binary message.
 
-        Returns when the client has read enough of what was sent before.
+        Returns when the client has read enough of the messages before it.
 
         Raises:
-            Disconnected: The client has left, or reads nothing.
+            Disconnected: The client has disconnected, or reads nothing.
         """
         send = (
             self._websocket.send_text(message)
@@ -100,19 +110,19 @@ class ClientSocket:
         try:
             async with asyncio.timeout(_SEND_SECONDS):
                 await send
-        # RuntimeError: another task, or the protocol below, has closed the connection.
+        # RuntimeError: another task, or uvicorn's protocol, has closed the connection.
         except (WebSocketDisconnect, RuntimeError, TimeoutError) as error:
             raise Disconnected from error
 
     async def receive(self) -> str | bytes:
-        """The client's next message.
+        """Wait for the client's next message.
 
         Raises:
-            ClosedByClient: The client has said goodbye.
-            Disconnected: There will be none.
+            ClosedByClient: The client has closed the connection on purpose.
+            Disconnected: The connection has ended in another way.
         """
-        # One read of the socket may bring thousands of small messages, which then wait without
-        # a pause between them; other clients have their turn all the same.
+        # One read of the socket may return thousands of small messages; receiving them does not
+        # suspend this task. Let the tasks of other clients run in between.
         await asyncio.sleep(0)
         try:
             message = await self._websocket.receive()
@@ -125,38 +135,38 @@ class ClientSocket:
         return data if text is None else text
 
     async def close(self, code: int) -> None:
-        """Close the connection; does nothing where it is closed or the client reads nothing."""
+        """Close the connection; does nothing if it is closed or the client reads nothing."""
         with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._websocket.close(code)
 
 
 def _is_goodbye(disconnect: Message) -> bool:
-    # uvicorn has 1005 both for a close frame without a code, as a browser's close() sends it, and
-    # for a connection that was cut; of these, only the frame has a reason, if an empty one.
+    # uvicorn reports 1005 both for a close frame without a code, which a browser's close() sends,
+    # and for a connection that broke. Only after a close frame is there a (possibly empty) reason.
     code = disconnect.get("code")
-    return code in _GOODBYES or (code == _NO_CODE and "reason" in disconnect)
+    return code in _GOODBYE_CODES or (code == _NO_CODE and "reason" in disconnect)
 
 
-def our_failure(path: str, error: Exception) -> SessionFailed:
-    """What a client is told of a defect, which is logged.
+def report_defect(error: Exception, log: Logger) -> SessionFailed:
+    """Log a defect of the server, and return the error that the client sees instead.
 
     Args:
-        path: Of the endpoint.
-        error: What went wrong; the client does not see it.
+        error: What was raised; it may contain a client's data and stays in the log.
+        log: Logger with the session or the client bound.
     """
-    logger.opt(exception=error).error("a session of {} failed", path)
+    log.opt(exception=error).error("the server failed to serve this session")
     return SessionFailed("the server failed to serve this session; its log says why")
 
 
 async def run_duplex(
     listen: Coroutine[object, object, None], speak: Coroutine[object, object, None]
 ) -> None:
-    """Listen and speak, until there is no more to say or the client is gone.
+    """Receive and send at the same time until ``speak`` returns or the client disconnects.
 
     Args:
-        listen: May end before the other.
-        speak: Ends the conversation with its own end.
+        listen: Receives messages; may return before ``speak``.
+        speak: Sends messages; ``listen`` is cancelled when it returns.
     """
     try:
         async with asyncio.TaskGroup() as tasks:

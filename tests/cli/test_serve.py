@@ -1,4 +1,4 @@
-"""``personaplex serve`` and ``keys``; how a server drains is tested in tests/server."""
+"""``personaplex serve`` and ``keys``; ``tests/server`` tests how a server drains."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from websockets.sync.client import connect
 
-from pipecat_personaplex import Engine
+from pipecat_personaplex import Engine, EngineConfig
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.server.auth import ApiKeys, new_key
 from pipecat_personaplex.server.config import ServerConfig
 from pipecat_personaplex.server.runner import Address
 from pipecat_personaplex.server.state import ServerState
+from tests.docker.files import serve_options
 from tests.golden_data import CHECKPOINT, VOICE_SAMPLE
 from tests.helpers.commands import one_line
 from tests.helpers.servers import ServeProcess, self_signed, trusting
@@ -78,6 +80,13 @@ MISTAKES = {
     "total": (["--max-session-seconds", "nan"], ["max_session_seconds"]),
     "resume": (["--resume-seconds", "x"], ["--resume-seconds"]),
     "prompt": (["--max-prompt-chars", "-1"], ["--max-prompt-chars"]),
+    "connections": (["--max-connections", "0"], ["--max-connections"]),
+    "unsent frames": (["--max-unsent-frames", "0"], ["--max-unsent-frames"]),
+    "queued frames": (["--max-queued-frames", "0"], ["--max-queued-frames"]),
+    "prefix cache": (["--prefix-cache-bytes", "-1"], ["--prefix-cache-bytes"]),
+    "prefill": (["--prefill-chunk", "0"], ["--prefill-chunk"]),
+    "hello": (["--hello-seconds", "0"], ["hello_seconds", "above 0"]),
+    "log level": (["--log-level", "loud"], ["log level", "'LOUD'"]),
     "origin": (["--allow-origin", "example.com"], ["https://example.com", "'example.com'"]),
     "voice": (["--add-voice", "owen.wav"], ["NAME=FILE", "'owen.wav'"]),
     "voice without file": (["--add-voice", "owen=no.wav"], ["owen=no.wav", "no file no.wav"]),
@@ -124,11 +133,11 @@ def test_a_mistake_is_one_line(
     out, err = capfd.readouterr()
     assert out == ""
     *warnings, error = err.splitlines(keepends=True)
-    assert all(line.startswith("warning: whoever reaches") for line in warnings)
+    assert all(line.startswith("warning: everyone who can reach") for line in warnings)
     assert all(part in one_line(error) for part in expected), err
 
 
-def test_the_environment_says_how_many_callers(
+def test_max_sessions_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PERSONAPLEX_MAX_SESSIONS", "many")
@@ -136,7 +145,7 @@ def test_the_environment_says_how_many_callers(
     assert "PERSONAPLEX_MAX_SESSIONS" in one_line(capfd.readouterr().err)
 
 
-def test_a_port_that_is_taken(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_is_in_use(capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main([*SERVE, "--port", str(port)]) == 2
@@ -144,7 +153,7 @@ def test_a_port_that_is_taken(capfd: pytest.CaptureFixture[str]) -> None:
     assert f"127.0.0.1, port {port}: Address already in use" in one_line(err)
 
 
-def test_without_the_extra(
+def test_without_the_extra_packages(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     real = importlib.util.find_spec
@@ -165,7 +174,7 @@ def test_without_the_extra(
         (["--device", "cuda:99"], "cuda:99 is not there"),
     ],
 )
-def test_what_cannot_be_loaded_ends_the_server(
+def test_an_engine_that_cannot_be_loaded_ends_the_server(
     capfd: pytest.CaptureFixture[str], more: list[str], expected: str
 ) -> None:
     assert main([*SERVE, "--port", "0", *more]) == 2
@@ -187,7 +196,7 @@ def test_the_process_with_everything(tmp_path: Path, certificates: Path) -> None
     }
     with ServeProcess(
         *("--ssl-certfile", certificate, "--ssl-keyfile", certificates / "key.pem"),
-        *("--max-sessions", 3, "--add-voice", f"owen={VOICE_SAMPLE}"),
+        *("--max-sessions", 3, "--add-voice", f"owen={VOICE_SAMPLE}", "--log-json"),
         env=environment,
     ) as server:
         port = int(server.url.rsplit(":", 1)[1])
@@ -208,21 +217,26 @@ def test_the_process_with_everything(tmp_path: Path, certificates: Path) -> None
         assert hello["voices"] == ["NATF2", "NATM1", "owen"]
         server.terminate()
         assert server.wait() == 0
-    assert "whoever reaches" not in server.log
+    assert "warning: everyone" not in server.log
     assert key not in server.log
+    records = [json.loads(line) for line in server.log.splitlines()]
+    assert records and all(record["level"] == "INFO" for record in records)
+    assert any(
+        record["message"].startswith("draining for 30 s; sessions now: 0") for record in records
+    )
 
 
-def test_what_the_options_say_is_what_the_server_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_become_the_server_config(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[ServerState, Address]] = []
 
-    class NoHost:
+    class NoRunner:
         def __init__(self, state: ServerState, address: Address, load: object):
             made.append((state, address))
 
         def run(self, announce: object) -> bool:
             return True
 
-    monkeypatch.setattr("pipecat_personaplex.server.runner.ServerRunner", NoHost)
+    monkeypatch.setattr("pipecat_personaplex.server.runner.ServerRunner", NoRunner)
     assert main(SERVE) == 0
     assert (
         main(
@@ -231,6 +245,8 @@ def test_what_the_options_say_is_what_the_server_does(monkeypatch: pytest.Monkey
                 *("--host", "::1", "--port", "1234", "--max-prompt-chars", "1"),
                 *("--idle-seconds", "2", "--max-session-seconds", "3", "--resume-seconds", "4"),
                 *("--drain-seconds", "5", "--allow-origin", "*", "--allow-origin", "http://a"),
+                *("--hello-seconds", "6", "--max-connections", "7", "--max-unsent-frames", "8"),
+                *("--max-speed", "9"),
             ]
         )
         == 0
@@ -245,23 +261,73 @@ def test_what_the_options_say_is_what_the_server_does(monkeypatch: pytest.Monkey
                 resume_seconds=4,
                 drain_seconds=5,
                 allow_origins=("*", "http://a"),
+                hello_seconds=6,
+                max_connections=7,
+                max_unsent_frames=8,
+                max_speed=9,
             ),
             Address("::1", 1234),
         ),
     ]
 
 
-def test_no_keys_for_all_the_world_is_warned_of(
+def test_options_become_the_engine_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[EngineConfig] = []
+
+    class LoadOnly:
+        def __init__(self, state: object, address: object, load: Callable[[], object]):
+            self._load = load
+
+        def run(self, announce: object) -> bool:
+            self._load()
+            return True
+
+    def load(model: str, config: EngineConfig, **options: object) -> None:
+        made.append(config)
+
+    monkeypatch.setattr("pipecat_personaplex.server.runner.ServerRunner", LoadOnly)
+    monkeypatch.setattr(Engine, "load", load)
+    assert main(SERVE) == 0
+    given = (
+        *("--max-sessions", "2", "--max-queued-frames", "3"),
+        *("--prefix-cache-bytes", "4", "--prefill-chunk", "5"),
+    )
+    assert main([*SERVE, *given]) == 0
+    plain = EngineConfig(device="cpu", dtype="float32")
+    assert made == [
+        plain,
+        replace(
+            plain,
+            max_sessions=2,
+            max_queued_frames=3,
+            prefix_cache_bytes=4,
+            prefill_chunk=5,
+        ),
+    ]
+
+
+def test_every_config_field_has_an_option() -> None:
+    options = {name.removeprefix("--").replace("-", "_") for name in serve_options()}
+    names = {"allow_origins": "allow_origin", "cpu_threads": "threads"}
+    for config in (ServerConfig, EngineConfig):
+        for field in fields(config):
+            assert names.get(field.name, field.name) in options, field.name
+
+
+def test_a_server_without_keys_for_everyone_is_warned_about(
     capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     missing = str(tmp_path / "none.pem")
     assert main([*SERVE, "--host", "0.0.0.0", "--ssl-certfile", missing]) == 2
     warning, error = capfd.readouterr().err.splitlines()
-    assert warning.startswith("warning: whoever reaches 0.0.0.0") and "--api-key-file" in warning
+    assert (
+        warning.startswith("warning: everyone who can reach 0.0.0.0")
+        and "--api-key-file" in warning
+    )
     assert error.startswith("error: ")
 
 
-def test_help_teaches_and_loads_little() -> None:
+def test_help_has_all_panels_and_imports_little() -> None:
     code = (
         "import sys; from pipecat_personaplex.cli import main; main(['serve', '--help']);"
         "assert not {'torch', 'numpy', 'uvicorn', 'starlette'} & set(sys.modules)"
@@ -273,7 +339,15 @@ def test_help_teaches_and_loads_little() -> None:
         env={**os.environ, "COLUMNS": "120"},
     )
     assert (result.returncode, result.stderr) == (0, "")
-    for part in ("Model", "Address", "Clients", "Examples", "PERSONAPLEX_API_KEY_FILE", "/readyz"):
+    for part in (
+        "Model",
+        "Address",
+        "Clients",
+        "Log",
+        "Examples",
+        "PERSONAPLEX_API_KEY_FILE",
+        "/readyz",
+    ):
         assert part in result.stdout
 
 
@@ -290,19 +364,19 @@ def test_a_new_key(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
             keys.write(out)
         assert err.startswith(f"the key of {name}, which is shown only now: ")
         made[name] = err.split()[-1]
-    ring = ApiKeys.read(file)
-    assert {name: getattr(ring.guest_of(key), "name", None) for name, key in made.items()} == {
+    keys = ApiKeys.read(file)
+    assert {name: getattr(keys.client_of(key), "name", None) for name, key in made.items()} == {
         "bot": "bot",
         "trial": "trial",
     }
-    trial = ring.guest_of(made["trial"])
+    trial = keys.client_of(made["trial"])
     assert trial is not None and trial.max_sessions == 2
 
 
 @pytest.mark.parametrize(
     "arguments", [["a b"], [""], ["../bot"], ["bot", "--max-sessions", "0"], []]
 )
-def test_a_key_that_cannot_be(capfd: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+def test_an_invalid_key_is_refused(capfd: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert main(["keys", "new", *arguments]) == 2
     out, err = capfd.readouterr()
     assert out == ""

@@ -1,4 +1,4 @@
-"""The files of docker/, and what the command line knows of their options."""
+"""The files of docker/, and the options of ``personaplex serve``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Compose(yaml.SafeLoader):
     pass
 
 
-# Compose's own tag: whatever the file before this one said is taken back.
+# A tag of Compose: it removes the value of the earlier file.
 _Compose.add_constructor("!reset", lambda loader, node: None)
 
 
@@ -29,7 +29,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def documents(folder: str) -> list[dict[str, Any]]:
-    """Every object of a folder of Kubernetes files."""
+    """Return every object of a folder of Kubernetes files."""
     return [
         document
         for path in sorted((DOCKER / folder).glob("*.yaml"))
@@ -44,23 +44,23 @@ def _serve() -> Any:
 
 
 def serve_options() -> dict[str, Any]:
-    """Options of ``personaplex serve`` by their names."""
+    """Return the options of ``personaplex serve`` by name."""
     return {name: option for option in _serve().params for name in option.opts}
 
 
 def serve_environment() -> set[str]:
-    """Variables that ``personaplex serve`` reads."""
+    """Return the environment variables that ``personaplex serve`` reads."""
     named = {option.envvar for option in _serve().params} - {None}
     return {name for each in named for name in ([each] if isinstance(each, str) else each)}
 
 
 def options_of(arguments: list[str]) -> dict[str, str]:
-    """``--name=value`` arguments."""
+    """Return the ``--name=value`` arguments as a dict."""
     return dict(argument.split("=", 1) for argument in arguments if argument.startswith("--"))
 
 
 def stage(name: str) -> str:
-    """A stage of the Dockerfile, as one line an instruction."""
+    """Return a stage of the Dockerfile, one instruction a line."""
     text = re.sub(r"^\s*#.*\n", "", (DOCKER / "Dockerfile").read_text(), flags=re.MULTILINE)
     text = text.replace("\\\n", " ")
     stages = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", text, re.DOTALL | re.M))
@@ -68,7 +68,7 @@ def stage(name: str) -> str:
 
 
 def seconds(duration: str) -> float:
-    """What Compose and Docker mean by 1m30s."""
+    """Convert a duration such as 1m30s to seconds."""
     units = {"h": 3600, "m": 60, "s": 1}
     return sum(
         float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)([hms])", duration)

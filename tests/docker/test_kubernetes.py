@@ -33,7 +33,7 @@ POD = ENGINE["template"]["spec"]
 OPTIONS = options_of(CONTAINER["args"])
 
 
-def test_the_engine_is_told_what_it_knows() -> None:
+def test_options_and_variables_of_the_engine_exist() -> None:
     assert CONTAINER["args"][0] == "serve"
     assert set(OPTIONS) <= set(serve_options())
     ours = {each["name"] for each in CONTAINER["env"] if each["name"].startswith("PERSONAPLEX_")}
@@ -45,7 +45,7 @@ def test_the_image_is_of_this_version() -> None:
 
 
 @pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
-def test_probes_ask_for_pages_that_there_are(probe: str) -> None:
+def test_probes_request_existing_pages(probe: str) -> None:
     app = create_app(ServerState(ServerConfig(), "model", AdmissionController(ServerConfig())))
     pages = {route.path for route in app.routes if isinstance(route, Route)}
     assert CONTAINER[probe]["httpGet"]["path"] in pages
@@ -69,7 +69,7 @@ def test_ports_agree() -> None:
         assert exposed == {"name": "http", "port": port, "targetPort": "http"}
 
 
-def test_selectors_meet_the_pods() -> None:
+def test_selectors_match_the_pods() -> None:
     labels = ENGINE["template"]["metadata"]["labels"]
     (spread,) = POD["topologySpreadConstraints"]
     selectors = [
@@ -84,7 +84,7 @@ def test_selectors_meet_the_pods() -> None:
     assert ENGINE["serviceName"] == "engine"
 
 
-def test_full_servers_can_be_found_again() -> None:
+def test_full_servers_stay_resolvable() -> None:
     service = OBJECTS["Service", "engine"]["spec"]
     assert service["clusterIP"] == "None"
     assert service["publishNotReadyAddresses"] is True

@@ -1,4 +1,4 @@
-"""Prometheus and Grafana ask for nothing that the server does not say."""
+"""Prometheus and Grafana query only metrics that the server exports."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ QUERIES = [
 
 @pytest.fixture(scope="module")
 def exported() -> dict[str, set[str]]:
-    """Names that /metrics gives, and the labels each comes with."""
+    """Names of the exported metrics, each with its labels."""
     stats = EngineStats(
         healthy=True,
         sessions=0,
@@ -67,7 +67,9 @@ def test_there_are_queries() -> None:
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_a_query_asks_for_what_is_exported(query: str, exported: dict[str, set[str]]) -> None:
+def test_a_query_uses_exported_metrics_and_labels(
+    query: str, exported: dict[str, set[str]]
+) -> None:
     asked = set(re.findall(r"personaplex_\w+", query))
     assert asked <= set(exported)
     assert asked or "up{" in query
@@ -77,11 +79,11 @@ def test_a_query_asks_for_what_is_exported(query: str, exported: dict[str, set[s
 
 
 @pytest.mark.parametrize("query", PANEL_QUERIES)
-def test_a_panel_counts_only_the_servers_that_are_chosen(query: str) -> None:
+def test_a_panel_includes_only_the_selected_servers(query: str) -> None:
     assert len(re.findall(r"personaplex_\w+", query)) == query.count('{instance=~"$instance"}')
 
 
-def test_legends_name_labels_that_are_left() -> None:
+def test_legends_use_labels_of_the_result() -> None:
     for panel in DASHBOARD["panels"]:
         for target in panel["targets"]:
             for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
@@ -89,30 +91,30 @@ def test_legends_name_labels_that_are_left() -> None:
                 assert label in (grouped[1] if grouped else "instance"), panel["title"]
 
 
-def test_the_step_times_have_a_line_at_80_ms() -> None:
+def test_the_step_time_panel_has_a_threshold_at_80_ms() -> None:
     (panel,) = [each for each in DASHBOARD["panels"] if each["title"] == "Step time, percentiles"]
     assert panel["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == 0.08
-    # An interpolated percentile is exact at a bucket's bound alone.
+    # An interpolated percentile is exact only at the bound of a bucket.
     assert 80 in STEP_BOUNDS_MS
 
 
-def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
+def test_panels_have_unique_ids_and_do_not_overlap() -> None:
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken: set[tuple[int, int]] = set()
     for panel in panels:
-        place = panel["gridPos"]
+        position = panel["gridPos"]
         cells = {
             (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
+            for x in range(position["x"], position["x"] + position["w"])
+            for y in range(position["y"], position["y"] + position["h"])
         }
         assert not cells & taken, panel["title"]
         assert max(x for x, _ in cells) < 24
         taken |= cells
 
 
-def test_every_panel_asks_the_datasource_that_is_provisioned() -> None:
+def test_every_panel_uses_the_provisioned_datasource() -> None:
     folder = DOCKER / "grafana" / "provisioning"
     (source,) = yaml.safe_load((folder / "datasources" / "prometheus.yaml").read_text())[
         "datasources"
@@ -121,13 +123,13 @@ def test_every_panel_asks_the_datasource_that_is_provisioned() -> None:
     assert asked == {source["uid"]}
 
 
-def test_every_alert_says_what_it_means() -> None:
+def test_every_alert_has_severity_and_description() -> None:
     for rule in RULES:
         assert rule["labels"]["severity"] in ("page", "warn")
         assert set(rule["annotations"]) == {"summary", "description"}
 
 
-def test_prometheus_looks_where_the_engine_is() -> None:
+def test_prometheus_scrapes_the_engines_port() -> None:
     compose = read_yaml(DOCKER / "compose.yaml")["services"]
     (job,) = PROMETHEUS["scrape_configs"]
     (target,) = job["dns_sd_configs"]

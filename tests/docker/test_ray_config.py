@@ -1,4 +1,4 @@
-"""The Serve config file is one that the deployment takes."""
+"""The shipped Serve config file is valid for the deployment."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_the_shipped_file_is_valid() -> None:
     assert APPLICATION["import_path"] == "pipecat_personaplex.server.ray_serve:build"
     shipped = args()
     assert shipped.limits.resume_seconds == 0
-    # A replica that is to go waits for its calls.
+    # A stopped replica waits for its calls.
     assert 0 < shipped.limits.max_session_seconds <= shipped.drain_seconds
     assert CONFIG["http_options"]["port"] == serve_options()["--port"].default
-    # It would end every conversation that is longer.
+    # A timeout would end longer conversations.
     assert CONFIG["http_options"]["request_timeout_s"] is None
 
 
@@ -48,7 +48,7 @@ def test_the_shipped_file_is_valid() -> None:
         ({"replicas": 2}, "replicas"),
     ],
 )
-def test_what_cannot_be_is_refused(changes: dict[str, Any], named: str) -> None:
+def test_invalid_args_are_refused(changes: dict[str, Any], named: str) -> None:
     with pytest.raises((TypeError, ValueError, ConfigError), match=named):
         args(**changes)
 
@@ -63,5 +63,5 @@ def test_a_request_is_a_session_and_a_slot(most: int) -> None:
     config = deployment._deployment_config.autoscaling_config
     assert (config is None) == (most == 1)
     if config is not None:
-        # Another replica is asked for before the last slot is taken.
+        # Ray adds a replica before the last slot is in use.
         assert config.target_ongoing_requests < slots

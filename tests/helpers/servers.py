@@ -1,4 +1,4 @@
-"""Servers: one in this process around any engine, and ``personaplex serve`` itself."""
+"""Servers for tests: one in this process with any engine, and ``personaplex serve`` itself."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _WAIT_SECONDS = 30.0
 
 
 class ServedFakeEngine(FakeEngine):
-    """A ``FakeEngine`` with what a server asks besides; ``break_down`` makes it unhealthy."""
+    """A ``FakeEngine`` with health and stats, as a server needs it; ``break_down`` fails it."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -72,17 +72,18 @@ class ServedFakeEngine(FakeEngine):
 
 
 class RunningServer:
-    """A server on a free port of 127.0.0.1, on a thread, for the length of a ``with``.
+    """A server on a free port of 127.0.0.1, on its own thread, while a ``with`` block runs.
 
-    ``url`` is its http address, ``ws_url`` the same for WebSockets, ``state`` what it knows: to be
-    changed on its loop alone, by ``call``. The engine is started and stopped with the server.
+    ``url`` is its http address and ``ws_url`` its address for WebSockets. ``state`` is its
+    ``ServerState``; change it only on the server's loop, with ``call``. The engine is started and
+    stopped with the server.
 
     Args:
-        engine: A context manager, as ``ServedFakeEngine()`` and ``Engine`` are; a function that
-            returns one takes the place of loading.
+        engine: A context manager, such as ``ServedFakeEngine()`` or an ``Engine``, or a function
+            that loads one.
         config: The server's limits.
-        keys: Whom it lets in; None for anybody.
-        address: For TLS; the port is a free one.
+        keys: Keys that the server accepts; None if it needs none.
+        address: For TLS; its port must be 0.
         ready: Whether to wait until the engine is loaded.
     """
 
@@ -96,11 +97,11 @@ class RunningServer:
         ready: bool = True,
     ):
         config = config or ServerConfig()
-        door = AdmissionController(config, None if keys is None else ApiKeys(keys))
-        self.state = ServerState(config, "tiny", door)
+        admission = AdmissionController(config, None if keys is None else ApiKeys(keys))
+        self.state = ServerState(config, "tiny", admission)
         load = engine if callable(engine) else lambda: engine
-        self.host = ServerRunner(self.state, address or Address(port=0), load)
-        self.url = self.host.url
+        self.runner = ServerRunner(self.state, address or Address(port=0), load)
+        self.url = self.runner.url
         self.ws_url = self.url.replace("http", "ws", 1)
         self.error: BaseException | None = None
         self._wait_ready = ready
@@ -109,7 +110,7 @@ class RunningServer:
 
     def _run(self) -> None:
         try:
-            self.host.run(lambda url: self._ready.set())
+            self.runner.run(lambda url: self._ready.set())
         except BaseException as error:
             self.error = error
         finally:
@@ -127,22 +128,22 @@ class RunningServer:
         self.stop_now()
 
     def stop(self) -> None:
-        """As the first SIGTERM; returns at once."""
-        self.host.stop()
+        """Stop as at the first SIGTERM; returns at once."""
+        self.runner.stop()
 
     def stop_now(self) -> None:
-        """As the second; returns when the server is gone."""
+        """Stop as at the second SIGTERM; returns when the server has stopped."""
         while self._thread.is_alive():
-            self.host.stop()
+            self.runner.stop()
             self._thread.join(0.2)
 
     def wait_stopped(self, seconds: float = _WAIT_SECONDS) -> bool:
-        """Whether the server ends by itself within so many seconds."""
+        """Return whether the server stops by itself in this time."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def call(self, work: Callable[[], Any]) -> Any:
-        """Do something on the server's loop, and return what that returns."""
+        """Call a function on the server's loop and return its result."""
         done = threading.Event()
         results: list[Any] = []
 
@@ -150,38 +151,48 @@ class RunningServer:
             results.append(work())
             done.set()
 
-        assert self.host.loop is not None
-        self.host.loop.call_soon_threadsafe(run)
+        assert self.runner.loop is not None
+        self.runner.loop.call_soon_threadsafe(run)
         assert done.wait(_WAIT_SECONDS)
         return results[0]
 
+    def advance(self, seconds: float) -> None:
+        """Move the clock of the server's loop forward; timers fire as if the time had passed."""
+
+        def shift() -> None:
+            loop: Any = self.runner.loop
+            now = loop.time
+            loop.time = lambda: now() + seconds
+
+        self.call(shift)
+
     @property
     def connections(self) -> set[Any]:
-        """uvicorn's protocols, one a socket."""
-        return self.host.server.server_state.connections
+        """uvicorn's protocol objects, one for each socket."""
+        return self.runner.server.server_state.connections
 
     def tcp(self) -> socket.socket:
-        """A connection that has said nothing yet."""
+        """Open a TCP connection without sending anything."""
         return socket.create_connection(("127.0.0.1", int(self.url.rpartition(":")[2])), 30)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return httpx.get(self.url + path, timeout=_WAIT_SECONDS, **options)
 
     def connect(self, path: str = "/v1/session", **options: Any) -> Any:
-        """A WebSocket, for a ``with``."""
+        """Open a WebSocket; a context manager."""
         return connect(self.ws_url + path, proxy=None, compression=None, **options)
 
 
 class ServeProcess:
-    """``personaplex serve``, the golden checkpoint on a free port, for the length of a ``with``.
+    """``personaplex serve`` with the golden checkpoint on a free port, for a ``with`` block.
 
-    ``stdout`` is the line it printed, ``log`` what it has logged since; ``process.pid`` gets
-    signals. Leaving the ``with`` kills what still runs.
+    ``stdout`` is what it has printed so far, ``log`` what it has logged. The process is killed at
+    the end of the block if it still runs.
 
     Args:
-        more: Further arguments, as ``"--max-sessions", 2``.
-        ready: Whether to wait until it takes sessions.
-        env: Variables to set besides those of this process.
+        more: Further arguments, such as ``"--max-sessions", 2``.
+        ready: Whether to wait until it accepts sessions.
+        env: Environment variables in addition to those of this process.
     """
 
     def __init__(
@@ -269,17 +280,17 @@ class ServeProcess:
         self.send(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill it; returns when it is gone."""
+        """Kill the process and wait for its end."""
         self.process.kill()
         self.process.wait(_WAIT_SECONDS)
 
     def wait(self, seconds: float = _WAIT_SECONDS) -> int:
-        """The exit code, of a server that ends by itself."""
+        """Wait until the process exits by itself; return its exit code."""
         return self.process.wait(seconds)
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 and localhost, and its key."""
+    """Make a certificate for 127.0.0.1 and localhost; return its file and its key's file."""
     certificate, key = folder / "cert.pem", folder / "key.pem"
     subprocess.run(
         [
@@ -295,12 +306,12 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
 
 
 def trusting(certificate: Path) -> ssl.SSLContext:
-    """What a client needs to trust a self-signed certificate."""
+    """Return client TLS settings that trust a self-signed certificate."""
     return ssl.create_default_context(cafile=str(certificate))
 
 
 def eventually(condition: Callable[[], bool], seconds: float = _WAIT_SECONDS) -> None:
-    """Wait until something is so."""
+    """Wait until a condition is true."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -308,7 +319,7 @@ def eventually(condition: Callable[[], bool], seconds: float = _WAIT_SECONDS) ->
 
 
 def failing(error: PersonaPlexError) -> Callable[[], Any]:
-    """A load that fails."""
+    """Return a load function that raises."""
 
     def load() -> Any:
         raise error

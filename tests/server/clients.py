@@ -1,4 +1,4 @@
-"""Clients of both endpoints, written from their protocols and from nothing of the server's."""
+"""Clients of both endpoints, written from the protocols; they share no code with the server."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ SILENCE = np.zeros(FRAME, dtype=np.int16)
 
 
 def frames_of(samples: Pcm16) -> Pcm16:
-    """Samples as frames [n, 1920], the last filled up."""
+    """Cut samples into frames [n, 1920]; the last is padded with zeros."""
     return np.pad(samples, (0, -len(samples) % FRAME)).reshape(-1, FRAME)
 
 
 def loud(level: int) -> Pcm16:
-    """A frame that can be told from others."""
+    """A frame of one constant value, which identifies it."""
     return np.full(FRAME, level, dtype=np.int16)
 
 
@@ -52,6 +52,8 @@ class SessionClient:
     ws: ClientConnection
     hello: dict[str, Any]
     sequence: int = 0
+    secret: str = ""
+    id: str = ""
 
     @classmethod
     @asynccontextmanager
@@ -62,7 +64,7 @@ class SessionClient:
     @classmethod
     @asynccontextmanager
     async def opened(cls, url: str, **message: Any) -> AsyncIterator[SessionClient]:
-        """A session that is ready."""
+        """Connect and open a session; yields when it is ready."""
         async with cls.connect(url) as client:
             await client.open(**message)
             assert await client.message() == {"type": "ready"}
@@ -75,9 +77,8 @@ class SessionClient:
         await self.say("open", voice=voice, **message)
         opened = await self.message()
         assert opened["type"] == "opened", opened
-        secret: str = opened["session"]
-        self.secret = secret
-        return secret
+        self.secret, self.id = opened["session"], opened["id"]
+        return self.secret
 
     async def resume(self, secret: str, next_frame: int) -> dict[str, Any]:
         await self.say("resume", session=secret, next_frame=next_frame)
@@ -106,7 +107,7 @@ class SessionClient:
         return ServerFrame.unpack(await self.packet())
 
     async def converse(self, samples: Pcm16) -> list[ServerFrame]:
-        """Two frames ahead, as fast as it goes."""
+        """Send all frames, at most two ahead of the responses; return the responses."""
         frames, answers = frames_of(samples), list[ServerFrame]()
         for index in range(len(frames) + 2):
             if index < len(frames):
@@ -116,7 +117,7 @@ class SessionClient:
         return answers
 
     async def ended(self) -> tuple[dict[str, Any], int]:
-        """What the server said last, and its close code."""
+        """Wait for the close; return the last message and the close code."""
         last: dict[str, Any] = {}
         try:
             while True:
@@ -128,20 +129,20 @@ class SessionClient:
 
 
 async def cut(client: SessionClient) -> None:
-    """The network is gone: no close frame, nothing."""
+    """Break the connection without a close frame."""
     client.ws.transport.abort()
     await client.ws.wait_closed()
 
 
 async def finish(client: SessionClient) -> None:
-    """Close, and be told so."""
+    """Close the session and wait for the server's confirmation."""
     await client.say("close")
     assert await client.ended() == ({"type": "closed"}, 1000)
 
 
 @dataclass
 class ChatClient:
-    """A connection to ``/api/chat``, as clients of NVIDIA's server make it."""
+    """A connection to ``/api/chat``, as from a client of NVIDIA's server."""
 
     ws: ClientConnection
     heard: list[Sound] = field(default_factory=list)
@@ -168,7 +169,7 @@ class ChatClient:
         await self.ws.send(b"\x01" + self.encode(pcm))
 
     async def hear(self, samples: int) -> None:
-        """Receive until so many samples have been heard."""
+        """Receive messages until this many samples have arrived."""
         while sum(map(len, self.heard)) < samples:
             message = await self.ws.recv()
             assert isinstance(message, bytes)
@@ -180,7 +181,7 @@ class ChatClient:
                 raise AssertionError(message)
 
     async def converse(self, pcm: Sequence[Sound]) -> None:
-        """Frame by frame, at most ten ahead of the answers, as fast as it goes."""
+        """Send all frames, at most ten ahead of the responses."""
         for index, frame in enumerate(pcm):
             await self.push(frame)
             await self.hear((index - 10) * FRAME)
@@ -191,7 +192,7 @@ class ChatClient:
         return np.concatenate(self.heard)
 
     async def ended(self) -> tuple[str, int]:
-        """The error the server told of, and its close code."""
+        """Wait for the close; return the error message and the close code."""
         error = ""
         try:
             while True:

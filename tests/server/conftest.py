@@ -4,8 +4,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.helpers.logs import LogRecords, recorded
 from tests.helpers.servers import ServedFakeEngine
 from tests.server.live import IMPATIENT, LiveServer
+
+
+@pytest.fixture
+def log() -> Iterator[LogRecords]:
+    """The log records from level INFO on, as the test makes them."""
+    with recorded() as records:
+        yield records
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +25,7 @@ def shared() -> Iterator[tuple[LiveServer, ServedFakeEngine]]:
 
 @pytest.fixture
 def server(shared: tuple[LiveServer, ServedFakeEngine]) -> Iterator[LiveServer]:
-    """A server with the usual limits, whose engine knows nothing of the tests before."""
+    """A shared server with default limits; its fake engine is reset for each test."""
     server, engine = shared
     engine.sessions.clear()
     engine.ready = True
@@ -30,7 +38,7 @@ def server(shared: tuple[LiveServer, ServedFakeEngine]) -> Iterator[LiveServer]:
 
 @pytest.fixture
 def fake(request: pytest.FixtureRequest) -> ServedFakeEngine:
-    """The engine of ``server``; without that, one for a server of the test's own."""
+    """The engine of ``server``; without that fixture, one for a server that the test starts."""
     if "server" not in request.fixturenames:
         return ServedFakeEngine()
     engine: ServedFakeEngine = request.getfixturevalue("shared")[1]
@@ -40,6 +48,6 @@ def fake(request: pytest.FixtureRequest) -> ServedFakeEngine:
 
 @pytest.fixture(scope="module")
 def victim() -> Iterator[LiveServer]:
-    """A server for hostile clients; tests of them make it ``server``, by way of ``unharmed``."""
+    """A server for hostile clients; test modules wrap it with ``unharmed``."""
     with LiveServer(ServedFakeEngine(max_sessions=64), IMPATIENT) as server:
         yield server

@@ -1,4 +1,4 @@
-"""A running server: what it refuses, what is left of its clients, and whether it serves others."""
+"""A running server that tests can check for leftovers: sessions, connections, tasks, files."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tests.helpers.servers import RunningServer, ServedFakeEngine
 from tests.server.clients import SessionClient
 
 WAIT = 20.0
-"""Seconds after which a test gives up."""
+"""Seconds after which a test fails."""
 IMPATIENT = ServerConfig(
     hello_seconds=2.0, idle_seconds=3.0, resume_seconds=0.2, max_unsent_frames=30
 )
-"""The limits of a server that is soon rid of bad clients."""
+"""Limits of a server that drops bad clients quickly."""
 MANY = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None)
-"""How Hypothesis tries a server: slow examples are no fault, and none is kept."""
+"""Hypothesis settings for a live server: examples may be slow and are not stored."""
 OPEN = '{"type": "open", "voice": "NATF2"}'
 
-_OWN_TASKS = ("Host.", "Server.", "Event.", "Door.")
+_SERVER_TASKS = ("ServerRunner.", "Server.", "Event.", "AdmissionController.")
 
 
 class LiveServer(RunningServer):
@@ -39,40 +39,42 @@ class LiveServer(RunningServer):
 
     @property
     def sessions(self) -> int:
-        return self.state.door.sessions
+        return self.state.admission.sessions
 
     @property
     def tasks(self) -> list[str]:
-        """Tasks of connections and sessions."""
+        """Names of the tasks of connections and sessions."""
         names = self.call(
             lambda: [getattr(t.get_coro(), "__qualname__", "?") for t in asyncio.all_tasks()]
         )
-        return [name for name in names if not name.startswith(_OWN_TASKS)]
+        return [name for name in names if not name.startswith(_SERVER_TASKS)]
 
     def wait_until(self, true: Callable[[], object], seconds: float = WAIT) -> None:
+        """Wait until a condition is true."""
         end = time.monotonic() + seconds
         while not true():
-            assert time.monotonic() < end, "it did not come true"
+            assert time.monotonic() < end, "the condition did not become true"
             time.sleep(0.01)
 
     async def until(self, true: Callable[[], object]) -> None:
+        """Wait until a condition is true; other tasks of the test go on."""
         await asyncio.to_thread(self.wait_until, true)
 
     def check_clean(self) -> None:
-        """Nobody is left: no session, no ticket, no connection, no task."""
+        """Wait until no session, permit, connection or task of a client is left."""
         self.wait_until(lambda: self.state.engine.stats().sessions == 0)
         self.wait_until(lambda: self.sessions == 0)
-        self.wait_until(lambda: self.state.door.connections == 0)
+        self.wait_until(lambda: self.state.admission.connections == 0)
         self.wait_until(lambda: not self.tasks)
 
 
 def open_files() -> int:
-    """File descriptors of this process, which the server is in."""
+    """Count the open file descriptors of this process, which includes the server."""
     return len(os.listdir("/proc/self/fd"))
 
 
 async def close_all(server: LiveServer, fake: ServedFakeEngine) -> None:
-    """End what tests leave to be resumed."""
+    """End sessions that wait to be resumed."""
     for session in fake.open_sessions:
         session.fail(SessionFailed("enough"))
     await server.until(lambda: server.sessions == 0)
@@ -81,7 +83,7 @@ async def close_all(server: LiveServer, fake: ServedFakeEngine) -> None:
 async def refusal(
     server: LiveServer, *messages: str | bytes, after_open: bool = False
 ) -> tuple[dict[str, Any], int]:
-    """The fatal error that these messages to ``/v1/session`` end in, and the close code."""
+    """Send messages to ``/v1/session``; return the fatal error and the close code."""
     async with SessionClient.connect(server.ws_url) as client:
         if after_open:
             await client.open()
@@ -97,7 +99,7 @@ async def refusal(
 
 
 def unharmed(server: LiveServer) -> Iterator[LiveServer]:
-    """A server that is as it was, after the test: free slots, no file, no task, good service."""
+    """Yield a server; then check that it serves a call and that the test left nothing behind."""
     call(server)
     server.check_clean()
     before = open_files()
@@ -108,7 +110,7 @@ def unharmed(server: LiveServer) -> Iterator[LiveServer]:
 
 
 def call(server: LiveServer) -> None:
-    """A client that behaves."""
+    """Make a short, correct call."""
     with websocket(server, "/v1/session") as ws:
         json.loads(ws.recv(10))
         ws.send(OPEN)

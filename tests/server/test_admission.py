@@ -8,7 +8,7 @@ from starlette.requests import HTTPConnection
 
 from pipecat_personaplex.errors import AccessDenied, ConfigError, EngineDraining, LimitReached
 from pipecat_personaplex.server.admission import AdmissionController
-from pipecat_personaplex.server.auth import ANYBODY, ApiClient, ApiKeys, new_key
+from pipecat_personaplex.server.auth import ANONYMOUS, ApiClient, ApiKeys, new_key
 from pipecat_personaplex.server.config import ServerConfig
 
 
@@ -38,13 +38,13 @@ def connection(
 # Keys.
 
 
-def test_without_keys_anybody_comes_in() -> None:
-    assert AdmissionController(ServerConfig()).identify(connection()) == ANYBODY
+def test_without_keys_every_client_is_anonymous() -> None:
+    assert AdmissionController(ServerConfig()).identify(connection()) == ANONYMOUS
 
 
-def test_where_a_key_may_be() -> None:
+def test_a_key_may_be_in_a_header_a_subprotocol_or_the_chat_query() -> None:
     key, line = new_key("bot", 2)
-    door = AdmissionController(ServerConfig(), ApiKeys([line]))
+    admission = AdmissionController(ServerConfig(), ApiKeys([line]))
     for given in (
         connection(authorization=f"Bearer {key}"),
         connection(authorization=f"bearer  {key} "),
@@ -52,8 +52,8 @@ def test_where_a_key_may_be() -> None:
         connection("/api/chat", f"voice_prompt=x&api_key={key}"),
         connection("/api/chat", authorization=f"Bearer {key}"),
     ):
-        assert door.identify(given) == ApiClient("bot", 2)
-    assert not door.refusals
+        assert admission.identify(given) == ApiClient("bot", 2)
+    assert not admission.refusals
 
 
 @pytest.mark.parametrize(
@@ -72,24 +72,24 @@ def test_where_a_key_may_be() -> None:
     ],
 )
 def test_a_wrong_key_is_refused(given: HTTPConnection) -> None:
-    door = AdmissionController(ServerConfig(), ApiKeys([new_key("bot")[1]]))
+    admission = AdmissionController(ServerConfig(), ApiKeys([new_key("bot")[1]]))
     with pytest.raises(AccessDenied):
-        door.identify(given)
-    assert door.refusals == {"access_denied": 1}
+        admission.identify(given)
+    assert admission.refusals == {"access_denied": 1}
 
 
-def test_a_key_in_the_url_counts_at_api_chat_alone() -> None:
+def test_a_key_in_the_url_is_accepted_only_at_api_chat() -> None:
     key, line = new_key("bot")
-    door = AdmissionController(ServerConfig(), ApiKeys([line]))
+    admission = AdmissionController(ServerConfig(), ApiKeys([line]))
     with pytest.raises(AccessDenied):
-        door.identify(connection("/v1/session", f"api_key={key}"))
+        admission.identify(connection("/v1/session", f"api_key={key}"))
 
 
 # Origins.
 
 
 @pytest.mark.parametrize(
-    ("origin", "allowed", "comes_in"),
+    ("origin", "allowed", "allowed_in"),
     [
         (None, (), True),
         ("http://voice.example:8998", (), True),
@@ -113,19 +113,21 @@ def test_a_key_in_the_url_counts_at_api_chat_alone() -> None:
         ("http://evil.example", ("*",), True),
     ],
 )
-def test_origins(origin: str | None, allowed: tuple[str, ...], comes_in: bool) -> None:
-    door = AdmissionController(ServerConfig(allow_origins=allowed), ApiKeys([new_key("bot")[1]]))
+def test_origins(origin: str | None, allowed: tuple[str, ...], allowed_in: bool) -> None:
+    admission = AdmissionController(
+        ServerConfig(allow_origins=allowed), ApiKeys([new_key("bot")[1]])
+    )
     given = connection() if origin is None else connection(origin=origin)
-    if comes_in:
-        door.check_origin(given)
+    if allowed_in:
+        admission.check_origin(given)
     else:
         with pytest.raises(AccessDenied):
-            door.check_origin(given)
-    assert door.refusals == ({} if comes_in else {"origin_denied": 1})
+            admission.check_origin(given)
+    assert admission.refusals == ({} if allowed_in else {"origin_denied": 1})
 
 
 @pytest.mark.parametrize(
-    ("host", "comes_in"),
+    ("host", "allowed_in"),
     [
         ("127.0.0.1:8998", True),
         ("192.168.1.7", True),
@@ -138,107 +140,110 @@ def test_origins(origin: str | None, allowed: tuple[str, ...], comes_in: bool) -
         ("[", False),
     ],
 )
-def test_without_keys_a_name_is_no_origin_of_ours(host: str, comes_in: bool) -> None:
-    """Whoever owns a name can make it point here, and call its page the server's own."""
-    door, given = (
+def test_without_keys_a_host_name_is_not_an_own_origin(host: str, allowed_in: bool) -> None:
+    """DNS rebinding: the owner of a name can point it at the server and have its origin."""
+    admission, given = (
         AdmissionController(ServerConfig()),
         connection(host=host, origin=f"http://{host}"),
     )
-    if comes_in:
-        door.check_origin(given)
+    if allowed_in:
+        admission.check_origin(given)
     else:
         with pytest.raises(AccessDenied, match="--allow-origin"):
-            door.check_origin(given)
+            admission.check_origin(given)
 
 
 @pytest.mark.parametrize("origin", ["", "null", "http://", "http://x"])
-def test_a_request_without_a_host_has_no_origin_of_its_own(origin: str) -> None:
+def test_a_request_without_a_host_has_no_own_origin(origin: str) -> None:
     with pytest.raises(AccessDenied):
         AdmissionController(ServerConfig()).check_origin(connection(host="", origin=origin))
 
 
-# How many.
+# Counts.
 
 
 def test_connections_are_counted() -> None:
-    door = AdmissionController(ServerConfig(max_connections=2))
-    with door.connection(), door.connection():
-        assert door.connections == 2
-        with pytest.raises(LimitReached, match="2 connections"), door.connection():
+    admission = AdmissionController(ServerConfig(max_connections=2))
+    with admission.connection(), admission.connection():
+        assert admission.connections == 2
+        with pytest.raises(LimitReached, match="2 connections"), admission.connection():
             pass
-        assert door.connections == 2
-    assert door.connections == 0
-    assert door.refusals == {"too_many_connections": 1}
+        assert admission.connections == 2
+    assert admission.connections == 0
+    assert admission.refusals == {"too_many_connections": 1}
 
 
-def test_a_key_with_a_limit_has_its_connections_and_no_more() -> None:
-    door, guest = AdmissionController(ServerConfig()), ApiClient("a", 1)
-    with ExitStack() as stay:
+def test_a_key_with_a_session_limit_has_a_connection_limit() -> None:
+    admission, client = AdmissionController(ServerConfig()), ApiClient("a", 1)
+    with ExitStack() as counted:
         for _ in range(10):
-            stay.enter_context(door.connection_of(guest))
-        with pytest.raises(LimitReached, match="10 connections"), door.connection_of(guest):
+            counted.enter_context(admission.connection_of(client))
+        with pytest.raises(LimitReached, match="10 connections"), admission.connection_of(client):
             pass
-        for other in (ApiClient("b", 1), ANYBODY):
-            with door.connection_of(other):
+        for other in (ApiClient("b", 1), ANONYMOUS):
+            with admission.connection_of(other):
                 pass
-    with door.connection_of(guest):
+    with admission.connection_of(client):
         pass
-    assert door.refusals == {"key_connections": 1}
+    assert admission.refusals == {"key_connections": 1}
 
 
-def test_a_key_has_its_sessions_and_no_more() -> None:
-    door = AdmissionController(ServerConfig())
-    first, second = door.admit(ApiClient("a", 2)), door.admit(ApiClient("a", 2))
+def test_a_key_has_a_session_limit() -> None:
+    admission = AdmissionController(ServerConfig())
+    first, second = admission.admit(ApiClient("a", 2)), admission.admit(ApiClient("a", 2))
     with pytest.raises(LimitReached, match="2 sessions"):
-        door.admit(ApiClient("a", 2))
-    other = door.admit(ApiClient("b", 1))
-    assert door.sessions == 3
+        admission.admit(ApiClient("a", 2))
+    other = admission.admit(ApiClient("b", 1))
+    assert admission.sessions == 3
     first.release()
     first.release()
-    assert door.sessions == 2
-    # The keys were read again, and this one may have more now.
-    third = door.admit(ApiClient("a", 3))
-    for ticket in (second, third, other):
-        ticket.release()
-    assert door.sessions == 0
-    assert door.refusals == {"key_limit": 1}
+    assert admission.sessions == 2
+    # The key file was read again with a higher limit.
+    third = admission.admit(ApiClient("a", 3))
+    for permit in (second, third, other):
+        permit.release()
+    assert admission.sessions == 0
+    assert admission.refusals == {"key_limit": 1}
 
 
-# The end.
+# Draining.
 
 
-async def test_draining_tells_everybody_and_waits() -> None:
+async def test_draining_notifies_all_sessions_and_waits() -> None:
     clock = Clock()
-    door = AdmissionController(ServerConfig(drain_seconds=30), clock=clock)
-    told: list[float] = []
+    admission = AdmissionController(ServerConfig(drain_seconds=30), clock=clock)
+    notified: list[float] = []
 
     def fail(seconds: float) -> None:
         raise ZeroDivisionError
 
-    tickets = [door.admit(ANYBODY, on_drain=fail), door.admit(ANYBODY, on_drain=told.append)]
-    assert (door.draining, door.seconds_left) == (False, 30)
-    draining = asyncio.create_task(door.drain())
+    permits = [
+        admission.admit(ANONYMOUS, on_drain=fail),
+        admission.admit(ANONYMOUS, on_drain=notified.append),
+    ]
+    assert (admission.draining, admission.seconds_left) == (False, 30)
+    draining = asyncio.create_task(admission.drain())
     await asyncio.sleep(0)
-    assert told == [30]
+    assert notified == [30]
     clock.now += 12
-    assert (door.draining, door.seconds_left) == (True, 18)
+    assert (admission.draining, admission.seconds_left) == (True, 18)
     with pytest.raises(EngineDraining):
-        door.admit(ANYBODY)
-    door.start_draining()
-    assert told == [30]
-    tickets[0].release()
+        admission.admit(ANONYMOUS)
+    admission.start_draining()
+    assert notified == [30]
+    permits[0].release()
     await asyncio.sleep(0)
     assert not draining.done()
-    tickets[1].release()
+    permits[1].release()
     async with asyncio.timeout(10):
         await draining
 
 
-async def test_the_deadline_ends_who_is_left() -> None:
-    door = AdmissionController(ServerConfig(drain_seconds=0))
+async def test_the_deadline_ends_the_remaining_sessions() -> None:
+    admission = AdmissionController(ServerConfig(drain_seconds=0))
     ended: list[str] = []
-    one = door.admit(ANYBODY)
-    other = door.admit(ANYBODY, on_deadline=lambda: (ended.append("other"), other.release()))
+    one = admission.admit(ANONYMOUS)
+    other = admission.admit(ANONYMOUS, on_deadline=lambda: (ended.append("other"), other.release()))
 
     def end() -> None:
         ended.append("one")
@@ -246,18 +251,18 @@ async def test_the_deadline_ends_who_is_left() -> None:
 
     one.on_deadline = end
     async with asyncio.timeout(10):
-        await door.drain()
+        await admission.drain()
     assert sorted(ended) == ["one", "other"]
-    assert (door.sessions, door.seconds_left) == (0, 0)
+    assert (admission.sessions, admission.seconds_left) == (0, 0)
 
 
-async def test_draining_lets_last_words_out() -> None:
-    door = AdmissionController(ServerConfig())
-    with door.connection():
-        ticket = door.admit(ANYBODY)
-        draining = asyncio.create_task(door.drain())
+async def test_draining_waits_for_connections_after_the_last_session() -> None:
+    admission = AdmissionController(ServerConfig())
+    with admission.connection():
+        permit = admission.admit(ANONYMOUS)
+        draining = asyncio.create_task(admission.drain())
         await asyncio.sleep(0)
-        ticket.release()
+        permit.release()
         for _ in range(5):
             await asyncio.sleep(0)
         assert not draining.done()
@@ -265,7 +270,7 @@ async def test_draining_lets_last_words_out() -> None:
         await draining
 
 
-# Limits that cannot be.
+# Invalid limits.
 
 
 @pytest.mark.parametrize(
@@ -293,12 +298,12 @@ async def test_draining_lets_last_words_out() -> None:
         {"allow_origins": ("https://*.example.com",)},
     ],
 )
-def test_a_limit_that_cannot_be(values: dict[str, object]) -> None:
+def test_an_invalid_limit_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         ServerConfig(**values)  # type: ignore[arg-type]
 
 
-def test_limits_that_can_be() -> None:
+def test_valid_limits() -> None:
     ServerConfig(
         max_prompt_chars=0,
         max_session_seconds=0,

@@ -1,4 +1,4 @@
-"""The server's pages and its entrance, over real sockets."""
+"""The server's HTTP pages and the admission of WebSockets, over real sockets."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def server(engine: ServedFakeEngine) -> Iterator[RunningServer]:
 def refusal(
     server: RunningServer, path: str = "/v1/session", **options: Any
 ) -> tuple[int, PersonaPlexError, Any]:
-    """Status, error and headers of a WebSocket that is refused before its upgrade."""
+    """Connect and be refused before the upgrade; return status, error and headers."""
     with pytest.raises(InvalidStatus) as raised, server.connect(path, **options):
         pass
     response = raised.value.response
@@ -93,7 +93,7 @@ def test_every_error_is_json(server: RunningServer) -> None:
     assert refusal(server, "/")[0] == 404
 
 
-def test_a_defect_is_logged_and_not_told(
+def test_a_defect_is_logged_and_not_sent_to_the_client(
     server: RunningServer, engine: ServedFakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> Any:
@@ -107,7 +107,7 @@ def test_a_defect_is_logged_and_not_told(
             response = server.get(path)
             assert error_of(response) == (500, "internal_server_error")
             assert "secret" not in response.text and "Traceback" not in response.text
-        # The endpoint fails after the upgrade: it wants to say how many sessions there are.
+        # The endpoint fails after the upgrade, when it builds hello.
         with server.connect() as ws, pytest.raises(ConnectionClosed) as closed:
             ws.recv(10)
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1011
@@ -115,7 +115,7 @@ def test_a_defect_is_logged_and_not_told(
         logger.remove(sink)
     assert "an endpoint failed" in "".join(logged) and "ZeroDivisionError" in "".join(logged)
     monkeypatch.undo()
-    eventually(lambda: server.state.door.connections == 0)
+    eventually(lambda: server.state.admission.connections == 0)
     assert server.get("/readyz").status_code == 200
 
 
@@ -130,7 +130,7 @@ def test_while_the_model_loads(engine: ServedFakeEngine) -> None:
         return engine
 
     with RunningServer(load, ready=False) as server:
-        eventually(lambda: server.host.loop is not None)
+        eventually(lambda: server.runner.loop is not None)
         assert server.get("/healthz").status_code == 200
         ready = server.get("/readyz")
         assert (ready.status_code, ready.json()) == (503, {"ready": False, "reason": "loading"})
@@ -151,7 +151,7 @@ def test_a_load_that_fails_ends_the_server() -> None:
         RunningServer(failing(CheckpointError("cut off"))).__enter__()
 
 
-def test_a_load_that_is_given_up() -> None:
+def test_a_stop_while_the_engine_loads() -> None:
     release = threading.Event()
 
     def load() -> Any:
@@ -159,7 +159,7 @@ def test_a_load_that_is_given_up() -> None:
         return ServedFakeEngine()
 
     with RunningServer(load, ready=False) as server:
-        eventually(lambda: server.host.loop is not None)
+        eventually(lambda: server.runner.loop is not None)
         server.stop()
         assert server.wait_stopped()
         assert server.error is None
@@ -172,7 +172,7 @@ def test_a_full_server_is_not_ready(server: RunningServer, engine: ServedFakeEng
     ]
     ready = server.get("/readyz")
     assert (ready.status_code, ready.json()["reason"]) == (503, "full")
-    # Still one may come, to resume a session or to ask how many there are.
+    # Connections are still accepted: to resume a session or to read hello.
     with server.connect() as ws:
         ws.recv(10)
     sessions[0].close()
@@ -199,13 +199,13 @@ def test_with_the_engine_itself(loaded_engine: Engine) -> None:
         loaded_engine.open_session(Persona("NATF2"), on_frame=print)
 
 
-def test_the_engine_of_a_checkpoint_that_is_loaded_here() -> None:
+def test_a_server_loads_its_engine() -> None:
     config = EngineConfig(device="cpu", dtype="float32", max_sessions=1)
     with RunningServer(lambda: Engine.load(CHECKPOINT, config)) as server:
         assert server.get("/readyz").status_code == 200
 
 
-# The entrance.
+# Admission.
 
 
 def test_keys() -> None:
@@ -227,7 +227,7 @@ def test_keys() -> None:
         assert error_of(server.get("/v1/voices")) == (401, "access_denied")
         bearer = {"Authorization": f"Bearer {key}"}
         assert server.get("/v1/voices", headers=bearer).status_code == 200
-        # Whoever looks after the server needs none.
+        # The operator's pages need no key.
         for path in ("/healthz", "/readyz", "/metrics"):
             assert server.get(path).status_code == 200
         assert (
@@ -235,7 +235,7 @@ def test_keys() -> None:
         )
 
 
-def test_a_key_with_a_limit_leaves_connections_to_others() -> None:
+def test_a_key_with_a_session_limit_cannot_take_all_connections() -> None:
     keys = [new_key("greedy", max_sessions=1), new_key("other")]
     greedy, other = ({"Authorization": f"Bearer {key}"} for key, _ in keys)
     with RunningServer(ServedFakeEngine(), keys=[line for _, line in keys]) as server:
@@ -246,27 +246,27 @@ def test_a_key_with_a_limit_leaves_connections_to_others() -> None:
             assert (status, type(error)) == (503, LimitReached)
             assert "connections" in str(error) and int(headers["Retry-After"]) > 0
             stay.enter_context(server.connect(additional_headers=other)).recv(10)
-        eventually(lambda: server.state.door.connections == 0)
+        eventually(lambda: server.state.admission.connections == 0)
         with server.connect(additional_headers=greedy) as ws:
             ws.recv(10)
 
 
-def test_logs_of_defects_have_no_values(tmp_path: Path) -> None:
-    """Among the variables of a defect may be a caller's prompt, or a key."""
+def test_tracebacks_in_the_log_have_no_values(tmp_path: Path) -> None:
+    """The variables of a traceback may be a prompt or a key."""
     program = """
 from loguru import logger
-from pipecat_personaplex.cli.serve import _log
+from pipecat_personaplex.cli.logs import configure_logging
 
 def open_session(prompt):
     raise ZeroDivisionError(len(prompt))
 
-_log(debug=True)
+configure_logging("DEBUG")
 try:
-    open_session("my secret " + "prompt")  # in halves: the log quotes this line
+    open_session("my secret " + "prompt")  # in two parts, because the log quotes this line
 except ZeroDivisionError as error:
     logger.opt(exception=error).error("an endpoint failed")
 """
-    path = tmp_path / "defect.py"  # without a file, there are no lines to write values beside
+    path = tmp_path / "defect.py"  # loguru prints source lines, with values, only for a file
     path.write_text(program)
     done = subprocess.run([sys.executable, path], capture_output=True, text=True)
     assert "an endpoint failed" in done.stderr and "ZeroDivisionError" in done.stderr
@@ -292,6 +292,6 @@ def test_one_connection_too_many_is_refused_before_its_upgrade() -> None:
             assert (status, type(error)) == (503, LimitReached)
             assert int(headers["Retry-After"]) > 0
             assert server.get("/healthz").status_code == 200
-        eventually(lambda: server.state.door.connections == 0)
+        eventually(lambda: server.state.admission.connections == 0)
         with server.connect() as ws:
             ws.recv(10)

@@ -24,18 +24,18 @@ def key_file(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def test_a_key_lets_its_guest_in(key_file: Callable[[str], Path]) -> None:
+def test_a_key_identifies_its_client(key_file: Callable[[str], Path]) -> None:
     bot, bot_line = new_key("my-bot")
     trial, trial_line = new_key("trial_2.x", 3)
-    ring = ApiKeys.read(key_file(f"# ours\n\n{bot_line}\n  {trial_line}  # until May\n"))
-    assert len(ring) == 2
-    assert ring.guest_of(bot) == ApiClient("my-bot", None)
-    assert ring.guest_of(trial) == ApiClient("trial_2.x", 3)
+    keys = ApiKeys.read(key_file(f"# ours\n\n{bot_line}\n  {trial_line}  # until May\n"))
+    assert len(keys) == 2
+    assert keys.client_of(bot) == ApiClient("my-bot", None)
+    assert keys.client_of(trial) == ApiClient("trial_2.x", 3)
     for wrong in ("", "x", bot[:-1], bot + "x", bot.upper(), bot_line.digest, "\udc80ü\x00"):
-        assert ring.guest_of(wrong) is None
+        assert keys.client_of(wrong) is None
 
 
-def test_keys_are_long_and_kept_as_hashes_only() -> None:
+def test_keys_are_long_and_stored_only_as_hashes() -> None:
     keys = {new_key("a")[0] for _ in range(100)}
     assert len(keys) == 100 and all(len(key) == 43 for key in keys)
     key, line = new_key("a", 2)
@@ -46,21 +46,21 @@ def test_keys_are_long_and_kept_as_hashes_only() -> None:
 def test_every_line_is_compared(
     key_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipecat_personaplex.server import auth as keys
+    from pipecat_personaplex.server import auth
 
     made = [new_key(name) for name in ("a", "b", "c")]
-    ring = ApiKeys.read(key_file("\n".join(str(line) for _, line in made)))
+    keys = ApiKeys.read(key_file("\n".join(str(line) for _, line in made)))
     compared: list[str] = []
-    real = keys.hmac.compare_digest
+    real = auth.hmac.compare_digest
 
     def compare(one: str, other: str) -> bool:
         compared.append(one)
         return real(one, other)
 
-    monkeypatch.setattr(keys.hmac, "compare_digest", compare)
+    monkeypatch.setattr(auth.hmac, "compare_digest", compare)
     for key, _ in made:
         compared.clear()
-        assert ring.guest_of(key) is not None
+        assert keys.client_of(key) is not None
         assert compared == [line.digest for _, line in made]
 
 
@@ -79,7 +79,7 @@ def test_every_line_is_compared(
         (f"bot {DIGEST} max_sessions=", "line 1: after the hash"),
         (f"bot {DIGEST} sessions=1", "line 1: after the hash"),
         (f"bot {DIGEST} max_sessions=1 max_sessions=2", "line 1: after the hash"),
-        (f"bot {DIGEST}\nbot {DIGEST}", "line 2: there is another key of the name bot"),
+        (f"bot {DIGEST}\nbot {DIGEST}", "line 2: there is another key with the name bot"),
     ],
 )
 def test_a_bad_file_is_refused(key_file: Callable[[str], Path], text: str, expected: str) -> None:
@@ -99,8 +99,8 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         ApiKeys.read(tmp_path / "binary")
 
 
-def test_a_file_of_hashes_may_be_read_by_all(key_file: Callable[[str], Path]) -> None:
-    """As ``>> keys.txt`` makes it."""
+def test_a_readable_key_file_is_no_reason_to_warn(key_file: Callable[[str], Path]) -> None:
+    """``>> keys.txt`` creates a file that everyone can read; it contains only hashes."""
     messages: list[str] = []
     sink = logger.add(messages.append, format="{message}")
     try:
@@ -112,7 +112,7 @@ def test_a_file_of_hashes_may_be_read_by_all(key_file: Callable[[str], Path]) ->
     assert messages == []
 
 
-def test_what_windows_editors_and_shells_write(tmp_path: Path) -> None:
+def test_encodings_of_windows_editors_and_shells(tmp_path: Path) -> None:
     path = tmp_path / "keys.txt"
     line = f"bot {DIGEST}\r\n"
     path.write_bytes(line.encode("utf-8-sig"))
@@ -126,6 +126,6 @@ def test_what_windows_editors_and_shells_write(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "limit"), [("", None), ("a b", None), ("../a", None), ("a" * 65, None), ("a", 0)]
 )
-def test_what_cannot_be_a_key(name: str, limit: int | None) -> None:
+def test_an_invalid_name_or_limit_is_refused(name: str, limit: int | None) -> None:
     with pytest.raises(ConfigError):
         new_key(name, limit)

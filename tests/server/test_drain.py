@@ -1,4 +1,4 @@
-"""How a server ends: in this process, and as a process that gets signals."""
+"""How a server stops: in this process, and as a process that receives signals."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def opened(ws: ClientConnection) -> str:
 
 
 def speak(ws: ClientConnection, sequence: int) -> None:
-    """A frame, and its answer."""
+    """Send a frame and wait for the response."""
     ws.send(b"\x01" + sequence.to_bytes(4, "big") + FRAME)
     while not isinstance(ws.recv(30), bytes):
         pass
 
 
 def ended(ws: ClientConnection) -> tuple[dict[str, Any], int]:
-    """What the server said last, and its close code."""
+    """Wait for the close; return the last message and the close code."""
     last: dict[str, Any] = {}
     try:
         while True:
@@ -71,7 +71,7 @@ def ended(ws: ClientConnection) -> tuple[dict[str, Any], int]:
         return last, 0 if closed.rcvd is None else closed.rcvd.code
 
 
-def is_gone(url: str) -> bool:
+def is_stopped(url: str) -> bool:
     try:
         httpx.get(f"{url}/healthz", timeout=5)
     except httpx.TransportError:
@@ -87,7 +87,7 @@ def test_draining_waits_for_the_last_session() -> None:
             server.stop()
             draining = receive(ws)
             assert draining["type"] == "draining" and 0 < draining["seconds"] <= 30
-            # The port answers: to who asks how things are, and to who comes with a new session.
+            # The port still serves health checks, and refuses new sessions with an error.
             assert server.get("/healthz").status_code == 200
             assert server.get("/readyz").json() == {"ready": False, "reason": "draining"}
             assert "personaplex_draining 1.0" in server.get("/metrics").text
@@ -102,7 +102,7 @@ def test_draining_waits_for_the_last_session() -> None:
             assert ended(ws) == ({"type": "closed"}, 1000)
         assert server.wait_stopped()
         assert server.error is None
-    assert is_gone(server.url)
+    assert is_stopped(server.url)
 
 
 def test_a_session_may_be_resumed_while_draining() -> None:
@@ -122,7 +122,7 @@ def test_a_session_may_be_resumed_while_draining() -> None:
         assert server.wait_stopped()
 
 
-def test_the_deadline_ends_sessions_with_a_word() -> None:
+def test_the_deadline_ends_sessions_with_an_error() -> None:
     engine = ServedFakeEngine()
     with RunningServer(engine, ServerConfig(drain_seconds=0.3)) as server:
         with client(server.ws_url) as ws:
@@ -154,7 +154,7 @@ def test_two_stops_while_the_engine_loads() -> None:
         return ServedFakeEngine()
 
     with RunningServer(load, ready=False) as server:
-        eventually(lambda: not is_gone(server.url))
+        eventually(lambda: not is_stopped(server.url))
         server.stop()
         server.stop()
         assert server.wait_stopped()
@@ -162,7 +162,7 @@ def test_two_stops_while_the_engine_loads() -> None:
     loaded.set()
 
 
-# The same of ``personaplex serve``, by signals.
+# The same with ``personaplex serve`` and signals.
 
 
 def test_ctrl_c_twice_ends_the_process() -> None:
@@ -180,7 +180,7 @@ def test_ctrl_c_twice_ends_the_process() -> None:
 
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]])
 def test_signals_while_the_model_loads(signals: list[signal.Signals]) -> None:
-    """Torch, in the thread that loads, would abort the process at the interpreter's end."""
+    """The loading thread, inside torch, would abort the process when the interpreter exits."""
     with ServeProcess(ready=False) as server:
         assert server.get("/healthz").status_code == 200
         for number in signals:
@@ -207,7 +207,7 @@ def test_a_hangup_reads_the_keys_again_and_sigterm_drains(tmp_path: Path) -> Non
             opened(ws)
             keys.write_text("nonsense\n")
             server.send(signal.SIGHUP)
-            eventually(lambda: "the keys stay as they were" in server.log)
+            eventually(lambda: "the keys are unchanged" in server.log)
             assert status(old) == 200
             keys.write_text(f"{new_line}\n")
             server.send(signal.SIGHUP)
@@ -223,18 +223,18 @@ def test_a_hangup_reads_the_keys_again_and_sigterm_drains(tmp_path: Path) -> Non
             send(ws, "close")
             assert ended(ws)[1] == 1000
         assert server.wait() == 0
-    assert "old: session opened, 1 now" in server.log
-    assert "old: session ended, 0 now" in server.log
+    assert "session of old opened at /v1/session; 1 now" in server.log
+    assert "session of old ended after" in server.log
     assert old not in server.log and new not in server.log and "Traceback" not in server.log
 
 
-def test_a_hangup_in_the_midst_of_a_line_of_the_log(tmp_path: Path) -> None:
+def test_a_hangup_during_a_logging_call(tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text(f"{new_key('bot')[1]}\n")
     keys.chmod(0o600)
     config = ServerConfig()
     state = ServerState(config, "tiny", AdmissionController(config, ApiKeys([])))
-    before = state.door.keys
+    before = state.admission.keys
     lines: list[str] = []
     written = asyncio.Event()
 
@@ -258,10 +258,10 @@ def test_a_hangup_in_the_midst_of_a_line_of_the_log(tmp_path: Path) -> None:
         logger.remove(sink)
         signal.signal(signal.SIGHUP, handler)
     assert lines == ["opened\n", f"read the keys of {keys} again\n"]
-    assert state.door.keys is not before
+    assert state.admission.keys is not before
 
 
-def test_the_thread_of_a_stopped_server_is_gone() -> None:
+def test_a_stopped_server_leaves_no_thread() -> None:
     before = threading.active_count()
     with RunningServer(ServedFakeEngine()) as server:
         server.get("/healthz")

@@ -1,4 +1,4 @@
-"""Connections that mean harm, or are broken: nobody else notices, and nothing is left of them."""
+"""Hostile and broken connections: other clients are not affected, and nothing is left over."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 
-from pipecat_personaplex.server import websocket as wire
+from pipecat_personaplex.server import websocket as websocket_module
 from pipecat_personaplex.server.config import ServerConfig
 from tests.helpers.servers import ServedFakeEngine
 from tests.server.clients import SessionClient
@@ -41,19 +41,19 @@ def test_ten_megabytes(server: LiveServer, path: str, message: str | bytes) -> N
         with suppress(TimeoutError, ConnectionClosed):
             while True:
                 ws.recv(5)
-        # The server hangs up in the middle: its code may be lost with the rest.
+        # The server closes before it has read all; its close code may be lost.
         assert ws.close_code in (1009, 1006)
 
 
-def test_a_flood_delays_nobody_else(server: LiveServer) -> None:
-    """Small messages as fast as they go, from one client, while another talks."""
+def test_a_flood_does_not_delay_other_clients(server: LiveServer) -> None:
+    """One client sends small messages as fast as possible while another makes calls."""
     with websocket(server, "/v1/session") as flood:
         flood.recv(10)
         flood.send(OPEN)
         sock = flood.socket
         flood_of_them = client_frame(b'{"type":"stats"}', text=True) * 4_000
         sock.setblocking(False)
-        with suppress(OSError):  # the network is full, or the server has had enough
+        with suppress(OSError):  # the network is full, or the server has closed the connection
             while True:
                 sock.send(flood_of_them)
         slowest = 0.0
@@ -61,7 +61,7 @@ def test_a_flood_delays_nobody_else(server: LiveServer) -> None:
             started = time.monotonic()
             call(server)
             slowest = max(slowest, time.monotonic() - started)
-        print(f"\na call beside a flood: {slowest * 1e3:.0f} ms at most")
+        print(f"\na call during a flood: {slowest * 1e3:.0f} ms at most")
         assert slowest < 5
         with suppress(OSError):  # it is closed by now
             sock.setblocking(True)
@@ -74,11 +74,11 @@ def client_frame(payload: bytes, *, text: bool = False) -> bytes:
     return bytes([0x81 if text else 0x82, 0x80 | 126]) + size + bytes(4) + payload
 
 
-# Connections that stop half way.
+# Connections that stop half way through.
 
 
 def raw(server: LiveServer, data: bytes = b"", *, window: int = 0) -> socket.socket:
-    """A connection; an upgrade is waited for before more is sent, as the server wants it."""
+    """Connect and send data; what follows a request is sent after the upgrade."""
     sock = socket.socket()
     if window:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
@@ -107,14 +107,14 @@ def test_half_open_connections(server: LiveServer) -> None:
     beginnings += [chat, chat + opening[:3], chat + client_frame(b"\x01OggS")]
     socks = [raw(server, beginning) for beginning in beginnings for _ in range(5)]
     call(server)
-    # They never read, never answer a ping or a close, and stay: the server lets go of all.
+    # They never read and never respond to a ping or a close: the server drops all of them.
     server.check_clean()
     server.wait_until(lambda: open_files() <= before + len(socks))
     for sock in socks:
         sock.close()
 
 
-def test_requests_that_are_none(server: LiveServer) -> None:
+def test_damaged_requests(server: LiveServer) -> None:
     request = upgrade("/v1/session")
 
     @settings(MANY, max_examples=40)
@@ -133,7 +133,7 @@ def test_requests_that_are_none(server: LiveServer) -> None:
 
 
 def test_slow_readers(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "_SEND_SECONDS", 1.0)
+    monkeypatch.setattr(websocket_module, "_SEND_SECONDS", 1.0)
     before = open_files()
     opening = upgrade("/v1/session") + client_frame(OPEN.encode(), text=True)
     socks = [raw(server, opening, window=4_096) for _ in range(10)]
@@ -157,7 +157,7 @@ def test_slow_readers(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def arrive(server: LiveServer, path: str) -> tuple[float, bytes]:
-    """Connect; how long until the server's first word, and what it was."""
+    """Connect; return the time until the server's first bytes, and these bytes."""
     port = int(server.url.rpartition(":")[2])
     started = time.monotonic()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""Messages that mean harm, or are broken: nobody else notices, and nothing is left of them."""
+"""Hostile and broken messages: other clients are not affected, and nothing is left over."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipecat_personaplex.protocol.moshi import OggOpusWriter
 from tests.server.live import IMPATIENT, MANY, OPEN, LiveServer, frame, unharmed, websocket
 
 REFUSED_SECONDS = 2.0
-"""Far above what is measured, for a machine that does other things at the same time."""
+"""Far above the measured times, because the machine may be busy."""
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def server(victim: LiveServer) -> Iterator[LiveServer]:
 
 
 class Clock:
-    """How long refusals take."""
+    """Measures how long refusals take."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -50,9 +50,9 @@ def attack(
     messages: list[str | bytes],
     clock: Clock | None = None,
 ) -> int | None:
-    """Connect, send these, and read until the server closes; its close code, None if it does not.
+    """Connect, send messages and read; return the server's close code.
 
-    With a clock, until it does.
+    Without a clock, reading stops after 50 ms of silence, and None is returned.
     """
     started = time.monotonic()
     with websocket(server, path) as ws:
@@ -73,12 +73,12 @@ def attack(
 
 
 def check_answer(answer: str | bytes) -> None:
-    """Never a stack trace, never another caller's words."""
+    """A response must not contain a traceback."""
     text = answer if isinstance(answer, str) else answer[1:].decode(errors="replace")
     assert "Traceback" not in text
 
 
-# Words where there should be messages.
+# Control messages.
 
 
 NASTY = st.sampled_from(
@@ -263,7 +263,7 @@ def test_messages_of_a_chat(server: LiveServer) -> None:
     clock.report("chat messages")
 
 
-def test_five_seconds_out_of_nothing(server: LiveServer) -> None:
+def test_tiny_pages_that_decode_to_long_audio(server: LiveServer) -> None:
     # Ogg pages with one empty packet each: the decoder makes five seconds of every one.
     headers = speech()[: speech().index(b"OggS", 100)]
     page = b"OggS\0\0" + struct.pack("<qIII", 0, 42, 2, 0) + b"\x01\x00"
@@ -275,7 +275,7 @@ def test_five_seconds_out_of_nothing(server: LiveServer) -> None:
 
 
 def test_refusals_are_quick(server: LiveServer) -> None:
-    """One after another, as a client that has no luck would."""
+    """One connection after another."""
     tries: dict[str, Callable[[], Any]] = {
         "bad JSON": lambda: attack(server, "/v1/session", ["{"], clock),
         "unknown voice": lambda: attack(

@@ -1,4 +1,4 @@
-"""Sockets: many at once, strange, silent, and slow."""
+"""Sockets: many at once, malformed requests, silent and slow clients."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def server() -> Iterator[RunningServer]:
 
 
 def test_a_thousand_connections_at_once() -> None:
-    """Each is answered, one way or the other, and nothing is left of them."""
+    """Each gets a response, accepted or refused, and nothing is left over."""
     with RunningServer(ServedFakeEngine(), ServerConfig(max_connections=300)) as server:
         files = len(os.listdir("/proc/self/fd"))
         with ExitStack() as stack:
@@ -46,14 +46,14 @@ def test_a_thousand_connections_at_once() -> None:
             answers = [client.recv(12) for client in clients]
         assert answers.count(b"HTTP/1.1 101") == 300
         assert answers.count(b"HTTP/1.1 503") == 700
-        eventually(lambda: server.state.door.connections == 0)
+        eventually(lambda: server.state.admission.connections == 0)
         eventually(lambda: len(os.listdir("/proc/self/fd")) <= files)
         with server.connect() as ws:
             ws.recv(10)
 
 
-def test_small_messages_are_not_held_back() -> None:
-    """Nagle's algorithm keeps the second of two until the first is acknowledged: 40 ms."""
+def test_small_messages_are_not_delayed() -> None:
+    """Nagle's algorithm delays the second of two until the first is acknowledged: 40 ms."""
     with ExitStack() as stack:
         listening = stack.enter_context(listen.open_socket("127.0.0.1", 0))
         stack.enter_context(socket.create_connection(listening.getsockname()))
@@ -70,7 +70,7 @@ def test_small_messages_are_not_held_back() -> None:
         b"Host: x\r\nAuthorization: " + b"x" * 20_000,
     ],
 )
-def test_a_strange_head_is_refused_without_a_defect(head: bytes) -> None:
+def test_a_malformed_header_is_refused_without_a_defect(head: bytes) -> None:
     logged: list[str] = []
     sink = logger.add(logged.append, level="ERROR")
     try:
@@ -91,10 +91,10 @@ def test_a_strange_head_is_refused_without_a_defect(head: bytes) -> None:
     assert logged == []
 
 
-# Clients that keep us waiting.
+# Clients that keep the server waiting.
 
 
-def test_a_connection_that_asks_nothing_is_closed() -> None:
+def test_a_connection_without_a_request_is_closed() -> None:
     with RunningServer(ServedFakeEngine(), ServerConfig(hello_seconds=0.3)) as server:
         for said in (b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: "):
             with server.tcp() as client:
@@ -103,7 +103,7 @@ def test_a_connection_that_asks_nothing_is_closed() -> None:
                     assert client.recv(100) == b""
                 except ConnectionResetError:
                     pass
-        # A second request that never comes whole.
+        # A second request that is never complete.
         with server.tcp() as client:
             client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /he")
             received = b""
@@ -116,7 +116,7 @@ def test_a_connection_that_asks_nothing_is_closed() -> None:
         assert server.get("/healthz").status_code == 200
 
 
-def test_an_endless_head_is_refused(server: RunningServer) -> None:
+def test_an_endless_header_is_refused(server: RunningServer) -> None:
     with server.tcp() as client:
         try:
             client.sendall(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 100_000)
@@ -126,7 +126,7 @@ def test_an_endless_head_is_refused(server: RunningServer) -> None:
     assert server.get("/healthz").status_code == 200
 
 
-def test_messages_have_a_size(server: RunningServer) -> None:
+def test_messages_have_a_maximum_size(server: RunningServer) -> None:
     with server.connect(max_size=None) as ws:
         ws.recv(10)
         with pytest.raises(ConnectionClosed) as closed:
@@ -139,13 +139,13 @@ def test_messages_have_a_size(server: RunningServer) -> None:
             ws.send([b"x" * 1000] * 100)  # the same in fragments
             ws.recv(10)
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1009
-    eventually(lambda: server.state.door.connections == 0)
+    eventually(lambda: server.state.admission.connections == 0)
 
 
-def test_a_client_that_does_not_read_is_let_go(
+def test_a_client_that_does_not_read_is_disconnected(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its socket too: closing alone would wait for it to read what is buffered."""
+    """Its socket is closed too; close() alone would wait until it has read the buffer."""
     monkeypatch.setattr(protocols, "_CLOSE_SECONDS", 0.2)
 
     def flood(then: str) -> None:
@@ -163,10 +163,10 @@ def test_a_client_that_does_not_read_is_let_go(
             assert client.recv(12) == b"HTTP/1.1 101"
             server.call(lambda then=then: flood(then))
             eventually(lambda: not server.connections)
-            eventually(lambda: server.state.door.connections == 0)
+            eventually(lambda: server.state.admission.connections == 0)
 
 
-def test_a_client_that_does_not_pong_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_does_not_pong_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listen, "_PING_SECONDS", 0.1)
     monkeypatch.setattr(listen, "_PONG_SECONDS", 0.3)
     with RunningServer(ServedFakeEngine()) as server, server.tcp() as client:
@@ -176,10 +176,10 @@ def test_a_client_that_does_not_pong_is_let_go(monkeypatch: pytest.MonkeyPatch) 
             received += more
         assert b"\x89\x04" in received  # a ping
         assert received.endswith((1011).to_bytes(2, "big") + b"keepalive ping timeout")
-        eventually(lambda: server.state.door.connections == 0)
+        eventually(lambda: server.state.admission.connections == 0)
 
 
-def test_a_name_with_two_kinds_of_addresses_is_ipv4s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_with_both_kinds_of_addresses_uses_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
     both = [
         (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),

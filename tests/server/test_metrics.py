@@ -30,7 +30,7 @@ def stats(counters: Counters) -> EngineStats:
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
-    """Every sample by its name, with its label where it has one."""
+    """Return every sample by its name and its label, if any."""
     return {
         ":".join((sample.name, *sample.labels.values())): sample.value
         for family in text_string_to_metric_families(metrics.render().decode())
@@ -38,14 +38,14 @@ def samples(metrics: Metrics) -> dict[str, float]:
     }
 
 
-def test_before_there_is_an_engine() -> None:
+def test_metrics_without_an_engine() -> None:
     found = samples(Metrics(lambda: None, AdmissionController(ServerConfig())))
     assert found["personaplex_healthy"] == 0
     assert found["personaplex_connections"] == 0
     assert "personaplex_sessions" not in found
 
 
-def test_what_the_engine_did() -> None:
+def test_metrics_of_the_engine() -> None:
     counters = Counters()
     for seconds in (0.004, 0.030, 0.0301, 0.079, 0.081, 2.0):
         counters.count_step(seconds)
@@ -72,16 +72,16 @@ def test_what_the_engine_did() -> None:
     assert abs(found["personaplex_step_seconds_sum"] - 2.2241) < 1e-9
 
 
-def test_what_the_server_did() -> None:
-    door = AdmissionController(ServerConfig())
-    metrics = Metrics(lambda: None, door)
+def test_metrics_of_the_server() -> None:
+    admission = AdmissionController(ServerConfig())
+    metrics = Metrics(lambda: None, admission)
     metrics.sessions_opened.labels("/v1/session").inc()
     metrics.sessions_opened.labels("/api/chat").inc(2)
     metrics.resumes.inc()
     metrics.messages_refused.inc(3)
-    door.refusals["access_denied"] += 4
-    door.start_draining()
-    with door.connection():
+    admission.refusals["access_denied"] += 4
+    admission.start_draining()
+    with admission.connection():
         found = samples(metrics)
     assert found["personaplex_sessions_opened_total:/v1/session"] == 1
     assert found["personaplex_sessions_opened_total:/api/chat"] == 2
@@ -92,7 +92,7 @@ def test_what_the_server_did() -> None:
     assert found["personaplex_draining"] == 1
 
 
-def test_two_servers_in_a_process_do_not_meet() -> None:
+def test_two_servers_in_a_process_have_separate_metrics() -> None:
     one, other = (Metrics(lambda: None, AdmissionController(ServerConfig())) for _ in range(2))
     one.resumes.inc()
     assert samples(other)["personaplex_resumes_total"] == 0

@@ -1,4 +1,4 @@
-"""A chat: what its URL asks for, and what is said and heard."""
+"""``/api/chat``: the query of its URL, and audio and text in both directions."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def pitch(sound: Sound) -> float:
     return float(spectrum.argmax() * 24_000 / len(sound))
 
 
-# What a client asks for in its URL.
+# The query of the URL.
 
 
-def test_everything_that_may_be_asked_for() -> None:
+def test_all_parameters() -> None:
     query = {
         "voice_prompt": "NATM1.pt",
         "text_prompt": "You work for Jerusalem Shakshuka.",
@@ -47,20 +47,20 @@ def test_everything_that_may_be_asked_for() -> None:
     )
 
 
-def test_nothing_asked_for() -> None:
+def test_no_parameters() -> None:
     persona, sampling = parse_query({}, VOICES)
     assert persona == Persona("NATF0", "")
     assert sampling == SamplingParams(seed=sampling.seed)
 
 
 @pytest.mark.parametrize("query", [{}, {"seed": "-1"}, {"seed": ""}])
-def test_any_seed_is_another_each_time(query: dict[str, str]) -> None:
+def test_without_a_seed_each_session_has_a_random_one(query: dict[str, str]) -> None:
     assert parse_query(query, VOICES)[1].seed != parse_query(query, VOICES)[1].seed
 
 
-@pytest.mark.parametrize("asked", ["NATF2", "NATF2.pt", "NATF2.safetensors", "NATF2.wav"])
-def test_voices_by_their_file_names(asked: str) -> None:
-    assert parse_query({"voice_prompt": asked}, VOICES)[0].voice == "NATF2"
+@pytest.mark.parametrize("requested", ["NATF2", "NATF2.pt", "NATF2.safetensors", "NATF2.wav"])
+def test_voices_by_file_name(requested: str) -> None:
+    assert parse_query({"voice_prompt": requested}, VOICES)[0].voice == "NATF2"
 
 
 def test_a_voice_whose_name_has_a_suffix() -> None:
@@ -68,12 +68,12 @@ def test_a_voice_whose_name_has_a_suffix() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "requested",
     ["NATX.pt", "../NATF2.pt", "/voices/NATF2.pt", "NATF2.exe", "NATF2.pt.pt", "NATF2\0", "."],
 )
-def test_voices_that_there_are_not(asked: str) -> None:
+def test_unknown_voices(requested: str) -> None:
     with pytest.raises(VoiceNotFound):
-        parse_query({"voice_prompt": asked}, VOICES)
+        parse_query({"voice_prompt": requested}, VOICES)
 
 
 def test_an_engine_without_voices() -> None:
@@ -98,7 +98,7 @@ def test_an_engine_without_voices() -> None:
         {"text_topk": "1e9"},
     ],
 )
-def test_values_that_cannot_be(query: dict[str, str]) -> None:
+def test_invalid_values(query: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
         parse_query(query, VOICES)
 
@@ -106,7 +106,9 @@ def test_values_that_cannot_be(query: dict[str, str]) -> None:
 # A conversation.
 
 
-async def test_what_existing_clients_send(server: LiveServer, fake: ServedFakeEngine) -> None:
+async def test_parameters_and_messages_of_existing_clients(
+    server: LiveServer, fake: ServedFakeEngine
+) -> None:
     # The web client's parameters, as of NVIDIA's release.
     query = {
         "worker_auth_id": "0",
@@ -145,7 +147,7 @@ async def test_the_handshake_waits_for_the_prompt(
         await client.handshake()
 
 
-async def test_sound_and_words_come_back(server: LiveServer, fake: ServedFakeEngine) -> None:
+async def test_audio_and_text_are_sent_back(server: LiveServer, fake: ServedFakeEngine) -> None:
     fake.on_open = says(" Hello", ",", " naïve")
     async with ChatClient.connect(server.ws_url) as client:
         await client.handshake()
@@ -155,7 +157,7 @@ async def test_sound_and_words_come_back(server: LiveServer, fake: ServedFakeEng
 
 
 @pytest.mark.parametrize("milliseconds", [2.5, 10, 20, 60, 80])
-async def test_any_opus_frame_and_any_cut(
+async def test_opus_frames_of_any_length_in_messages_of_any_length(
     server: LiveServer, fake: ServedFakeEngine, milliseconds: float
 ) -> None:
     stream = ogg(tone(20).reshape(-1), milliseconds)
@@ -168,7 +170,7 @@ async def test_any_opus_frame_and_any_cut(
 
 
 def ogg(sound: Sound, milliseconds: float) -> bytes:
-    """An Ogg-Opus stream with packets of another length than sphn makes; one packet a page."""
+    """An Ogg-Opus stream with packets of a given length, one packet a page."""
     size = int(milliseconds * 24)
     encoder = opuslib_next.Encoder(24_000, 1, opuslib_next.APPLICATION_AUDIO)
     writer = sphn.OpusStreamWriter(24_000)
@@ -198,7 +200,7 @@ async def test_callers_do_not_mix(server: LiveServer, fake: ServedFakeEngine) ->
 
 
 @pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.slow)])
-async def test_a_conversation_is_the_engines_own(engine: Engine, seconds: int) -> None:
+async def test_a_conversation_equals_that_of_the_engine(engine: Engine, seconds: int) -> None:
     frames = np.tile(conversation("restaurant").user_pcm, 10)[: int(seconds * 12.5) * FRAME]
     caller = frames.astype(np.float32).reshape(-1, FRAME)
     query = {
@@ -210,7 +212,7 @@ async def test_a_conversation_is_the_engines_own(engine: Engine, seconds: int) -
         "audio_topk": 100,
         "text_topk": 40,
     }
-    # What the server hears: Opus' rendering of it.
+    # What the server receives: the audio after Opus.
     writer, reader = sphn.OpusStreamWriter(24_000), sphn.OpusStreamReader(24_000)
     heard = np.concatenate([reader.append_bytes(writer.append_pcm(frame)) for frame in caller])
     sampling = SamplingParams(11, 0.9, 0.8, 100, 40)

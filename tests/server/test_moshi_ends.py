@@ -1,4 +1,4 @@
-"""What a chat is refused, and how it ends."""
+"""``/api/chat``: refusals, and how a session ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.servers import ServedFakeEngine
 from tests.server.clients import ChatClient, tone
 from tests.server.live import LiveServer
 
-# What is refused.
+# Refusals.
 
 
 async def refusal(server: LiveServer, *messages: str | bytes, **query: object) -> tuple[str, int]:
@@ -48,7 +48,7 @@ async def test_bad_queries(
     assert fake.sessions == []
 
 
-async def test_a_query_that_is_no_query(server: LiveServer) -> None:
+async def test_a_malformed_query(server: LiveServer) -> None:
     url = f"{server.ws_url}/api/chat?%ff=%00&seed=1&&&=&voice_prompt=NATF2&text_prompt=%ff%fe"
     async with connect(url, proxy=None) as ws:
         assert await ws.recv() == b"\0"
@@ -95,7 +95,7 @@ async def test_a_message_of_more_than_64_kib(server: LiveServer) -> None:
         assert client.ws.close_code == 1009
 
 
-async def test_a_session_that_a_defect_keeps_from_opening(
+async def test_a_defect_in_open_session_refuses_the_session(
     server: LiveServer, fake: ServedFakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> None:
@@ -106,10 +106,10 @@ async def test_a_session_that_a_defect_keeps_from_opening(
     assert ("failed to serve" in error, "secret" in error, code) == (True, False, 1011)
 
 
-# How it ends.
+# Ends.
 
 
-async def test_a_client_that_leaves_frees_its_slot(
+async def test_a_client_that_disconnects_frees_its_slot(
     server: LiveServer, fake: ServedFakeEngine
 ) -> None:
     fake.max_sessions = 1
@@ -122,7 +122,7 @@ async def test_a_client_that_leaves_frees_its_slot(
 
 
 @pytest.mark.parametrize("error", [SessionFailed("this one broke"), EngineFailed("all broke")])
-async def test_a_session_that_fails(
+async def test_a_failed_session_reports_its_error(
     server: LiveServer, fake: ServedFakeEngine, error: PersonaPlexError
 ) -> None:
     async with ChatClient.connect(server.ws_url) as client:
@@ -131,7 +131,7 @@ async def test_a_session_that_fails(
         assert await client.ended() == (str(error), 1011)
 
 
-async def test_limits_of_time(fake: ServedFakeEngine) -> None:
+async def test_a_session_without_audio_ends(fake: ServedFakeEngine) -> None:
     with LiveServer(fake, ServerConfig(idle_seconds=0.2)) as server:
         async with ChatClient.connect(server.ws_url) as client:
             await client.handshake()
@@ -142,7 +142,7 @@ async def test_limits_of_time(fake: ServedFakeEngine) -> None:
         server.check_clean()
 
 
-async def test_messages_without_sound_are_not_audio(fake: ServedFakeEngine) -> None:
+async def test_audio_messages_without_samples_do_not_count_as_audio(fake: ServedFakeEngine) -> None:
     with LiveServer(fake, ServerConfig(idle_seconds=0.4)) as server:
         async with ChatClient.connect(server.ws_url) as client:
             await client.handshake()
@@ -156,7 +156,7 @@ async def test_messages_without_sound_are_not_audio(fake: ServedFakeEngine) -> N
         server.check_clean()
 
 
-async def test_a_client_that_is_too_fast(fake: ServedFakeEngine) -> None:
+async def test_audio_that_comes_too_fast_ends_the_session(fake: ServedFakeEngine) -> None:
     with LiveServer(fake, ServerConfig(max_speed=1, resume_seconds=0)) as server:
         async with ChatClient.connect(server.ws_url) as client:
             await client.handshake()
@@ -169,7 +169,7 @@ async def test_a_client_that_is_too_fast(fake: ServedFakeEngine) -> None:
         server.check_clean()
 
 
-async def test_a_client_that_does_not_read(fake: ServedFakeEngine) -> None:
+async def test_a_client_that_does_not_read_loses_its_session(fake: ServedFakeEngine) -> None:
     with LiveServer(fake, ServerConfig(max_unsent_frames=10)) as server:
         async with ChatClient.connect(server.ws_url) as client:
             await client.handshake()
@@ -177,7 +177,7 @@ async def test_a_client_that_does_not_read(fake: ServedFakeEngine) -> None:
             for frame in tone(30):
                 await client.push(frame)
             await server.until(lambda: len(fake.sessions[0].heard) == 30)
-            # The server's loop stands still meanwhile.
+            # Block the server's loop meanwhile, so that the frames pile up.
             server.call(lambda: answer_all(server, fake.sessions[0]))
             error, code = await client.ended()
             assert "does not read" in error
@@ -194,7 +194,9 @@ async def test_the_server_stops(fake: ServedFakeEngine) -> None:
     with LiveServer(fake, ServerConfig(drain_seconds=0.3)) as server:
         async with ChatClient.connect(server.ws_url) as client:
             await client.handshake()
-            drained = asyncio.run_coroutine_threadsafe(server.state.door.drain(), server.host.loop)
+            drained = asyncio.run_coroutine_threadsafe(
+                server.state.admission.drain(), server.runner.loop
+            )
             error, code = await client.ended()
             assert (error, code) == ("the server has stopped", 1001)
         await asyncio.wrap_future(drained)

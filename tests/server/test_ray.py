@@ -1,4 +1,4 @@
-"""Ray Serve with two replicas of the tiny model, by the commands and the file of docker/ray."""
+"""Ray Serve with two replicas of the tiny model, with the commands and the file of docker/ray."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Cluster:
 
     Attributes:
         port: Where its proxy listens.
-        metrics_port: Where its node tells its figures.
-        head: The process that all others of the cluster come from.
+        metrics_port: Port of its node's metrics.
+        head: The process that started all others of the cluster.
     """
 
     port: int
@@ -73,7 +73,7 @@ class Cluster:
 
 
 class Session:
-    """A conversation, by PROTOCOL.md alone.
+    """A client of ``/v1/session``, written from PROTOCOL.md.
 
     Args:
         port: Of the server.
@@ -86,16 +86,16 @@ class Session:
             self._websocket: ClientConnection = stack.enter_context(
                 connect(f"ws://127.0.0.1:{port}/v1/session", open_timeout=seconds, close_timeout=2)
             )
-            self.hello = self._told()
-            self._say({"type": "open", "voice": self.hello["voices"][0]})
-            opened = self._told()
+            self.hello = self._receive()
+            self._send({"type": "open", "voice": self.hello["voices"][0]})
+            opened = self._receive()
             assert opened["type"] == "opened", opened
             assert opened["resume_seconds"] == 0
-            assert self._told()["type"] == "ready"
+            assert self._receive()["type"] == "ready"
             self._stack = stack.pop_all()
 
     def converse(self) -> None:
-        """Send a frame, and have it answered."""
+        """Send a frame and receive the response."""
         self._websocket.send(struct.pack(">BI", 1, self._sent) + FRAME)
         answer = self._websocket.recv(timeout=ANSWER_SECONDS)
         assert isinstance(answer, bytes), answer
@@ -110,25 +110,25 @@ class Session:
         return True
 
     def close(self) -> None:
-        """Hang up, and wait until the server has."""
+        """Close the session and wait for the server's confirmation."""
         with suppress(ConnectionClosed):
-            self._say({"type": "close"})
-            assert self._told()["type"] == "closed"
+            self._send({"type": "close"})
+            assert self._receive()["type"] == "closed"
         self._stack.close()
 
-    def _say(self, message: dict[str, object]) -> None:
+    def _send(self, message: dict[str, object]) -> None:
         self._websocket.send(json.dumps(message))
 
-    def _told(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         message = self._websocket.recv(timeout=ANSWER_SECONDS)
         assert isinstance(message, str)
-        told: dict[str, Any] = json.loads(message)
-        return told
+        received: dict[str, Any] = json.loads(message)
+        return received
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    # Ray puts sockets there, and their paths may not be long.
+    # Ray creates sockets in this folder; a socket's path must be short.
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     gcs, proxy, *others = free_ports(6)
     config = yaml.safe_load(SHIPPED.read_text())
@@ -205,14 +205,16 @@ def test_sessions_fill_every_replica_then_one_waits_and_the_next_is_refused(
     try:
         # Each replica has one slot: two sessions are on two replicas.
         for session in (first, second):
-            assert session.hello["max_sessions"] == 0, "a replica does not speak for all of them"
+            assert session.hello["max_sessions"] == 0, (
+                "a replica must not report its slots as all slots"
+            )
             session.converse()
         with ThreadPoolExecutor(4) as pool:
             callers = [pool.submit(cluster.session)]
-            # Ray counts who waits a moment after it lets them: a second may slip in.
+            # Ray counts waiting callers with a delay: a second one may be let through.
             while not (done := wait(callers, timeout=2, return_when=FIRST_COMPLETED).done):
                 callers.append(pool.submit(cluster.session))
-                assert len(callers) <= 4, "nobody was refused"
+                assert len(callers) <= 4, "no caller was refused"
             refusals = [caller.exception() for caller in done]
             waiting = [caller for caller in callers if caller not in done]
             first.close()
@@ -236,7 +238,7 @@ def test_a_remote_engine_fills_every_replica_too(cluster: Cluster) -> None:
         sessions: list[RemoteSession] = []
 
         def another() -> bool:
-            # Slots of the last test may not be free yet, and looks take one for a moment.
+            # Slots of the last test may not be free yet, and status polls take one for a moment.
             with suppress(PersonaPlexError):
                 session = engine.open_session(persona, on_frame=print)
                 if session.wait_ready(ANSWER_SECONDS):
@@ -249,15 +251,15 @@ def test_a_remote_engine_fills_every_replica_too(cluster: Cluster) -> None:
             session.wait_ended(ANSWER_SECONDS)
 
 
-def test_every_replica_tells_its_figures(cluster: Cluster) -> None:
-    def replicas_that_tell() -> int:
+def test_every_replica_exports_metrics(cluster: Cluster) -> None:
+    def replicas_with_metrics() -> int:
         with urllib.request.urlopen(f"http://127.0.0.1:{cluster.metrics_port}/metrics") as answer:
-            told = re.findall(
+            found = re.findall(
                 r"^ray_personaplex_max_sessions\{.*\} 1", answer.read().decode(), re.M
             )
-        return len(told)
+        return len(found)
 
-    until(lambda: replicas_that_tell() == REPLICAS, ANSWER_SECONDS)
+    until(lambda: replicas_with_metrics() == REPLICAS, ANSWER_SECONDS)
 
 
 def test_a_killed_replica_ends_its_own_session_and_comes_back(cluster: Cluster) -> None:
@@ -267,7 +269,7 @@ def test_a_killed_replica_ends_its_own_session_and_comes_back(cluster: Cluster) 
     os.kill(victim, signal.SIGKILL)
     left = [session for session in sessions if session.alive()]
     assert len(left) == 1, "one session was on the replica that was killed, one was not"
-    # Its place is free again once there is another replica.
+    # Its slot is free again when Ray has started another replica.
     new = cluster.session(START_SECONDS)
     new.converse()
     left[0].converse()
@@ -328,11 +330,11 @@ def family(root: subprocess.Popen[bytes]) -> set[int]:
 
 
 def descendants(root: int) -> set[int]:
-    """Every process that this one has started, and they."""
+    """Return all processes that this one has started, directly or not."""
     parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            # The name in brackets may hold anything.
+            # The process name in parentheses may contain any character.
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             parents[int(folder.name)] = int(fields[1])
     found = {root}

@@ -1,4 +1,4 @@
-"""What the Ray deployment puts around the application, without Ray's processes."""
+"""The Ray deployment's additions to the application, without Ray's processes."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ async def greet(websocket: WebSocket) -> None:
     await websocket.close()
 
 
-def test_only_the_hello_of_a_session_loses_its_figures() -> None:
-    from pipecat_personaplex.server.ray_serve import OneOfMany
+def test_slot_counts_are_hidden_only_in_the_hello_of_a_session() -> None:
+    from pipecat_personaplex.server.ray_serve import HideSlotCounts
 
     app = Starlette(routes=[WebSocketRoute(path, greet) for path in (SESSION_PATH, "/other")])
-    app.add_middleware(OneOfMany)
-    discreet = HELLO.model_copy(update={"sessions": 0, "max_sessions": 0})
-    for path, first in ((SESSION_PATH, discreet), ("/other", HELLO)):
+    app.add_middleware(HideSlotCounts)
+    hidden = HELLO.model_copy(update={"sessions": 0, "max_sessions": 0})
+    for path, first in ((SESSION_PATH, hidden), ("/other", HELLO)):
         with TestClient(app).websocket_connect(path) as client:
             assert Hello.model_validate_json(client.receive_text()) == first
             assert Hello.model_validate_json(client.receive_text()) == HELLO
@@ -50,13 +50,13 @@ def test_only_the_hello_of_a_session_loses_its_figures() -> None:
 
 
 async def full(scope: Scope, receive: Receive, send: Send) -> None:
-    """Refuses as Ray's proxy does: as a plain request, whatever it is."""
+    """Refuse as Ray's proxy does: with an HTTP response also for a WebSocket."""
     headers = [(b"retry-after", b"1")]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": b"full"})
 
 
-def test_a_refused_websocket_sees_its_status() -> None:
+def test_a_refused_websocket_gets_its_status() -> None:
     from pipecat_personaplex.server.ray_serve import proxy_middlewares
 
     (middleware,) = proxy_middlewares()
@@ -89,7 +89,7 @@ class _Engine:
         self.stopped += 1
 
 
-async def test_a_replica_is_as_healthy_as_its_engine_and_ends_with_it() -> None:
+async def test_a_replica_reports_its_engines_health_and_stops_it() -> None:
     from pipecat_personaplex.server.ray_serve import EngineReplica
 
     replica: Any = object.__new__(EngineReplica)
@@ -115,7 +115,7 @@ async def test_a_replica_is_as_healthy_as_its_engine_and_ends_with_it() -> None:
         ({"limits": {"drain_seconds": 5}}, "limits.drain_seconds"),
     ],
 )
-def test_options_that_would_do_nothing(options: dict[str, Any], named: str) -> None:
+def test_options_without_effect_are_refused(options: dict[str, Any], named: str) -> None:
     from pydantic import ValidationError
 
     from pipecat_personaplex.server.ray_serve import RayArgs
@@ -125,7 +125,7 @@ def test_options_that_would_do_nothing(options: dict[str, Any], named: str) -> N
     assert re.search(named, str(refused.value), re.DOTALL)
 
 
-def test_its_figures_are_the_engine_s() -> None:
-    from pipecat_personaplex.server.ray_serve import _FIGURES
+def test_its_metrics_are_those_of_the_engine() -> None:
+    from pipecat_personaplex.server.ray_serve import _METRICS
 
-    assert set(_FIGURES) <= {field.name for field in dataclasses.fields(EngineStats)}
+    assert set(_METRICS) <= {field.name for field in dataclasses.fields(EngineStats)}

@@ -1,4 +1,4 @@
-"""A session that is cut and resumed: the same conversation, over one connection at a time."""
+"""Resuming a session after its connection broke: the conversation continues unchanged."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.server.live import LiveServer
 
 
 def levels(fake: ServedFakeEngine) -> list[int]:
-    """What the first session heard, frame by frame."""
+    """Audio levels that the first session received, frame by frame."""
     return [round(float(pcm[0]) * 32768) for pcm in fake.sessions[0].heard]
 
 
 @pytest.mark.parametrize("audio", ["pcm16", "opus"])
-async def test_frames_come_again_byte_for_byte(server: LiveServer, audio: str) -> None:
+async def test_frames_are_sent_again_byte_for_byte(server: LiveServer, audio: str) -> None:
     packets = []
     encode = opus_encoder() if audio == "opus" else lambda frame: frame
     async with SessionClient.opened(server.ws_url, audio=audio) as client:
@@ -52,7 +52,7 @@ def opus_encoder() -> Any:
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_a_conversation_with_many_cuts_is_the_same_conversation(
+async def test_many_broken_connections_do_not_change_the_conversation(
     server: LiveServer, fake: ServedFakeEngine, seed: int
 ) -> None:
     chance, total = random.Random(seed), 60
@@ -72,7 +72,7 @@ async def test_a_conversation_with_many_cuts_is_the_same_conversation(
             pushed = min(client.sequence + chance.randint(0, 8), total)
             while client.sequence < pushed:
                 await client.push(loud(client.sequence))
-            # Never all of them: an answer may be on its way when the network goes.
+            # Not all of them: a frame may be on its way when the connection breaks.
             for _ in range(chance.randint(0, pushed - len(got))):
                 got.append(await client.frame())
             if len(got) < total:
@@ -85,7 +85,7 @@ async def test_a_conversation_with_many_cuts_is_the_same_conversation(
         np.testing.assert_array_equal(np.frombuffer(frame.audio, "<i2"), loud(frame.sequence))
 
 
-async def test_a_cut_costs_no_token(engine: Engine) -> None:
+async def test_a_broken_connection_does_not_change_the_tokens(engine: Engine) -> None:
     sampling = SamplingParams(seed=3)
     caller = (conversation("friend").user_pcm[: 30 * FRAME] * 32768).astype(np.int16)
     expected = await asyncio.to_thread(engine.converse, FRIEND, pcm16_to_float(caller), sampling)
@@ -113,7 +113,7 @@ async def test_a_cut_costs_no_token(engine: Engine) -> None:
         np.testing.assert_array_equal(ours.agent_codes, theirs.agent_codes)
 
 
-async def test_what_is_answered_meanwhile_is_sent_on_return(
+async def test_frames_that_were_computed_meanwhile_are_sent_on_resume(
     server: LiveServer, fake: ServedFakeEngine
 ) -> None:
     fake.step.clear()
@@ -147,7 +147,7 @@ async def test_frames_sent_twice_are_refused(server: LiveServer, fake: ServedFak
 # Readiness.
 
 
-async def test_a_session_that_became_ready_meanwhile(
+async def test_a_session_becomes_ready_while_its_client_is_disconnected(
     server: LiveServer, fake: ServedFakeEngine
 ) -> None:
     fake.ready = False
@@ -162,11 +162,11 @@ async def test_a_session_that_became_ready_meanwhile(
     async with SessionClient.connect(server.ws_url) as last:
         assert (await last.resume(client.secret, 0))["ready"] is True
         await last.push()
-        await last.frame()  # and not ready once more
+        await last.frame()  # not a second ready
         await finish(last)
 
 
-async def test_ready_is_told_once(server: LiveServer, fake: ServedFakeEngine) -> None:
+async def test_ready_is_sent_once(server: LiveServer, fake: ServedFakeEngine) -> None:
     fake.ready = False
     async with SessionClient.connect(server.ws_url) as client:
         await client.open()
@@ -206,12 +206,16 @@ async def test_of_several_resumes_one_remains(server: LiveServer, fake: ServedFa
         await client.frame()
         await cut(client)
 
-    async def resume(number: int) -> int:
+    all_resumed = asyncio.Barrier(8)
+
+    async def resume() -> int:
         async with SessionClient.connect(server.ws_url) as again:
             try:
-                resumed = await again.resume(client.secret, 1)
+                try:
+                    resumed = await again.resume(client.secret, 1)
+                finally:  # Some are closed in favour of another before the server responds.
+                    await all_resumed.wait()
                 assert resumed["next_frame"] == 1
-                await asyncio.sleep(0.5)
                 await again.push(loud(1))
                 assert (await again.frame()).sequence == 1
             except ConnectionClosed:
@@ -219,7 +223,7 @@ async def test_of_several_resumes_one_remains(server: LiveServer, fake: ServedFa
             await finish(again)
             return 1000
 
-    codes = await asyncio.gather(*(resume(number) for number in range(8)))
+    codes = await asyncio.gather(*(resume() for _ in range(8)))
     assert sorted(codes) == [1000] + [4001] * 7
     assert levels(fake) == [0, 1]
 

@@ -1,4 +1,4 @@
-"""What is said in a session: the engine's own tokens, every frame in order, no other caller's."""
+"""A session: the tokens are those of the engine, and frames arrive in order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.servers import ServedFakeEngine
 from tests.server.clients import FRAME, SessionClient, loud
 from tests.server.live import LiveServer, close_all
 
-# The same tokens as without a server.
+# Tokens.
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from tests.server.live import LiveServer, close_all
         (FRIEND, SamplingParams(seed=11, temperature_audio=1.3, top_k_text=40)),
     ],
 )
-async def test_tokens_equal_those_of_the_engine_itself(
+async def test_tokens_equal_those_of_the_engine(
     engine: Engine, persona: Persona, sampling: SamplingParams
 ) -> None:
     caller = (conversation("restaurant").user_pcm[: 60 * FRAME] * 32768).astype(np.int16)
@@ -59,7 +59,7 @@ async def test_tokens_equal_those_of_the_engine_itself(
 # A conversation.
 
 
-async def test_hello_tells_what_there_is(server: LiveServer, fake: ServedFakeEngine) -> None:
+async def test_hello_has_model_voices_and_slots(server: LiveServer, fake: ServedFakeEngine) -> None:
     async with SessionClient.opened(server.ws_url), SessionClient.connect(server.ws_url) as client:
         assert client.hello == {
             "type": "hello",
@@ -73,7 +73,7 @@ async def test_hello_tells_what_there_is(server: LiveServer, fake: ServedFakeEng
     await close_all(server, fake)
 
 
-async def test_a_browsers_subprotocol_is_chosen(server: LiveServer) -> None:
+async def test_a_browsers_subprotocol_is_selected(server: LiveServer) -> None:
     async with connect(
         f"{server.ws_url}/v1/session", subprotocols=["personaplex.v1", "bearer.x"], proxy=None
     ) as ws:
@@ -94,7 +94,9 @@ async def test_persona_and_sampling_reach_the_engine(
     assert fake.open_sessions == []
 
 
-async def test_every_frame_is_answered_in_order(server: LiveServer, fake: ServedFakeEngine) -> None:
+async def test_every_frame_has_a_response_in_order(
+    server: LiveServer, fake: ServedFakeEngine
+) -> None:
     fake.on_open = says(" Hello", " there")
     async with SessionClient.opened(server.ws_url) as client:
         for level in (100, -200, 300):
@@ -107,7 +109,7 @@ async def test_every_frame_is_answered_in_order(server: LiveServer, fake: Served
         await client.say("close")
 
 
-async def test_frames_before_ready_are_answered_first(
+async def test_frames_before_ready_are_computed_first(
     server: LiveServer, fake: ServedFakeEngine
 ) -> None:
     fake.ready = False
@@ -163,7 +165,7 @@ async def test_say_update_and_stats(server: LiveServer, fake: ServedFakeEngine) 
         await client.say("close")
 
 
-async def test_callers_do_not_mix(server: LiveServer, fake: ServedFakeEngine) -> None:
+async def test_sessions_do_not_mix(server: LiveServer, fake: ServedFakeEngine) -> None:
     async def call(number: int) -> None:
         async with SessionClient.opened(server.ws_url, text_prompt=str(number)) as client:
             for step in range(50):

@@ -1,4 +1,4 @@
-"""How a session ends: it is closed, it fails, its time is up, or the server stops."""
+"""How a session ends: it is closed, it fails, a time limit is reached, or the server stops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def test_close_frees_the_slot_at_once(fake: ServedFakeEngine) -> None:
         server.check_clean()
 
 
-# It fails.
+# The session fails.
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ async def test_close_frees_the_slot_at_once(fake: ServedFakeEngine) -> None:
         (EngineFailed("the device is lost"), "engine_failed"),
     ],
 )
-async def test_a_session_that_fails(
+async def test_a_failed_session_reports_its_error(
     server: LiveServer, fake: ServedFakeEngine, error: PersonaPlexError, expected: str
 ) -> None:
     async with (
@@ -52,7 +52,7 @@ async def test_a_session_that_fails(
         await two.say("close")
 
 
-async def test_a_defect_of_ours_is_one_sessions_failure(
+async def test_a_defect_of_the_server_fails_one_session(
     server: LiveServer, fake: ServedFakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: ResumableSession, frame: object) -> bytes:
@@ -67,7 +67,7 @@ async def test_a_defect_of_ours_is_one_sessions_failure(
     assert fake.open_sessions == []
 
 
-async def test_a_session_that_a_defect_keeps_from_opening(
+async def test_a_defect_in_open_session_refuses_the_session(
     server: LiveServer, fake: ServedFakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> Any:
@@ -95,10 +95,10 @@ async def test_a_defect_after_the_engine_has_opened_frees_the_slot(
     assert (fake.open_sessions, server.sessions) == ([], 0)
 
 
-# Time.
+# Time limits.
 
 
-async def test_a_client_that_is_too_fast(fake: ServedFakeEngine) -> None:
+async def test_audio_that_comes_too_fast_ends_the_session(fake: ServedFakeEngine) -> None:
     config = ServerConfig(max_speed=2, resume_seconds=0)
     with LiveServer(fake, config) as server:
         async with SessionClient.opened(server.ws_url) as client:
@@ -114,21 +114,23 @@ async def test_a_client_that_is_too_fast(fake: ServedFakeEngine) -> None:
         server.check_clean()
 
 
-async def test_a_connection_that_says_nothing(fake: ServedFakeEngine) -> None:
+async def test_a_connection_without_a_first_message_is_closed(fake: ServedFakeEngine) -> None:
     with LiveServer(fake, ServerConfig(hello_seconds=0.1)) as server:
         error, code = await refusal(server)
         assert (error["code"], code) == ("limit_reached", 1008)
         server.check_clean()
 
 
-async def test_a_session_without_audio(fake: ServedFakeEngine) -> None:
-    with LiveServer(fake, ServerConfig(idle_seconds=0.3)) as server:
+async def test_a_session_without_audio_ends(fake: ServedFakeEngine) -> None:
+    with LiveServer(fake, ServerConfig(idle_seconds=40)) as server:
         async with SessionClient.opened(server.ws_url) as client:
             for _ in range(5):
                 await client.push()
                 await client.frame()
-                await asyncio.sleep(0.1)
-            await client.say("stats")
+                server.advance(30)
+            await client.say("stats")  # is not audio
+            assert (await client.message())["type"] == "stats"
+            server.advance(30)
             error, code = await client.ended()
             assert (error["code"], code) == ("limit_reached", 1008)
         server.check_clean()
@@ -136,18 +138,21 @@ async def test_a_session_without_audio(fake: ServedFakeEngine) -> None:
 
 async def test_waiting_for_the_prompt_is_not_idle(fake: ServedFakeEngine) -> None:
     fake.ready = False
-    with LiveServer(fake, ServerConfig(idle_seconds=0.1)) as server:
+    with LiveServer(fake, ServerConfig(idle_seconds=40)) as server:
         async with SessionClient.connect(server.ws_url) as client:
             await client.open()
-            await asyncio.sleep(0.4)
+            server.advance(100)
+            await client.say("stats")
+            assert (await client.message())["type"] == "stats"
             fake.sessions[0].make_ready()
             assert await client.message() == {"type": "ready"}
+            server.advance(41)
             error, code = await client.ended()
             assert (error["code"], code) == ("limit_reached", 1008)
         server.check_clean()
 
 
-async def test_a_session_that_lasts_too_long(fake: ServedFakeEngine) -> None:
+async def test_a_session_ends_after_max_session_seconds(fake: ServedFakeEngine) -> None:
     with LiveServer(fake, ServerConfig(max_session_seconds=0.3)) as server:
         async with SessionClient.opened(server.ws_url) as client:
             error, code = await client.ended()
@@ -155,7 +160,7 @@ async def test_a_session_that_lasts_too_long(fake: ServedFakeEngine) -> None:
         server.check_clean()
 
 
-async def test_a_client_that_does_not_read(fake: ServedFakeEngine) -> None:
+async def test_a_client_that_does_not_read_loses_its_session(fake: ServedFakeEngine) -> None:
     with LiveServer(fake, ServerConfig(max_unsent_frames=20)) as server:
         # Little is buffered on the way, so that the server notices soon.
         async with SessionClient.connect(server.ws_url, max_queue=1) as client:
@@ -179,10 +184,12 @@ async def test_a_client_that_does_not_read(fake: ServedFakeEngine) -> None:
 async def test_draining(fake: ServedFakeEngine) -> None:
     with LiveServer(fake, ServerConfig(drain_seconds=0.5)) as server:
         async with SessionClient.opened(server.ws_url) as client:
-            drained = asyncio.run_coroutine_threadsafe(server.state.door.drain(), server.host.loop)
-            told = await client.message()
-            assert told["type"] == "draining"
-            assert 0 < told["seconds"] <= 0.5
+            drained = asyncio.run_coroutine_threadsafe(
+                server.state.admission.drain(), server.runner.loop
+            )
+            draining = await client.message()
+            assert draining["type"] == "draining"
+            assert 0 < draining["seconds"] <= 0.5
             error, code = await refusal(server, '{"type": "open", "voice": "NATF2"}')
             assert (error["code"], code) == ("engine_draining", 1001)
             await client.push()

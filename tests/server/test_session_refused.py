@@ -1,4 +1,4 @@
-"""What a session refuses: with which code, and whether it goes on."""
+"""Refused messages: their error code, and whether the session goes on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.servers import ServedFakeEngine
 from tests.server.clients import SessionClient
 from tests.server.live import LiveServer, close_all, refusal
 
-# The session ends, or never begins.
+# Errors that end the session or refuse it.
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,9 @@ async def test_bad_messages_end_the_session(
     assert fake.open_sessions == []
 
 
-async def test_a_frame_twice_is_heard_once(server: LiveServer, fake: ServedFakeEngine) -> None:
+async def test_a_frame_sent_twice_is_pushed_once(
+    server: LiveServer, fake: ServedFakeEngine
+) -> None:
     frame = b"\x01" + bytes(4 + 3840)
     error, code = await refusal(server, frame, frame, after_open=True)
     assert (error["code"], code) == ("bad_message", 1008)
@@ -78,7 +80,7 @@ async def test_a_damaged_opus_packet(server: LiveServer) -> None:
     assert (error["code"], code) == ("invalid_audio", 1008)
 
 
-async def test_sampling_that_cannot_be(server: LiveServer) -> None:
+async def test_invalid_sampling(server: LiveServer) -> None:
     text = '{"type": "open", "voice": "NATF2", "sampling": {"temperature_text": 11}}'
     error, code = await refusal(server, text)
     assert (error["code"], code) == ("config_error", 1008)
@@ -151,7 +153,7 @@ async def test_a_message_of_more_than_64_kib(server: LiveServer, fake: ServedFak
     await close_all(server, fake)
 
 
-# Errors that leave the session as it was.
+# Errors that do not change the session.
 
 
 async def test_errors_that_are_not_fatal(
@@ -174,7 +176,7 @@ async def test_errors_that_are_not_fatal(
         await client.say("close")
 
 
-async def test_words_are_counted_before_they_are_spelt(
+async def test_the_length_of_words_is_checked_before_they_are_tokenised(
     server: LiveServer, fake: ServedFakeEngine
 ) -> None:
     async with SessionClient.opened(server.ws_url) as client:
