@@ -163,7 +163,7 @@ def start(runner: ModelRunner, sessions: int, prefix: Prefix, fill: Fill) -> Non
         theirs = replace(prefix, length=_length(slot, prefix))
         runner.join(slot, theirs, SamplingParams(seed=slot))
         if fill.said:
-            runner.age(slot, fill.said)
+            runner.skip_ahead(slot, fill.said)
 
 
 def fill_rings(ring: RingCache, sessions: int, prefix: Prefix) -> list[int]:

@@ -99,7 +99,7 @@ def _parts(
     said, frames = [fill.said] * count, torch.full((count,), fill.said, device=device)
     codec = CodecSlots(mimi, count, device)
     for slot in range(count):
-        codec.age(slot)
+        codec.fill_with_zeros(slot)
     latents = min(LATENTS_PER_FRAME * (fill.said + 1), config.mimi.window)
     codec_ring = 2 * config.mimi.num_layers * latents * config.mimi.dimension * 4 * count
     pcm = torch.zeros(count, FRAME_SAMPLES, device=device)
@@ -134,7 +134,7 @@ def _parts(
     for slot in range(count):
         sampler.set(slot, SamplingParams(seed=slot))
     # As a captured step ranks them.
-    widths = sampler.fixed if device.type == "cuda" else None
+    widths = sampler.fixed_counts if device.type == "cuda" else None
     hidden = torch.randn(count, config.lm.dim, device=device, dtype=lm.dtype)
 
     @torch.inference_mode()

@@ -60,7 +60,7 @@ def measure_prompts(
     # What a running call waits for at most while another's prompt is computed.
     run_ms = median_ms(lambda: Prefill(lm, prompt, device, window).advance(run), 5, device)
     cached_ms = median_ms(cached, 20, device)
-    first_token_ms = median_ms(lambda: runner.draw_first(0, prefix), 20, device)
+    first_token_ms = median_ms(lambda: runner.sample_first(0, prefix), 20, device)
     stepped_ms = _stepped_ms(served, prompt, device)
     figures = {
         "frames": frames,

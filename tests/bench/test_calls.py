@@ -49,15 +49,28 @@ def test_full_windows_are_full(served: Served) -> None:
         output: Any = step()
         assert output.finite.all() and output.pcm.isfinite().all()
     # Every place of every ring had been written: what was in memory before shows nowhere.
-    for ring in (runner._kv, runner._codec._encoder_kv, runner._codec._decoder_kv):
+    for ring in (
+        runner.frame_step.kv,
+        runner.frame_step.codec._encoder_kv,
+        runner.frame_step.codec._decoder_kv,
+    ):
         assert ring.keys[:, :3].isfinite().all() and ring.values[:, :3].isfinite().all()
-    assert min(runner._host_prompt[:3]) >= window
+    assert min(runner._host_prompt_frames[:3]) >= window
     # The calls' rings go round at different times.
-    assert len({start % window for start in runner._host_prompt[:3]}) == 3
+    assert len({start % window for start in runner._host_prompt_frames[:3]}) == 3
+
+
+def rings(runner: Any) -> list[Any]:
+    step = runner.frame_step
+    return [step.kv, step.codec._encoder_kv, step.codec._decoder_kv]
 
 
 def poison(runner: Any) -> None:
-    for ring in (runner._kv, runner._codec._encoder_kv, runner._codec._decoder_kv):
+    for ring in (
+        runner.frame_step.kv,
+        runner.frame_step.codec._encoder_kv,
+        runner.frame_step.codec._decoder_kv,
+    ):
         ring.keys.fill_(math.nan)
         ring.values.fill_(math.nan)
 
@@ -72,7 +85,7 @@ def test_a_part_of_the_window(served: Served, frames: int) -> None:
     start(runner, 1, noise_prefix(served, fill.positions, CPU), fill)
     output: Any = stepping(runner, 1)()
     assert output.finite.all()
-    written = runner._kv.keys[0, 0, 0].isfinite().all(dim=1)
+    written = runner.frame_step.kv.keys[0, 0, 0].isfinite().all(dim=1)
     assert written.sum() == frames + 1
 
 

@@ -208,7 +208,7 @@ def record(
     """Step slot 1 and keep each step's input column and text logits."""
 
     def step(pcm: torch.Tensor) -> None:
-        column = runner._grid._next[1].clone()
+        column = runner.frame_step.grid._next[1].clone()
         head = runner.lm.text_logits
 
         def text_logits(hidden: torch.Tensor) -> torch.Tensor:

@@ -136,7 +136,7 @@ def test_a_session_that_wants_more_candidates_is_stepped_without_a_graph_and_sai
         wide = len(alone[2].frames)
         assert capturer.replays - before == graph_engine.stats().steps - wide
     (warning,) = warnings
-    assert "draws from the 300 likeliest tokens, and graphs rank 256" in warning
+    assert "samples from the 300 likeliest tokens, but graphs rank 256" in warning
 
 
 def steps(
@@ -165,8 +165,9 @@ def steps(
 def tables(runner: ModelRunner) -> dict[str, int]:
     """Every tensor that lives as long as the runner, and where it is."""
     places: dict[str, int] = {}
-    for name in ("_kv", "_grid", "_sampler", "_codec", "_fixed"):
-        owner = getattr(runner, name)
+    owned = {"fixed": runner._fixed, **vars(runner.frame_step)}
+    for name in ("kv", "grid", "sampler", "codec", "fixed"):
+        owner = owned[name]
         owners = {name: owner}
         for part in ("_encoder_kv", "_decoder_kv", "_buffers"):
             if hasattr(owner, part):
@@ -177,8 +178,8 @@ def tables(runner: ModelRunner) -> dict[str, int]:
                     value = (value.data, value.scales)
                 for index, tensor in enumerate(tensors(value)):
                     places[f"{path}.{key}.{index}"] = tensor.data_ptr()
-    for name in ("_prompt", "_frames"):
-        places[name] = getattr(runner, name).data_ptr()
+    for name in ("prompt_frames", "frames"):
+        places[name] = owned[name].data_ptr()
     return places
 
 
@@ -203,15 +204,15 @@ def test_what_is_in_the_slot_that_nobody_owns_disturbs_no_session(
     expected = steps(runner, prefix)
 
     def poison(tick: int) -> None:
-        codec = runner._codec
+        codec = runner.frame_step.codec
         codec._conv[SLOTS] = torch.nan
-        for ring in (runner._kv, codec._encoder_kv, codec._decoder_kv):
+        for ring in (runner.frame_step.kv, codec._encoder_kv, codec._decoder_kv):
             ring.keys[:, SLOTS] = torch.nan
             ring.values[:, SLOTS] = torch.nan
 
     assert steps(runner, prefix, poison) == expected
-    assert runner._codec._conv[SLOTS].isnan().any()
-    assert runner._frames[SLOTS] == 0
+    assert runner.frame_step.codec._conv[SLOTS].isnan().any()
+    assert runner.frame_step.frames[SLOTS] == 0
 
 
 def test_an_output_stays_as_it_is_when_the_next_step_runs(
@@ -245,7 +246,7 @@ class Lying:
     ("capturer", "reason"),
     [
         (Refusing(), "RuntimeError: operation not permitted when stream is capturing"),
-        (Lying(), "a replayed step does not say what the step itself says"),
+        (Lying(), "a replayed step differs from the eager step"),
     ],
 )
 def test_what_cannot_be_captured_runs_without_a_graph_and_is_said_once(
@@ -281,7 +282,7 @@ def test_a_graph_whose_second_row_is_wrong_is_not_used(
     runner.capture(Spoiling())
     assert not runner.captured
     (warning,) = warnings
-    assert "a replayed step does not say what the step itself says" in warning
+    assert "a replayed step differs from the eager step" in warning
 
 
 def test_on_a_cpu_nothing_is_captured(base_engine: Engine) -> None:
@@ -326,7 +327,7 @@ def test_few_callers_need_no_spare_slot_and_join_where_the_graph_was_tried(
     checkpoint = base_engine.checkpoint
     engine = Engine(checkpoint, base_engine._voices, replace(base_engine.config, max_sessions=3))
     runner = ModelRunner(checkpoint.config, checkpoint.lm, checkpoint.mimi, 3, CPU, fixed=True)
-    assert len(runner._frames) == 3
+    assert runner.frame_step.slots == 3
     runner.capture(capturer)
     assert runner.captured
     engine._loop._runner = runner

@@ -73,7 +73,7 @@ def test_memory_of_a_slot() -> None:
     sizes = {
         kv_dtype: Engine.load(
             CHECKPOINT, replace(CONFIG, kv_dtype=kv_dtype)
-        )._loop._runner._kv.nbytes
+        )._loop._runner.frame_step.kv.nbytes
         for kv_dtype in ("float32", "bfloat16", "fp8")
     }
     features = 64 // 4

@@ -74,7 +74,7 @@ def new_runner(*, kernels: bool) -> ModelRunner:
                 module.kernel = True
         lm.depth.use_kernels()
     runner = ModelRunner(config, lm, mimi, CALLERS, NOWHERE, fixed=True)
-    runner._sampler._fused = kernels
+    runner.frame_step.sampler._fused = kernels
     return runner
 
 
@@ -82,7 +82,7 @@ def step(runner: ModelRunner, size: int) -> int:
     """A step of so many rows, in which the host has no part; PyTorch's launches."""
     assert runner._fixed is not None
     with Launches() as launches, no_host_reads():
-        runner._fixed._run(size, runner._sampler.fixed)
+        runner._fixed._run(size, runner.frame_step.sampler.fixed_counts)
     return launches.count
 
 
@@ -108,7 +108,7 @@ def triton_launches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             if hasattr(kernel, "arg_names"):
                 monkeypatch.setattr(module, name, Kernel(name, kernel.arg_names, launches))
     monkeypatch.setattr(kv_cache, "_kernels_run", lambda *shape: True)
-    monkeypatch.setattr(depth, "frame_attention_works", lambda device, dtype: True)
+    monkeypatch.setattr(depth, "depth_attention_works", lambda device, dtype: True)
     return launches
 
 

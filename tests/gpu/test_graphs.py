@@ -7,7 +7,7 @@ import torch
 
 from pipecat_personaplex.config import SamplingParams
 from pipecat_personaplex.engine.batch import Batch
-from pipecat_personaplex.engine.sampling import CandidateCounts, SamplerState, fused_draws_work
+from pipecat_personaplex.engine.sampling import CandidateCounts, SamplerState, fused_sampling_works
 from pipecat_personaplex.models.config import LMConfig
 from tests.gpu.machine import (
     CPU,
@@ -94,8 +94,8 @@ def test_what_nobody_owns_may_be_nan(dtype: torch.dtype = torch.bfloat16) -> Non
         tokens = []
         for pcm in noise(40, 5):
             if poisoned:
-                runner._codec._conv[8] = torch.nan
-                runner._kv.values[:, 8] = torch.nan
+                runner.frame_step.codec._conv[8] = torch.nan
+                runner.frame_step.kv.values[:, 8] = torch.nan
             tokens.append(stepped(runner, list(range(5)), pcm))
         said.append(tokens)
     assert said[0] == said[1]
@@ -104,7 +104,7 @@ def test_what_nobody_owns_may_be_nan(dtype: torch.dtype = torch.bfloat16) -> Non
 @pytest.mark.skipif(not ON_CUDA, reason="the kernel is for CUDA")
 def test_tokens_are_drawn_by_the_kernel_as_by_the_plain_path() -> None:
     """At the model's size, thousands of rows; nearly all: sums may be rounded in another order."""
-    assert fused_draws_work(DEVICE, CandidateCounts(32_000, 2_048))
+    assert fused_sampling_works(DEVICE, CandidateCounts(32_000, 2_048))
     kernel, plain = (SamplerState(64, LMConfig(), DEVICE, fused=fused) for fused in (True, False))
     for slot in range(64):
         kernel.set(slot, params(slot))
@@ -114,9 +114,9 @@ def test_tokens_are_drawn_by_the_kernel_as_by_the_plain_path() -> None:
     differing = 0
     for frame in range(20):
         frames = torch.arange(64, device=DEVICE) + 1_000 * frame
-        fused = kernel.frame(batch, frames, kernel.fixed)
+        fused = kernel.frame(batch, frames, kernel.fixed_counts)
         assert fused.fused
-        expected = plain.frame(batch, frames, plain.fixed)
+        expected = plain.frame(batch, frames, plain.fixed_counts)
         for codebook in range(8):
             logits = 3 * torch.randn(64, 2_048, generator=generator).to(DEVICE)
             if frame % 2:

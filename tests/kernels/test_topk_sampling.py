@@ -37,13 +37,13 @@ def frame_sampler(card: int, frames: list[int], text_card: int = 100) -> FrameSa
     slots = [0, 1, 3, 4, 5]
     for slot, params in zip(slots, SESSIONS, strict=True):
         state.set(slot, params)
-    return state.frame(Batch.of(slots, CPU), torch.tensor(frames), state.fixed)
+    return state.frame(Batch.of(slots, CPU), torch.tensor(frames), state.fixed_counts)
 
 
 @pytest.fixture
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes seconds to sort what a GPU sorts in microseconds."""
-    monkeypatch.setattr(sampling, "FIXED_WIDTH", 16)
+    monkeypatch.setattr(sampling, "FIXED_CANDIDATES", 16)
 
 
 @pytest.mark.usefixtures("few_candidates")
@@ -126,15 +126,15 @@ def test_a_row_that_is_not_finite_draws_a_token_and_disturbs_no_other(
 def warnings() -> Iterator[list[str]]:
     said: list[str] = []
     sink = logger.add(said.append, level="WARNING", format="{message}")
-    sampling.fused_draws_work.cache_clear()
+    sampling.fused_sampling_works.cache_clear()
     yield said
-    sampling.fused_draws_work.cache_clear()
+    sampling.fused_sampling_works.cache_clear()
     logger.remove(sink)
 
 
 @pytest.mark.usefixtures("few_candidates")
 def test_the_kernel_passes_its_check(warnings: list[str]) -> None:
-    assert sampling.fused_draws_work(CPU, CandidateCounts(40, 16))
+    assert sampling.fused_sampling_works(CPU, CandidateCounts(40, 16))
     assert warnings == []
 
 
@@ -150,25 +150,25 @@ def test_a_kernel_that_fails_its_check_is_left_out_with_one_warning(
 
     monkeypatch.setattr(kernels, "draw", draw)
     for _ in range(2):
-        assert not sampling.fused_draws_work(
+        assert not sampling.fused_sampling_works(
             CPU, CandidateCounts(600_000 if wrong == "card" else 40, 16)
         )
     reason = {
         "raises": "RuntimeError: no such instruction",
-        "differs": "its draws differ from the plain path's",
-        "card": "it cannot rank 16 of 600,000 logits",
+        "differs": "RuntimeError: its tokens differ from those of the PyTorch path",
+        "card": "RuntimeError: it cannot rank 16 of 600,000 logits",
     }[wrong]
-    assert warnings == [f"tokens are drawn without a kernel of their own: {reason}\n"]
+    assert warnings == [f"tokens are sampled without the fused kernel, more slowly: {reason}\n"]
 
 
 def test_widths_say_what_a_batch_wants() -> None:
     state = SamplerState(3, LMConfig(), CPU)
-    assert state.wanted([0, 1, 2]) == CandidateCounts(0, 0)
+    assert state.requested_counts([0, 1, 2]) == CandidateCounts(0, 0)
     state.set(0, SamplingParams())
     state.set(1, SamplingParams(top_k_text=300, temperature_audio=0))
-    assert state.wanted([0]) == CandidateCounts(25, 250)
-    assert state.wanted([1]) == CandidateCounts(300, 0)
-    assert state.wanted([0, 1]) == CandidateCounts(300, 250)
-    assert state.fixed.hold(state.wanted([0]))
-    assert not state.fixed.hold(state.wanted([0, 1]))
-    assert state.fixed.widened(state.wanted([1])) == CandidateCounts(300, 256)
+    assert state.requested_counts([0]) == CandidateCounts(25, 250)
+    assert state.requested_counts([1]) == CandidateCounts(300, 0)
+    assert state.requested_counts([0, 1]) == CandidateCounts(300, 250)
+    assert state.fixed_counts.covers(state.requested_counts([0]))
+    assert not state.fixed_counts.covers(state.requested_counts([0, 1]))
+    assert state.fixed_counts.maximum(state.requested_counts([1])) == CandidateCounts(300, 256)
