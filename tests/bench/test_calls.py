@@ -49,11 +49,8 @@ def test_full_windows_are_full(served: Served) -> None:
         output: Any = step()
         assert output.finite.all() and output.pcm.isfinite().all()
     # Every place of every ring had been written: what was in memory before shows nowhere.
-    for ring in (
-        runner.frame_step.kv,
-        runner.frame_step.codec._encoder_kv,
-        runner.frame_step.codec._decoder_kv,
-    ):
+    state = runner.frame_step
+    for ring in (state.kv, state.codec._encoder_kv, state.codec._decoder_kv):
         assert ring.keys[:, :3].isfinite().all() and ring.values[:, :3].isfinite().all()
     assert min(runner._host_prompt_frames[:3]) >= window
     # The calls' rings go round at different times.
@@ -66,11 +63,8 @@ def rings(runner: Any) -> list[Any]:
 
 
 def poison(runner: Any) -> None:
-    for ring in (
-        runner.frame_step.kv,
-        runner.frame_step.codec._encoder_kv,
-        runner.frame_step.codec._decoder_kv,
-    ):
+    state = runner.frame_step
+    for ring in (state.kv, state.codec._encoder_kv, state.codec._decoder_kv):
         ring.keys.fill_(math.nan)
         ring.values.fill_(math.nan)
 
