@@ -23,7 +23,7 @@ _OUTPUTS = _TOKENS + FRAME_SAMPLES
 
 
 class StepInput(NamedTuple):
-    """Everything that one step reads besides the slots' own state.
+    """Everything that one step reads, except the slots' own state.
 
     An eager step and a captured step run the same code; they differ in these values only.
 

@@ -100,7 +100,7 @@ def test_log_lines_of_a_session_are_bound_to_its_id(engine: Engine) -> None:
     for call in calls:
         opened, ready, ended = lines[call.session.id]
         assert opened[0] == ready[0] == "DEBUG"
-        assert opened[1].startswith("session opened: voice NATF2, prompt of ")
+        assert opened[1].startswith("session opened: voice NATM1, prompt of ")
         assert ready[1].startswith("session ready in slot ")
         if call is calls[-1]:
             assert ended == (
