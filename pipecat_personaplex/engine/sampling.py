@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from loguru import logger
 from torch import Tensor
 
 from pipecat_personaplex.config import SamplingParams
 from pipecat_personaplex.constants import CODEBOOKS
 from pipecat_personaplex.engine.batch import Batch
-from pipecat_personaplex.kernels.availability import have_triton
+from pipecat_personaplex.kernels.availability import probe, require_triton
 from pipecat_personaplex.models.config import LMConfig
 
 FIXED_WIDTH = 256
@@ -82,7 +81,7 @@ class SamplerState:
         slots: How many.
         config: For the cards.
         device: Where draws are made.
-        fused: Whether draws of fixed widths are left to a kernel: see ``fused_draws_work``.
+        fused: Whether draws of fixed widths are left to a kernel: see ``fused_sampling_works``.
     """
 
     def __init__(self, slots: int, config: LMConfig, device: torch.device, *, fused: bool = False):
@@ -104,7 +103,7 @@ class SamplerState:
     def on(cls, device: torch.device, slots: int, config: LMConfig) -> SamplerState:
         """One that leaves to a kernel what the device has one for."""
         cards = CandidateCounts(config.text_card, config.card)
-        fused = device.type == "cuda" and fused_draws_work(device, cards)
+        fused = device.type == "cuda" and fused_sampling_works(device, cards)
         return cls(slots, config, device, fused=fused)
 
     def set(self, slot: int, params: SamplingParams) -> None:
@@ -184,9 +183,9 @@ class FrameSampler:
 
     def _draw(self, logits: Tensor, kind: int, stream: int) -> Tensor:
         if self.fused:
-            from pipecat_personaplex.kernels.topk_sampling import draw
+            from pipecat_personaplex.kernels.topk_sampling import sample
 
-            return draw(
+            return sample(
                 logits,
                 seeds=self.seeds,
                 frames=self.frames,
@@ -210,59 +209,58 @@ class FrameSampler:
         return tokens.gather(-1, score.argmax(dim=-1, keepdim=True))[:, 0]
 
 
-@lru_cache
-def fused_draws_work(device: torch.device, cards: CandidateCounts) -> bool:
-    """Whether the kernel runs on ``device`` and draws what the plain path does.
-
-    Where it does not, that is logged once, and the plain path draws.
+def fused_sampling_works(device: torch.device, cards: CandidateCounts) -> bool:
+    """Whether the kernel runs on ``device`` and samples the tokens that PyTorch samples.
 
     Args:
         device: Where.
-        cards: The logits of a text token and of an audio code.
+        cards: Sizes of the text and the audio vocabulary.
     """
-    try:
-        reason = _try_fused_draws(device, cards)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    if reason is not None:
-        logger.warning("tokens are drawn without a kernel of their own: {}", reason)
-    return reason is None
+    return probe(
+        f"the sampling kernel for {cards.text:,} text tokens and {cards.audio:,} audio codes",
+        device,
+        partial(_check_fused_sampling, device, cards),
+        fallback="PyTorch samples the tokens, with more launches",
+    )
 
 
-def _try_fused_draws(device: torch.device, cards: CandidateCounts) -> str | None:
-    """What is wrong with the kernel, or None."""
-    if not have_triton():
-        return "Triton is not installed"
-    from pipecat_personaplex.kernels.topk_sampling import can_draw
+def _check_fused_sampling(device: torch.device, cards: CandidateCounts) -> None:
+    """Compare the kernel's tokens with PyTorch's, for text and for every codebook.
+
+    Raises:
+        RuntimeError: The kernel does not support the vocabularies, or its tokens differ. Any other
+            exception means that it does not run.
+    """
+    require_triton()
+    from pipecat_personaplex.kernels.topk_sampling import can_sample
 
     widths = CandidateCounts(*(min(FIXED_WIDTH, card) for card in cards))
     for card, width in zip(cards, widths, strict=True):
-        if not can_draw(card, width):
-            return f"it cannot rank {width} of {card:,} logits"
+        if not can_sample(card, width):
+            raise RuntimeError(f"it cannot rank {width} of {card:,} logits")
     rows = 8
     row = torch.arange(rows, device=device)
     seeds, frames = row * 0x12345678901, 1000 * row
     greedy = (row % 4 == 0).float()[:, None].expand(rows, 2)
-    shares = 1 + row[:, None] * torch.tensor(widths, device=device) // rows
+    top_k = 1 + row[:, None] * torch.tensor(widths, device=device) // rows
     plain = FrameSampler(
         widths=widths,
         seeds=seeds,
         frames=frames,
         scale=torch.where(greedy > 0, 1.0, 1.25),
         noise_scale=1.0 - greedy,
-        top_k=shares,
+        top_k=top_k,
         noise=gumbel_noise(seeds, frames, 1 + CODEBOOKS, max(widths)),
         ties=torch.arange(max(cards), device=device, dtype=torch.float64) * _TIE_STEP,
     )
     fused = replace(plain, fused=True)
     generator = torch.Generator().manual_seed(0)
     text, audio = (3 * torch.randn(rows, card, generator=generator).to(device) for card in cards)
-    draws = [(text, plain.text, fused.text)]
+    comparisons = [(text, plain.text, fused.text)]
     for codebook in range(CODEBOOKS):
-        draws.append((audio, partial(plain.audio, codebook), partial(fused.audio, codebook)))
-    for logits, drawn, expected in draws:
-        # Rounded to bfloat16, as a head's output is: many are equal then.
+        comparisons.append((audio, partial(plain.audio, codebook), partial(fused.audio, codebook)))
+    for logits, expected, sampled in comparisons:
+        # The heads' bfloat16 output has many equal logits, whose order must agree as well.
         for given in (logits, logits.bfloat16()):
-            if not torch.equal(drawn(given), expected(given)):
-                return "its draws differ from the plain path's"
-    return None
+            if not torch.equal(sampled(given), expected(given)):
+                raise RuntimeError("its tokens differ from PyTorch's")

@@ -107,8 +107,8 @@ def triton_launches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         for name, kernel in list(vars(module).items()):
             if hasattr(kernel, "arg_names"):
                 monkeypatch.setattr(module, name, Kernel(name, kernel.arg_names, launches))
-    monkeypatch.setattr(kv_cache, "_kernels_run", lambda *shape: True)
-    monkeypatch.setattr(depth, "frame_attention_works", lambda device, dtype: True)
+    monkeypatch.setattr(kv_cache, "ring_attention_works", lambda *shape: True)
+    monkeypatch.setattr(depth, "depth_attention_works", lambda device, dtype: True)
     return launches
 
 
@@ -123,9 +123,9 @@ def test_on_kernels_it_is_a_thousand_launches(triton_launches: Counter[str]) -> 
             # Two projections and the MLP's two, in each layer and in 6 for each of 8 codes; the
             # text head and eight others, and what the depth steps take of the hidden state.
             "_gemm": 4 * layers + 8 * 6 * 4 + 1 + 8 + 1,
-            "_attend_part": layers + codec_layers,
+            "_attend_split": layers + codec_layers,
             "_merge": layers + codec_layers,
             "_attend": 8 * 6,
             "_shortlist": 1,
-            "_draw": 1 + 8,
+            "_sample": 1 + 8,
         }
