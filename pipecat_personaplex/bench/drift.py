@@ -36,7 +36,7 @@ from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.delay_pattern import initial_column
 from pipecat_personaplex.models.device import resolve_kv_dtype, resolve_target
 from pipecat_personaplex.models.lm import PersonaPlexLM
-from pipecat_personaplex.quantization.kv import FP8
+from pipecat_personaplex.quantization.fp8 import FP8
 
 STREAM_NAMES = ("text", *(f"audio {book}" for book in range(CODEBOOKS)))
 _ENDS = 10

@@ -32,7 +32,7 @@ ATTENTION = "of it attention"
 
 _TIMES = 10
 # Of the codec's and the language model's parameters, by name. Embeddings are looked up, not read.
-_ENCODE = re.compile(r"encoder|downsample|quantizer.*(centroids|handicaps|input_proj)")
+_ENCODE = re.compile(r"encoder|downsample|quantizer.*(centroids|distance_bias|input_proj)")
 _DECODE = re.compile(r"decoder|upsample|quantizer.*output_proj")
 _TEMPORAL = re.compile(r"transformer|out_norm")
 _DEPTH = re.compile(r"text_linear|depth\.(?!emb|text_emb)")

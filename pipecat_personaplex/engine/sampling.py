@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from loguru import logger
 from torch import Tensor
 
 from pipecat_personaplex.config import SamplingParams
 from pipecat_personaplex.constants import CODEBOOKS
 from pipecat_personaplex.engine.batch import Batch
-from pipecat_personaplex.kernels.availability import have_triton
+from pipecat_personaplex.kernels.availability import probe, require_triton
 from pipecat_personaplex.models.config import LMConfig
 
 FIXED_CANDIDATES = 256
@@ -200,9 +199,9 @@ class FrameSampler:
 
     def _sample(self, logits: Tensor, kind: int, stream: int) -> Tensor:
         if self.fused:
-            from pipecat_personaplex.kernels.topk_sampling import draw
+            from pipecat_personaplex.kernels.topk_sampling import sample
 
-            return draw(
+            return sample(
                 logits,
                 seeds=self.seeds,
                 frames=self.frames,
@@ -227,39 +226,34 @@ class FrameSampler:
         return tokens.gather(-1, score.argmax(dim=-1, keepdim=True))[:, 0]
 
 
-@lru_cache
 def fused_sampling_works(device: torch.device, cards: CandidateCounts) -> bool:
-    """Whether the kernel runs on ``device`` and samples the same tokens as the PyTorch path.
-
-    If not, the reason is logged once and PyTorch samples.
+    """Whether the kernel runs on ``device`` and samples the tokens that PyTorch samples.
 
     Args:
-        device: A CUDA device.
+        device: A CUDA device, or a CPU with Triton's interpreter.
         cards: Sizes of the text vocabulary and of a codebook.
     """
-    try:
-        _check_fused_sampling(device, cards)
-    except Exception as error:  # compilers and drivers raise errors of many types
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        logger.warning("tokens are sampled without the fused kernel, more slowly: {}", reason)
-        return False
-    return True
+    return probe(
+        f"the sampling kernel for {cards.text:,} text tokens and {cards.audio:,} audio codes",
+        device,
+        partial(_check_fused_sampling, device, cards),
+        fallback="PyTorch samples the tokens, with more launches",
+    )
 
 
 def _check_fused_sampling(device: torch.device, cards: CandidateCounts) -> None:
     """Compare the kernel with the PyTorch path on random logits.
 
     Raises:
-        RuntimeError: The kernel is not available, too small or wrong.
-        Exception: It does not compile or run.
+        RuntimeError: The kernel does not support the vocabularies, or its tokens differ. Any other
+            exception means that it does not compile or run.
     """
-    if not have_triton():
-        raise RuntimeError("Triton is not installed")
-    from pipecat_personaplex.kernels.topk_sampling import can_draw
+    require_triton()
+    from pipecat_personaplex.kernels.topk_sampling import can_sample
 
     counts = CandidateCounts(*(min(FIXED_CANDIDATES, card) for card in cards))
     for card, count in zip(cards, counts, strict=True):
-        if not can_draw(card, count):
+        if not can_sample(card, count):
             raise RuntimeError(f"it cannot rank {count} of {card:,} logits")
     rows = 8
     row = torch.arange(rows, device=device)
@@ -286,4 +280,4 @@ def _check_fused_sampling(device: torch.device, cards: CandidateCounts) -> None:
         # Also rounded to bfloat16, as a head's output is: many logits are then equal.
         for rounded in (logits, logits.bfloat16()):
             if not torch.equal(sampled(rounded), expected(rounded)):
-                raise RuntimeError("its tokens differ from those of the PyTorch path")
+                raise RuntimeError("its tokens differ from PyTorch's")

@@ -107,7 +107,7 @@ def triton_launches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         for name, kernel in list(vars(module).items()):
             if hasattr(kernel, "arg_names"):
                 monkeypatch.setattr(module, name, Kernel(name, kernel.arg_names, launches))
-    monkeypatch.setattr(kv_cache, "_kernels_run", lambda *shape: True)
+    monkeypatch.setattr(kv_cache, "ring_attention_works", lambda *shape: True)
     monkeypatch.setattr(depth, "depth_attention_works", lambda device, dtype: True)
     return launches
 
@@ -126,9 +126,9 @@ def test_a_step_with_kernels_takes_fewer_than_a_thousand_launches(
             # in each of 6 depth layers; the text head, 8 audio heads, and one product that gives
             # the inputs of all depth steps.
             "_gemm": 4 * layers + 8 * 6 * 4 + 1 + 8 + 1,
-            "_attend_part": layers + codec_layers,
+            "_attend_split": layers + codec_layers,
             "_merge": layers + codec_layers,
             "_attend": 8 * 6,
             "_shortlist": 1,
-            "_draw": 1 + 8,
+            "_sample": 1 + 8,
         }

@@ -1,4 +1,4 @@
-"""Low-bit weights at a size where they matter: a random model of about a billion weights."""
+"""Low-bit weights at a realistic size: a random model of about a billion weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def options(quantization: Quantization | None = None) -> DriftOptions:
 
 
 class Timed(Thinker):
-    """Notes how long each step took."""
+    """Records the duration of each step."""
 
     seconds: list[float]
 
@@ -48,7 +48,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def lesson() -> tuple[Lesson, float]:
-    """The conversation in float32, and the seconds of one of its steps."""
+    """The conversation in float32, and the median seconds of its steps."""
     Timed.seconds = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drift, "Thinker", Timed)
@@ -64,8 +64,8 @@ def lesson() -> tuple[Lesson, float]:
 def test_drift_and_speed(
     lesson: tuple[Lesson, float], quantization: Quantization, error: float, agreement: float
 ) -> None:
-    # Random layers add up what each gets wrong, and say nothing of a trained model; but logits that
-    # have nothing to do with each other are 1.4 apart.
+    # Errors accumulate over random layers, so these bounds do not apply to a trained model.
+    # Unrelated logits would have an error of 1.4.
     taught, plain = lesson
     figures = examine(taught, options(quantization))
     low_bit = median(Timed.seconds)
@@ -76,13 +76,13 @@ def test_drift_and_speed(
     )
     assert 0 < figures[..., 0].mean() < error
     assert figures[..., 1].mean() > agreement
-    # Not slower is asked for, with room for a busy machine; the line above says how it is.
+    # At least as fast as float32, with a margin for a busy machine.
     assert low_bit < 1.2 * plain
 
 
 LOAD = """
-from pipecat_personaplex.engine.checkpoint import random_model
-from pipecat_personaplex.subject import RANDOM_MODELS
+from pipecat_personaplex.checkpoint.loader import random_model
+from pipecat_personaplex.bench.models import RANDOM_MODELS
 
 def load():
     return random_model(
@@ -96,8 +96,8 @@ def load():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_loading_takes_little_more_than_the_result(quantization: Quantization) -> None:
-    # Like a file's tensors, those of random weights come one at a time.
+def test_peak_memory_of_loading_is_close_to_the_result(quantization: Quantization) -> None:
+    # Random weights are created one tensor at a time, as a file's tensors are read.
     peak, result = loading_peak(LOAD, quantization)
     print(f"\n{quantization}: {result / 1e9:.2f} GB, peak {peak / 1e9:.2f} GB")
     assert result > 0.7e9
