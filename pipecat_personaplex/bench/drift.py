@@ -33,7 +33,7 @@ from pipecat_personaplex.engine.codec_slots import encode_stream
 from pipecat_personaplex.engine.sampling import SamplerState
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.models.device import resolve_kv_dtype, resolve_target
-from pipecat_personaplex.quantization.kv import FP8
+from pipecat_personaplex.quantization.fp8 import FP8
 
 STREAM_NAMES = ("text", *(f"audio {book}" for book in range(CODEBOOKS)))
 _SEGMENTS = 10

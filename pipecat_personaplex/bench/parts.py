@@ -31,7 +31,7 @@ ATTENTION = "of which attention"
 
 _TIMES = 10
 # Names of the parameters that each part reads. Embeddings are looked up row by row, not read.
-_ENCODE = re.compile(r"encoder|downsample|quantizer.*(centroids|handicaps|input_proj)")
+_ENCODE = re.compile(r"encoder|downsample|quantizer.*(centroids|distance_bias|input_proj)")
 _DECODE = re.compile(r"decoder|upsample|quantizer.*output_proj")
 _TEMPORAL = re.compile(r"transformer|out_norm")
 _DEPTH = re.compile(r"text_linear|depth\.(?!emb|text_emb)")
@@ -93,7 +93,7 @@ def _parts(model: LoadedModel, count: int, fill: Fill) -> Iterator[Part]:
     frames = torch.full((count,), fill.codec_frames, device=device)  # [B]
     codec = CodecSlots(mimi, count, device)
     for slot in range(count):
-        codec.age(slot)
+        codec.fill_with_zeros(slot)
     latents = min(LATENTS_PER_FRAME * (fill.codec_frames + 1), config.mimi.window)
     # Keys and values, float32 (4 bytes), in every layer.
     codec_ring = 2 * config.mimi.num_layers * latents * config.mimi.dimension * 4 * count
@@ -131,7 +131,7 @@ def _parts(model: LoadedModel, count: int, fill: Fill) -> Iterator[Part]:
     for slot in range(count):
         sampler.set(slot, SamplingParams(seed=slot))
     # A captured step ranks a fixed number of candidates.
-    candidates = sampler.fixed if device.type == "cuda" else None
+    candidates = sampler.fixed_counts if device.type == "cuda" else None
     hidden = torch.randn(count, config.lm.dim, device=device, dtype=lm.dtype)
 
     @torch.inference_mode()

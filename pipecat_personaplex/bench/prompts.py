@@ -57,7 +57,7 @@ def measure_prompts(model: LoadedModel, options: BenchOptions, echo: Echo) -> di
     # Running sessions wait at most this long while the prompt of another is computed.
     chunk_ms = median_ms(lambda: Prefill(lm, prompt, device, window).advance(chunk), 5, device)
     cached_ms = median_ms(restore_cached, 20, device)
-    first_token_ms = median_ms(lambda: runner.draw_first(0, prefix), 20, device)
+    first_token_ms = median_ms(lambda: runner.sample_first(0, prefix), 20, device)
     stepped_ms = _stepped_ms(model, prompt)
     report = {
         "frames": frames,

@@ -11,7 +11,7 @@ import torch
 from loguru import logger
 
 from pipecat_personaplex.constants import FRAME_SECONDS
-from pipecat_personaplex.engine.cuda_graphs import stays_on_its_stream
+from pipecat_personaplex.engine.cuda_graphs import preserve_stream
 
 _WARM_UP = 5
 
@@ -80,7 +80,7 @@ def _event() -> torch.cuda.Event:
 def _capture(call: Callable[[], object]) -> Callable[[], None] | None:
     graph = torch.cuda.CUDAGraph()
     try:
-        with stays_on_its_stream(), torch.cuda.graph(graph):
+        with preserve_stream(), torch.cuda.graph(graph):
             call()
     except Exception as error:
         torch.cuda.synchronize()

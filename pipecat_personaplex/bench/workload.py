@@ -120,7 +120,7 @@ def start_sessions(runner: ModelRunner, sessions: int, prefix: Prefix, fill: Fil
     for slot in range(sessions):
         runner.join(slot, replace(prefix, length=_length(slot, prefix)), SamplingParams(seed=slot))
         if fill.codec_frames:
-            runner.age(slot, fill.codec_frames)
+            runner.skip_ahead(slot, fill.codec_frames)
 
 
 def fill_rings(ring: RingCache, sessions: int, prefix: Prefix) -> list[int]:

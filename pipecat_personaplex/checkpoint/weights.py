@@ -18,7 +18,8 @@ from pipecat_personaplex.checkpoint.layout import Entry, scale_name, unknown_ten
 from pipecat_personaplex.config import Quantization
 from pipecat_personaplex.errors import CheckpointError
 from pipecat_personaplex.models.device import Target
-from pipecat_personaplex.models.linear import Linear, low_bit_linear, optimize_linear
+from pipecat_personaplex.models.linear import Linear, optimize_linear
+from pipecat_personaplex.models.low_bit_linear import low_bit_linear
 from pipecat_personaplex.quantization.weights import LowBit, empty, fill, storage
 
 _FLOATS = ("F32", "F16", "BF16")

@@ -1,4 +1,4 @@
-"""The slots of one step, and what the host knows of their positions."""
+"""The slots of one step, and their positions as far as the host knows them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class Batch:
     """The slots of one step, in ascending order.
 
     Attributes:
-        slots: Their indices; none where the device alone knows them.
-        rows: The same as a slice where they are neighbours (views, no copies), else a tensor.
+        slots: Slot indices on the host. Empty in a captured step, where only the device has them.
+        rows: The same indices for use on slot tables: a slice if the slots are consecutive
+            (tables are then viewed, not copied), otherwise an int64 tensor [B].
     """
 
     slots: tuple[int, ...]
@@ -26,13 +27,13 @@ class Batch:
 
     @staticmethod
     def of(slots: Iterable[int], device: torch.device) -> Batch:
-        """Of distinct slots in any order."""
+        """Make a batch of distinct slots given in any order; its index tensor is on ``device``."""
         return _batch(tuple(sorted(slots)), device)
 
 
+# The same sessions share many steps, so the index tensor of a combination is reused.
 @lru_cache(maxsize=1024)
 def _batch(slots: tuple[int, ...], device: torch.device) -> Batch:
-    # The same callers step together for minutes: their index tensor is made once.
     first, last = slots[0], slots[-1]
     if last - first + 1 == len(slots):
         return Batch(slots, slice(first, last + 1))
@@ -40,7 +41,17 @@ def _batch(slots: tuple[int, ...], device: torch.device) -> Batch:
 
 
 class HostPositions(NamedTuple):
-    """What the host knows of a batch's sessions: frames they have had, and positions in all."""
+    """Progress of a batch's sessions in Python integers, or None where only the device has it.
 
-    frames: list[int]
-    positions: list[int]
+    An eager step on a CPU slices each ring to its filled length and therefore needs these numbers
+    on the host. A captured step must not depend on them: its fields are None.
+
+    Attributes:
+        encoded: Frames that each row's encoder has processed.
+        decoded: Frames that each row's decoder has processed.
+        positions: The position that each row runs next in the temporal transformer.
+    """
+
+    encoded: list[int] | None = None
+    decoded: list[int] | None = None
+    positions: list[int] | None = None

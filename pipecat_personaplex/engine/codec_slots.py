@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,24 +13,22 @@ from pipecat_personaplex.engine.kv_cache import RingCache
 from pipecat_personaplex.models.attention import KVStore
 from pipecat_personaplex.models.mimi.codec import LATENTS_PER_FRAME, Mimi
 
-Starts = list[int] | None
-"""Frames that each row of a batch has had, where the host knows it."""
-
 
 class CodecSlots:
-    """The codec's streaming state for a number of slots: convolutions, keys and values.
+    """Mimi's streaming state for a number of slots: convolutions, keys and values.
 
     Args:
         mimi: The codec.
-        slots: How many.
-        device: Where it runs.
-        masked: As in ``RingCache``.
+        slots: Number of slots.
+        device: Device of the codec.
+        masked: Whether attention on a CPU uses masks over whole rings, as a captured step needs;
+            see ``RingCache``.
     """
 
     def __init__(self, mimi: Mimi, slots: int, device: torch.device, *, masked: bool = False):
         config = mimi.config
         self._mimi = mimi
-        self._conv = mimi.new_state(slots)
+        self._conv = mimi.new_state(slots)  # [slots, state size] float32
         self._encoder_kv, self._decoder_kv = (
             RingCache(
                 layers=config.num_layers,
@@ -36,46 +36,85 @@ class CodecSlots:
                 heads=config.num_heads,
                 window=config.window,
                 head_dim=config.dimension // config.num_heads,
-                dtype=torch.float32,
+                dtype=torch.float32,  # as the whole codec: codes must match the reference exactly
                 device=device,
                 masked=masked,
             )
             for _ in range(2)
         )
 
+    @classmethod
+    def primed(cls, mimi: Mimi, silence_codes: Sequence[int], device: torch.device) -> CodecSlots:
+        """One slot whose decoder has processed one silent frame.
+
+        The reference decodes the prompt's last, silent frame before the conversation starts.
+        Decoding it here and dropping its audio makes the following audio equal sample for sample.
+        """
+        codec = cls(mimi, 1, device)
+        codes = torch.tensor([silence_codes], device=device)  # [1, 8]
+        frames = torch.zeros(1, dtype=torch.int64, device=device)
+        with torch.inference_mode():
+            codec.decode(Batch.of([0], device), codes, [0], frames)
+        return codec
+
     @property
     def nbytes(self) -> int:
-        """Memory of all slots."""
+        """Memory of all slots in bytes."""
         rings = self._encoder_kv.nbytes + self._decoder_kv.nbytes
         return self._conv.nbytes + rings
 
-    def encode(self, batch: Batch, pcm: Tensor, starts: Starts, frames: Tensor) -> Tensor:
-        """[B, 1920] -> [B, 8]; ``starts`` and ``frames`` count the frames encoded before."""
-        kv = self._open(self._encoder_kv, batch, starts, frames)
+    def encode(
+        self, batch: Batch, pcm: Tensor, host_frames: list[int] | None, frames: Tensor
+    ) -> Tensor:
+        """Encode one frame of every row: float32 [B, 1920] -> int64 [B, 8].
+
+        Args:
+            batch: The slots.
+            pcm: The callers' audio.
+            host_frames: Frames that each row has encoded before, if the host knows them.
+            frames: The same on the device, [B] int64.
+        """
+        kv = self._open(self._encoder_kv, batch, host_frames, frames)
         return self._mimi.encode(pcm, self._conv, kv, frames, batch.rows)
 
-    def decode(self, batch: Batch, codes: Tensor, starts: Starts, frames: Tensor) -> Tensor:
-        """[B, 8] -> [B, 1920]; ``starts`` and ``frames`` count the frames decoded before."""
-        kv = self._open(self._decoder_kv, batch, starts, frames)
+    def decode(
+        self, batch: Batch, codes: Tensor, host_frames: list[int] | None, frames: Tensor
+    ) -> Tensor:
+        """Decode one frame of every row: int64 [B, 8] -> float32 [B, 1920].
+
+        Args:
+            batch: The slots.
+            codes: The agents' codes.
+            host_frames: Frames that each row has decoded before, if the host knows them.
+            frames: The same on the device, [B] int64.
+        """
+        kv = self._open(self._decoder_kv, batch, host_frames, frames)
         return self._mimi.decode(codes, self._conv, kv, frames, batch.rows)
 
     @staticmethod
-    def _open(rings: RingCache, batch: Batch, starts: Starts, frames: Tensor) -> KVStore:
-        places = None if starts is None else [LATENTS_PER_FRAME * start for start in starts]
-        return rings.at(batch, places, LATENTS_PER_FRAME * frames, LATENTS_PER_FRAME)
+    def _open(
+        rings: RingCache, batch: Batch, host_frames: list[int] | None, frames: Tensor
+    ) -> KVStore:
+        # The codec's transformers run at 25 Hz: two positions a frame.
+        positions = LATENTS_PER_FRAME * frames  # [B]
+        starts = None
+        if host_frames is not None:
+            starts = [LATENTS_PER_FRAME * count for count in host_frames]
+        return rings.at(batch, starts, positions, LATENTS_PER_FRAME)
 
     def start(self, slot: int, primed: CodecSlots) -> None:
-        """Start a slot like slot 0 of ``primed``, which has decoded a frame and encoded none."""
+        """Reset a slot to the state of ``primed``: one frame decoded, none encoded."""
         self._conv[slot] = primed._conv[0]
         self._encoder_kv.clear(slot)
         self._decoder_kv.clear(slot)
         past = slice(LATENTS_PER_FRAME)
-        mine, theirs = self._decoder_kv, primed._decoder_kv
-        mine.keys[:, slot, :, past] = theirs.keys[:, 0, :, past]
-        mine.values[:, slot, :, past] = theirs.values[:, 0, :, past]
+        target, source = self._decoder_kv, primed._decoder_kv
+        # [layers, heads, 2, head_dim]: the positions of the one frame that was decoded.
+        target.keys[:, slot, :, past] = source.keys[:, 0, :, past]
+        target.values[:, slot, :, past] = source.values[:, 0, :, past]
 
-    def age(self, slot: int) -> None:
-        """Fill a slot's rings with zeros, as if its call were long, for measurements."""
+    def fill_with_zeros(self, slot: int) -> None:
+        """Fill a slot's rings with zeros, as if its session were long; for measurements."""
         config = self._mimi.config
         head_dim = config.dimension // config.num_heads
         zeros = self._conv.new_zeros(()).expand(
@@ -90,7 +129,7 @@ def encode_stream(mimi: Mimi, pcm: Tensor) -> Tensor:
 
     Args:
         mimi: The codec.
-        pcm: float32 mono 24 kHz, a whole number of frames of 1,920 samples.
+        pcm: float32 mono 24 kHz, a multiple of 1,920 samples.
 
     Returns:
         Codes, [frames, 8] int64, on ``pcm``'s device.

@@ -1,8 +1,9 @@
-"""The step as one graph per batch size: launched as a whole, at fixed shapes and addresses.
+"""The step as one graph per batch size, launched as a whole at fixed shapes and addresses.
 
-A graph is recorded by running the step's Python once. Whatever it did then is what every replay
-does: so the step reads whose turn it is from a buffer on the device, and nothing from the host.
-A batch between two sizes is filled up with rows that step into a slot nobody owns.
+A graph is recorded by running the step's Python once, and every replay repeats what that run
+launched. A captured step therefore reads its slots from a buffer on the device and takes nothing
+from the host. A batch between two captured sizes is padded with rows that step into a scratch
+slot.
 """
 
 from __future__ import annotations
@@ -22,35 +23,36 @@ from torch import Tensor
 from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.engine.batch import Batch
 from pipecat_personaplex.engine.sampling import CandidateCounts
-from pipecat_personaplex.engine.step_buffers import StepBuffers, StepOutput, StepResult
+from pipecat_personaplex.engine.step_buffers import StepBuffers, StepInput, StepOutput, StepResult
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192)
-# Triton compiles, cuBLAS chooses and allocates: all before the recording.
+# Before the recording, Triton compiles its kernels and cuBLAS selects algorithms and workspaces.
 _WARM_UPS = 2
-# Samples of replayed and plain steps may differ by this: the libraries may choose other sums.
-_ALIKE_PCM = 1e-3
+# Largest difference of samples between a replayed and an eager step: a library may select another
+# algorithm, and with it another order of summation.
+_PCM_TOLERANCE = 1e-3
 
 Replay = Callable[[], object]
-Compute = Callable[[Batch, Tensor, Tensor, CandidateCounts], StepResult]
-"""The step on the device: batch, audio, forced text and candidates to its answer."""
+Compute = Callable[[StepInput], StepResult]
+"""The step on the device."""
 
 
 class Capturer(Protocol):
     """Records what a call launches."""
 
     def capture(self, call: Callable[[], None]) -> Replay:
-        """Record ``call``, which may run more than once meanwhile; launch the same with the result.
+        """Record ``call``, which may run several times meanwhile; the result launches the same.
 
         Raises:
-            Exception: It cannot be recorded.
+            Exception: The call cannot be recorded.
         """
         ...
 
 
 class CudaCapturer:
-    """CUDA graphs that share one pool of memory.
+    """Records CUDA graphs that share one memory pool.
 
-    They may: nothing that a replay leaves in the pool is read by another.
+    Sharing is safe because no replay reads what another replay has left in the pool.
 
     Args:
         device: A CUDA device.
@@ -63,15 +65,15 @@ class CudaCapturer:
             self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, call: Callable[[], None]) -> Replay:
-        """Record ``call`` on a stream of its own, after runs that do not count."""
-        with torch.cuda.device(self._device), stays_on_its_stream():
+        """Record ``call`` on a separate stream, after warm-up runs."""
+        with torch.cuda.device(self._device), preserve_stream():
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 for _ in range(_WARM_UPS):
                     call()
             torch.cuda.current_stream().wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            # Other threads of the process may allocate meanwhile.
+            # thread_local: other threads of the process may allocate during the recording.
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
             ):
@@ -80,8 +82,8 @@ class CudaCapturer:
 
 
 @contextmanager
-def stays_on_its_stream() -> Iterator[None]:
-    """Go back to the thread's CUDA stream, where a capture that fails would not."""
+def preserve_stream() -> Iterator[None]:
+    """Restore the thread's CUDA stream at the end; a failed capture does not restore it."""
     stream = torch.cuda.current_stream()
     try:
         yield
@@ -91,29 +93,30 @@ def stays_on_its_stream() -> Iterator[None]:
 
 @lru_cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all runners: the libraries keep a workspace for each stream."""
+    """One stream for all runners: GPU libraries hold a workspace per stream."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def batch_sizes(slots: int) -> tuple[int, ...]:
-    """Sizes that steps of up to ``slots`` rows come in."""
+    """The batch sizes that are captured for up to ``slots`` sessions."""
     return (*(size for size in BATCH_SIZES if size < slots), slots)
 
 
 def spare_slots(slots: int) -> int:
-    """Slots besides, for rows that fill a batch up: none where each batch has its own size."""
+    """Extra slots for padding rows: 1, or 0 if every possible batch size is captured."""
     return int(any(large - small > 1 for small, large in pairwise((0, *batch_sizes(slots)))))
 
 
 class FixedStep:
-    """The step between fixed buffers, replayed where it has been captured.
+    """Runs the step between fixed buffers, and replays it if it has been captured.
 
     Args:
         compute: The step.
         slots: The largest batch.
-        scratch: A slot that nobody owns; without a spare one, one that nobody owns yet.
-        widths: Candidates that every stream ranks; who wants more is stepped without a graph.
-        device: Where it runs.
+        scratch: The slot of padding rows. Without padding, any slot that has no session yet.
+        counts: Candidates that a captured step ranks; a batch that requests more runs without a
+            graph.
+        device: Device of the step.
     """
 
     def __init__(
@@ -121,17 +124,16 @@ class FixedStep:
         compute: Compute,
         slots: int,
         scratch: int,
-        widths: CandidateCounts,
+        counts: CandidateCounts,
         device: torch.device,
     ):
         self._compute = compute
-        self._scratch = scratch
         self._sizes = batch_sizes(slots)
-        self._widths = widths
+        self._counts = counts
         self._device = device
         self._buffers = StepBuffers(slots, scratch, device)
         self._replays: dict[int, Replay] = {}
-        self._told = False
+        self._warned = False
         self.graph_bytes = 0
 
     @property
@@ -140,25 +142,25 @@ class FixedStep:
         return bool(self._replays)
 
     def capture(self, capturer: Capturer, reset: Callable[[Iterable[int]], None]) -> None:
-        """Capture every batch size; where that fails, log why once and go on without.
+        """Capture every batch size; if that fails, log the reason once and run without graphs.
 
-        Before the first session: every slot is stepped.
+        Call it before the first session, because it steps every slot.
 
         Args:
-            capturer: Records.
-            reset: Makes the state of some slots new.
+            capturer: Records the step.
+            reset: Resets the state of some slots.
         """
-        # Graphs that nobody has any more must not be destroyed while another is recorded.
+        # Destroying an unused graph during a recording would invalidate the recording.
         gc.collect()
         began, free = time.monotonic(), self._free_bytes()
         reason = None
         try:
-            # The largest first: the smaller ones then fit into its memory.
+            # The largest first: the smaller ones then fit into the memory of its pool.
             for size in reversed(self._sizes):
-                self._buffers.put(size, (), torch.empty(0, FRAME_SAMPLES))
-                self._replays[size] = capturer.capture(partial(self._run, size, self._widths))
-            if not self._agrees(reset):
-                reason = "a replayed step does not say what the step itself says"
+                self._buffers.write(size, (), torch.empty(0, FRAME_SAMPLES))
+                self._replays[size] = capturer.capture(partial(self._run, size, self._counts))
+            if not self._replays_match(reset):
+                reason = "a replayed step differs from the eager step"
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
         if reason is not None:
@@ -167,56 +169,72 @@ class FixedStep:
             return
         self.graph_bytes = max(0, free - self._free_bytes())
         logger.info(
-            "the step is captured for batches of {}: {:.1f} s, {:,.0f} MiB",
+            "captured the step for batches of {} in {:.1f} s, {:,.0f} MiB",
             ", ".join(map(str, self._sizes)),
             time.monotonic() - began,
             self.graph_bytes / 2**20,
         )
 
     def step(
-        self, slots: Sequence[int], pcm: Tensor, forced_text: Tensor | None, wanted: CandidateCounts
+        self,
+        slots: Sequence[int],
+        pcm: Tensor,
+        forced_text: Tensor | None,
+        requested: CandidateCounts,
     ) -> StepOutput:
-        """Answer one frame of each of ``slots``; arguments as in ``ModelRunner.step``."""
+        """Compute one frame of each of ``slots``.
+
+        Args:
+            slots: The sessions' slots.
+            pcm: Their audio, float32 [len(slots), 1920], on the host.
+            forced_text: int64 [len(slots)], -1 to sample; None samples for all.
+            requested: Candidates that these sessions request.
+        """
+        # Pad the batch to the next captured size.
         size = next(size for size in self._sizes if size >= len(slots))
-        self._buffers.put(size, slots, pcm, forced_text)
+        self._buffers.write(size, slots, pcm, forced_text)
         replay = self._replays.get(size)
-        if replay is not None and self._widths.hold(wanted):
+        if replay is not None and self._counts.covers(requested):
             replay()
         else:
-            if replay is not None and not self._told:
-                self._told = True
+            if replay is not None and not self._warned:
+                self._warned = True
                 logger.warning(
-                    "a session draws from the {} likeliest tokens, and graphs rank {}: its steps, "
-                    "and those of who shares them, run without graphs, which makes them slower",
-                    max(wanted),
-                    max(self._widths),
+                    "a session samples from the {} likeliest tokens, but graphs rank {}: every "
+                    "step that includes such a session runs without a graph, which is slower",
+                    max(requested),
+                    max(self._counts),
                 )
-            self._run(size, self._widths.widened(wanted))
-        return self._buffers.take(len(slots))
+            self._run(size, self._counts.maximum(requested))
+        return self._buffers.read(len(slots))
 
     @torch.inference_mode()
-    def _run(self, size: int, widths: CandidateCounts) -> None:
+    def _run(self, size: int, counts: CandidateCounts) -> None:
+        """The captured call: fixed input buffer -> step -> fixed output buffer."""
         slots, pcm, forced_text = self._buffers.inputs(size)
-        self._buffers.answer(self._compute(Batch((), slots), pcm, forced_text, widths))
+        # No slots on the host and no host positions: they would become constants of the graph.
+        step = StepInput(Batch((), slots), pcm, forced_text, counts)
+        self._buffers.store(self._compute(step))
 
-    def _agrees(self, reset: Callable[[Iterable[int]], None]) -> bool:
-        """Whether every graph answers a frame of each of its rows as the step itself does."""
+    def _replays_match(self, reset: Callable[[Iterable[int]], None]) -> bool:
+        """Whether every graph computes the same frame as the eager step, in each of its rows."""
         for size in self._sizes:
             noise = torch.randn(size, FRAME_SAMPLES, generator=torch.Generator().manual_seed(size))
-            answers = []
-            for run in (self._replays[size], partial(self._run, size, self._widths)):
+            outputs = []
+            for run in (self._replays[size], partial(self._run, size, self._counts)):
                 reset(range(size))
-                self._buffers.put(size, range(size), 0.1 * noise)
+                self._buffers.write(size, range(size), 0.1 * noise)
                 run()
-                answers.append(self._buffers.take(size))
-            replayed, stepped = answers
-            if not torch.equal(replayed.tokens(), stepped.tokens()):
+                outputs.append(self._buffers.read(size))
+            replayed, eager = outputs
+            if not torch.equal(replayed.tokens(), eager.tokens()):
                 return False
-            if not torch.allclose(replayed.pcm, stepped.pcm, atol=_ALIKE_PCM):
+            if not torch.allclose(replayed.pcm, eager.pcm, atol=_PCM_TOLERANCE):
                 return False
         return True
 
     def _free_bytes(self) -> int:
+        """Free device memory in bytes, with PyTorch's cache emptied; 0 on a CPU."""
         if self._device.type != "cuda":
             return 0
         torch.cuda.synchronize(self._device)

@@ -357,7 +357,7 @@ class Engine:
             while not self._stopping:
                 self._wake.wait()
                 self._wake.clear()
-                while not self._stopping and self._loop.turn(self._take_arrivals()):
+                while not self._stopping and self._loop.run_once(self._take_arrivals()):
                     pass
         except BaseException as error:
             logger.opt(exception=error).error("the model thread failed; every session ends")

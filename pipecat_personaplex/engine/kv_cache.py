@@ -1,12 +1,14 @@
-"""Keys and values of running calls: a ring per slot.
+"""Stored keys and values of running sessions: one ring for each slot and layer.
 
-A ring of ``window`` places needs no mask of age: place ``p % window`` holds position p, and what
-has left the window has been overwritten. A frame of several positions (Mimi's two) is written
-first and then attended to, so that even its first position no longer sees what its last one
-replaced; this is what the reference computes.
+A ring of ``window`` indices stores position p at index ``p % window``. A position that leaves the
+window is overwritten, so attention needs no mask for old positions. A frame of several positions
+(Mimi's two) is stored first and then attends; so even its first position does not see the entry
+that its last position replaced. The reference computes the same.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,28 +19,33 @@ from pipecat_personaplex.engine.ring_attention import (
     SlicedRingAttention,
     TritonRingAttention,
 )
-from pipecat_personaplex.kernels.availability import _kernels_run
+from pipecat_personaplex.kernels.availability import ring_attention_works
 from pipecat_personaplex.models.attention import KVStore
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.quantization.kv import KVTensor
 
-# Keys laid into a slot at once, of all layers.
+# Positions times layers that ``write`` converts at once.
 _POSITIONS_WRITTEN = 4096
 
 
 class RingCache:
-    """One ring a slot and layer.
+    """The rings of all slots and layers of one transformer.
 
     Args:
         layers: Transformer layers.
         slots: Rings per layer.
         heads: Attention heads.
-        window: Positions a ring holds.
+        window: Positions a ring stores.
         head_dim: Features a head.
-        dtype: Of the keys and values that come in.
-        device: Where they live.
-        kv_dtype: In which they are kept: float32, bfloat16 or e4m3; ``dtype`` if not given.
-        masked: On a CPU, attend as a step that is captured may: over whole rings.
+        dtype: Type of queries and of new keys and values.
+        device: Device of the rings.
+        kv_dtype: Type of the stored keys and values: float32, bfloat16 or e4m3; None: ``dtype``.
+        masked: On a CPU, attend to whole rings under a mask, as a captured step does.
+
+    Attributes:
+        stored_keys: [layers, slots, heads, window, head_dim], with scales if quantised.
+        stored_values: The same shape.
+        window: Positions a ring stores.
     """
 
     def __init__(
@@ -55,17 +62,21 @@ class RingCache:
         masked: bool = False,
     ):
         self.window = window
-        kept = kv_dtype or dtype
+        stored = kv_dtype or dtype
+        self._kind: Literal["sliced", "masked", "triton"]
         if device.type == "cpu":
-            self._by_length = not masked
+            self._kind = "masked" if masked else "sliced"
+        elif ring_attention_works(device, heads, window, head_dim, dtype, stored):
+            self._kind = "triton"
         else:
-            self._by_length = _kernels_run(device, heads, window, head_dim, dtype, kept)
-        # On a CPU every place is written before it is read, so nothing is cleared, and memory
-        # that the system hands out lazily is only taken as calls grow long. Under a mask, places
-        # not yet written are read and weigh nothing; but nothing times NaN is NaN.
+            self._kind = "masked"
+        # Under a mask, unwritten indices are read with weight zero; zero times NaN is NaN, so they
+        # must hold numbers. Otherwise they are never read, and a CPU that allocates memory lazily
+        # takes it only as sessions grow long.
+        self._reads_unwritten = self._kind == "masked"
         shape = (layers, slots, heads, window, head_dim)
-        self.kept_keys = KVTensor.new(shape, kept, device, zeros=not self._by_length)
-        self.kept_values = KVTensor.new(shape, kept, device, zeros=not self._by_length)
+        self.stored_keys = KVTensor.new(shape, stored, device, zeros=self._reads_unwritten)
+        self.stored_values = KVTensor.new(shape, stored, device, zeros=self._reads_unwritten)
 
     @classmethod
     def for_lm(
@@ -78,7 +89,7 @@ class RingCache:
         kv_dtype: torch.dtype | None = None,
         masked: bool = False,
     ) -> RingCache:
-        """The temporal transformer's rings; ``window`` is the model's own if not given."""
+        """The rings of a temporal transformer; ``window`` defaults to the model's."""
         config = lm.config
         return cls(
             layers=config.num_layers,
@@ -94,50 +105,59 @@ class RingCache:
 
     @property
     def keys(self) -> Tensor:
-        """As they are kept: [layers, slots, heads, window, head_dim]."""
-        return self.kept_keys.data
+        """Stored keys without scales: [layers, slots, heads, window, head_dim]."""
+        return self.stored_keys.data
 
     @property
     def values(self) -> Tensor:
-        """As they are kept: [layers, slots, heads, window, head_dim]."""
-        return self.kept_values.data
+        """Stored values without scales: [layers, slots, heads, window, head_dim]."""
+        return self.stored_values.data
 
     @property
     def nbytes(self) -> int:
-        """Memory of all rings when full."""
-        return self.kept_keys.nbytes + self.kept_values.nbytes
+        """Bytes of all rings, scales included."""
+        return self.stored_keys.nbytes + self.stored_values.nbytes
 
     def at(
         self, batch: Batch, starts: list[int] | None, positions: Tensor, steps: int = 1
     ) -> KVStore:
-        """Open a step: append ``steps`` positions to each ring of ``batch``, attend within each.
+        """Begin a step that appends ``steps`` positions to the ring of each slot and attends to it.
 
         Args:
-            batch: Whose rings.
-            starts: Each ring's first new position, where the host knows it.
+            batch: The slots of the step.
+            starts: First new position of each slot, if the host knows it; required on a CPU
+                without ``masked``.
             positions: The same on the device, [B] int64.
-            steps: New positions a ring.
+            steps: New positions of each slot.
         """
-        if not self._by_length:
-            return MaskedRingAttention(self, batch, positions, steps)
-        if self.keys.device.type != "cpu":
-            return TritonRingAttention(self, batch, positions, steps)
-        assert starts is not None
-        return SlicedRingAttention(self, batch, starts, steps)
+        stored = self.stored_keys, self.stored_values
+        if self._kind == "sliced":
+            assert starts is not None
+            return SlicedRingAttention(*stored, batch, starts, steps)
+        if self._kind == "triton":
+            return TritonRingAttention(*stored, batch, positions, steps)
+        return MaskedRingAttention(*stored, batch, positions, steps)
 
     def clear(self, slot: int) -> None:
-        """Forget what the slot's last owner left, where a mask alone would not."""
-        if not self._by_length:
-            self.kept_keys[:, slot].zero_()
-            self.kept_values[:, slot].zero_()
+        """Zero the rings of a slot if a step may read unwritten indices."""
+        if self._reads_unwritten:
+            self.stored_keys[:, slot].zero_()
+            self.stored_values[:, slot].zero_()
 
     def write(self, slot: int, first: int, keys: Tensor, values: Tensor) -> None:
-        """Lay positions ``first``... into a slot's rings: each [layers, heads, n, head_dim]."""
-        places = torch.arange(first, first + keys.shape[2], device=keys.device) % self.window
-        # A few layers at a time: what becomes e4m3 takes several times its memory on the way.
+        """Store consecutive positions in the rings of a slot, in all layers.
+
+        Args:
+            slot: The slot.
+            first: The first of the n positions.
+            keys: [layers, heads, n, head_dim].
+            values: The same shape.
+        """
+        positions = torch.arange(first, first + keys.shape[2], device=keys.device)
+        index = (slice(None), slice(None), positions % self.window)
+        # A few layers at a time: quantising to e4m3 takes several times the memory of its input.
         count = max(1, _POSITIONS_WRITTEN // keys.shape[2])
         for start in range(0, keys.shape[0], count):
             layers = slice(start, start + count)
-            into = (slice(None), slice(None), places)
-            self.kept_keys[layers, slot].put(into, keys[layers])
-            self.kept_values[layers, slot].put(into, values[layers])
+            self.stored_keys[layers, slot].put(index, keys[layers])
+            self.stored_values[layers, slot].put(index, values[layers])

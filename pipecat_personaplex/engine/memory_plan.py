@@ -19,7 +19,7 @@ from pipecat_personaplex.models.device import Target, resolve_kv_dtype
 from pipecat_personaplex.models.linear import Linear
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
-from pipecat_personaplex.quantization.kv import FP8
+from pipecat_personaplex.quantization.fp8 import FP8
 from pipecat_personaplex.quantization.weights import storage
 
 _GIB = 1 << 30

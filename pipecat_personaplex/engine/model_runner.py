@@ -1,4 +1,4 @@
-"""One batched 80 ms step: encode, temporal transformer, depth transformer, decode."""
+"""Starts sessions in slots and runs their steps, eagerly or replayed from graphs."""
 
 from __future__ import annotations
 
@@ -12,35 +12,34 @@ from pipecat_personaplex.constants import AGENT_CODES, STREAMS, TEXT
 from pipecat_personaplex.engine.batch import Batch, HostPositions
 from pipecat_personaplex.engine.codec_slots import CodecSlots
 from pipecat_personaplex.engine.cuda_graphs import Capturer, CudaCapturer, FixedStep, spare_slots
-from pipecat_personaplex.engine.kv_cache import RingCache
 from pipecat_personaplex.engine.prefill import Prefill, Prefix
 from pipecat_personaplex.engine.prompt import Prompt
-from pipecat_personaplex.engine.sampling import CandidateCounts, SamplerState
-from pipecat_personaplex.engine.step_buffers import StepOutput, StepResult
-from pipecat_personaplex.engine.token_grid import TokenGrid
+from pipecat_personaplex.engine.sampling import CandidateCounts
+from pipecat_personaplex.engine.step import FrameStep
+from pipecat_personaplex.engine.step_buffers import StepInput, StepOutput, StepResult
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.delay_pattern import initial_column
 from pipecat_personaplex.models.device import prepare_device
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
 
-# The kernels' products take a prompt's positions 16, 32 or 64 at a time, and fewer outputs at a
-# time where that alone would be too few programs.
+# Prompt lengths that select different GEMM kernels: tiles of 16, 32 or 64 positions, and narrower
+# output tiles where these alone would give too few programs.
 _PROMPT_LENGTHS = (8, 24, 64, 128, 256)
 
 
 class ModelRunner:
-    """The model and the state of every slot. Used by one thread.
+    """Runs the model for all slots. Used by one thread.
 
     Args:
-        config: The checkpoint's.
-        lm: The language model, on its device.
-        mimi: The codec, on the same device.
-        slots: Sessions at once.
-        device: Where everything lives.
-        kv_dtype: In which the language model's keys and values are kept; its own if not given.
-        fixed: Whether steps run at fixed shapes and addresses, so that they can be captured; on
-            CUDA if not given. A CPU is faster without.
+        config: The checkpoint's configuration.
+        lm: The language model, on ``device``.
+        mimi: The codec, on ``device``.
+        slots: The largest number of concurrent sessions.
+        device: Device of the model and of all state.
+        kv_dtype: Storage type of the language model's keys and values; ``lm.dtype`` if not given.
+        fixed: Whether steps run at fixed shapes and addresses, so that they can be captured.
+            Defaults to True on CUDA only: a CPU is faster with shapes that follow the sessions.
     """
 
     def __init__(
@@ -59,43 +58,34 @@ class ModelRunner:
             fixed = device.type == "cuda"
         self.config = config
         self.lm = lm
-        self.mimi = mimi
         self.device = device
-        # Rows that fill a batch up step into one slot more, which nobody owns. Where none ever
-        # does, the step is captured in slot 0, before anybody owns that.
-        callers, spare = slots, spare_slots(slots) if fixed else 0
+        # Padding rows step into one extra slot that no session uses. If every batch size is
+        # captured there is no padding; slot 0 then serves for the capture, before any session.
+        spare = spare_slots(slots) if fixed else 0
         self._spare = spare > 0
-        self._scratch = callers if spare else 0
-        slots += spare
-        self._kv = RingCache.for_lm(
-            lm, slots, device, window=config.lm.window, kv_dtype=kv_dtype, masked=fixed
+        self._scratch = slots if spare else 0
+        self.frame_step = FrameStep.new(
+            config, lm, mimi, slots + spare, device, kv_dtype=kv_dtype, masked=fixed
         )
-        self._codec = CodecSlots(mimi, slots, device, masked=fixed)
-        self._grid = TokenGrid(slots, config, device)
-        self._sampler = SamplerState.on(device, slots, config.lm)
-        # Where each slot's conversation starts and how many frames it has had: on the device
-        # for the step, on the host for what shapes depend on.
-        self._prompt = torch.zeros(slots, dtype=torch.int64, device=device)
-        self._frames = torch.zeros(slots, dtype=torch.int64, device=device)
-        self._host_prompt = [0] * slots
-        self._host_frames = [0] * slots
-        self._primed = self._primed_codec()
+        # Copies of ``FrameStep.prompt_frames`` and ``frames``: shapes of an eager step depend on
+        # them, and reading them from the device would wait for it.
+        self._host_prompt_frames = [0] * self.frame_step.slots
+        self._host_frames = [0] * self.frame_step.slots
+        self._primed = CodecSlots.primed(mimi, config.silence_codes, device)
         self._fixed = None
         if fixed:
             self._reset([self._scratch])
-            self._fixed = FixedStep(
-                self._answer_fixed, callers, self._scratch, self._sampler.fixed, device
-            )
+            counts = self.frame_step.sampler.fixed_counts
+            self._fixed = FixedStep(self._run_fixed, slots, self._scratch, counts, device)
 
     @property
     def slot_bytes(self) -> int:
-        """Memory of one slot with a full window."""
-        slots = len(self._host_frames)
-        return (self._kv.nbytes + self._codec.nbytes) // slots
+        """Memory of one slot in bytes, with a full window."""
+        return self.frame_step.slot_bytes
 
     @property
     def graph_bytes(self) -> int:
-        """Memory that captured steps take of the device."""
+        """Device memory of captured steps in bytes."""
         return 0 if self._fixed is None else self._fixed.graph_bytes
 
     @property
@@ -104,13 +94,13 @@ class ModelRunner:
         return self._fixed is not None and self._fixed.captured
 
     def capture(self, capturer: Capturer | None = None) -> None:
-        """Capture the step for every batch size, where the device has graphs; else do nothing.
+        """Capture the step for every batch size, if the device supports graphs.
 
-        Before the first session: it takes seconds. What cannot be captured runs without, and
-        that is logged.
+        Call it before the first session; it takes seconds and steps every slot. If a capture
+        fails, the reason is logged and steps run without graphs.
 
         Args:
-            capturer: Records the step; by default in CUDA graphs.
+            capturer: Records the step; by default into CUDA graphs.
         """
         if self._fixed is None:
             return
@@ -120,9 +110,9 @@ class ModelRunner:
             self._fixed.capture(capturer, self._reset)
 
     def warm_up_prompts(self, longest: int) -> None:
-        """Compute prompts of each length that has kernels of its own, up to ``longest``.
+        """Compute a prompt of every length that selects other kernels, up to ``longest`` frames.
 
-        So that none has to be compiled while calls run.
+        This compiles the kernels now instead of during calls.
         """
         for frames in (*(length for length in _PROMPT_LENGTHS if length < longest), longest):
             columns = initial_column(self.config).repeat(frames + 1, 1)
@@ -131,133 +121,100 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _reset(self, slots: Iterable[int]) -> None:
-        """Make slots new that nobody owns."""
-        # Not what a conversation starts with: that cannot be said.
+        """Reset slots that no session uses to a fresh state."""
+        # Zeros, because the step decodes the column's codes: the initial tokens are outside the
+        # codec's codebooks.
         column = torch.zeros(STREAMS, dtype=torch.int64, device=self.device)
         for slot in slots:
-            self._codec.start(slot, self._primed)
-            self._frames[slot] = 0
-            self._grid.start(slot, column)
-
-    @torch.inference_mode()
-    def _primed_codec(self) -> CodecSlots:
-        """A fresh codec whose decoder has said the reference's first, silent frame.
-
-        The reference emits the prompt's last frame before the conversation; decoding it here
-        and dropping the sound makes the audio that follows match it sample for sample.
-        """
-        codec = CodecSlots(self.mimi, 1, self.device)
-        batch = Batch.of([0], self.device)
-        silence = torch.tensor([self.config.silence_codes], device=self.device)
-        codec.decode(batch, silence, [0], torch.zeros(1, dtype=torch.int64, device=self.device))
-        return codec
+            self.frame_step.codec.start(slot, self._primed)
+            self.frame_step.frames[slot] = 0
+            self.frame_step.grid.start(slot, column)
 
     def join(self, slot: int, prefix: Prefix, sampling: SamplingParams) -> None:
-        """Start a conversation in a slot; nothing of its last owner remains visible."""
+        """Start a session in a slot; nothing of the slot's previous session remains visible."""
         self.restore(slot, prefix, sampling)
-        self.draw_first(slot, prefix)
+        self.sample_first(slot, prefix)
 
     @torch.inference_mode()
     def restore(self, slot: int, prefix: Prefix, sampling: SamplingParams) -> None:
-        """Lay the state after a prompt into a slot, over whatever was there."""
-        self._kv.clear(slot)
-        self._kv.write(slot, prefix.first, prefix.keys, prefix.values)
-        self._codec.start(slot, self._primed)
-        self._sampler.set(slot, sampling)
-        self._prompt[slot] = self._host_prompt[slot] = prefix.length
-        self._frames[slot] = self._host_frames[slot] = 0
+        """Write the state after a prompt into a slot, over the state of its previous session."""
+        step = self.frame_step
+        step.kv.clear(slot)
+        step.kv.write(slot, prefix.first, prefix.keys, prefix.values)
+        step.codec.start(slot, self._primed)
+        step.sampler.set(slot, sampling)
+        step.prompt_frames[slot] = self._host_prompt_frames[slot] = prefix.length
+        step.frames[slot] = self._host_frames[slot] = 0
 
     @torch.inference_mode()
-    def draw_first(self, slot: int, prefix: Prefix) -> None:
-        """Draw text and semantic code of the first live position, from the prompt's end.
+    def sample_first(self, slot: int, prefix: Prefix) -> None:
+        """Sample text and semantic code of the first live position from the prompt's last state.
 
-        So the caller's first frame is answered at once, a frame sooner than in the reference.
+        The caller's first frame then completes a column and gives audio at once, one frame
+        earlier than in the reference.
         """
+        step = self.frame_step
         batch = Batch.of([slot], self.device)
-        draw = self._sampler.frame(batch, self._frames[batch.rows])
-        hidden = prefix.hidden[None]
-        text = draw.text(self.lm.text_logits(hidden))
-        semantic = self.lm.depth(hidden, text, draw.audio, steps=1)
-        column = prefix.column.clone()
+        sampler = step.sampler.frame(batch, step.frames[batch.rows])
+        hidden = prefix.hidden[None]  # [1, D]
+        text = sampler.text(self.lm.text_logits(hidden))  # [1]
+        semantic = self.lm.depth(hidden, text, sampler.audio, steps=1)  # [1, 1]
+        column = prefix.column.clone()  # [17]
         column[TEXT] = text[0]
         column[AGENT_CODES.start] = semantic[0, 0]
-        self._grid.start(slot, column)
+        step.grid.start(slot, column)
 
-    def age(self, slot: int, frames: int) -> None:
-        """Make a call that has joined ``frames`` old without stepping there, for measurements.
+    def skip_ahead(self, slot: int, frames: int) -> None:
+        """Set a joined session's age to ``frames`` without stepping; for measurements.
 
-        Its place in the window stays, so that the prompt becomes so much shorter.
+        Its position in the window stays the same, so its prompt counts as shorter by ``frames``.
         """
-        self._codec.age(slot)
-        self._prompt[slot] -= frames
-        self._host_prompt[slot] -= frames
-        self._frames[slot] = self._host_frames[slot] = frames
+        step = self.frame_step
+        step.codec.fill_with_zeros(slot)
+        step.prompt_frames[slot] -= frames
+        self._host_prompt_frames[slot] -= frames
+        step.frames[slot] = self._host_frames[slot] = frames
 
     def set_sampling(self, slot: int, sampling: SamplingParams) -> None:
-        """Draw a slot's tokens with these parameters from the next step on."""
-        self._sampler.set(slot, sampling)
+        """Sample a slot's tokens with these parameters from the next step on."""
+        self.frame_step.sampler.set(slot, sampling)
 
     @torch.inference_mode()
     def step(self, batch: Batch, pcm: Tensor, forced_text: Tensor | None = None) -> StepOutput:
-        """Answer one frame of each session in ``batch``.
+        """Compute one frame of each session in ``batch``.
 
         Args:
-            batch: The slots that have a frame; at fixed shapes, nothing else of it is read.
+            batch: The slots that have a frame. A step at fixed shapes reads ``slots`` only.
             pcm: Their audio in slot order, float32 [B, 1920], 24 kHz, on the host.
-            forced_text: Text tokens that stand in for drawn ones, [B] int64; -1 draws.
+            forced_text: Text tokens that replace sampled ones, [B] int64; -1 samples.
         """
+        counts = self.frame_step.sampler.requested_counts(batch.slots)
         if self._fixed is not None:
-            wanted = self._sampler.wanted(batch.slots)
-            return self._fixed.step(batch.slots, pcm, forced_text, wanted)
-        ages = HostPositions(
-            [self._host_frames[slot] for slot in batch.slots],
-            [self._host_prompt[slot] + self._host_frames[slot] for slot in batch.slots],
+            return self._fixed.step(batch.slots, pcm, forced_text, counts)
+        return self._run_eager(batch, pcm, forced_text, counts)
+
+    def _run_eager(
+        self, batch: Batch, pcm: Tensor, forced_text: Tensor | None, counts: CandidateCounts
+    ) -> StepOutput:
+        """Run a step whose shapes follow the batch and the length of each session."""
+        frames = [self._host_frames[slot] for slot in batch.slots]
+        host = HostPositions(
+            encoded=frames,
+            decoded=[count + 1 for count in frames],
+            positions=[
+                self._host_prompt_frames[slot] + count
+                for slot, count in zip(batch.slots, frames, strict=True)
+            ],
         )
-        answer = self._answer(batch, pcm, forced_text, None, ages)
+        result = self.frame_step.run(StepInput(batch, pcm, forced_text, counts, host))
         for slot in batch.slots:
             self._host_frames[slot] += 1
-        return StepOutput.of(answer.tokens(), answer.audio)
+        return StepOutput.of(result.tokens(), result.audio)
 
-    def _answer_fixed(
-        self, batch: Batch, pcm: Tensor, forced_text: Tensor, widths: CandidateCounts
-    ) -> StepResult:
-        answer = self._answer(batch, pcm, forced_text, widths, None)
+    def _run_fixed(self, step: StepInput) -> StepResult:
+        """Run a step at fixed shapes; this call is what a graph captures."""
+        result = self.frame_step.run(step)
         if self._spare:
-            # Rows that nobody owns never have a past to attend to.
-            self._frames[self._scratch].zero_()
-        return answer
-
-    def _answer(
-        self,
-        batch: Batch,
-        pcm: Tensor,
-        forced_text: Tensor | None,
-        widths: CandidateCounts | None,
-        ages: HostPositions | None,
-    ) -> StepResult:
-        """``step`` with everything on the device.
-
-        With ``widths`` and without ``ages``, nothing it does depends on what the host knows.
-        """
-        rows = batch.rows
-        frames = self._frames[rows]
-        user_codes = self._codec.encode(batch, pcm, ages and ages.frames, frames)
-
-        column = self._grid.input_column(rows, user_codes)
-        positions = self._prompt[rows] + frames
-        kv = self._kv.at(batch, ages and ages.positions, positions)
-        hidden = self.lm(self.lm.embed(column)[:, None], positions[:, None], kv)[:, 0]
-
-        draw = self._sampler.frame(batch, frames + 1, widths)
-        text = draw.text(self.lm.text_logits(hidden))
-        if forced_text is not None:
-            text = torch.where(forced_text < 0, text, forced_text)
-        agent_codes = self.lm.depth(hidden, text, draw.audio)
-        said = self._grid.advance(rows, column, text, agent_codes, user_codes)
-
-        # The decoder is one frame ahead: it has said the silent one.
-        decoded = ages and [frame + 1 for frame in ages.frames]
-        audio = self._codec.decode(batch, said.agent_codes, decoded, frames + 1)
-
-        self._frames[rows] = frames + 1
-        return StepResult(said, audio, hidden.isfinite().all(dim=1))
+            # Padding rows stay at frame 0: their attention never grows beyond one position.
+            self.frame_step.frames[self._scratch].zero_()
+        return result

@@ -1,4 +1,4 @@
-"""What an engine has done, counted as it goes and as it is told."""
+"""Step and frame counters of an engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RECENT_STEPS = 1024
 
 @dataclass
 class Counters:
-    """What has happened since the engine was loaded. Written by the model thread alone."""
+    """Totals since the engine was loaded. Written by the model thread only, read by any."""
 
     steps: int = 0
     frames: int = 0
@@ -25,14 +25,14 @@ class Counters:
     step_histogram: list[int] = field(default_factory=lambda: [0] * (len(STEP_BOUNDS_MS) + 1))
 
     def count_step(self, seconds: float) -> None:
-        """Count a step that took so long."""
+        """Count one step of this duration."""
         self.steps += 1
         self.step_seconds.append(seconds)
         self.step_seconds_total += seconds
         self.step_histogram[bisect_left(STEP_BOUNDS_MS, seconds * 1e3)] += 1
 
     def recent_step_ms(self, percentile: float) -> float:
-        """A percentile over the last 1,024 steps; may be asked for on any thread."""
-        # list() of a deque is one step of the interpreter: the model thread cannot interfere.
+        """A percentile of the last 1,024 step times in milliseconds; safe on any thread."""
+        # list() copies a deque under the interpreter lock, while the model thread may append.
         recent = list(self.step_seconds)
         return float(np.percentile(recent, percentile)) * 1e3 if recent else 0.0

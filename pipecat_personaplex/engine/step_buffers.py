@@ -1,48 +1,79 @@
-"""What goes into a step and what comes out of it, in buffers that stay where they are."""
+"""Inputs and outputs of a step, and the buffers that carry them between host and device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES, ZERO_TOKEN
+from pipecat_personaplex.engine.batch import Batch, HostPositions
+from pipecat_personaplex.engine.sampling import CandidateCounts
 from pipecat_personaplex.engine.token_grid import Emitted
 
+# Columns of an input row: 1,920 samples, slot index, forced text token.
 _PCM = slice(FRAME_SAMPLES)
 _SLOT, _FORCED_TEXT, _INPUTS = range(FRAME_SAMPLES, FRAME_SAMPLES + 3)
-# Text, both speakers' codes, whether the state is finite; then the audio.
+# Columns of an output row: text, agent codes, user codes, finite flag; then 1,920 samples.
 _TOKENS = 2 + 2 * CODEBOOKS
 _OUTPUTS = _TOKENS + FRAME_SAMPLES
 
 
+class StepInput(NamedTuple):
+    """Everything that one step reads, except the slots' own state.
+
+    An eager step and a captured step run the same code; they differ in these values only.
+
+    Attributes:
+        batch: The slots. Captured: ``rows`` is an index tensor on the device, ``slots`` is empty.
+        pcm: The callers' audio, float32 [B, 1920], on the device.
+        forced_text: Text tokens that replace sampled ones, [B] int64; -1 samples. None, if all
+            rows sample; always given in a captured step.
+        counts: Candidates to rank. Eager: as many as the batch requests. Captured: a constant.
+        host: Positions that the host knows; unknown in a captured step.
+    """
+
+    batch: Batch
+    pcm: Tensor
+    forced_text: Tensor | None
+    counts: CandidateCounts
+    host: HostPositions = HostPositions()
+
+
 @dataclass(frozen=True)
 class StepResult:
-    """What a step computed, on the device: tokens, audio [B, 1920], finite [B] bool."""
+    """What a step has computed, on the device.
 
-    said: Emitted
+    Attributes:
+        emitted: The frame's tokens: text [B], agent and user codes [B, 8].
+        audio: The agents' audio, float32 [B, 1920].
+        finite: Whether the hidden state is finite, [B] bool.
+    """
+
+    emitted: Emitted
     audio: Tensor
     finite: Tensor
 
     def tokens(self) -> Tensor:
-        """All but the audio, [B, 18] int64: text, agent's codes, user's codes, finite."""
-        said = self.said
-        columns = (said.text[:, None], said.agent_codes, said.user_codes, self.finite[:, None])
+        """All but the audio, [B, 18] int64: text, agent codes, user codes, finite flag."""
+        tokens, finite = self.emitted, self.finite[:, None]
+        columns = (tokens.text[:, None], tokens.agent_codes, tokens.user_codes, finite)
         return torch.cat(columns, dim=1)
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """One frame of every session in the batch, on the host, rows in slot order.
+    """One frame of every session in a batch, on the host, rows in slot order.
 
     Attributes:
         text: Text tokens, [B] int64.
         agent_codes: [B, 8] int64.
         user_codes: [B, 8] int64.
-        pcm: The agent's audio, float32 [B, 1920].
-        finite: Whether the model's state was, [B] bool; where not, the tokens mean nothing.
+        pcm: The agents' audio, float32 [B, 1920].
+        finite: Whether the hidden state is finite, [B] bool; if not, the row's tokens are invalid.
     """
 
     text: Tensor
@@ -52,12 +83,12 @@ class StepOutput:
     finite: Tensor
 
     def tokens(self) -> Tensor:
-        """Text, agent's and caller's codes, [B, 17] int64."""
+        """Text, agent codes and user codes, [B, 17] int64."""
         return torch.cat((self.text[:, None], self.agent_codes, self.user_codes), dim=1)
 
     @staticmethod
     def of(tokens: Tensor, pcm: Tensor) -> StepOutput:
-        """From ``StepResult.tokens`` and audio, both on the host."""
+        """Split ``StepResult.tokens`` [B, 18]; both tensors are on the host."""
         return StepOutput(
             text=tokens[:, 0],
             agent_codes=tokens[:, 1 : 1 + CODEBOOKS],
@@ -68,47 +99,48 @@ class StepOutput:
 
 
 class StepBuffers:
-    """Inputs and outputs of a step at fixed addresses; each side crosses in one copy.
+    """A step's inputs and outputs at fixed addresses, as a captured step needs them.
 
-    A row is int32; audio stands in it bit for bit.
+    All inputs cross to the device in one copy, and all outputs back in one. A row is int32; audio
+    is stored in it bit for bit.
 
     Args:
         rows: The largest batch.
-        scratch: The slot that rows without a session step into.
-        device: Where steps run.
+        scratch: The slot that padding rows step into.
+        device: Device of the step.
     """
 
     def __init__(self, rows: int, scratch: int, device: torch.device):
         self._scratch = scratch
         self._device = device
-        pinned = device.type == "cuda"
+        pinned = device.type == "cuda"  # only pinned memory is copied asynchronously
 
-        def on_host(width: int) -> Tensor:
-            return torch.zeros(rows, width, dtype=torch.int32, pin_memory=pinned)
+        def on_host(columns: int) -> Tensor:
+            return torch.zeros(rows, columns, dtype=torch.int32, pin_memory=pinned)
 
         self._host_in, self._host_out = on_host(_INPUTS), on_host(_OUTPUTS)
         self._in = torch.zeros(rows, _INPUTS, dtype=torch.int32, device=device)
         self._out = torch.zeros(rows, _OUTPUTS, dtype=torch.int32, device=device)
 
-    def put(
+    def write(
         self, size: int, slots: Sequence[int], pcm: Tensor, forced_text: Tensor | None = None
     ) -> None:
-        """Bring a batch to the device, filled up to ``size`` rows; waits for nothing.
+        """Copy a batch to the device, padded to ``size`` rows; does not wait for the copy.
 
         Args:
             size: Rows that the step will run.
-            slots: Whose frames, at most ``size``.
+            slots: The sessions' slots, at most ``size``.
             pcm: Their audio, float32 [len(slots), 1920], on the host.
-            forced_text: int64 [len(slots)], -1 to draw; None draws for all.
+            forced_text: int64 [len(slots)], -1 to sample; None samples for all.
         """
-        rows, given = self._host_in[:size], len(slots)
-        rows[:given, _PCM].view(torch.float32).copy_(pcm)
-        rows[given:, _PCM] = 0
-        rows[:given, _SLOT] = torch.tensor(slots, dtype=torch.int32)
-        rows[given:, _SLOT] = self._scratch
+        rows, used = self._host_in[:size], len(slots)
+        rows[:used, _PCM].view(torch.float32).copy_(pcm)
+        rows[used:, _PCM] = 0
+        rows[:used, _SLOT] = torch.tensor(slots, dtype=torch.int32)
+        rows[used:, _SLOT] = self._scratch
         rows[:, _FORCED_TEXT] = ZERO_TOKEN
         if forced_text is not None:
-            rows[:given, _FORCED_TEXT] = forced_text.int()
+            rows[:used, _FORCED_TEXT] = forced_text.int()
         self._in[:size].copy_(rows, non_blocking=True)
 
     def inputs(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,19 +152,19 @@ class StepBuffers:
             rows[:, _FORCED_TEXT].long(),
         )
 
-    def answer(self, answer: StepResult) -> None:
-        """Keep what a step computed, on the device."""
-        rows = self._out[: answer.audio.shape[0]]
-        rows[:, :_TOKENS] = answer.tokens()
-        rows[:, _TOKENS:] = answer.audio.view(torch.int32)
+    def store(self, result: StepResult) -> None:
+        """Write a step's result to the output rows on the device."""
+        rows = self._out[: result.audio.shape[0]]
+        rows[:, :_TOKENS] = result.tokens()
+        rows[:, _TOKENS:] = result.audio.view(torch.int32)
 
-    def take(self, given: int) -> StepOutput:
-        """Wait for the step, and bring the first ``given`` rows to the host."""
-        rows = self._host_out[:given]
-        rows.copy_(self._out[:given], non_blocking=True)
+    def read(self, used: int) -> StepOutput:
+        """Wait for the step and copy its first ``used`` rows to the host."""
+        rows = self._host_out[:used]
+        rows.copy_(self._out[:used], non_blocking=True)
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
-        # Copies: the next step's output comes to the same place.
+        # Copies, because the next step overwrites the host buffer.
         return StepOutput.of(
             rows[:, :_TOKENS].long(), rows[:, _TOKENS:].view(torch.float32).clone()
         )

@@ -1,4 +1,4 @@
-"""What the model thread does in a turn: step who has a frame, bring the next prompt forward."""
+"""The model thread's loop: step every session that has a frame, then advance one prompt."""
 
 from __future__ import annotations
 
@@ -36,8 +36,20 @@ from pipecat_personaplex.session import QueuedFrame, Session
 _HOST = torch.device("cpu")
 
 
+@dataclass(eq=False)
+class PendingSession:
+    """A session that has no slot yet, because its prompt is still to be computed."""
+
+    session: Session
+    prompt: Prompt
+    prefill: Prefill | None = None
+
+
 class StepLoop:
-    """The model, its slots and the sessions in them. Used by one thread; starts none.
+    """The model, its slots and their sessions. Used by one thread; starts none.
+
+    A session is pending until the state after its prompt is written into a free slot, and live
+    until it is closed or fails.
 
     Args:
         checkpoint: A loaded checkpoint.
@@ -65,146 +77,224 @@ class StepLoop:
         self._window = checkpoint.config.lm.window
         if config.cuda_graphs:
             self._runner.capture()
-        self._pieces = _text_pieces(checkpoint)
-        # The batch's audio is laid here, row by row, and handed on without another copy.
+        self._text_pieces = _text_pieces(checkpoint)
+        # Frames of a batch are copied here row by row, so that the step gets one array [B, 1920].
         self._staging = np.zeros((config.max_sessions, FRAME_SAMPLES), dtype=np.float32)
         self.prefixes = PrefixCache(config.prefix_cache_bytes)
         self.counters = Counters()
         self.clear()
 
-    def warm_up(self) -> None:
-        """Have the thread that will take turns do once what would hold up its first calls.
+    def clear(self) -> None:
+        """Forget every session; all slots are free."""
+        self._free_slots = list(range(self._config.max_sessions))
+        self._live: dict[int, Session] = {}
+        # Bounded by the engine, which admits no more sessions than there are slots.
+        self._pending: deque[PendingSession] = deque()
 
-        A GPU's libraries keep handles and workspaces for each thread.
+    def warm_up(self) -> None:
+        """Prepare the calling thread for steps; call it on the model thread.
+
+        GPU libraries create handles and workspaces per thread, which would delay the first calls.
         """
         if self._device.type == "cuda":
             self._runner.warm_up_prompts(self._config.prefill_chunk)
 
-    def clear(self) -> None:
-        """Forget every session: all slots are free."""
-        self._scheduler = Scheduler(self._config.max_sessions)
-
-    def turn(self, arrivals: Iterable[PendingSession]) -> bool:
-        """Take in new sessions, answer one frame each, compute one run of a prompt.
+    def run_once(self, arrivals: Iterable[PendingSession]) -> bool:
+        """Admit new sessions, step all that have a frame, and compute one piece of a prompt.
 
         Returns:
             Whether there is more to do without waiting.
 
         Raises:
-            Exception: The step failed; the device can no longer be trusted.
+            Exception: The step failed; the device must no longer be trusted.
         """
-        self._scheduler.opening.extend(arrivals)
-        for session in self._scheduler.reap():
-            self._ended(session, None)
-        ready = self._scheduler.ready()
+        self._admit(arrivals)
+        self._release_closed()
+        ready = self._ready_sessions()
         if ready:
             self._step(ready)
-        if self._scheduler.opening:
-            self._advance_opening()
-        return self._scheduler.busy
+        if self._pending:
+            self._advance_prompt()
+        return self._has_work()
+
+    # Sessions and slots.
+
+    def _admit(self, arrivals: Iterable[PendingSession]) -> None:
+        for pending in arrivals:
+            self._pending.append(pending)
+            session = pending.session
+            logger.bind(session=session.id).debug(
+                "session opened: voice {}, prompt of {} frames",
+                session.persona.voice,
+                pending.prompt.frames,
+            )
+
+    def _release_closed(self) -> None:
+        """End the sessions that have been closed and free their slots."""
+        # Read ``closed`` once per session: another thread may close it at any moment, and the
+        # next pass then finds it.
+        for _ in range(len(self._pending)):
+            pending = self._pending.popleft()
+            if pending.session.closed:
+                self._end(pending.session)
+            else:
+                self._pending.append(pending)
+        for slot in [slot for slot, session in self._live.items() if session.closed]:
+            session = self._live.pop(slot)
+            self._free_slots.append(slot)
+            self._end(session)
+
+    def _end(self, session: Session) -> None:
+        """Report the end of a closed session, unless its error has been reported."""
+        if session.error is not None:
+            return
+        stats = session.stats()
+        logger.bind(session=session.id).debug(
+            "session closed after {} frames, {} late, {} dropped",
+            stats.frames,
+            stats.late_frames,
+            stats.dropped_frames,
+        )
+        self._ended(session, None)
+
+    def _ready_sessions(self) -> dict[int, Session]:
+        """Every live session that has a full frame, by slot in ascending order."""
+        return {
+            slot: self._live[slot] for slot in sorted(self._live) if self._live[slot].has_frame()
+        }
+
+    def _has_work(self) -> bool:
+        return bool(self._pending) or any(
+            session.has_frame() or session.closed for session in self._live.values()
+        )
+
+    # One frame of every session that has one.
 
     def _step(self, ready: dict[int, Session]) -> None:
         started = time.monotonic()
-        taken: list[QueuedFrame] = []
-        forced: list[int] = []
-        for slot, session in ready.items():
-            frame = session.take()
-            assert frame is not None, "only the model thread takes frames"
-            self._staging[len(taken)] = frame.pcm
-            taken.append(frame)
-            forced.append(session.take_forced_text())
-            sampling = session.take_new_sampling()
-            if sampling is not None:
-                self._runner.set_sampling(slot, sampling)
+        frames, forced_text = self._take_inputs(ready)
         output = self._runner.step(
-            # Where steps run elsewhere than here, only the slots are read.
+            # On the host: only an eager step on a CPU uses the index tensor.
             Batch.of(ready, _HOST),
-            torch.from_numpy(self._staging[: len(taken)]),
-            torch.tensor(forced) if max(forced) != ZERO_TOKEN else None,
+            torch.from_numpy(self._staging[: len(frames)]),  # [B, 1920]
+            torch.tensor(forced_text) if max(forced_text) != ZERO_TOKEN else None,  # [B]
         )
         seconds = time.monotonic() - started
         self.counters.count_step(seconds)
-        for row, (session, frame) in enumerate(zip(ready.values(), taken, strict=True)):
+        for row, (session, frame) in enumerate(zip(ready.values(), frames, strict=True)):
             timings = FrameTimings((started - frame.arrived) * 1e3, seconds * 1e3)
             self.counters.frames += 1
             self.counters.late_frames += timings.total_ms > FRAME_SECONDS * 1e3
-            with self._failing(session):
+            with self._contain_failure(session):
                 session.deliver(self._session_frame(session, output, row, timings))
+
+    def _take_inputs(self, ready: dict[int, Session]) -> tuple[list[QueuedFrame], list[int]]:
+        """Take each session's frame, forced text and new sampling parameters.
+
+        Returns:
+            The frames, whose audio is in the staging array, and the forced text tokens, -1 for
+            rows that sample.
+        """
+        frames: list[QueuedFrame] = []
+        forced_text: list[int] = []
+        for slot, session in ready.items():
+            frame = session.take()
+            assert frame is not None, "only the model thread takes frames"
+            self._staging[len(frames)] = frame.pcm
+            frames.append(frame)
+            forced_text.append(session.take_forced_text())
+            sampling = session.take_new_sampling()
+            if sampling is not None:
+                self._runner.set_sampling(slot, sampling)
+        return frames, forced_text
 
     def _session_frame(
         self, session: Session, output: StepOutput, row: int, timings: FrameTimings
     ) -> SessionFrame:
         if not output.finite[row]:
             raise SessionFailed("the model's state is no longer finite; open another session")
-        # A copy: a view would keep the whole batch's audio for as long as the frame is kept.
+        # A copy: a view would hold the audio of the whole batch as long as the frame exists.
         pcm: Pcm = output.pcm[row].numpy().copy()
         token = int(output.text[row])
         return SessionFrame(
             index=session.next_index,
             pcm=pcm,
-            text=self._pieces[token],
+            text=self._text_pieces[token],
             text_token=token,
             agent_codes=output.agent_codes[row].numpy(),
             user_codes=output.user_codes[row].numpy(),
             timings=timings,
         )
 
-    def _advance_opening(self) -> None:
-        """Bring a waiting prompt one run forward; running calls step in between.
+    # One piece of one prompt.
 
-        A prompt that is kept goes first: its caller need not wait for another's to be computed.
+    def _advance_prompt(self) -> None:
+        """Compute one piece of a pending session's prompt; if it is complete, start the session.
+
+        Live sessions step between the pieces. A session whose prefix is cached goes first, because
+        it needs no computation.
         """
-        waiting = self._scheduler.opening
-        opening = next((o for o in waiting if o.prompt.key in self.prefixes), waiting[0])
-        with self._failing(opening.session):
-            prefix = self._prefix(opening)
+        pending = next(
+            (p for p in self._pending if p.prompt.key in self.prefixes), self._pending[0]
+        )
+        session = pending.session
+        with self._contain_failure(session):
+            prefix = self._advance_prefix(pending)
             if prefix is None:
                 return
-            slot = self._scheduler.join(opening.session)
-            self._runner.join(slot, prefix, opening.session.sampling)
-            opening.session.mark_ready()
-        waiting.remove(opening)
+            # The lowest free slot: consecutive slots are sliced instead of gathered.
+            slot = min(self._free_slots)
+            self._free_slots.remove(slot)
+            self._live[slot] = session
+            self._runner.join(slot, prefix, session.sampling)
+            logger.bind(session=session.id).debug("session ready in slot {}", slot)
+            session.mark_ready()
+        self._pending.remove(pending)
 
-    def _prefix(self, opening: PendingSession) -> Prefix | None:
-        """The state after a prompt, kept or computed; None while there is more to compute."""
-        if opening.prefill is None:
-            kept = self.prefixes.get(opening.prompt.key)
-            if kept is not None:
-                return kept
-            opening.prefill = Prefill(self._runner.lm, opening.prompt, self._device, self._window)
-        # Runs of one length, whoever else is in a call: how a prompt is cut rounds its state.
-        prefix = opening.prefill.advance(self._config.prefill_chunk)
+    def _advance_prefix(self, pending: PendingSession) -> Prefix | None:
+        """The cached or computed state after a prompt; None while there is more to compute."""
+        if pending.prefill is None:
+            cached = self.prefixes.get(pending.prompt.key)
+            if cached is not None:
+                return cached
+            pending.prefill = Prefill(self._runner.lm, pending.prompt, self._device, self._window)
+        # The length of a piece must not depend on the load: it changes how the state is rounded.
+        prefix = pending.prefill.advance(self._config.prefill_chunk)
         if prefix is not None:
             if not prefix.hidden.isfinite().all():
                 raise SessionFailed("the prompt's state is not finite; is the voice file damaged?")
-            self.prefixes.put(opening.prompt.key, prefix)
+            self.prefixes.put(pending.prompt.key, prefix)
         return prefix
+
+    # Failures.
+
+    @contextmanager
+    def _contain_failure(self, session: Session) -> Iterator[None]:
+        """Let an error inside end this session only, unless the device has failed.
+
+        The session's slot, if any, is freed at the start of the next pass.
+        """
+        log = logger.bind(session=session.id)
+        try:
+            yield
+        except PersonaPlexError as error:
+            # The cause is what a callback has raised, if it was a callback.
+            log.opt(exception=error.__cause__).warning("session ended with an error: {}", error)
+            self._ended(session, error)
+        except Exception as error:
+            self._synchronize()  # raises if the device has failed
+            log.opt(exception=error).warning("session ended with an unexpected error")
+            failure = SessionFailed(f"the session failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self._ended(session, failure)
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
-    @contextmanager
-    def _failing(self, session: Session) -> Iterator[None]:
-        """Let what goes wrong inside end one session, not the engine, unless the device failed.
-
-        Its slot, if it has one, is reaped at the start of the next turn.
-        """
-        try:
-            yield
-        except PersonaPlexError as error:
-            logger.warning("a session ended: {}", error)
-            self._ended(session, error)
-        except Exception as error:
-            self._synchronize()  # raises where it is the device that failed
-            logger.opt(exception=error).warning("a session ended")
-            failure = SessionFailed(f"the session failed: {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            self._ended(session, failure)
-
 
 def _text_pieces(checkpoint: Checkpoint) -> list[str]:
-    """What each text token says: its piece with spaces, or nothing for padding."""
+    """The text of each text token: its piece with spaces, or "" for padding and control tokens."""
     tokenizer, card = checkpoint.tokenizer, checkpoint.config.lm.text_card
     known = min(card, tokenizer.get_piece_size())
     pieces = [
@@ -214,56 +304,3 @@ def _text_pieces(checkpoint: Checkpoint) -> list[str]:
     pieces += [""] * (card - known)
     pieces[TEXT_EPAD] = pieces[TEXT_PAD] = ""
     return pieces
-
-
-@dataclass(eq=False)
-class PendingSession:
-    """A session whose prompt is not in yet."""
-
-    session: Session
-    prompt: Prompt
-    prefill: Prefill | None = None
-
-
-class Scheduler:
-    """Slots and the sessions in and before them. Used by the model thread alone.
-
-    Args:
-        slots: How many there are.
-    """
-
-    def __init__(self, slots: int):
-        self._free = list(range(slots))
-        self.live: dict[int, Session] = {}
-        self.opening: deque[PendingSession] = deque()
-
-    def reap(self) -> list[Session]:
-        """Take closed sessions out; their slots are free."""
-        gone: list[Session] = []
-        # Each is asked once: one that closes meanwhile is found the next time.
-        for _ in range(len(self.opening)):
-            opening = self.opening.popleft()
-            if opening.session.closed:
-                gone.append(opening.session)
-            else:
-                self.opening.append(opening)
-        for slot in [slot for slot, session in self.live.items() if session.closed]:
-            gone.append(self.live.pop(slot))
-            self._free.append(slot)
-        return gone
-
-    def join(self, session: Session) -> int:
-        """Give a session the lowest free slot, so that batches stay runs of neighbours."""
-        slot = min(self._free)
-        self._free.remove(slot)
-        self.live[slot] = session
-        return slot
-
-    def ready(self) -> dict[int, Session]:
-        """Every live session that has a full frame, in slot order: they step together."""
-        return {slot: self.live[slot] for slot in sorted(self.live) if self.live[slot].has_frame()}
-
-    @property
-    def busy(self) -> bool:
-        """Whether there is anything to do without waiting."""
-        return bool(self.opening) or any(s.has_frame() or s.closed for s in self.live.values())

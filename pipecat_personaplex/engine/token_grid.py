@@ -1,8 +1,9 @@
-"""The delayed token grid.
+"""The delayed token grid of running sessions.
 
-``grid[stream, position]``: frame i's text and semantic codes stand at position i, its acoustic
-codes at i + 1. Running position p predicts text and semantic code at p + 1 and the acoustic
-codes of p + 1, so of the grid a live call needs just the next input column of each slot.
+``grid[stream, position]`` holds frame i's text and semantic codes at position i and its acoustic
+codes at position i + 1. Running position p predicts the text and semantic code of position p + 1
+and the acoustic codes of position p + 1, which belong to frame p. A running session therefore
+stores one column of the grid: its next input.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pipecat_personaplex.models.layers import Rows
 
 @dataclass(frozen=True)
 class Emitted:
-    """What one frame says: text [B], agent and user codes [B, 8], all int64."""
+    """The complete tokens of one frame: text [B], agent and user codes [B, 8], all int64."""
 
     text: Tensor
     agent_codes: Tensor
@@ -33,38 +34,51 @@ class Emitted:
 
 
 class TokenGrid:
-    """The next input column of every slot, on the device."""
+    """The next input column of every slot, [slots, 17] int64 on the device.
+
+    Args:
+        slots: Number of slots.
+        config: Gives the initial tokens.
+        device: Device of the columns.
+    """
 
     def __init__(self, slots: int, config: ModelConfig, device: torch.device):
         self._next = initial_column(config).repeat(slots, 1).to(device)
 
     def start(self, slot: int, column: Tensor) -> None:
-        """Give a slot its first live column [17]; the caller's semantic code comes with a frame."""
+        """Write a slot's first live column, [17] int64.
+
+        Its user semantic code is overwritten by ``input_column``.
+        """
         self._next[slot] = column
 
     def input_column(self, rows: Rows, user_codes: Tensor) -> Tensor:
         """Complete the rows' columns with the caller's semantic codes: [B, 8] -> [B, 17]."""
-        column = self._next[rows].clone()
+        column = self._next[rows].clone()  # a slice of rows is a view of the table
         column[:, USER_SEMANTIC] = user_codes[:, 0]
         return column
 
     def advance(
         self, rows: Rows, column: Tensor, text: Tensor, agent_codes: Tensor, user_codes: Tensor
     ) -> Emitted:
-        """Take what running ``column`` predicted; say what is now complete.
+        """Store the prediction as the next input column and undo the delay of this frame.
 
         Args:
             rows: The slots.
             column: The input column that was run, [B, 17].
-            text: Predicted for the next position, [B].
-            agent_codes: Semantic and acoustic, predicted for the next position, [B, 8].
+            text: Text predicted for the next position, [B].
+            agent_codes: Semantic and acoustic codes predicted for the next position, [B, 8].
             user_codes: The caller's codes of this frame, [B, 8].
+
+        Returns:
+            The tokens of the frame that ``column`` started: its text and semantic code are in
+            ``column``, its acoustic codes have just been predicted.
         """
-        following = column.clone()
+        following = column.clone()  # [B, 17]; the user's semantic code comes with the next frame
         following[:, TEXT] = text
         following[:, AGENT_CODES] = agent_codes
         following[:, USER_ACOUSTIC] = user_codes[:, 1:]
         self._next[rows] = following
-        complete = agent_codes.clone()
+        complete = agent_codes.clone()  # [B, 8]
         complete[:, 0] = column[:, AGENT_CODES.start]
         return Emitted(column[:, TEXT], complete, user_codes)

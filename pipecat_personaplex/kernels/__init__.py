@@ -1,1 +1,1 @@
-"""Triton kernels, and nothing that needs Triton to be imported."""
+"""Triton kernels. ``availability`` and ``rotary`` can be imported without Triton."""

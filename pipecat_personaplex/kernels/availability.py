@@ -1,4 +1,8 @@
-"""Whether Triton kernels can run here."""
+"""Whether an optional kernel works on this machine.
+
+A kernel is used only if it compiles, runs and computes the right result here. ``probe`` runs such a
+check once for each kernel and device, and logs one warning that says what is used instead.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,57 @@ from loguru import logger
 
 from pipecat_personaplex.config import Quantization
 
+_MAX_REASON = 300
+
+_results: dict[tuple[str, torch.device], bool] = {}
+
 
 @lru_cache(maxsize=1)
 def have_triton() -> bool:
-    """Whether Triton is installed and has something to run on: a CUDA device or its interpreter."""
+    """Whether Triton is installed and can run: on a CUDA device or in its interpreter."""
     if find_spec("triton") is None:
         return False
     return torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@lru_cache
-def _kernels_run(
+def require_triton() -> None:
+    """Call this first in the check of a Triton kernel.
+
+    Raises:
+        RuntimeError: Triton is not installed, or has no device to run on.
+    """
+    if not have_triton():
+        raise RuntimeError("Triton is not installed; pip install triton")
+
+
+def probe(name: str, device: torch.device, check: Callable[[], None], *, fallback: str) -> bool:
+    """Whether ``check`` passes; runs it once for each name and device.
+
+    Args:
+        name: The kernel and everything that its compilation depends on, such as shapes and types.
+        device: The device that the check runs on.
+        check: Runs the kernel and compares its result; raises any exception if the kernel cannot
+            be used.
+        fallback: What happens without the kernel, for the log.
+    """
+    key = name, device
+    if key not in _results:
+        try:
+            check()
+            _results[key] = True
+        except Exception as error:  # compilers and drivers raise errors of many types
+            _results[key] = False
+            logger.warning(
+                "{} is not available on {}: {}; {}", name, device, _one_line(error), fallback
+            )
+    return _results[key]
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:_MAX_REASON]}"
+
+
+def ring_attention_works(
     device: torch.device,
     heads: int,
     window: int,
@@ -30,74 +74,73 @@ def _kernels_run(
     dtype: torch.dtype,
     kv_dtype: torch.dtype,
 ) -> bool:
-    """Whether the kernels compile here and compute what they should; compiles them."""
-    if not have_triton():
-        _warn_without_triton()
-        return False
-    from pipecat_personaplex.kernels.ring_attention_check import check
+    """Whether ``kernels.ring_attention`` works for such rings; compiles all that a step needs.
 
-    try:
+    Args:
+        device: Where.
+        heads: Attention heads.
+        window: Positions a ring stores.
+        head_dim: Features a head.
+        dtype: Type of queries and of new keys and values.
+        kv_dtype: Type of the stored keys and values.
+    """
+
+    def check() -> None:
+        require_triton()
+        from pipecat_personaplex.kernels.ring_attention_check import check
+
         check(heads, window, head_dim, dtype, kv_dtype, device)
-    except Exception as error:  # whatever a compiler or a driver may raise
-        logger.warning(
-            "no attention kernel on {} for {} heads of {} in {}: {}: {}; PyTorch's attention "
-            "over whole windows takes its place",
-            device,
-            heads,
-            head_dim,
-            kv_dtype,
-            type(error).__name__,
-            error,
-        )
-        return False
-    return True
 
-
-@lru_cache(maxsize=1)
-def _warn_without_triton() -> None:
-    logger.warning(
-        "Triton is not installed: PyTorch's attention over whole windows takes the place of the "
-        "attention kernel; pip install triton"
+    return probe(
+        f"the ring attention kernel ({heads} heads of {head_dim}, window {window}, "
+        f"{_name(dtype)} with keys and values in {_name(kv_dtype)})",
+        device,
+        check,
+        fallback="PyTorch attends to whole rings under a mask, which is slower",
     )
 
 
-@lru_cache
 def gemm_works(device: torch.device, format: Quantization | None) -> bool:
     """Whether ``kernels.gemm`` multiplies weights of this format; None is bfloat16."""
+    if device.type != "cuda":
+        return False
 
     def check() -> None:
+        require_triton()
         from pipecat_personaplex.kernels.gemm import check
 
         check(device, format)
 
-    return _works(device, f"{format or 'bfloat16'} weights are multiplied", check)
+    return probe(
+        f"the GEMM kernel for {format or 'bfloat16'} weights",
+        device,
+        check,
+        fallback=(
+            "PyTorch multiplies them, which is slower"
+            if format is None
+            else "weights are expanded to bfloat16 for each product, which is slower"
+        ),
+    )
 
 
-@lru_cache
 def depth_attention_works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether ``kernels.frame_attention`` attends in this type."""
+    """Whether ``kernels.depth_attention`` attends in this type."""
+    if device.type != "cuda":
+        return False
 
     def check() -> None:
+        require_triton()
         from pipecat_personaplex.kernels.depth_attention import check
 
         check(device, dtype)
 
-    return _works(device, "the depth transformer attends", check)
+    return probe(
+        f"the depth attention kernel for {_name(dtype)}",
+        device,
+        check,
+        fallback="PyTorch attends in the depth transformer, which is slower",
+    )
 
 
-def _works(device: torch.device, what: str, check: Callable[[], None]) -> bool:
-    if device.type != "cuda":
-        return False
-    try:
-        if not have_triton():
-            raise RuntimeError("Triton is not installed")
-        check()
-    except Exception as error:  # a compiler's and a driver's errors have no common root
-        logger.warning("{} without our kernel, more slowly: {}", what, one_line(error))
-        return False
-    return True
-
-
-def one_line(error: Exception) -> str:
-    """An error for the log."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

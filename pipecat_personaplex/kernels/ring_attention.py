@@ -1,15 +1,16 @@
 """Attention of one frame over rings of keys and values, each read by its own length.
 
-A ring holds position p at place p % window, so after position p it has min(p + 1, window) places
-filled, and in which order they were filled does not matter to a softmax. The filled places are cut
-into blocks, and the blocks shared out over a fixed number of programs for each query and head:
-the grid depends on the host's constants alone, the work on the ring's length alone, and a row's
-result not on its neighbours. A second launch puts the parts together.
+A ring stores position p at index p % window. After position p, min(p + 1, window) indices are
+filled; a softmax does not depend on their order. The filled indices form blocks, which a fixed
+number of programs ("splits") share for each query and head. So the grid depends on constants alone,
+which lets a CUDA graph capture it; the work depends on the ring's length alone; and a row's result
+does not depend on the other rows. A second launch merges the splits.
 
-A frame's own keys and values (of Mimi's two positions, those that are not later) are attended to as
-they come, and laid into the ring on the way by one of the programs; what they replace nobody sees.
+A frame's own keys and values (in Mimi, those of the frame's two positions that are not later than
+the query) are taken from the input, rounded as they are stored. One program also stores them; the
+entries that they replace are not read.
 
-Queries and keys may come without their positions' rotation: then each is turned where it is read.
+Queries and keys may come without rotary embedding. Then each program rotates what it loads.
 """
 
 from __future__ import annotations
@@ -22,19 +23,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipecat_personaplex.kernels.ring_ops import Plan, Turn, angles, features, put
+from pipecat_personaplex.kernels.ring_ops import (
+    RingPlan,
+    load_vector,
+    rotary_pointers,
+    store_vector,
+)
+from pipecat_personaplex.kernels.rotary import RotaryCosSin
 from pipecat_personaplex.quantization.kv import KVTensor
 
-PART_WARPS = 4
+SPLIT_WARPS = 4
 MERGE_WARPS = 2
 
-_STAGES = tl.constexpr(3)  # one block in use, two on their way
-# Below every score, and finite: a difference of two infinities would not be a number.
+_STAGES = tl.constexpr(3)  # one block in use, two being loaded
+# Below every score, and finite: the difference of two infinities is NaN.
 _LOWEST = tl.constexpr(-1.0e30)
 
 
 @triton.jit(do_not_specialize=["steps"])  # type: ignore[untyped-decorator]
-def _attend_part(  # type: ignore[no-untyped-def]
+def _attend_split(  # type: ignore[no-untyped-def]
     q,
     k,
     v,
@@ -73,16 +80,19 @@ def _attend_part(  # type: ignore[no-untyped-def]
 ):
     """One program for each query, head and split: its share of the ring's filled blocks.
 
-    The first split has the new positions besides, and puts by its query's own.
+    The first split also attends to the frame's own positions and stores its query's key and value.
+    It writes a partial softmax: the weighted sum of values [D], the highest score and the sum of
+    the weights.
     """
     split = tl.program_id(0)
     head = tl.program_id(1)
     query = tl.program_id(2)
     row = query // steps
     step = query % steps
-    last = tl.load(positions + row) + steps - 1
+    last = tl.load(positions + row) + steps - 1  # the frame's last position, int64
     filled = tl.minimum(last + 1, WINDOW).to(tl.int32)
     newest = (last % WINDOW).to(tl.int32)
+    # Even shares of the filled blocks; the last splits of a short ring have none and end here.
     blocks = (filled + BLOCK - 1) // BLOCK
     share = (blocks + SPLITS - 1) // SPLITS
     first = split * share
@@ -92,14 +102,15 @@ def _attend_part(  # type: ignore[no-untyped-def]
         n = tl.arange(0, BLOCK)
         is_feature = d < HEAD_DIM
         q_at = q + row * q_row + head * q_head + step * q_step
-        x = features(q_at, d, is_feature, cos, sin, query * (HEAD_DIM // 2), ROTATE)
-        x = x.to(tl.float32) * scale
-        ring = (tl.load(slots + row) * HEADS + head) * WINDOW
-        # A softmax of its own for each of a block's places: nothing is exchanged between threads
-        # but the scores' sums until the loop is over.
+        x = load_vector(q_at, d, is_feature, cos, sin, query * (HEAD_DIM // 2), ROTATE)
+        x = x.to(tl.float32) * scale  # [D]
+        ring = (tl.load(slots + row) * HEADS + head) * WINDOW  # the ring's first index of all rings
+        # A running softmax for each of a block's BLOCK positions. Threads exchange nothing in the
+        # loop but the sums of a score; the BLOCK softmaxes are joined after it.
         top = tl.full([BLOCK], _LOWEST, tl.float32)
         total = tl.zeros([BLOCK], tl.float32)
         mixed = tl.zeros([BLOCK, BLOCK_DIM], tl.float32)
+        # The running softmax of the frame's own positions: scalar, scalar, [D].
         new_top = tl.max(top, axis=0)
         new_total = tl.sum(total, axis=0)
         new_mixed = tl.sum(mixed, axis=0)
@@ -108,13 +119,15 @@ def _attend_part(  # type: ignore[no-untyped-def]
                 k_at = k + row * k_row + head * k_head + new * k_step
                 v_at = v + row * v_row + head * v_head + new * v_step
                 angle = (query - step + new) * (HEAD_DIM // 2)
-                key = features(k_at, d, is_feature, cos, sin, angle, ROTATE)
+                key = load_vector(k_at, d, is_feature, cos, sin, angle, ROTATE)
                 value = tl.load(v_at + d, mask=is_feature, other=0.0)
-                at = ring + (tl.load(positions + row) + new) % WINDOW
-                mine = new == step
-                key = put(key, key_bits, key_scales, at, d, is_feature, mine, HEAD_DIM, QUANTIZED)
-                value = put(
-                    value, value_bits, value_scales, at, d, is_feature, mine, HEAD_DIM, QUANTIZED
+                index = ring + (tl.load(positions + row) + new) % WINDOW
+                own = new == step  # each position is stored by its own query's program
+                key = store_vector(
+                    key, key_bits, key_scales, index, d, is_feature, own, HEAD_DIM, QUANTIZED
+                )
+                value = store_vector(
+                    value, value_bits, value_scales, index, d, is_feature, own, HEAD_DIM, QUANTIZED
                 )
                 score = tl.sum(key * x, axis=0)
                 higher = tl.maximum(new_top, score)
@@ -124,29 +137,33 @@ def _attend_part(  # type: ignore[no-untyped-def]
                 new_total = new_total * fade + weight
                 new_mixed = new_mixed * fade + weight * value
         for block in tl.range(first, end, num_stages=_STAGES):
-            place = block * BLOCK + n
-            age = newest - place
+            ring_index = block * BLOCK + n  # [BLOCK]
+            # Positions since the index was written. The frame's own indices (age < steps) are
+            # being written by other programs and are not read.
+            age = newest - ring_index
             age = tl.where(age < 0, age + WINDOW, age)
-            seen = (place < filled) & (age >= steps)
-            offsets = place[:, None] * HEAD_DIM + d[None, :]
+            visible = (ring_index < filled) & (age >= steps)
+            offsets = ring_index[:, None] * HEAD_DIM + d[None, :]
             if HEAD_DIM == BLOCK_DIM:
-                mask = seen[:, None]
+                mask = visible[:, None]
             else:
-                mask = seen[:, None] & is_feature[None, :]
+                mask = visible[:, None] & is_feature[None, :]
             key = tl.load(keys + ring * HEAD_DIM + offsets, mask=mask, other=0.0)
             value = tl.load(values + ring * HEAD_DIM + offsets, mask=mask, other=0.0)
-            score = tl.sum(key.to(tl.float32) * x[None, :], axis=1)
+            score = tl.sum(key.to(tl.float32) * x[None, :], axis=1)  # [BLOCK]
             if QUANTIZED:
-                score *= tl.load(key_scales + ring + place, mask=seen, other=0.0)
-            score = tl.where(seen, score, _LOWEST)
+                # One scale per vector: multiply the score, not the D numbers.
+                score *= tl.load(key_scales + ring + ring_index, mask=visible, other=0.0)
+            score = tl.where(visible, score, _LOWEST)
             higher = tl.maximum(top, score)
             fade = tl.exp2(top - higher)
-            weight = tl.where(seen, tl.exp2(score - higher), 0.0)
+            weight = tl.where(visible, tl.exp2(score - higher), 0.0)
             top = higher
             total = total * fade + weight
             if QUANTIZED:
-                weight *= tl.load(value_scales + ring + place, mask=seen, other=0.0)
+                weight *= tl.load(value_scales + ring + ring_index, mask=visible, other=0.0)
             mixed = mixed * fade[:, None] + weight[:, None] * value.to(tl.float32)
+        # Join the BLOCK softmaxes and the new positions' softmax.
         highest = tl.maximum(tl.max(top, axis=0), new_top)
         weight = tl.exp2(top - highest)
         new_weight = tl.exp2(new_top - highest)
@@ -176,12 +193,12 @@ def _merge(  # type: ignore[no-untyped-def]
     SPLITS: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
 ):
-    """One program for each query and head: its parts, weighted by their softmax sums."""
+    """One program for each query and head: merge its splits' partial softmaxes."""
     head = tl.program_id(0)
     query = tl.program_id(1)
     row = query // steps
     step = query % steps
-    # Splits that had no share have written nothing.
+    # Splits without a share have written nothing: recompute how many had one.
     filled = tl.minimum(tl.load(positions + row) + steps, WINDOW).to(tl.int32)
     blocks = (filled + BLOCK - 1) // BLOCK
     share = (blocks + SPLITS - 1) // SPLITS
@@ -201,12 +218,12 @@ def _merge(  # type: ignore[no-untyped-def]
 
 
 class Workspace(NamedTuple):
-    """Where the parts of a step wait to be merged; every layer may use it again.
+    """Partial softmaxes of a step, from ``_attend_split`` to ``_merge``; all layers share it.
 
     Attributes:
-        sums: float32 [queries, heads, splits, head_dim].
+        sums: Weighted sums of values, float32 [queries, heads, splits, head_dim].
         tops: Highest scores, float32 [queries, heads, splits].
-        totals: Softmax sums, the same.
+        totals: Sums of the softmax weights, float32 [queries, heads, splits].
     """
 
     sums: Tensor
@@ -214,8 +231,8 @@ class Workspace(NamedTuple):
     totals: Tensor
 
     @staticmethod
-    def of(plan: Plan, queries: int, device: torch.device) -> Workspace:
-        """For so many queries: rows times steps."""
+    def of(plan: RingPlan, queries: int, device: torch.device) -> Workspace:
+        """Allocate for a number of queries, which is rows times positions a frame."""
         shape = (queries, plan.heads, plan.splits)
         sums = torch.empty(*shape, plan.head_dim, dtype=torch.float32, device=device)
         tops, totals = torch.empty(2, *shape, dtype=torch.float32, device=device)
@@ -223,7 +240,7 @@ class Workspace(NamedTuple):
 
 
 def attend(
-    plan: Plan,
+    plan: RingPlan,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -232,34 +249,36 @@ def attend(
     slots: Tensor,
     positions: Tensor,
     workspace: Workspace,
-    turn: Turn | None = None,
+    rotary: RotaryCosSin | None = None,
 ) -> Tensor:
-    """Attend to a frame's keys and values and to what the rings hold; lay the new ones into them.
+    """Store a frame's keys and values in their rings and attend to the rings: two launches.
 
     Args:
-        plan: Of the rings.
-        q: [B, H, T, D], any float, D contiguous.
+        plan: The plan of the rings.
+        q: [B, H, T, D], any floating-point type, last stride 1.
         k: The same.
         v: The same.
-        keys: One layer's, [slots, H, window, D].
-        values: The same.
-        slots: The rows' rings, int64 [B].
-        positions: The first new position of each, int64 [B].
+        keys: One layer's stored keys, [slots, H, window, D].
+        values: One layer's stored values, [slots, H, window, D].
+        slots: The ring of each row, int64 [B].
+        positions: The first new position of each row, int64 [B].
         workspace: For at least B * T queries.
-        turn: Turns queries and keys first.
+        rotary: Angles that the kernels rotate queries and keys by; None if the caller has
+            rotated them.
 
     Returns:
-        [B, H, T, D] in ``q``'s dtype, its heads side by side in memory.
+        [B, H, T, D] in ``q``'s type, stored as [B, T, H, D] so that joining heads is a view.
     """
     rows, heads, steps, head_dim = q.shape
     assert slots.shape == positions.shape == (rows,), "one ring and one position a row"
-    assert q.stride(3) == k.stride(3) == v.stride(3) == 1, "features lie side by side"
+    assert q.stride(3) == k.stride(3) == v.stride(3) == 1, "features are contiguous"
     assert steps <= plan.window, "a frame fits its ring"
     queries, block_dim = rows * steps, triton.next_power_of_2(head_dim)
-    cos, sin = angles(turn, queries, head_dim)
+    cos, sin = rotary_pointers(rotary, queries, head_dim)
     out = torch.empty(rows, steps, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
+    # Triton launches on the current device, not on the device of its arguments.
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        _attend_part[(plan.splits, heads, queries)](
+        _attend_split[(plan.splits, heads, queries)](
             q,
             k,
             v,
@@ -274,7 +293,7 @@ def attend(
             cos,
             sin,
             *workspace,
-            math.log2(math.e) / math.sqrt(head_dim),
+            math.log2(math.e) / math.sqrt(head_dim),  # the kernels take exp2 of scores
             steps,
             *q.stride()[:3],
             *k.stride()[:3],
@@ -286,8 +305,8 @@ def attend(
             BLOCK=plan.block,
             SPLITS=plan.splits,
             QUANTIZED=keys.scales is not None,
-            ROTATE=turn is not None,
-            num_warps=PART_WARPS,
+            ROTATE=rotary is not None,
+            num_warps=SPLIT_WARPS,
         )
         _merge[(heads, queries)](
             out,

@@ -1,4 +1,4 @@
-"""Rings of keys and values: how programs share them out, and how vectors come and are kept."""
+"""Shared parts of the ring kernels: the plan of a launch, loading, rotating and storing vectors."""
 
 from __future__ import annotations
 
@@ -9,32 +9,39 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipecat_personaplex.quantization.kv import FP8_MAX, SMALLEST_AMAX
+from pipecat_personaplex.kernels.rotary import RotaryCosSin
+from pipecat_personaplex.quantization.fp8 import FP8_MAX
+from pipecat_personaplex.quantization.kv import SMALLEST_AMAX
 
 TARGET_PROGRAMS = 256
-"""For one caller: two for each multiprocessor of the largest cards, or nearly. More would take
-memory bandwidth from many callers, whose programs are enough without being split."""
-BLOCK_PLACES = 32
-"""Places that a program reads at once, and fewer where they are more than BLOCK_BYTES: three
-programs and more, with two blocks on their way each, fit a multiprocessor."""
+"""Programs for one session: about two for each multiprocessor of the largest GPUs. More programs
+would add memory traffic with many sessions, which fill the GPU without splitting rings."""
+BLOCK_POSITIONS = 32
+"""Most positions that a program loads at once."""
 BLOCK_BYTES = 8 << 10
+"""Most bytes that a program loads at once. With three stages of such blocks, of keys and of values,
+a multiprocessor still holds three programs."""
 
 _FP8_MAX = tl.constexpr(FP8_MAX)
 _SMALLEST_AMAX = tl.constexpr(SMALLEST_AMAX)
-_INT_STEP = tl.constexpr(8388608.0)  # 2**23: from here on, float32 holds integers only
+_INT_STEP = tl.constexpr(8388608.0)  # 2**23: from here on, float32 represents integers only
 
 
 @triton.jit
 def _quantize(x):  # type: ignore[no-untyped-def]
-    """float32 [D] -> e4m3 as uint8 [D], what it stands for, and a scale: see ``kv_format``."""
-    # Compared as integers, a NaN is the largest of all and makes the scale one.
+    """``quantization.kv.quantize`` of one vector, float32 [D].
+
+    Returns e4m3 bits as uint8 [D], the numbers that they represent as float32 [D], and the scale.
+    """
+    # Compared as integers, a NaN is larger than any number. It makes the scale NaN and so is not
+    # lost.
     amax = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=0).to(tl.float32, bitcast=True)
     scale = tl.where(amax < _SMALLEST_AMAX, _SMALLEST_AMAX, amax) / _FP8_MAX
     y = tl.abs(x / scale)
     y = tl.where(y < _FP8_MAX, y, _FP8_MAX)
-    # By hand, to the nearest, ties to even: what a cast does below the normal numbers and which
-    # cards have one differs. Numbers of an exponent are 2**(exponent - 3) apart, those below the
-    # normal ones as far as the smallest normal ones.
+    # Round to nearest, ties to even, by hand: GPUs differ in whether they have a cast to e4m3 and
+    # in how it treats subnormal numbers. Numbers of one exponent are 2**(exponent - 3) apart;
+    # subnormal numbers are as far apart as the smallest normal ones.
     exponent = tl.maximum((y.to(tl.int32, bitcast=True) >> 23) - 127, -6)
     per_step = ((127 + 3 - exponent) << 23).to(tl.float32, bitcast=True)
     steps = (y * per_step + _INT_STEP) - _INT_STEP
@@ -45,47 +52,59 @@ def _quantize(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def features(x, d, is_feature, cos, sin, angles, ROTATE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A vector at ``x``, its interleaved pairs turned by the angles at ``angles`` if so wished."""
+def load_vector(x, d, is_feature, cos, sin, angles, ROTATE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Load the vector [D] at ``x``.
+
+    With ROTATE, rotate its interleaved pairs by the D / 2 cosines and sines at offset ``angles``.
+    """
     y = tl.load(x + d, mask=is_feature, other=0.0)
     if ROTATE:
+        # d ^ 1 is the other feature of d's pair.
         other = tl.load(x + (d ^ 1), mask=is_feature, other=0.0).to(tl.float32)
         c = tl.load(cos + angles + d // 2, mask=is_feature, other=0.0)
         s = tl.load(sin + angles + d // 2, mask=is_feature, other=0.0)
-        turned = y.to(tl.float32) * c + other * tl.where(d % 2 == 0, -s, s)
-        y = turned.to(y.dtype)  # rounded, as it is where no kernel turns it
+        rotated = y.to(tl.float32) * c + other * tl.where(d % 2 == 0, -s, s)
+        y = rotated.to(y.dtype)  # round as models.attention.rotate does
     return y
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def put(x, kept, scales, at, d, is_feature, here, HEAD_DIM: tl.constexpr, QUANTIZED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Store a vector at place ``at`` of all rings, where ``here``; what a reader finds there."""
+def store_vector(  # type: ignore[no-untyped-def]
+    x,
+    store,
+    scales,
+    index,
+    d,
+    is_feature,
+    enabled,
+    HEAD_DIM: tl.constexpr,
+    QUANTIZED: tl.constexpr,
+):
+    """Store a vector [D] at ``index``, counted over all rings, if ``enabled``.
+
+    Returns the vector as a later read yields it, float32 [D].
+    """
     if QUANTIZED:
         stored, number, scale = _quantize(x.to(tl.float32))
         number *= scale
-        if here:
-            tl.store(scales + at, scale)
+        if enabled:
+            tl.store(scales + index, scale)
     else:
-        stored = x.to(kept.dtype.element_ty)
+        stored = x.to(store.dtype.element_ty)
         number = stored.to(tl.float32)
-    if here:
-        tl.store(kept + at * HEAD_DIM + d, stored, mask=is_feature)
+    if enabled:
+        tl.store(store + index * HEAD_DIM + d, stored, mask=is_feature)
     return number
 
 
-Turn = tuple[Tensor, Tensor]
-"""Cosines and sines of a frame's positions, one of each for every interleaved pair of features:
-float32 [B, 1, T, D / 2], contiguous."""
-
-
-class Plan(NamedTuple):
-    """How the rings of a cache are read: constants of the host's.
+class RingPlan(NamedTuple):
+    """How programs divide a ring: constants, so that captured launches fit every step.
 
     Attributes:
         heads: Attention heads.
-        window: Places a ring.
+        window: Positions a ring stores.
         head_dim: Features a head.
-        block: Places that a program reads at once.
+        block: Positions that a program loads at once.
         splits: Programs that share a ring.
     """
 
@@ -96,19 +115,21 @@ class Plan(NamedTuple):
     splits: int
 
     @staticmethod
-    def of(heads: int, window: int, head_dim: int, dtype: torch.dtype) -> Plan:
-        """For rings of this shape, kept in ``dtype``."""
+    def of(heads: int, window: int, head_dim: int, dtype: torch.dtype) -> RingPlan:
+        """The plan for rings of this shape that are stored in ``dtype``."""
         row_bytes = triton.next_power_of_2(head_dim) * max(2, dtype.itemsize)
-        block = max(16, min(BLOCK_PLACES, BLOCK_BYTES // row_bytes))
+        block = max(16, min(BLOCK_POSITIONS, BLOCK_BYTES // row_bytes))
         splits = min(-(-TARGET_PROGRAMS // heads), -(-window // block))
-        return Plan(heads, window, head_dim, block, splits)
+        return RingPlan(heads, window, head_dim, block, splits)
 
 
-def angles(turn: Turn | None, queries: int, head_dim: int) -> Turn | tuple[None, None]:
-    """What the kernels take of a turn."""
-    if turn is None:
+def rotary_pointers(
+    rotary: RotaryCosSin | None, queries: int, head_dim: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """The ``cos`` and ``sin`` arguments of a kernel for so many queries; None without rotation."""
+    if rotary is None:
         return None, None
-    for part in turn:
+    for part in rotary:
         assert part.numel() == queries * (head_dim // 2) and part.is_contiguous()
         assert part.dtype == torch.float32 and head_dim % 2 == 0
-    return turn
+    return rotary

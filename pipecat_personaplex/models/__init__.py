@@ -1,1 +1,1 @@
-"""The model, as plain modules: all streaming state is an argument."""
+"""The models as plain modules. All streaming state is an argument."""

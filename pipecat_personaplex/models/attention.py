@@ -1,80 +1,88 @@
-"""Self-attention whose keys and values live with the caller."""
+"""Self-attention whose keys and values are stored by the caller, and rotary embedding."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from pipecat_personaplex.kernels.rotary import RotaryCosSin
 from pipecat_personaplex.models.layers import RMSNorm, project
 from pipecat_personaplex.models.linear import Linear
 
-_TURN = 2 * math.pi
+_FULL_TURN = 2 * math.pi
+# Positions from which a float32 angle is too coarse.
 _FLOAT32_POSITIONS = 1 << 16
 
 
 class KVStore(Protocol):
-    """Where a transformer's keys and values are kept, and the attention over them."""
+    """A transformer's stored keys and values, and the attention over them."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Append k and v, then attend: each [B, H, T, D] -> [B, H, T, D].
+        """Store k and v of the new positions, then attend: each [B, H, T, D] -> [B, H, T, D].
 
-        ``q`` may have fewer positions than ``k``, the last ones.
+        ``q`` may hold fewer positions than ``k``: the last ones.
         """
         ...
 
 
-class RotaryCosSin(NamedTuple):
-    """Rotary angles of a step, shared by all layers: each [B, 1, T, D/2] float32."""
-
-    cos: Tensor
-    sin: Tensor
-
-
 @runtime_checkable
 class RotatingKVStore(KVStore, Protocol):
-    """One that turns queries and keys where it reads them, which spares launches."""
+    """A store whose ``attend`` can rotate queries and keys itself, which saves launches."""
 
-    def rotate_by(self, turn: RotaryCosSin) -> None:
-        """Turn by these angles in every ``attend`` of the step."""
+    def rotate_by(self, rotary: RotaryCosSin) -> None:
+        """Rotate q and k by these angles in every ``attend`` of the step."""
         ...
 
 
-def offer_rotation(turn: RotaryCosSin, kv: KVStore) -> RotaryCosSin | None:
-    """The rotation, unless the store takes it over for this step."""
+def offer_rotation(rotary: RotaryCosSin, kv: KVStore) -> RotaryCosSin | None:
+    """Let the store rotate in this step, if it can.
+
+    Returns:
+        ``rotary`` for the layers to apply, or None if the store applies it.
+    """
     if isinstance(kv, RotatingKVStore):
-        kv.rotate_by(turn)
+        kv.rotate_by(rotary)
         return None
-    return turn
+    return rotary
 
 
 def rotary_frequencies(head_dim: int, max_period: float, device: torch.device) -> Tensor:
-    """Angles per position for each pair of features: [D/2] float32."""
+    """Angle per position of each pair of features: float32 [D / 2]."""
     exponents = torch.arange(head_dim // 2, dtype=torch.float32, device=device)
     log_period = torch.log(torch.tensor(max_period, dtype=torch.float32, device=device))
     return torch.exp(exponents * (-2.0 * log_period / head_dim))
 
 
 def rotation(positions: Tensor, frequencies: Tensor) -> RotaryCosSin:
-    """Angles at ``positions`` [B, T] int64."""
-    places = positions[:, None, :, None]
-    angles = places.float() * frequencies
-    # In float32, as the reference, until its rounding begins to tell: calls have no time limit.
-    exact = (places.double() * frequencies.double()).remainder(_TURN).float()
-    angles = torch.where(places < _FLOAT32_POSITIONS, angles, exact)
+    """Rotary angles of positions.
+
+    Args:
+        positions: [B, T] int64.
+        frequencies: float32 [D / 2]; see ``rotary_frequencies``.
+
+    Returns:
+        Cosines and sines, each float32 [B, 1, T, D / 2].
+    """
+    positions = positions[:, None, :, None]
+    angles = positions.float() * frequencies
+    # The reference computes angles in float32. Sessions have no time limit, so later positions use
+    # float64, whose rounding stays negligible. Both are computed and selected on the device.
+    exact = (positions.double() * frequencies.double()).remainder(_FULL_TURN).float()
+    angles = torch.where(positions < _FLOAT32_POSITIONS, angles, exact)
     return RotaryCosSin(angles.cos(), angles.sin())
 
 
-def rotate(x: Tensor, by: RotaryCosSin) -> Tensor:
-    """Rotate interleaved feature pairs: [..., B, H, T, D] -> the same, in float32 inside."""
+def rotate(x: Tensor, rotary: RotaryCosSin) -> Tensor:
+    """Rotate interleaved pairs of features: [..., B, H, T, D] -> the same, computed in float32."""
     real, imag = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
-    turned = torch.stack(
-        (real * by.cos - imag * by.sin, real * by.sin + imag * by.cos),
+    rotated = torch.stack(
+        (real * rotary.cos - imag * rotary.sin, real * rotary.sin + imag * rotary.cos),
         dim=-1,
     )
-    return turned.flatten(-2).to(x.dtype)
+    return rotated.flatten(-2).to(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -91,26 +99,35 @@ class SelfAttention(nn.Module):
         x: Tensor,
         kv: KVStore,
         layer: int,
-        turn: RotaryCosSin | None,
+        rotary: RotaryCosSin | None,
         last_only: bool = False,
         *,
         norm: RMSNorm | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """[B, T, dim] -> [B, T, dim], or with ``last_only`` just the last: [B, 1, dim].
+        """Attend to the stored positions and to ``x``.
 
-        ``layer`` names this layer's place in ``kv``. ``norm`` comes before, and the result is
-        added to ``residual``.
+        Args:
+            x: [B, T, dim].
+            kv: Stored keys and values of all layers.
+            layer: Index of this layer in ``kv``.
+            rotary: Angles to rotate q and k by; None if there are none or if ``kv`` rotates.
+            last_only: Compute the output of the last position only.
+            norm: Applied to ``x`` first.
+            residual: Added to the result.
+
+        Returns:
+            [B, T, dim], or with ``last_only`` [B, 1, dim].
         """
         batch, steps, dim = x.shape
         heads = (
             project(self.in_proj, x, norm=norm)
             .view(batch, steps, 3, self.num_heads, -1)
             .permute(2, 0, 3, 1, 4)
-        )
-        q, k = (heads[:2] if turn is None else rotate(heads[:2], turn)).unbind(0)
+        )  # [3, B, H, T, D], a view
+        q, k = (heads[:2] if rotary is None else rotate(heads[:2], rotary)).unbind(0)
         if last_only:
             q = q[:, :, -1:]
         y = kv.attend(layer, q, k, heads[2])
-        joined = y.transpose(1, 2).reshape(batch, -1, dim)
+        joined = y.transpose(1, 2).reshape(batch, -1, dim)  # [B, T, H * D]
         return project(self.out_proj, joined, residual=residual)

@@ -1,8 +1,8 @@
-"""A checkpoint's architecture, read from its ``config.json``: frozen and strict.
+"""A checkpoint's architecture, read from its ``config.json``.
 
-The file holds overrides of the 7B under ``lm`` and ``mimi``; absent keys mean the released model's
-values. Keys that our code reads become fields; keys that describe the one architecture we implement
-are accepted with that value only; others are errors.
+The sections ``lm`` and ``mimi`` override the values of the released 7B model. Keys that the code
+reads become fields; keys that describe the one implemented architecture are accepted with that
+value only (``_FIXED``); all others are errors.
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ def _require_positive(config: Any, section: str) -> None:
 
 
 def _typed(cls: type[Any], section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick the fields of ``cls`` from ``values``; a value of the wrong type is an error."""
+    """The entries of ``values`` that are fields of ``cls``.
+
+    Raises:
+        ConfigError: A value has not the type of the field's default.
+    """
     chosen = {}
     for spec in dataclasses.fields(cls):
         if spec.name not in values:
@@ -70,7 +74,12 @@ def _typed(cls: type[Any], section: str, values: Mapping[str, Any]) -> dict[str,
 
 @dataclass(frozen=True)
 class LMConfig:
-    """The language model: temporal and depth transformers (PersonaPlex 7B defaults)."""
+    """Architecture of the language model.
+
+    The defaults are those of ``nvidia/personaplex-7b-v1`` and have the names of its
+    ``config.json``. ``card`` and ``text_card`` are vocabulary sizes, ``dep_q`` is the number of
+    depth steps in the checkpoint.
+    """
 
     dim: int = 4096
     num_layers: int = 32
@@ -103,7 +112,7 @@ class LMConfig:
         "depformer_weights_per_step": True,
         "delays": list(DELAYS),
     }
-    # Present in released files, with no effect on what we compute.
+    # Present in released files, without effect on the computation.
     _IGNORED: ClassVar[Any] = ("depformer_context",)
 
     def __post_init__(self) -> None:
@@ -123,7 +132,7 @@ class LMConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LMConfig:
-        """Read the ``lm`` section of a ``config.json``."""
+        """Read the ``lm`` section of a ``config.json``; see ``ModelConfig.from_dict``."""
         fields = {spec.name for spec in dataclasses.fields(cls)}
         _reject_unknown("lm", values, fields | set(cls._FIXED) | set(cls._IGNORED))
         _require_fixed("lm", values, cls._FIXED)
@@ -131,7 +140,7 @@ class LMConfig:
 
     @property
     def window(self) -> int:
-        """Frames attended to: the reference's ring masks its oldest slot once it is full."""
+        """Frames attended to: the reference masks the oldest of its ``context`` ring entries."""
         return self.context - 1
 
     @property
@@ -147,7 +156,10 @@ class LMConfig:
 
 @dataclass(frozen=True)
 class MimiConfig:
-    """The codec (released Mimi defaults). ``ratios`` are in decoder order."""
+    """Architecture of the codec. The defaults are those of the released Mimi.
+
+    ``ratios`` are upsampling factors in the decoder's order, ``context`` counts latents of 40 ms.
+    """
 
     dimension: int = 512
     n_filters: int = 64
@@ -205,11 +217,11 @@ class MimiConfig:
             "input_dimension",
             "output_dimensions",
         },
-        # The file may store more codebooks (n_q) than the eight we load.
+        # A file may store more codebooks (n_q) than the eight that are loaded.
         "quantizer": {"dimension", "n_q", "bins", "input_dimension", "output_dimension"},
     }
 
-    # Said more than once in a config.json.
+    # Keys of a config.json that repeat the codec's dimension.
     _SAME_DIMENSION: ClassVar[Any] = {
         "transformer": ("d_model", "input_dimension", "output_dimensions"),
         "quantizer": ("input_dimension", "output_dimension"),
@@ -237,7 +249,7 @@ class MimiConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MimiConfig:
-        """Read the ``mimi`` section of a ``config.json``."""
+        """Read the ``mimi`` section of a ``config.json``; see ``ModelConfig.from_dict``."""
         _reject_unknown("mimi", values, set(cls._SECTIONS))
         flat: dict[str, Any] = {}
         for name, known in cls._SECTIONS.items():
@@ -272,15 +284,21 @@ class MimiConfig:
 
     @property
     def window(self) -> int:
-        """Latent frames (40 ms) attended to."""
+        """Latents (40 ms) attended to; see ``LMConfig.window``."""
         return self.context - 1
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A checkpoint's architecture and the codes that its prompts are filled with.
+    """A checkpoint's architecture and the codes that fill its prompts.
 
-    ``quantization`` says how the file keeps the transformers' weights; None is floating point.
+    Attributes:
+        lm: The language model.
+        mimi: The codec.
+        silence_codes: The eight codes of a silent frame, from the reference implementation.
+        sine_codes: The eight codes of a frame of a sine tone, which stands for the user's audio in
+            a prompt; from the reference implementation.
+        quantization: Storage format of the transformers' weights; None: floating point.
     """
 
     lm: LMConfig = field(default_factory=LMConfig)
@@ -289,7 +307,7 @@ class ModelConfig:
     sine_codes: tuple[int, ...] = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
     quantization: Quantization | None = None
 
-    # What the Hub's config.json says beside the architecture.
+    # Keys of the Hub's config.json that do not describe the architecture.
     _IGNORED: ClassVar[Any] = (
         "model_type",
         "moshi_name",
@@ -317,10 +335,10 @@ class ModelConfig:
             )
 
     def with_context(self, context: int) -> ModelConfig:
-        """The same model that attends to fewer frames; with 0 as it is.
+        """The same model with a smaller ``context``; 0 keeps the checkpoint's.
 
         Raises:
-            ConfigError: To more than it was made for.
+            ConfigError: ``context`` is larger than the checkpoint's.
         """
         if context > self.lm.context:
             raise ConfigError(
@@ -333,7 +351,11 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Read a parsed ``config.json``; an empty one is the released 7B."""
+        """Read a parsed ``config.json``; an empty one is the released 7B model.
+
+        Raises:
+            ConfigError: A key is unknown or has an unsupported value, or values contradict.
+        """
         known = {"lm", "mimi", "silence_codes", "sine_codes", "quantization", *cls._IGNORED}
         _reject_unknown("top-level", values, known)
         for name in ("lm", "mimi"):

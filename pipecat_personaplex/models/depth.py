@@ -1,4 +1,8 @@
-"""The depth transformer: within one frame, one step a codebook, each step its own weights."""
+"""The depth transformer: eight steps per frame, one per codebook, each with its own weights.
+
+Step i turns the frame's hidden state and the previous token (the text token, then the code of
+codebook i - 1) into the logits of codebook i, and attends to the steps before it.
+"""
 
 from __future__ import annotations
 
@@ -11,39 +15,40 @@ from torch import Tensor, nn
 from pipecat_personaplex.constants import CODEBOOKS
 from pipecat_personaplex.kernels.availability import depth_attention_works
 from pipecat_personaplex.models.attention import SelfAttention
+from pipecat_personaplex.models.kernel_weight import KernelWeight
 from pipecat_personaplex.models.layers import GatedMLP, RMSNorm, project
-from pipecat_personaplex.models.linear import KernelWeight, Linear, stack_linears
+from pipecat_personaplex.models.linear import Linear, stack_linears
 
 Choose = Callable[[int, Tensor], Tensor]
-"""(codebook, logits [B, card], floating-point) -> codes [B]."""
+"""Samples one code per row: (codebook, floating-point logits [B, card]) -> codes [B] int64."""
 
 
 class FrameCache:
-    """Keys and values of the steps of one frame; a frame never sees another's.
+    """Keys and values of one frame's steps. Each frame starts with a new cache.
 
     Args:
-        kernel: Whether ``kernels.frame_attention`` attends.
+        kernel: Whether ``kernels.depth_attention`` attends.
     """
 
     def __init__(self, kernel: bool) -> None:
         self._kernel = kernel
-        self._past: list[tuple[Tensor, Tensor]] = []
+        self._layers: list[tuple[Tensor, Tensor]] = []  # keys and values, each [B, H, 8, D]
         self._step = 0
 
     def begin(self, step: int) -> None:
-        """Say which step the next ``attend`` calls belong to."""
+        """Set the step of the following ``attend`` calls."""
         self._step = step
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One step, each [B, H, 1, D] -> [B, H, 1, D]."""
+        """Store k and v of the current step, then attend: each [B, H, 1, D] -> [B, H, 1, D]."""
         if self._step == 0:
             shape = (*k.shape[:2], CODEBOOKS, k.shape[-1])
-            self._past.append((k.new_empty(shape), v.new_empty(shape)))
-        keys, values = self._past[layer]
+            self._layers.append((k.new_empty(shape), v.new_empty(shape)))
+        keys, values = self._layers[layer]
         if self._kernel:
-            from pipecat_personaplex.kernels.depth_attention import frame_attention
+            from pipecat_personaplex.kernels.depth_attention import depth_attention
 
-            return frame_attention(q, k, v, keys, values, self._step)
+            return depth_attention(q, k, v, keys, values, self._step)
         keys[:, :, self._step : self._step + 1] = k
         values[:, :, self._step : self._step + 1] = v
         filled = self._step + 1
@@ -51,7 +56,7 @@ class FrameCache:
 
 
 class DepthLayer(nn.Module):
-    """Norms shared by all steps; projections and MLP one set a step."""
+    """A layer whose norms are shared by all steps; each step has its own projections and MLP."""
 
     def __init__(self, dim: int, num_heads: int, hidden: int):
         super().__init__()
@@ -61,17 +66,17 @@ class DepthLayer(nn.Module):
         self.gating = nn.ModuleList(GatedMLP(dim, hidden) for _ in range(CODEBOOKS))
 
     def forward(self, x: Tensor, step: int, layer: int, cache: FrameCache) -> Tensor:
-        """[B, 1, dim] -> [B, 1, dim]."""
+        """One step of one layer: [B, 1, dim] -> [B, 1, dim]."""
         x = self.self_attn[step](x, cache, layer, None, norm=self.norm1, residual=x)
         y: Tensor = self.gating[step](x, norm=self.norm2, residual=x)
         return y
 
 
 class DepthTransformer(nn.Module):
-    """From a frame's hidden state and text token to its eight agent codes.
+    """Generates a frame's eight agent codes from its hidden state and text token.
 
-    The checkpoint's steps 8..15 predict the caller's codes, which are always given; they never
-    change the agent's tokens, so they are neither loaded nor run.
+    The checkpoint's steps 8..15 predict the caller's codes. The caller's codes are always known and
+    those steps do not influence the agent's tokens, so they are neither loaded nor run.
     """
 
     def __init__(
@@ -93,12 +98,12 @@ class DepthTransformer(nn.Module):
         self.heads = nn.ModuleList(Linear(dim, card, quantizable=False) for _ in range(CODEBOOKS))
         for module in self.modules():
             if isinstance(module, Linear):
-                module.four_bits = False
+                module.allow_int4 = False
         self._attention_kernel = False
         self._stacked_inputs: KernelWeight | None = None
 
     def use_kernels(self) -> None:
-        """Take as few launches as the device allows; once the weights are where they stay."""
+        """Reduce launches with the kernels that work here; call it after loading the weights."""
         self._stacked_inputs = stack_linears(self.inputs)
         self._attention_kernel = depth_attention_works(
             self.text_emb.weight.device, self.text_emb.weight.dtype
@@ -107,27 +112,27 @@ class DepthTransformer(nn.Module):
     def forward(
         self, hidden: Tensor, text: Tensor, choose: Choose, steps: int = CODEBOOKS
     ) -> Tensor:
-        """Run the eight steps, or the first few.
+        """Run the first ``steps`` steps of a frame.
 
         Args:
             hidden: The temporal transformer's normed output, [B, input_dim].
-            text: The frame's text token, [B].
-            choose: Picks each codebook's code from its logits.
-            steps: How many codebooks are wanted.
+            text: The frame's text token, [B] int64.
+            choose: Samples each codebook's code from its logits.
+            steps: Codebooks to generate, at most eight.
 
         Returns:
             The agent's codes, [B, steps] int64.
         """
         cache = FrameCache(self._attention_kernel)
-        hidden = hidden[:, None]
-        given = self._inputs(hidden, steps)
-        previous = self.text_emb(text)
+        inputs = self._inputs(hidden[:, None], steps)  # each [B, 1, dim]
+        previous = self.text_emb(text)  # [B, dim]
         codes = []
         for step in range(steps):
             cache.begin(step)
-            x = given[step] + previous[:, None]
+            x = inputs[step] + previous[:, None]  # [B, 1, dim]
             for index, layer in enumerate(self.layers):
                 x = layer(x, step, index, cache)
+            # [B, 1, dim] -> logits [B, card] -> code [B]; no host synchronisation.
             code = choose(step, project(self.heads[step], x)[:, 0])
             codes.append(code)
             if step + 1 < steps:
@@ -135,8 +140,8 @@ class DepthTransformer(nn.Module):
         return torch.stack(codes, dim=1)
 
     def _inputs(self, hidden: Tensor, steps: int) -> Sequence[Tensor]:
-        """What each step gets of the hidden state: [B, 1, input_dim] -> [B, 1, dim] each."""
-        # All at once for a few steps too: no other product has to be compiled.
+        """Project the hidden state for each step: [B, 1, input_dim] -> [B, 1, dim] each."""
+        # Stacked weights compute all eight even for fewer steps: one kernel to compile, not two.
         if self._stacked_inputs is None:
             return [project(linear, hidden) for linear in self.inputs[:steps]]
         return self._stacked_inputs.multiply(hidden).chunk(CODEBOOKS, dim=-1)

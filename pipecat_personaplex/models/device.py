@@ -1,4 +1,4 @@
-"""Where a model runs and in which precision, from what the user asked for."""
+"""Resolve the requested device, types and threads, and prepare a CUDA device."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from torch import nn
 
 from pipecat_personaplex.config import Quantization
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.quantization.kv import FP8
+from pipecat_personaplex.quantization.fp8 import FP8, FP8_CAPABILITY
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_FP8_CAPABILITY = (8, 9)
-# Below this many, a second thread costs a step more in waiting than it takes off.
+# Below this many weights, synchronising a second thread costs more than it saves.
 _ONE_THREAD_WEIGHTS = 20_000_000
 
 
 def resolve_target(device: str, dtype: str, quantization: Quantization | None) -> Target:
-    """Resolve ``"auto"``: CUDA where there is one, bfloat16 on CUDA, float32 on a CPU.
+    """Resolve ``"auto"``: CUDA if available, else the CPU; bfloat16 on CUDA, float32 on a CPU.
 
     Raises:
-        ConfigError: There is no such device, or it does not run such weights.
+        ConfigError: The device does not exist or does not support ``quantization``.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
@@ -38,20 +37,20 @@ def resolve_target(device: str, dtype: str, quantization: Quantization | None) -
 
 
 def require_runnable(quantization: Quantization | None, device: torch.device) -> None:
-    """Refuse weights that the device cannot multiply.
+    """Check that the device supports a weight format.
 
     Raises:
-        ConfigError: They are fp8 and the GPU does not know such numbers.
+        ConfigError: The format is fp8 and the GPU has no fp8 instructions.
     """
     if quantization == "fp8":
         _require_fp8(device, "quantization fp8", "take int8, which is as small")
 
 
 def resolve_kv_dtype(kv_dtype: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Resolve ``"auto"``: the model's own dtype.
+    """Resolve the type of stored keys and values; ``"auto"`` is the model's ``dtype``.
 
     Raises:
-        ConfigError: The device does not know such numbers.
+        ConfigError: The type is fp8 and the GPU has no fp8 instructions.
     """
     if kv_dtype == "auto":
         return dtype
@@ -65,34 +64,34 @@ def _require_fp8(device: torch.device, what: str, instead: str) -> None:
     if device.type != "cuda":
         return
     capability = torch.cuda.get_device_capability(device)
-    if capability < _FP8_CAPABILITY:
-        has, wanted = (".".join(map(str, numbers)) for numbers in (capability, _FP8_CAPABILITY))
+    if capability < FP8_CAPABILITY:
+        has, needed = (".".join(map(str, numbers)) for numbers in (capability, FP8_CAPABILITY))
         raise ConfigError(
-            f"{what} needs a GPU of compute capability {wanted} or more and {device} has {has}; "
+            f"{what} needs a GPU of compute capability {needed} or more and {device} has {has}; "
             f"{instead}"
         )
 
 
-def cpu_threads(asked: int, lm: nn.Module) -> int:
-    """Threads for a language model on a CPU.
+def cpu_threads(requested: int, lm: nn.Module) -> int:
+    """Number of threads for a language model on a CPU.
 
     Args:
-        asked: As ``EngineConfig.cpu_threads``.
-        lm: With its weights.
+        requested: ``EngineConfig.cpu_threads``; 0 chooses by the model's size.
+        lm: The model, loaded.
     """
     weights = sum(tensor.numel() for tensor in (*lm.parameters(), *lm.buffers()))
-    if asked == 0 and weights < _ONE_THREAD_WEIGHTS:
+    if requested == 0 and weights < _ONE_THREAD_WEIGHTS:
         return 1
-    return asked or torch.get_num_threads()
+    return requested or torch.get_num_threads()
 
 
 def prepare_device(device: torch.device) -> None:
-    """Make a CUDA device this thread's own, its float32 products exact, its prompts plain.
+    """Select and configure a CUDA device for the calling thread; no effect on a CPU.
 
-    Kernels are launched on the thread's device, whatever their tensors'. With TF32 the codec
-    would choose other codes than the reference; bfloat16 products are not concerned. And cuDNN,
-    which PyTorch prefers on the newest cards, plans its attention anew for each length of a
-    prompt, for tens of milliseconds in which no call goes on.
+    Kernels are launched on the thread's current device, not on the device of their tensors. TF32 is
+    disabled, because the codec would choose other codes than the reference; bfloat16 products are
+    not affected. cuDNN attention, which PyTorch prefers on the newest GPUs, is disabled, because it
+    plans each new prompt length for tens of milliseconds, which would delay every running session.
     """
     if device.type == "cuda":
         if device.index is not None:
@@ -102,12 +101,12 @@ def prepare_device(device: torch.device) -> None:
 
 
 class Target(NamedTuple):
-    """Where and how a model's weights are kept.
+    """Device and storage of a model's weights.
 
     Attributes:
-        device: Where.
-        dtype: Of the parameters.
-        quantization: As in ``EngineConfig``.
+        device: Device of all tensors.
+        dtype: Type of floating-point weights.
+        quantization: Format of low-bit weights; None: all weights are floating point.
     """
 
     device: torch.device

@@ -1,4 +1,4 @@
-"""Norms, the gated MLP, and products with what stands right before and after them."""
+"""RMS norm, gated MLP, and products fused with the norm, gate and residual around them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipecat_personaplex.models.linear import KernelLinear, Linear
+from pipecat_personaplex.models.linear import Linear
+from pipecat_personaplex.models.low_bit_linear import KernelLinear
 
-# A slice names a run of slots without a copy, an index tensor any set of them.
 Rows = slice | Tensor
+"""Slots of a batch: a slice selects consecutive slots as a view, an int64 tensor [B] any slots by a
+copy."""
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32 whatever the input is."""
+    """Root-mean-square norm, computed in float32 for any input type."""
 
     def __init__(self, dim: int, eps: float = 1e-8):
         super().__init__()
@@ -34,14 +36,14 @@ def project(
     gate: bool = False,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """A product with its neighbours: in one launch where a kernel does it, else one by one.
+    """Norm, product, gate and residual: one launch if a kernel supports it, else one by one.
 
     Args:
-        linear: A ``Linear`` in any of its forms.
+        linear: A ``Linear``, or what ``optimize_linear`` made of it.
         x: [..., K].
         norm: Applied to ``x`` first.
-        gate: The outputs are [gate; up], and ``silu(gate) * up`` is wanted.
-        residual: What the result is added to.
+        gate: Whether the outputs are [gate; up], of which ``silu(gate) * up`` is returned.
+        residual: Added to the result.
 
     Returns:
         [..., N], or with ``gate`` [..., N / 2].
@@ -53,13 +55,13 @@ def project(
             return weight.multiply(x, alpha=alpha, eps=eps, gate=gate, residual=residual)
     y: Tensor = linear(x if norm is None else norm(x))
     if gate:
-        opening, up = y.chunk(2, dim=-1)
-        y = F.silu(opening).mul_(up)
+        gates, up = y.chunk(2, dim=-1)
+        y = F.silu(gates).mul_(up)
     return y if residual is None else residual + y
 
 
 class GatedMLP(nn.Module):
-    """SiLU-gated MLP; ``linear_in`` gives [gate; up]."""
+    """MLP with a SiLU gate; ``linear_in`` computes [gate; up]."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -69,6 +71,6 @@ class GatedMLP(nn.Module):
     def forward(
         self, x: Tensor, *, norm: RMSNorm | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        """[..., dim] -> [..., dim]; with ``norm`` before it, and added to ``residual``."""
+        """[..., dim] -> [..., dim]; applies ``norm`` first and adds ``residual`` to the result."""
         y = project(self.linear_in, x, norm=norm, gate=True)
         return project(self.linear_out, y, residual=residual)

@@ -1,4 +1,4 @@
-"""The language model: embeddings of 17 streams, temporal transformer, text head, depth."""
+"""The language model: embeddings, temporal transformer, text head and depth transformer."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from pipecat_personaplex.models.temporal import TemporalTransformer
 
 
 class PersonaPlexLM(nn.Module):
-    """PersonaPlex's language model, with no state of its own.
+    """PersonaPlex's language model. It holds weights only; streaming state is an argument.
 
-    Architecture and names follow the released checkpoint (see ``engine.checkpoint`` for the
-    mapping). Token -1 embeds to exactly zero in every stream.
+    The architecture is that of the released checkpoint ``nvidia/personaplex-7b-v1``;
+    ``checkpoint.layout`` maps the checkpoint's tensors to these modules. Token -1 embeds to exactly
+    zero in every stream.
     """
 
     frequencies: Tensor
@@ -35,7 +36,7 @@ class PersonaPlexLM(nn.Module):
         self.config = config
         audio_rows = config.card + 1
         self.text_emb = nn.Embedding(config.text_card + 1, config.dim)
-        # The 16 audio tables stand in one, so that a frame is one gather.
+        # The 16 audio tables are concatenated, so that embedding a frame is one gather.
         self.audio_emb = nn.Embedding(2 * CODEBOOKS * audio_rows, config.dim)
         self.transformer = TemporalTransformer(
             config.dim, config.num_heads, config.num_layers, config.hidden
@@ -54,7 +55,7 @@ class PersonaPlexLM(nn.Module):
         self.reset_constants("cpu")
 
     def reset_constants(self, device: torch.device | str) -> None:
-        """Make what the checkpoint does not hold: rotary frequencies and table offsets."""
+        """Create the constants that a checkpoint does not contain, on ``device``."""
         config, device = self.config, torch.device(device)
         with device:
             self.register_buffer(
@@ -70,16 +71,17 @@ class PersonaPlexLM(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the activations."""
+        """Type of the activations."""
         return self.text_emb.weight.dtype
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Sum the 17 streams' embeddings: [..., 17] int64 -> [..., dim]."""
-        given = tokens >= 0
-        safe = tokens.clamp(min=0)
+        is_token = tokens >= 0
+        safe = tokens.clamp(min=0)  # -1 gathers row 0, which the mask then zeroes
+        # [..., 16, dim]: stream i reads its table at offset i * (card + 1).
         audio = F.embedding(safe[..., TEXT + 1 :] + self.audio_offsets, self.audio_emb.weight)
-        audio = audio * given[..., TEXT + 1 :, None]
-        text = F.embedding(safe[..., TEXT], self.text_emb.weight) * given[..., TEXT, None]
+        audio = audio * is_token[..., TEXT + 1 :, None]
+        text = F.embedding(safe[..., TEXT], self.text_emb.weight) * is_token[..., TEXT, None]
         return audio.sum(dim=-2) + text
 
     def forward(self, x: Tensor, positions: Tensor, kv: KVStore, last_only: bool = False) -> Tensor:
@@ -87,17 +89,18 @@ class PersonaPlexLM(nn.Module):
 
         Args:
             x: Input embeddings, [B, T, dim].
-            positions: Of each input, [B, T] int64.
-            kv: The past, and where to add to it.
-            last_only: Spare the last layer what only the last position's output does not need.
+            positions: Position of each input, [B, T] int64.
+            kv: Stored keys and values; those of ``x`` are added.
+            last_only: In the last layer, compute the last position only.
 
         Returns:
-            The normed hidden states, [B, T, dim] or [B, 1, dim]; they feed both heads.
+            Normed hidden states, [B, T, dim], or with ``last_only`` [B, 1, dim]. They are the input
+            of the text head and of the depth transformer.
         """
-        turn = offer_rotation(rotation(positions, self.frequencies), kv)
-        y: Tensor = self.out_norm(self.transformer(x, kv, turn, last_only))
+        rotary = offer_rotation(rotation(positions, self.frequencies), kv)
+        y: Tensor = self.out_norm(self.transformer(x, kv, rotary, last_only))
         return y
 
     def text_logits(self, hidden: Tensor) -> Tensor:
-        """[B, dim] -> float32 [B, text_card]."""
+        """Hidden states [B, dim] -> float32 [B, text_card]."""
         return project(self.text_linear, hidden).float()

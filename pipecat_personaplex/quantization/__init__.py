@@ -1,1 +1,1 @@
-"""Low-bit formats of weights and of keys and values."""
+"""Low-bit storage formats: weights, and keys and values. Plain PyTorch, no Triton."""

@@ -1,4 +1,4 @@
-"""How keys and values are kept: in a floating-point type, or in 8 bits with a scale a vector."""
+"""Storage of keys and values: a floating-point type, or e4m3 with one scale per vector."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
-"""The largest number that e4m3 holds."""
+from pipecat_personaplex.quantization.fp8 import FP8, FP8_MAX
+
 SMALLEST_AMAX = 1e-30
-"""Vectors smaller than this are kept as zeros: their scale could no longer be divided by."""
+"""Lower bound of a vector's largest magnitude. A smaller one would make a scale that underflows,
+so such a vector is stored as zeros."""
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Floating-point [..., D] -> e4m3 [..., D] and float32 scales [...].
+    """Quantise each vector of the last dimension on its own.
 
-    A scale takes its vector's largest number to the largest that e4m3 holds.
+    The scale maps the vector's largest magnitude to ``FP8_MAX``.
+
+    Args:
+        x: Floating-point [..., D].
+
+    Returns:
+        e4m3 [..., D] and float32 scales [...].
     """
     x = x.float()
     scales = x.abs().amax(dim=-1).clamp(min=SMALLEST_AMAX) / FP8_MAX
@@ -27,11 +33,11 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class KVTensor:
-    """Keys or values as they are kept.
+    """Stored keys or values.
 
     Attributes:
         data: [..., D], float32, bfloat16 or e4m3.
-        scales: Of e4m3, float32 [...]; otherwise None.
+        scales: float32 [...] for e4m3, otherwise None.
     """
 
     data: Tensor
@@ -41,7 +47,7 @@ class KVTensor:
     def new(
         shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, zeros: bool
     ) -> KVTensor:
-        """Of this shape, filled with zeros or with whatever is there."""
+        """Allocate ``shape``, filled with zeros or left uninitialised."""
         make = torch.zeros if zeros else torch.empty
         if dtype != FP8:
             return KVTensor(make(shape, dtype=dtype, device=device), None)
@@ -50,22 +56,22 @@ class KVTensor:
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes."""
+        """Bytes of memory, scales included."""
         return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     @property
     def bits(self) -> Tensor:
-        """The data as torch moves it everywhere: bytes in place of e4m3."""
+        """``data``, with e4m3 viewed as uint8: PyTorch does not index or copy e4m3 everywhere."""
         return self.data if self.scales is None else self.data.view(torch.uint8)
 
     def __getitem__(self, index: Any) -> KVTensor:
-        """Index any dimension but the last."""
+        """Index any dimension except the last."""
         if self.scales is None:
             return KVTensor(self.data[index], None)
         return KVTensor(self.bits[index].view(FP8), self.scales[index])
 
     def put(self, index: Any, x: Tensor) -> None:
-        """Lay floating-point numbers into what ``index`` names; it may not index the last one."""
+        """Store floating-point vectors at ``index``, which must not index the last dimension."""
         if self.scales is None:
             self.data[index] = x if x.dtype == self.data.dtype else x.to(self.data.dtype)
         else:
@@ -73,7 +79,7 @@ class KVTensor:
             self.bits[index] = data.view(torch.uint8)
 
     def read(self, dtype: torch.dtype, index: Any = ...) -> Tensor:
-        """What ``index`` names as floating-point numbers; a view if that is how they are kept."""
+        """The vectors at ``index`` in ``dtype``; a view if they are stored in ``dtype``."""
         if self.scales is None:
             part = self.data[index]
             return part if part.dtype == dtype else part.to(dtype)

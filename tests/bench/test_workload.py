@@ -19,9 +19,16 @@ from pipecat_personaplex.bench.workload import (
 )
 from pipecat_personaplex.config import EngineConfig
 from pipecat_personaplex.engine.batch import Batch
+from pipecat_personaplex.engine.kv_cache import RingCache
+from pipecat_personaplex.engine.model_runner import ModelRunner
 from tests.golden_data import CHECKPOINT
 
 CPU = torch.device("cpu")
+
+
+def rings(runner: ModelRunner) -> list[RingCache]:
+    step = runner.frame_step
+    return [step.kv, step.codec._encoder_kv, step.codec._decoder_kv]
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +48,16 @@ def test_full_windows_are_full(model: LoadedModel) -> None:
         output: Any = step()
         assert output.finite.all() and output.pcm.isfinite().all()
     # Every index of every ring was written: no NaN is left.
-    for ring in (runner._kv, runner._codec._encoder_kv, runner._codec._decoder_kv):
+    for ring in rings(runner):
         assert ring.keys[:, :3].isfinite().all() and ring.values[:, :3].isfinite().all()
-    assert min(runner._host_prompt[:3]) >= window
+    assert min(runner._host_prompt_frames[:3]) >= window
     # The rings of the sessions wrap in different steps.
-    assert len({start % window for start in runner._host_prompt[:3]}) == 3
+    assert len({start % window for start in runner._host_prompt_frames[:3]}) == 3
 
 
 def poison(runner: Any) -> None:
     """Fill the rings with NaN, to find reads of memory that was never written."""
-    for ring in (runner._kv, runner._codec._encoder_kv, runner._codec._decoder_kv):
+    for ring in rings(runner):
         ring.keys.fill_(math.nan)
         ring.values.fill_(math.nan)
 
@@ -65,7 +72,7 @@ def test_partly_filled_window(model: LoadedModel, frames: int) -> None:
     start_sessions(runner, 1, noise_prefix(model, fill.positions), fill)
     output: Any = step_call(runner, 1)()
     assert output.finite.all()
-    written = runner._kv.keys[0, 0, 0].isfinite().all(dim=1)
+    written = runner.frame_step.kv.keys[0, 0, 0].isfinite().all(dim=1)
     assert written.sum() == frames + 1
 
 

@@ -17,7 +17,7 @@ from pipecat_personaplex.checkpoint.loader import Checkpoint, load_checkpoint, r
 from pipecat_personaplex.config import QUANTIZATIONS
 from pipecat_personaplex.errors import CheckpointError, ConfigError
 from pipecat_personaplex.models.config import LMConfig, MimiConfig, ModelConfig
-from pipecat_personaplex.models.linear import BlockLinear, Int4Linear, Int8Linear
+from pipecat_personaplex.models.low_bit_linear import BlockLinear, Int4Linear, Int8Linear
 from tests.golden_data import CHECKPOINT
 from tests.helpers.checkpoints import (
     MIMI_FILE,

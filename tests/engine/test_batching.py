@@ -1,4 +1,4 @@
-"""What a session says depends on its own persona, seed and caller, and on nothing else."""
+"""A session's output depends on its own persona, seed and input only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Caller:
-    """A caller who speaks one frame for each that is answered, and can be waited for."""
+    """Pushes one input frame for each output frame; a test can wait for the output."""
 
     persona: Persona
     sampling: SamplingParams
@@ -79,7 +79,7 @@ def callers(engine: Engine) -> list[Caller]:
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "packed", "int8", "int4"])
 def each_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """In every precision; packed and low-bit weights need layers of some width."""
+    """An engine of every precision; packed and low-bit weights need wide layers."""
     config = EngineConfig(device="cpu", max_sessions=3)
     if request.param in ("float32", "bfloat16"):
         return Engine.load(CHECKPOINT, replace(config, dtype=request.param))
@@ -94,25 +94,22 @@ def each_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return engine
 
 
-def test_sessions_that_come_and_go_say_what_each_says_alone(each_engine: Engine) -> None:
+def test_overlapping_sessions_emit_what_each_emits_alone(each_engine: Engine) -> None:
     with each_engine:
-        come_and_go(each_engine)
+        alone = run_alone(each_engine, callers(each_engine))
+        assert_same(alone, run_together(each_engine, callers(each_engine)))
 
 
-def come_and_go(engine: Engine) -> None:
-    assert_same(say_alone(engine, callers(engine)), say_together(engine, callers(engine)))
-
-
-def say_alone(engine: Engine, alone: list[Caller]) -> list[Caller]:
-    """Each has the engine to itself."""
+def run_alone(engine: Engine, alone: list[Caller]) -> list[Caller]:
+    """One session after the other."""
     for caller in alone:
-        said = engine.converse(caller.persona, caller.pcm, caller.sampling)
-        caller.frames = list(said.frames)
+        result = engine.converse(caller.persona, caller.pcm, caller.sampling)
+        caller.frames = list(result.frames)
     return alone
 
 
-def say_together(engine: Engine, together: list[Caller]) -> list[Caller]:
-    """They come at frames 0, 5 and 12 of the first; the first and the third leave early."""
+def run_together(engine: Engine, together: list[Caller]) -> list[Caller]:
+    """Open the sessions at ticks 0, 5 and 12, and close each after its last frame."""
     opens = {0: 0, 1: 5, 2: 12}
     for tick in range(60):
         present = []
@@ -141,21 +138,23 @@ def assert_same(alone: list[Caller], together: list[Caller]) -> None:
 
 def test_a_reused_slot_leaves_no_trace(engine: Engine) -> None:
     first = callers(engine)
-    said = [engine.converse(c.persona, c.pcm, c.sampling) for c in first]
+    expected = [engine.converse(c.persona, c.pcm, c.sampling) for c in first]
     for index in (2, 0, 1, 1, 0):
         caller = first[index]
         again = engine.converse(caller.persona, caller.pcm, caller.sampling)
-        assert [f.text_token for f in again.frames] == [f.text_token for f in said[index].frames]
-        np.testing.assert_array_equal(again.pcm, said[index].pcm)
+        assert [f.text_token for f in again.frames] == [
+            f.text_token for f in expected[index].frames
+        ]
+        np.testing.assert_array_equal(again.pcm, expected[index].pcm)
 
 
-def test_seeds_change_what_is_said(engine: Engine) -> None:
+def test_seeds_change_the_tokens(engine: Engine) -> None:
     pcm = conversation("friend").user_pcm[: 10 * FRAME_SAMPLES]
-    said = {
+    outputs = {
         tuple(f.text_token for f in engine.converse(FRIEND, pcm, SamplingParams(seed=seed)).frames)
         for seed in range(4)
     }
-    assert len(said) == 4
+    assert len(outputs) == 4
 
 
 def friend_prompt(engine: Engine) -> Prompt:
@@ -164,8 +163,8 @@ def friend_prompt(engine: Engine) -> Prompt:
     return build_prompt(engine._voices.get(FRIEND.voice), tokens, checkpoint.config)
 
 
-def test_500_frames_past_the_window_match_a_plain_recomputation(loaded_engine: Engine) -> None:
-    """Step far past the ring's end, then run the same inputs in one causal, banded pass."""
+def test_500_frames_past_the_window_match_one_pass_over_all_frames(loaded_engine: Engine) -> None:
+    """Step until the ring has wrapped around, then run the same inputs in one masked pass."""
     checkpoint = loaded_engine.checkpoint
     config, lm = checkpoint.config, checkpoint.lm
     prompt = friend_prompt(loaded_engine)
@@ -205,10 +204,10 @@ def test_500_frames_past_the_window_match_a_plain_recomputation(loaded_engine: E
 def record(
     runner: ModelRunner, columns: list[torch.Tensor], logits: list[torch.Tensor]
 ) -> Callable[[torch.Tensor], None]:
-    """Step slot 1 and keep each step's input column and text logits."""
+    """Return a function that steps slot 1 and stores the step's input column and text logits."""
 
     def step(pcm: torch.Tensor) -> None:
-        column = runner._grid._next[1].clone()
+        column = runner.frame_step.grid._next[1].clone()
         head = runner.lm.text_logits
 
         def text_logits(hidden: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""A step that is captured once and replayed says what the step itself says.
+"""A captured and replayed step computes what the eager step computes.
 
-Graphs are recorded by a stand-in here, which is as strict as CUDA is: see ``helpers.recording``.
+A stand-in records the graphs here; it is as strict as CUDA: see ``helpers.recording``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tests.engine.test_batching import (
     assert_same,
     callers,
     friend_prompt,
-    say_alone,
-    say_together,
+    run_alone,
+    run_together,
 )
 from tests.engine.test_golden import assert_equals_reference
 from tests.golden_data import CHECKPOINT, conversation
@@ -61,7 +61,7 @@ def capturer() -> RecordingCapturer:
 
 @pytest.fixture
 def graph_engine(base_engine: Engine, capturer: RecordingCapturer) -> Engine:
-    """One whose steps are replayed."""
+    """An engine whose steps are replayed."""
     engine = Engine(base_engine.checkpoint, base_engine._voices, base_engine.config)
     runner = fixed_runner(engine)
     runner.capture(capturer)
@@ -72,9 +72,9 @@ def graph_engine(base_engine: Engine, capturer: RecordingCapturer) -> Engine:
 
 @pytest.fixture
 def warnings() -> Iterator[list[str]]:
-    said: list[str] = []
-    sink = logger.add(said.append, level="WARNING", format="{message}")
-    yield said
+    messages: list[str] = []
+    sink = logger.add(messages.append, level="WARNING", format="{message}")
+    yield messages
     logger.remove(sink)
 
 
@@ -86,65 +86,66 @@ def prefix(base_engine: Engine) -> Prefix:
     return prefix
 
 
-def of_fixed_widths(engine: Engine) -> list[Caller]:
+def callers_within_graphs(engine: Engine) -> list[Caller]:
+    """The callers of ``callers``, none of which requests more candidates than graphs rank."""
     first, second, third = callers(engine)
     third.sampling = replace(third.sampling, top_k_text=200)
     return [first, second, third]
 
 
 @pytest.mark.parametrize("name", ["restaurant", "friend"])
-def test_a_replayed_conversation_is_the_references(
+def test_a_replayed_conversation_equals_the_reference(
     graph_engine: Engine, capturer: RecordingCapturer, name: str
 ) -> None:
     golden = conversation(name)
     with graph_engine:
-        said = graph_engine.converse(golden.persona, golden.user_pcm, SamplingParams.greedy())
-    assert_equals_reference(said, golden)
-    assert capturer.replays >= len(said.frames)
+        result = graph_engine.converse(golden.persona, golden.user_pcm, SamplingParams.greedy())
+    assert_equals_reference(result, golden)
+    assert capturer.replays >= len(result.frames)
 
 
-def test_sessions_that_come_and_go_while_graphs_replay(
+def test_overlapping_sessions_replay_graphs(
     base_engine: Engine,
     graph_engine: Engine,
     capturer: RecordingCapturer,
     warnings: list[str],
 ) -> None:
-    """Batches of one to three, of which three is filled up to four."""
+    """Batches have one to three rows; three rows are padded to four."""
     with base_engine:
-        alone = say_alone(base_engine, of_fixed_widths(base_engine))
+        alone = run_alone(base_engine, callers_within_graphs(base_engine))
     before = capturer.replays
     with graph_engine:
-        together = say_together(graph_engine, of_fixed_widths(graph_engine))
+        together = run_together(graph_engine, callers_within_graphs(graph_engine))
         assert_same(alone, together)
         assert capturer.replays - before == graph_engine.stats().steps
-        again = say_together(graph_engine, of_fixed_widths(graph_engine)[::-1])
+        again = run_together(graph_engine, callers_within_graphs(graph_engine)[::-1])
     assert_same(alone, again[::-1])
     assert warnings == []
 
 
-def test_a_session_that_wants_more_candidates_is_stepped_without_a_graph_and_said_once(
+def test_a_session_that_requests_more_candidates_steps_without_a_graph_and_is_logged_once(
     base_engine: Engine,
     graph_engine: Engine,
     capturer: RecordingCapturer,
     warnings: list[str],
 ) -> None:
     with base_engine:
-        alone = say_alone(base_engine, callers(base_engine))
+        alone = run_alone(base_engine, callers(base_engine))
     before = capturer.replays
     with graph_engine:
-        assert_same(alone, say_together(graph_engine, callers(graph_engine)))
+        assert_same(alone, run_together(graph_engine, callers(graph_engine)))
         wide = len(alone[2].frames)
         assert capturer.replays - before == graph_engine.stats().steps - wide
     (warning,) = warnings
-    assert "draws from the 300 likeliest tokens, and graphs rank 256" in warning
+    assert "samples from the 300 likeliest tokens, but graphs rank 256" in warning
 
 
 def steps(
     runner: ModelRunner, prefix: Prefix, between: Callable[[int], None] = lambda tick: None
 ) -> list[list[int]]:
-    """What three of six slots say over 30 frames, one of them late, one with new sampling."""
+    """Tokens of three of six slots over 30 frames; one joins late, one changes its sampling."""
     noise = np.random.default_rng(3).uniform(-0.3, 0.3, (30, 3, FRAME_SAMPLES))
-    said = []
+    tokens = []
     for tick, pcm in enumerate(torch.from_numpy(noise.astype(np.float32))):
         if tick == 0:
             runner.join(1, prefix, SamplingParams(seed=1))
@@ -157,16 +158,17 @@ def steps(
         slots = [1, 4] if tick < 9 else [1, 2, 4]
         forced = torch.tensor([-1, 5, -1][: len(slots)]) if tick % 7 == 3 else None
         output = runner.step(Batch.of(slots, CPU), pcm[: len(slots)], forced)
-        said += output.tokens().tolist()
+        tokens += output.tokens().tolist()
         assert output.finite.all()
-    return said
+    return tokens
 
 
-def tables(runner: ModelRunner) -> dict[str, int]:
-    """Every tensor that lives as long as the runner, and where it is."""
-    places: dict[str, int] = {}
-    for name in ("_kv", "_grid", "_sampler", "_codec", "_fixed"):
-        owner = getattr(runner, name)
+def state_addresses(runner: ModelRunner) -> dict[str, int]:
+    """The address of every tensor that lives as long as the runner."""
+    addresses: dict[str, int] = {}
+    owned = {"fixed": runner._fixed, **vars(runner.frame_step)}
+    for name in ("kv", "grid", "sampler", "codec", "fixed"):
+        owner = owned[name]
         owners = {name: owner}
         for part in ("_encoder_kv", "_decoder_kv", "_buffers"):
             if hasattr(owner, part):
@@ -176,26 +178,26 @@ def tables(runner: ModelRunner) -> dict[str, int]:
                 if isinstance(value, KVTensor):
                     value = (value.data, value.scales)
                 for index, tensor in enumerate(tensors(value)):
-                    places[f"{path}.{key}.{index}"] = tensor.data_ptr()
-    for name in ("_prompt", "_frames"):
-        places[name] = getattr(runner, name).data_ptr()
-    return places
+                    addresses[f"{path}.{key}.{index}"] = tensor.data_ptr()
+    for name in ("prompt_frames", "frames"):
+        addresses[name] = owned[name].data_ptr()
+    return addresses
 
 
-def test_joining_and_stepping_move_no_table(
+def test_joining_and_stepping_change_no_address(
     base_engine: Engine, prefix: Prefix, capturer: RecordingCapturer
 ) -> None:
     checkpoint = base_engine.checkpoint
     plain = ModelRunner(checkpoint.config, checkpoint.lm, checkpoint.mimi, SLOTS, CPU)
     runner = fixed_runner(base_engine)
     runner.capture(capturer)
-    before = tables(runner)
+    before = state_addresses(runner)
     assert len(before) > 18
     assert steps(runner, prefix) == steps(plain, prefix)
-    assert tables(runner) == before
+    assert state_addresses(runner) == before
 
 
-def test_what_is_in_the_slot_that_nobody_owns_disturbs_no_session(
+def test_the_scratch_slots_state_affects_no_session(
     base_engine: Engine, prefix: Prefix, capturer: RecordingCapturer
 ) -> None:
     runner = fixed_runner(base_engine)
@@ -203,18 +205,18 @@ def test_what_is_in_the_slot_that_nobody_owns_disturbs_no_session(
     expected = steps(runner, prefix)
 
     def poison(tick: int) -> None:
-        codec = runner._codec
+        codec = runner.frame_step.codec
         codec._conv[SLOTS] = torch.nan
-        for ring in (runner._kv, codec._encoder_kv, codec._decoder_kv):
+        for ring in (runner.frame_step.kv, codec._encoder_kv, codec._decoder_kv):
             ring.keys[:, SLOTS] = torch.nan
             ring.values[:, SLOTS] = torch.nan
 
     assert steps(runner, prefix, poison) == expected
-    assert runner._codec._conv[SLOTS].isnan().any()
-    assert runner._frames[SLOTS] == 0
+    assert runner.frame_step.codec._conv[SLOTS].isnan().any()
+    assert runner.frame_step.frames[SLOTS] == 0
 
 
-def test_an_output_stays_as_it_is_when_the_next_step_runs(
+def test_the_next_step_does_not_change_an_output(
     base_engine: Engine, prefix: Prefix, capturer: RecordingCapturer
 ) -> None:
     runner = fixed_runner(base_engine)
@@ -228,13 +230,13 @@ def test_an_output_stays_as_it_is_when_the_next_step_runs(
     assert torch.equal(output.pcm, audio)
 
 
-class Refusing:
+class FailsToCapture:
     def capture(self, call: Callable[[], None]) -> Callable[[], object]:
         raise RuntimeError("operation not permitted when stream is capturing\nand a long dump")
 
 
-class Lying:
-    """Replays nothing."""
+class ReplaysNothing:
+    """Its replay computes nothing, so the output buffer stays as it is."""
 
     def capture(self, call: Callable[[], None]) -> Callable[[], object]:
         call()
@@ -244,11 +246,11 @@ class Lying:
 @pytest.mark.parametrize(
     ("capturer", "reason"),
     [
-        (Refusing(), "RuntimeError: operation not permitted when stream is capturing"),
-        (Lying(), "a replayed step does not say what the step itself says"),
+        (FailsToCapture(), "RuntimeError: operation not permitted when stream is capturing"),
+        (ReplaysNothing(), "a replayed step differs from the eager step"),
     ],
 )
-def test_what_cannot_be_captured_runs_without_a_graph_and_is_said_once(
+def test_a_failed_capture_is_logged_once_and_steps_run_without_graphs(
     base_engine: Engine, prefix: Prefix, warnings: list[str], capturer: Capturer, reason: str
 ) -> None:
     checkpoint = base_engine.checkpoint
@@ -268,23 +270,23 @@ def test_a_graph_whose_second_row_is_wrong_is_not_used(
     step = runner._fixed
     assert step is not None
 
-    class Spoiling:
+    class ChangesRowOne:
         def capture(self, call: Callable[[], None]) -> Callable[[], object]:
             replay = capturer.capture(call)
 
-            def spoilt() -> None:
+            def replay_and_change() -> None:
                 replay()
                 step._buffers._out[1, column] ^= 1 << 30
 
-            return spoilt
+            return replay_and_change
 
-    runner.capture(Spoiling())
+    runner.capture(ChangesRowOne())
     assert not runner.captured
     (warning,) = warnings
-    assert "a replayed step does not say what the step itself says" in warning
+    assert "a replayed step differs from the eager step" in warning
 
 
-def test_on_a_cpu_nothing_is_captured(base_engine: Engine) -> None:
+def test_a_cpu_captures_nothing(base_engine: Engine) -> None:
     checkpoint = base_engine.checkpoint
     runner = ModelRunner(checkpoint.config, checkpoint.lm, checkpoint.mimi, 1, CPU)
     runner.capture()
@@ -293,7 +295,7 @@ def test_on_a_cpu_nothing_is_captured(base_engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_an_engine_captures_unless_it_is_told_not_to(
+def test_cuda_graphs_false_disables_the_capture(
     base_engine: Engine, monkeypatch: pytest.MonkeyPatch, wanted: bool
 ) -> None:
     captured: list[ModelRunner] = []
@@ -316,24 +318,24 @@ def test_batch_sizes_end_with_every_slot() -> None:
     assert batch_sizes(250)[-2:] == (192, 250)
 
 
-def test_one_slot_is_spare_where_a_batch_may_be_filled_up() -> None:
+def test_a_spare_slot_exists_if_batches_may_be_padded() -> None:
     assert [spare_slots(slots) for slots in (1, 2, 3, 4, 8, 100)] == [0, 0, 0, 1, 1, 1]
 
 
-def test_few_callers_need_no_spare_slot_and_join_where_the_graph_was_tried(
+def test_a_slot_used_for_the_capture_serves_a_session_afterwards(
     base_engine: Engine, capturer: RecordingCapturer
 ) -> None:
     checkpoint = base_engine.checkpoint
     engine = Engine(checkpoint, base_engine._voices, replace(base_engine.config, max_sessions=3))
     runner = ModelRunner(checkpoint.config, checkpoint.lm, checkpoint.mimi, 3, CPU, fixed=True)
-    assert len(runner._frames) == 3
+    assert runner.frame_step.slots == 3
     runner.capture(capturer)
     assert runner.captured
     engine._loop._runner = runner
     with base_engine:
-        alone = say_alone(base_engine, of_fixed_widths(base_engine))
+        alone = run_alone(base_engine, callers_within_graphs(base_engine))
     with engine:
-        assert_same(alone, say_together(engine, of_fixed_widths(engine)))
+        assert_same(alone, run_together(engine, callers_within_graphs(engine)))
 
 
 @pytest.mark.parametrize(
@@ -351,7 +353,7 @@ def test_few_callers_need_no_spare_slot_and_join_where_the_graph_was_tried(
         lambda x: x.add_(torch.from_numpy(np.ones(4, dtype=np.float32))),
     ],
 )
-def test_the_stand_in_refuses_what_a_graph_cannot_hold(
+def test_the_stand_in_refuses_calls_that_cuda_cannot_capture(
     call: Callable[[torch.Tensor], object],
 ) -> None:
     x = torch.zeros(4)
@@ -359,7 +361,7 @@ def test_the_stand_in_refuses_what_a_graph_cannot_hold(
         call(x)
 
 
-def test_the_stand_in_replays_memory_and_bakes_in_what_python_knew() -> None:
+def test_the_stand_in_replays_tensor_operations_with_pythons_values_fixed() -> None:
     source, total = torch.ones(4), torch.zeros(4)
     factor, runs = 2.0, 0
 
@@ -382,7 +384,7 @@ def test_the_stand_in_replays_memory_and_bakes_in_what_python_knew() -> None:
     assert runs == 2
 
 
-def test_prompts_are_warmed_up_without_a_trace(base_engine: Engine) -> None:
+def test_warming_up_prompts_changes_no_state(base_engine: Engine) -> None:
     runner = fixed_runner(base_engine)
     before = [tensor.clone() for tensor in tensors(vars(runner))]
     runner.warm_up_prompts(64)

@@ -1,4 +1,4 @@
-"""Engines under failing callbacks, failing devices and too many callers; starts and stops."""
+"""Failing callbacks and devices, too many sessions, starting and stopping."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections import defaultdict
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from loguru import logger
 
 from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams, SessionFrame
 from pipecat_personaplex.engine.model_runner import ModelRunner
@@ -28,6 +31,9 @@ from pipecat_personaplex.errors import (
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from tests.golden_data import CHECKPOINT, FRIEND
 from tests.helpers.calls import SILENCE, WAIT, Call, says
+
+if TYPE_CHECKING:
+    from loguru import Message
 
 
 def test_a_failing_readiness_callback_ends_its_session(engine: Engine) -> None:
@@ -71,7 +77,43 @@ def test_a_callback_that_raises_ends_its_own_session_only(engine: Engine) -> Non
     other.hang_up()
 
 
-def test_an_end_callback_that_raises_harms_nobody(engine: Engine) -> None:
+def test_log_lines_of_a_session_are_bound_to_its_id(engine: Engine) -> None:
+    lines: dict[str, list[tuple[str, str]]] = defaultdict(list)
+
+    def sink(message: Message) -> None:
+        record = message.record
+        if record["name"] == "pipecat_personaplex.engine.step_loop":
+            lines[record["extra"]["session"]].append((record["level"].name, record["message"]))
+
+    handler = logger.add(sink, level="DEBUG")
+    try:
+        calls = [Call(engine), Call(engine), Call(engine, on_frame=lambda frame: 1 / 0)]
+        calls[-1].session.push(SILENCE)
+        assert isinstance(calls[-1].ends.get(timeout=WAIT), SessionFailed)
+        for call in calls[:-1]:
+            call.answer()
+            call.hang_up()
+    finally:
+        logger.remove(handler)
+
+    assert lines.keys() == {call.session.id for call in calls}
+    for call in calls:
+        opened, ready, ended = lines[call.session.id]
+        assert opened[0] == ready[0] == "DEBUG"
+        assert opened[1].startswith("session opened: voice NATM1, prompt of ")
+        assert ready[1].startswith("session ready in slot ")
+        if call is calls[-1]:
+            assert ended == (
+                "WARNING",
+                "session ended with an error: the session's on_frame callback raised "
+                "ZeroDivisionError: division by zero",
+            )
+        else:
+            assert ended[0] == "DEBUG"
+            assert ended[1].startswith("session closed after 1 frames, ")
+
+
+def test_an_end_callback_that_raises_affects_no_session(engine: Engine) -> None:
     def broken(error: PersonaPlexError | None) -> None:
         raise RuntimeError("in on_end")
 
@@ -156,7 +198,7 @@ def test_a_failing_prompt_fails_its_own_session_only(
 
     with monkeypatch.context() as patch:
         patch.setattr("pipecat_personaplex.engine.step_loop.Prefill.advance", fail)
-        call = Call(engine, Persona(voice="NATF2", text_prompt="A prompt that nobody had before."))
+        call = Call(engine, Persona(voice="NATF2", text_prompt="A prompt that is not cached."))
         error = call.ends.get(timeout=WAIT)
     assert isinstance(error, SessionFailed)
     assert "MemoryError: no room for the prompt" in str(error)
@@ -164,7 +206,7 @@ def test_a_failing_prompt_fails_its_own_session_only(
     other.hang_up()
 
 
-def test_many_calls_leave_nothing_behind(engine: Engine) -> None:
+def test_ended_sessions_are_garbage_collected(engine: Engine) -> None:
     sessions = [weakref.ref(Call(engine).session) for _ in range(4)]
     for ref in sessions:
         session = ref()
@@ -179,7 +221,7 @@ def test_many_calls_leave_nothing_behind(engine: Engine) -> None:
     assert [ref() for ref in sessions] == [None] * 4
 
 
-def test_callbacks_and_settings_of_any_kind_end_their_own_session_only(engine: Engine) -> None:
+def test_a_cancelled_callback_ends_its_own_session_only(engine: Engine) -> None:
     other = Call(engine)
 
     def cancelled(frame: SessionFrame) -> None:
@@ -197,7 +239,7 @@ def test_callbacks_and_settings_of_any_kind_end_their_own_session_only(engine: E
     other.hang_up()
 
 
-def test_errors_raised_again_do_not_grow(engine: Engine) -> None:
+def test_raising_an_error_again_does_not_grow_its_traceback(engine: Engine) -> None:
     def broken(frame: SessionFrame) -> None:
         raise ValueError
 
@@ -231,23 +273,25 @@ def test_a_state_that_is_not_finite_ends_its_session_and_leaves_no_trace(
         error = call.ends.get(timeout=WAIT)
         assert isinstance(error, SessionFailed)
         assert "no longer finite" in str(error)
-        fresh = Call(engine, Persona(voice="NATF2", text_prompt="Nobody has had this prompt."))
+        fresh = Call(
+            engine, Persona(voice="NATF2", text_prompt="Another prompt that is not cached.")
+        )
         error = fresh.ends.get(timeout=WAIT)
         assert "the prompt's state is not finite" in str(error)
     assert says(engine) == expected
 
 
-def test_a_kept_prompt_does_not_wait_for_another_to_be_computed(engine: Engine) -> None:
+def test_a_cached_prompt_goes_before_one_that_must_be_computed(engine: Engine) -> None:
     says(engine)
     order: queue.Queue[str] = queue.Queue()
     slow = Persona(voice="NATF2", text_prompt="A good conversation takes its time. " * 40)
     calls = [
         Call(engine, slow, on_frame=lambda frame: order.put("slow")),
-        Call(engine, FRIEND, on_frame=lambda frame: order.put("kept")),
+        Call(engine, FRIEND, on_frame=lambda frame: order.put("cached")),
     ]
     for call in calls:
         call.session.push(SILENCE)
-    assert [order.get(timeout=WAIT), order.get(timeout=WAIT)] == ["kept", "slow"]
+    assert [order.get(timeout=WAIT), order.get(timeout=WAIT)] == ["cached", "slow"]
     for call in calls:
         call.hang_up()
 
@@ -263,7 +307,7 @@ def test_an_engine_can_be_stopped_from_a_callback_and_started_again(
         assert len(says(loaded_engine)) == 6
 
 
-def test_starting_from_a_callback_changes_nothing(loaded_engine: Engine) -> None:
+def test_starting_from_a_callback_does_nothing(loaded_engine: Engine) -> None:
     with loaded_engine:
         frames: queue.Queue[SessionFrame] = queue.Queue()
 
@@ -293,7 +337,7 @@ def test_start_and_stop_from_many_threads_leave_one_engine(loaded_engine: Engine
         assert len(says(loaded_engine)) == 6
 
 
-def test_configuration_is_checked_where_it_is_made() -> None:
+def test_configuration_is_validated_when_constructed() -> None:
     good = EngineConfig(device="cpu")
     for wrong in (
         {"max_sessions": -1},

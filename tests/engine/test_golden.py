@@ -1,4 +1,4 @@
-"""Token for token, sample for sample what the reference says, one frame sooner."""
+"""The engine computes the tokens and samples of the reference, one frame earlier."""
 
 from __future__ import annotations
 
@@ -24,37 +24,39 @@ from tests.golden_data import GOLDEN, VOICE_SAMPLE, GoldenConversation, conversa
 Array = npt.NDArray[np.generic]
 
 
-def agent_tokens(said: Conversation) -> Array:
-    """Text and the agent's codes, [9, T], as the reference lays them out."""
-    return np.stack([np.concatenate(([f.text_token], f.agent_codes)) for f in said.frames], axis=1)
+def agent_tokens(result: Conversation) -> Array:
+    """Text and the agent's codes in the reference's layout, [9, T]."""
+    return np.stack(
+        [np.concatenate(([f.text_token], f.agent_codes)) for f in result.frames], axis=1
+    )
 
 
-def assert_equals_reference(said: Conversation, golden: GoldenConversation) -> None:
+def assert_equals_reference(result: Conversation, golden: GoldenConversation) -> None:
     expected = golden.tokens[[TEXT, *range(AGENT_CODES.start, AGENT_CODES.stop)]]
-    np.testing.assert_array_equal(agent_tokens(said)[:, :-1], expected[:, 1:])
-    user_codes = np.stack([frame.user_codes for frame in said.frames], axis=1)
+    np.testing.assert_array_equal(agent_tokens(result)[:, :-1], expected[:, 1:])
+    user_codes = np.stack([frame.user_codes for frame in result.frames], axis=1)
     np.testing.assert_array_equal(user_codes, golden.user_codes)
     reference_pcm = golden.agent_pcm[FRAME_SAMPLES:]
-    np.testing.assert_allclose(said.pcm[: len(reference_pcm)], reference_pcm, atol=1e-3)
+    np.testing.assert_allclose(result.pcm[: len(reference_pcm)], reference_pcm, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["restaurant", "friend"])
 def test_conversation_with_a_preset_voice(engine: Engine, name: str) -> None:
     golden = conversation(name)
-    said = engine.converse(golden.persona, golden.user_pcm, SamplingParams.greedy())
-    assert_equals_reference(said, golden)
+    result = engine.converse(golden.persona, golden.user_pcm, SamplingParams.greedy())
+    assert_equals_reference(result, golden)
 
 
 def test_conversation_with_a_recorded_voice(engine: Engine) -> None:
     golden = conversation("restaurant")
     engine.add_voice("owen", VOICE_SAMPLE)
     persona = Persona(voice="owen", text_prompt=golden.persona.text_prompt)
-    said = engine.converse(persona, golden.user_pcm, SamplingParams.greedy())
-    assert_equals_reference(said, golden)
+    result = engine.converse(persona, golden.user_pcm, SamplingParams.greedy())
+    assert_equals_reference(result, golden)
 
 
 @pytest.mark.skipif(not have_triton(), reason="Triton is for Linux")
-def test_the_attention_kernels_say_what_the_reference_says(
+def test_the_attention_kernels_compute_the_reference(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def at(
@@ -62,16 +64,16 @@ def test_the_attention_kernels_say_what_the_reference_says(
     ) -> TritonRingAttention:
         return TritonRingAttention(ring, batch, positions, steps)
 
-    monkeypatch.setattr(RingCache, "at", at)  # in the interpreter: a few frames
+    monkeypatch.setattr(RingCache, "at", at)  # Triton's interpreter is slow: a few frames
     golden, frames = conversation("friend"), 4
     pcm = golden.user_pcm[: frames * FRAME_SAMPLES]
-    said = engine.converse(golden.persona, pcm, SamplingParams.greedy())
+    result = engine.converse(golden.persona, pcm, SamplingParams.greedy())
     expected = golden.tokens[:9, 1 : frames + 1]
-    np.testing.assert_array_equal(agent_tokens(said), expected)
-    user_codes = np.stack([frame.user_codes for frame in said.frames], axis=1)
+    np.testing.assert_array_equal(agent_tokens(result), expected)
+    user_codes = np.stack([frame.user_codes for frame in result.frames], axis=1)
     np.testing.assert_array_equal(user_codes, golden.user_codes[:, :frames])
     reference_pcm = golden.agent_pcm[FRAME_SAMPLES : len(pcm) + FRAME_SAMPLES]
-    np.testing.assert_allclose(said.pcm, reference_pcm, atol=1e-3)
+    np.testing.assert_allclose(result.pcm, reference_pcm, atol=1e-3)
 
 
 def test_codec_streams_the_reference_codes_and_audio(loaded_engine: Engine) -> None:
@@ -97,29 +99,29 @@ def test_logits_at_the_recorded_frames(loaded_engine: Engine, name: str) -> None
     checkpoint = loaded_engine.checkpoint
     config, lm = checkpoint.config, checkpoint.lm
     voice = loaded_engine._voices.get(golden.persona.voice)
-    tokens = text_prompt_tokens(golden.persona.text_prompt, checkpoint.tokenizer)
+    text_tokens = text_prompt_tokens(golden.persona.text_prompt, checkpoint.tokenizer)
     prefix = None
-    prefill = Prefill(lm, build_prompt(voice, tokens, config), torch.device("cpu"))
+    prefill = Prefill(lm, build_prompt(voice, text_tokens, config), torch.device("cpu"))
     while prefix is None:
         prefix = prefill.advance(37)
 
     cache, batch = one_ring(lm), Batch.of([0], torch.device("cpu"))
     cache.write(0, prefix.first, prefix.keys, prefix.values)
     hidden, position = prefix.hidden[None], prefix.length
-    said = torch.from_numpy(golden.tokens)
+    tokens = torch.from_numpy(golden.tokens)  # [17, T]
     column = prefix.column.clone()
     recorded = {int(frame): row for row, frame in enumerate(golden.logits_frames)}
     for step in range(int(golden.logits_frames[-1]) + 1):
-        # The reference's step runs position P + step - 1, whose hidden state is at hand.
+        # The reference's step runs position P + step - 1; ``hidden`` is the state of that position.
         if step in recorded:
             row = recorded[step]
-            text, audio = heads(lm, hidden, said[:, step : step + 2])
+            text, audio = heads(lm, hidden, tokens[:, step : step + 2])
             np.testing.assert_allclose(text, golden.text_logits[row], atol=1e-3)
             np.testing.assert_allclose(audio, golden.audio_logits[row, :8], atol=1e-3)
-        # Its step 0 predicts text and semantic code of position P, emitted at step 1.
-        column[TEXT] = said[TEXT, step + 1]
-        column[AGENT_CODES.start] = said[AGENT_CODES.start, step + 1]
-        column[AGENT_CODES.start + 1 : AGENT_CODES.stop] = said[
+        # The reference's step 0 predicts text and semantic code of position P, emitted at step 1.
+        column[TEXT] = tokens[TEXT, step + 1]
+        column[AGENT_CODES.start] = tokens[AGENT_CODES.start, step + 1]
+        column[AGENT_CODES.start + 1 : AGENT_CODES.stop] = tokens[
             AGENT_CODES.start + 1 : AGENT_CODES.stop, step
         ]
         user = torch.from_numpy(golden.user_codes)
@@ -127,9 +129,9 @@ def test_logits_at_the_recorded_frames(loaded_engine: Engine, name: str) -> None
         if step:
             column[USER_CODES.start + 1 :] = user[1:, step - 1]
         with torch.inference_mode():
-            place = torch.tensor([position])
-            kv = cache.at(batch, [position], place)
-            hidden = lm(lm.embed(column)[None, None], place[:, None], kv)[:, 0]
+            positions = torch.tensor([position])
+            kv = cache.at(batch, [position], positions)
+            hidden = lm(lm.embed(column)[None, None], positions[:, None], kv)[:, 0]
         position += 1
 
 
@@ -137,19 +139,19 @@ def one_ring(lm: PersonaPlexLM) -> RingCache:
     return RingCache.for_lm(lm, 1, torch.device("cpu"))
 
 
-def heads(lm: PersonaPlexLM, hidden: torch.Tensor, said: torch.Tensor) -> tuple[Array, Array]:
-    """Text and the agent's eight audio logits, given what the reference said of this position.
+def heads(lm: PersonaPlexLM, hidden: torch.Tensor, tokens: torch.Tensor) -> tuple[Array, Array]:
+    """Text logits and the agent's eight audio logits, given the reference's tokens.
 
-    ``said`` [17, 2]: text and semantic code are in its second column, the acoustic codes, one
-    frame late in the grid, in its first.
+    ``tokens`` [17, 2]: text and semantic code of the position are in the second column, its
+    acoustic codes, which the grid delays by one position, in the first.
     """
     audio = []
 
     def given(codebook: int, logits: torch.Tensor) -> torch.Tensor:
         audio.append(logits[0])
-        return said[AGENT_CODES.start + codebook, 0 if codebook else 1][None]
+        return tokens[AGENT_CODES.start + codebook, 0 if codebook else 1][None]
 
     with torch.inference_mode():
         text = lm.text_logits(hidden)[0]
-        lm.depth(hidden, said[TEXT, 1][None], given)
+        lm.depth(hidden, tokens[TEXT, 1][None], given)
     return text.numpy(), torch.stack(audio).numpy()

@@ -1,4 +1,4 @@
-"""``kv_dtype`` and ``context``: what they change in a conversation, and what is refused."""
+"""Effects of ``kv_dtype`` and ``context`` on a session, and their validation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.engine.converse import Conversation
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.models.device import resolve_kv_dtype
-from pipecat_personaplex.quantization.kv import FP8
+from pipecat_personaplex.quantization.fp8 import FP8
 from tests.golden_data import CHECKPOINT, FRIEND, RESTAURANT, VOICE_SAMPLE, conversation
 from tests.helpers.checkpoints import WIDE, write_checkpoint
 
@@ -25,8 +25,8 @@ FRAMES = 50
 CONFIG = EngineConfig(device="cpu", dtype="float32", max_sessions=1)
 
 
-def tokens(said: Conversation) -> list[list[int]]:
-    return [[f.text_token, *f.agent_codes, *f.user_codes] for f in said.frames]
+def tokens(result: Conversation) -> list[list[int]]:
+    return [[f.text_token, *f.agent_codes, *f.user_codes] for f in result.frames]
 
 
 def talk(engine: Engine, persona: Persona = FRIEND, seed: int = 5) -> Conversation:
@@ -43,7 +43,7 @@ def talk(engine: Engine, persona: Persona = FRIEND, seed: int = 5) -> Conversati
         ("bfloat16", "float32"),
     ],
 )
-def test_a_call_in_every_precision_leaves_no_trace_in_its_slot(dtype: str, kv_dtype: str) -> None:
+def test_a_session_leaves_no_trace_in_its_slot(dtype: str, kv_dtype: str) -> None:
     config = replace(CONFIG, dtype=dtype, kv_dtype=kv_dtype)
     with Engine.load(CHECKPOINT, config) as engine:
         first = talk(engine)
@@ -56,7 +56,7 @@ def test_a_call_in_every_precision_leaves_no_trace_in_its_slot(dtype: str, kv_dt
     np.testing.assert_array_equal(first.pcm, again.pcm)
 
 
-def test_8_bits_drift_more_than_16_and_stay_close() -> None:
+def test_fp8_drifts_more_than_bfloat16_and_stays_close() -> None:
     options = DriftOptions(str(CHECKPOINT), frames=150, engine=CONFIG)
     reference = record(options)
     errors = {}
@@ -65,7 +65,7 @@ def test_8_bits_drift_more_than_16_and_stay_close() -> None:
         errors[kv_dtype] = metrics.logit_error
     assert errors["float32"].max() == 0
     assert 0 < errors["bfloat16"].mean() < errors["fp8"].mean() < 0.05
-    # Three times round the ring: what is left over in it does not add up.
+    # 150 frames are three times the window: errors in the ring do not accumulate.
     assert errors["fp8"][-50:].mean() < 2 * errors["fp8"][:50].mean()
 
 
@@ -73,7 +73,7 @@ def test_memory_of_a_slot() -> None:
     sizes = {
         kv_dtype: Engine.load(
             CHECKPOINT, replace(CONFIG, kv_dtype=kv_dtype)
-        )._loop._runner._kv.nbytes
+        )._loop._runner.frame_step.kv.nbytes
         for kv_dtype in ("float32", "bfloat16", "fp8")
     }
     features = 64 // 4
@@ -81,8 +81,8 @@ def test_memory_of_a_slot() -> None:
     assert sizes["fp8"] * 2 * features == sizes["bfloat16"] * (features + 4)
 
 
-def test_a_smaller_context_is_that_of_a_checkpoint_made_for_it(tmp_path: Path) -> None:
-    def said(made_for: int, context: int) -> list[list[int]]:
+def test_a_smaller_context_equals_a_checkpoint_with_that_context(tmp_path: Path) -> None:
+    def run(made_for: int, context: int) -> list[list[int]]:
         folder = tmp_path / f"{made_for}"
         if not folder.exists():
             write_checkpoint(folder, replace(WIDE, lm=replace(WIDE.lm, context=made_for)))
@@ -94,24 +94,24 @@ def test_a_smaller_context_is_that_of_a_checkpoint_made_for_it(tmp_path: Path) -
     lines: list[str] = []
     sink = logger.add(lines.append, format="{message}", level="WARNING")
     try:
-        whole, small, made_small = said(120, 0), said(120, 64), said(64, 0)
+        whole, small, made_small = run(120, 0), run(120, 64), run(64, 0)
     finally:
         logger.remove(sink)
-    # The checkpoint that is too small for a prompt is nobody's choice.
+    # One warning, for the context that the user has reduced below the prompt's length.
     (line,) = lines
     assert "longer than context 64" in line
     assert small == made_small
     assert small != whole
-    assert said(120, 120) == whole
+    assert run(120, 120) == whole
 
 
-def test_a_context_beyond_the_checkpoint_is_refused_before_it_is_loaded() -> None:
+def test_a_context_beyond_the_checkpoints_is_rejected_before_loading() -> None:
     with pytest.raises(ConfigError, match="context 64 is more than the 48 frames"):
         Engine.load(CHECKPOINT, replace(CONFIG, context=64))
 
 
 @pytest.mark.parametrize("context", [-1, 1, 63, 64.0, True])
-def test_a_context_too_small_for_a_call_is_refused(context: int) -> None:
+def test_a_context_below_64_frames_is_rejected(context: int) -> None:
     with pytest.raises(ConfigError, match=r"context must be 0 .* or at least 64"):
         EngineConfig(context=context)
 
@@ -121,7 +121,7 @@ def test_a_context_too_small_for_a_call_is_refused(context: int) -> None:
     ("arguments", "message"),
     [(["--kv-dtype", "fp4"], "fp4"), (["--context", "10"], "at least 64 frames, not 10")],
 )
-def test_mistakes_are_one_line(
+def test_invalid_options_print_one_line(
     capsys: pytest.CaptureFixture[str], command: str, arguments: list[str], message: str
 ) -> None:
     offline = ["--voice", "NATF2", "--input", "a.wav", "--output", "b.wav"]
@@ -132,7 +132,7 @@ def test_mistakes_are_one_line(
     assert message in error
 
 
-def test_a_card_that_does_not_know_8_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp8_is_rejected_on_gpus_without_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     capability = (8, 6)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
     device = torch.device("cuda")
@@ -143,7 +143,7 @@ def test_a_card_that_does_not_know_8_bits_is_refused(monkeypatch: pytest.MonkeyP
     assert resolve_kv_dtype("fp8", torch.bfloat16, device) == FP8
 
 
-def test_drift_reports_what_it_compared(capsys: pytest.CaptureFixture[str]) -> None:
+def test_drift_reports_the_compared_types(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", str(CHECKPOINT), "--device", "cpu", "--frames", "20"]
     assert main(["drift", *arguments, "--kv-dtype", "fp8"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""What a captured step of the 7B launches, on a device that has no values and no kernels."""
+"""The launches of a captured step of the 7B model, counted on the meta device."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
 from tests.helpers.recording import no_host_reads, tensors
 
-NOWHERE = torch.device("meta")
+META = torch.device("meta")
 CALLERS = 24
 
 
 class Launches(TorchDispatchMode):
-    """Counts PyTorch's operations that take a kernel; refuses those on tensors elsewhere."""
+    """Counts PyTorch operations that launch a kernel; fails on tensors of another device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class Launches(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
         result = func(*args, **(kwargs or {}))
-        assert_there(func, (args, kwargs, result))
+        assert_on_device(func, (args, kwargs, result))
         self.count += not (func.is_view or "empty" in func._schema.name)
         return result
 
 
 class Kernel:
-    """In place of a Triton kernel: checks and counts its launches."""
+    """Replaces a Triton kernel: checks and counts its launches."""
 
     def __init__(self, name: str, arguments: list[str], launches: Counter[str]):
         self._name, self._arguments, self._launches = name, arguments, launches
@@ -53,40 +53,40 @@ class Kernel:
     def _launch(self, *given: object, **named: object) -> None:
         arguments = dict(zip(self._arguments, given, strict=False)) | named
         assert set(arguments) - {"num_warps", "num_stages"} == set(self._arguments)
-        assert_there(self._name, arguments)
+        assert_on_device(self._name, arguments)
         self._launches[self._name] += 1
 
 
-def assert_there(what: object, tree: object) -> None:
+def assert_on_device(what: object, tree: object) -> None:
     for tensor in tensors(tree):
-        assert tensor.device == NOWHERE, f"{what} meets a tensor on {tensor.device}"
+        assert tensor.device == META, f"{what} uses a tensor on {tensor.device}"
 
 
 def new_runner(*, kernels: bool) -> ModelRunner:
     config = ModelConfig()
-    with NOWHERE:
+    with META:
         lm, mimi = PersonaPlexLM(config.lm).bfloat16(), Mimi(config.mimi)
-    lm.reset_constants(NOWHERE)
-    mimi.reset_constants(NOWHERE)
+    lm.reset_constants(META)
+    mimi.reset_constants(META)
     if kernels:
         for module in lm.modules():
             if isinstance(module, Linear):
                 module.kernel = True
         lm.depth.use_kernels()
-    runner = ModelRunner(config, lm, mimi, CALLERS, NOWHERE, fixed=True)
-    runner._sampler._fused = kernels
+    runner = ModelRunner(config, lm, mimi, CALLERS, META, fixed=True)
+    runner.frame_step.sampler._fused = kernels
     return runner
 
 
 def step(runner: ModelRunner, size: int) -> int:
-    """A step of so many rows, in which the host has no part; PyTorch's launches."""
+    """Run a step of ``size`` rows that reads nothing on the host; return PyTorch's launches."""
     assert runner._fixed is not None
     with Launches() as launches, no_host_reads():
-        runner._fixed._run(size, runner._sampler.fixed)
+        runner._fixed._run(size, runner.frame_step.sampler.fixed_counts)
     return launches.count
 
 
-def test_without_kernels_it_needs_nothing_of_the_host() -> None:
+def test_a_step_without_kernels_reads_nothing_on_the_host() -> None:
     runner = new_runner(kernels=False)
     for size in batch_sizes(CALLERS):
         assert step(runner, size) > 1_000
@@ -94,7 +94,7 @@ def test_without_kernels_it_needs_nothing_of_the_host() -> None:
 
 @pytest.fixture
 def triton_launches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Every kernel is taken to work."""
+    """Counts launches by kernel; every kernel is assumed to work."""
     pytest.importorskip("triton")
     from pipecat_personaplex.kernels import depth_attention as frame_attention
     from pipecat_personaplex.kernels import gemm
@@ -107,25 +107,28 @@ def triton_launches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         for name, kernel in list(vars(module).items()):
             if hasattr(kernel, "arg_names"):
                 monkeypatch.setattr(module, name, Kernel(name, kernel.arg_names, launches))
-    monkeypatch.setattr(kv_cache, "_kernels_run", lambda *shape: True)
-    monkeypatch.setattr(depth, "frame_attention_works", lambda device, dtype: True)
+    monkeypatch.setattr(kv_cache, "ring_attention_works", lambda *shape: True)
+    monkeypatch.setattr(depth, "depth_attention_works", lambda device, dtype: True)
     return launches
 
 
-def test_on_kernels_it_is_a_thousand_launches(triton_launches: Counter[str]) -> None:
-    """What each costs besides its work, every caller waits for in every frame."""
+def test_a_step_with_kernels_takes_fewer_than_a_thousand_launches(
+    triton_launches: Counter[str],
+) -> None:
+    """Every launch adds its overhead to every frame of every session."""
     runner = new_runner(kernels=True)
     layers, codec_layers = 32, 2 * 8
     for size in batch_sizes(CALLERS):
         triton_launches.clear()
         assert step(runner, size) < 420
         assert triton_launches == {
-            # Two projections and the MLP's two, in each layer and in 6 for each of 8 codes; the
-            # text head and eight others, and what the depth steps take of the hidden state.
+            # Two attention and two MLP products in each temporal layer and, for each of 8 codes,
+            # in each of 6 depth layers; the text head, 8 audio heads, and one product that gives
+            # the inputs of all depth steps.
             "_gemm": 4 * layers + 8 * 6 * 4 + 1 + 8 + 1,
-            "_attend_part": layers + codec_layers,
+            "_attend_split": layers + codec_layers,
             "_merge": layers + codec_layers,
             "_attend": 8 * 6,
             "_shortlist": 1,
-            "_draw": 1 + 8,
+            "_sample": 1 + 8,
         }

@@ -1,4 +1,4 @@
-"""Draws follow the distribution they claim, and their noise follows its key alone."""
+"""Samples follow the softmax of the top k, and their noise depends on its key only."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ CPU = torch.device("cpu")
 CARDS = LMConfig()
 
 
-def draws(params: SamplingParams, logits: torch.Tensor, frames: int) -> torch.Tensor:
-    """One slot's text draws from the same logits over many frames."""
+def sample_frames(params: SamplingParams, logits: torch.Tensor, frames: int) -> torch.Tensor:
+    """One slot's text tokens, sampled from the same logits in many frames."""
     state = SamplerState(1, replace(CARDS, text_card=len(logits)), CPU)
     state.set(0, params)
     batch = Batch.of([0], CPU)
@@ -27,20 +27,20 @@ def draws(params: SamplingParams, logits: torch.Tensor, frames: int) -> torch.Te
     )
 
 
-def test_draws_follow_the_softmax_of_the_top_k() -> None:
+def test_samples_follow_the_softmax_of_the_top_k() -> None:
     logits = torch.randn(60, generator=torch.Generator().manual_seed(1)) * 2
     params = SamplingParams(seed=9, temperature_text=0.9, top_k_text=10)
     count = 4000
-    drawn = torch.bincount(draws(params, logits, count), minlength=60) / count
+    sampled = torch.bincount(sample_frames(params, logits, count), minlength=60) / count
     best, tokens = logits.topk(10)
     expected = torch.zeros(60).scatter(0, tokens, (best / 0.9).softmax(dim=0))
-    assert drawn[expected == 0].sum() == 0
+    assert sampled[expected == 0].sum() == 0
     # Four standard deviations of a binomial proportion.
     bound = 4 * (expected * (1 - expected) / count).sqrt() + 1e-9
-    assert (drawn - expected).abs().le(bound).all()
+    assert (sampled - expected).abs().le(bound).all()
 
 
-def test_greedy_is_the_likeliest_token_alone_and_in_a_mixed_batch() -> None:
+def test_a_greedy_row_takes_the_likeliest_token_alone_and_in_a_mixed_batch() -> None:
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(2))
     state = SamplerState(3, CARDS, CPU)
     state.set(0, SamplingParams.greedy())
@@ -53,7 +53,7 @@ def test_greedy_is_the_likeliest_token_alone_and_in_a_mixed_batch() -> None:
     assert alone[0] == mixed[0]
 
 
-def test_a_row_draws_the_same_whoever_shares_the_batch() -> None:
+def test_a_row_samples_the_same_tokens_in_every_batch() -> None:
     logits = torch.randn(3, 2048, generator=torch.Generator().manual_seed(3))
     state = SamplerState(4, CARDS, CPU)
     for slot, top_k in enumerate((250, 7, 1000, 2048)):
@@ -61,14 +61,14 @@ def test_a_row_draws_the_same_whoever_shares_the_batch() -> None:
     frames = torch.tensor([5, 70, 3])
     together = state.frame(Batch.of([0, 2, 3], CPU), frames)
     for codebook in range(8):
-        drawn = together.audio(codebook, logits)
+        sampled = together.audio(codebook, logits)
         for row, slot in enumerate((0, 2, 3)):
             alone = state.frame(Batch.of([slot], CPU), frames[row : row + 1])
-            assert alone.audio(codebook, logits[row : row + 1])[0] == drawn[row]
+            assert alone.audio(codebook, logits[row : row + 1])[0] == sampled[row]
 
 
-def test_equal_logits_are_told_apart_the_same_way_beside_any_neighbour() -> None:
-    # As bfloat16 gives them: 300 candidates in a handful of values.
+def test_equal_logits_rank_the_same_in_every_batch() -> None:
+    # Few distinct values among 320 candidates, as in bfloat16.
     logits = torch.randn(2, 320, generator=torch.Generator().manual_seed(4)).round()
     state = SamplerState(2, CARDS, CPU)
     for wide in (26, 100, 300):
@@ -77,16 +77,16 @@ def test_equal_logits_are_told_apart_the_same_way_beside_any_neighbour() -> None
             state.set(0, narrow)
             for frame in range(40):
                 frames = torch.tensor([frame, frame])
-                beside = state.frame(Batch.of([0, 1], CPU), frames).text(logits)
+                together = state.frame(Batch.of([0, 1], CPU), frames).text(logits)
                 alone = state.frame(Batch.of([0], CPU), frames[:1]).text(logits[:1])
-                assert beside[0] == alone[0]
+                assert together[0] == alone[0]
 
 
-def test_a_top_k_beyond_the_card_takes_every_token() -> None:
-    drawn = draws(
+def test_a_top_k_larger_than_the_vocabulary_takes_every_token() -> None:
+    sampled = sample_frames(
         SamplingParams(temperature_text=10.0, top_k_text=10_000), torch.zeros(16), frames=400
     )
-    assert set(drawn.tolist()) == set(range(16))
+    assert set(sampled.tolist()) == set(range(16))
 
 
 @pytest.mark.parametrize("axis", ["seed", "high seed bits", "frame", "stream", "rank"])
@@ -102,14 +102,14 @@ def test_noise_is_standard_gumbel_and_independent_along_every_axis(axis: str) ->
         "rank": lambda: gumbel_noise(zeros[:1], zeros[:1], 1, count).flatten(),
     }[axis]()
     assert noise.isfinite().all()
-    # Mean is Euler's constant and variance pi^2 / 6; neighbours do not correlate.
+    # The mean is Euler's constant, the variance pi^2 / 6, and neighbours are uncorrelated.
     assert abs(float(noise.mean()) - 0.5772) < 0.05
     assert abs(float(noise.var()) - np.pi**2 / 6) < 0.1
     correlation = np.corrcoef(noise[:-1].numpy(), noise[1:].numpy())[0, 1]
     assert abs(correlation) < 0.03
 
 
-def test_noise_never_overflows_at_the_hashes_extremes() -> None:
+def test_noise_is_finite_for_extreme_seeds_and_frames() -> None:
     seeds = torch.tensor([0, 1, (1 << 63) - 1, 1 << 32])
     frames = torch.tensor([0, 1 << 40, 7, (1 << 31) + 5])
     assert gumbel_noise(seeds, frames, 9, 4096).isfinite().all()

@@ -1,4 +1,4 @@
-"""What a session is given: audio, personas, sampling and words, good and bad."""
+"""Valid and invalid input of a session: audio, personas, sampling parameters and forced text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.golden_data import CHECKPOINT, conversation
 from tests.helpers.calls import WAIT, Call, says
 
 
-def test_frames_come_in_order_with_their_timings(engine: Engine) -> None:
+def test_frames_are_delivered_in_order_with_timings(engine: Engine) -> None:
     call = Call(engine)
     assert call.session.wait_ready(WAIT)
     frames = [call.answer() for _ in range(5)]
@@ -80,12 +80,12 @@ def test_bad_audio_is_refused_and_the_session_goes_on(
     expected = says(engine)
     call = Call(engine, sampling=SamplingParams.greedy())
     user = conversation("friend").user_pcm.reshape(-1, FRAME_SAMPLES)
-    said = []
+    tokens = []
     for frame in user[:6]:
         with pytest.raises(InvalidAudio, match=message):
             call.session.push(pcm)
-        said.append(call.answer(frame).text_token)
-    assert said == expected
+        tokens.append(call.answer(frame).text_token)
+    assert tokens == expected
     call.hang_up()
 
 
@@ -98,11 +98,13 @@ any_samples = st.lists(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(pushes=st.lists(any_samples, min_size=4, max_size=4))
-def test_hostile_samples_never_reach_a_neighbour(engine: Engine, pushes: list[list[float]]) -> None:
+def test_invalid_samples_never_affect_another_session(
+    engine: Engine, pushes: list[list[float]]
+) -> None:
     neighbour, hostile = Call(engine, sampling=SamplingParams.greedy()), Call(engine)
     user = conversation("friend").user_pcm.reshape(-1, FRAME_SAMPLES)
     try:
-        said = []
+        tokens = []
         for samples, frame in zip(pushes, user, strict=False):
             pcm = np.resize(np.array(samples, dtype=np.float32), FRAME_SAMPLES)
             if np.isfinite(pcm).all():
@@ -110,14 +112,14 @@ def test_hostile_samples_never_reach_a_neighbour(engine: Engine, pushes: list[li
             else:
                 with pytest.raises(InvalidAudio):
                     hostile.session.push(pcm)
-            said.append(neighbour.answer(frame).text_token)
+            tokens.append(neighbour.answer(frame).text_token)
     finally:
         neighbour.hang_up()
         hostile.hang_up()
-    assert said == says(engine)[:4]
+    assert tokens == says(engine)[:4]
 
 
-def test_an_empty_push_is_nothing(engine: Engine) -> None:
+def test_an_empty_push_queues_no_frame(engine: Engine) -> None:
     call = Call(engine)
     call.session.push(np.zeros(0, dtype=np.float32))
     assert call.session.stats().queued_frames == 0
@@ -125,7 +127,7 @@ def test_an_empty_push_is_nothing(engine: Engine) -> None:
     call.hang_up()
 
 
-def test_ten_seconds_at_once_keep_the_newest_frames() -> None:
+def test_a_full_queue_drops_the_oldest_frames() -> None:
     config = EngineConfig(device="cpu", max_sessions=1, max_queued_frames=10)
     engine = Engine.load(CHECKPOINT, config)
     with engine:
@@ -140,7 +142,7 @@ def test_ten_seconds_at_once_keep_the_newest_frames() -> None:
         assert call.session.wait_ready(WAIT)
         call.session.push(np.zeros(240_000, dtype=np.float32))
         stats = call.session.stats()
-        # 125 frames came; ten may wait, and the model thread may have taken some meanwhile.
+        # 125 frames were pushed. Ten may wait; the model thread may have taken up to two.
         assert stats.queued_frames <= 10
         assert stats.dropped_frames >= 125 - 10 - 2
         gate.set()
@@ -150,7 +152,7 @@ def test_ten_seconds_at_once_keep_the_newest_frames() -> None:
         call.hang_up()
 
 
-def test_a_caller_who_never_pushes_holds_nobody_up(engine: Engine) -> None:
+def test_a_silent_session_delays_no_other(engine: Engine) -> None:
     silent = Call(engine)
     assert silent.session.wait_ready(WAIT)
     assert says(engine) == says(engine)
@@ -158,7 +160,7 @@ def test_a_caller_who_never_pushes_holds_nobody_up(engine: Engine) -> None:
     silent.hang_up()
 
 
-def test_bad_personas_are_refused_before_anything_is_taken(engine: Engine) -> None:
+def test_an_invalid_persona_takes_no_slot(engine: Engine) -> None:
     with pytest.raises(VoiceNotFound, match=r"'NATX9' is unknown.*NATF2, NATM1"):
         Call(engine, Persona(voice="NATX9"))
     with pytest.raises(VoiceNotFound):
@@ -171,26 +173,26 @@ def test_bad_personas_are_refused_before_anything_is_taken(engine: Engine) -> No
 
 
 @pytest.mark.parametrize("wrong", ["NATF2", None, {"voice": "NATF2"}])
-def test_what_is_no_persona_is_refused(engine: Engine, wrong: Any) -> None:
+def test_a_persona_of_another_type_is_refused(engine: Engine, wrong: Any) -> None:
     with pytest.raises(ConfigError, match=f"must be a Persona .*, not {type(wrong).__name__}"):
         Call(engine, wrong)
     assert engine.stats().sessions == 0
 
 
 @pytest.mark.parametrize("wrong", [{"seed": 1}, {}, 0, "greedy", SamplingParams])
-def test_what_is_no_sampling_is_refused(engine: Engine, wrong: Any) -> None:
+def test_sampling_of_another_type_is_refused(engine: Engine, wrong: Any) -> None:
     with pytest.raises(ConfigError, match=f"must be SamplingParams, not {type(wrong).__name__}"):
         Call(engine, sampling=wrong)
     assert engine.stats().sessions == 0
 
 
-def test_a_prompt_without_text_is_spoken_to_like_any_other(engine: Engine) -> None:
+def test_a_prompt_may_have_no_text(engine: Engine) -> None:
     call = Call(engine, Persona(voice="NATF2", text_prompt="  "))
     assert call.answer().index == 0
     call.hang_up()
 
 
-def test_words_can_be_put_into_the_agents_mouth(engine: Engine) -> None:
+def test_say_forces_the_text(engine: Engine) -> None:
     call = Call(engine, sampling=SamplingParams(seed=3))
     call.session.say("Hello there, welcome.")
     pieces = [call.answer().text for _ in range(40)]
@@ -198,7 +200,7 @@ def test_words_can_be_put_into_the_agents_mouth(engine: Engine) -> None:
     call.hang_up()
 
 
-def test_sampling_can_change_in_mid_call(engine: Engine) -> None:
+def test_sampling_can_change_during_a_session(engine: Engine) -> None:
     user = conversation("friend").user_pcm.reshape(-1, FRAME_SAMPLES)
     call = Call(engine, sampling=SamplingParams.greedy())
     greedy = [call.answer(frame).text_token for frame in user[:6]]
@@ -209,7 +211,7 @@ def test_sampling_can_change_in_mid_call(engine: Engine) -> None:
     call.hang_up()
 
 
-def test_speech_that_waits_is_bounded(engine: Engine) -> None:
+def test_forced_text_is_bounded(engine: Engine) -> None:
     call = Call(engine)
     with pytest.raises(SpeechTooLong, match=r"1500 may wait; say less at once"):
         call.session.say("much too long a speech " * 200)

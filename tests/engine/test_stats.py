@@ -1,11 +1,11 @@
-"""Counting steps."""
+"""Step counters."""
 
 from __future__ import annotations
 
 from pipecat_personaplex.engine.stats import STEP_BOUNDS_MS, Counters
 
 
-def test_each_step_falls_below_its_bound() -> None:
+def test_each_step_is_counted_below_its_upper_bound() -> None:
     counters = Counters()
     for ms in (0.1, 5.0, 5.1, 79.9, 80.0, 80.1, 320.0, 1000.0):
         counters.count_step(ms / 1e3)
@@ -22,5 +22,5 @@ def test_each_step_falls_below_its_bound() -> None:
     assert abs(counters.step_seconds_total - 1.5703) < 1e-4
 
 
-def test_before_the_first_step_there_is_nothing_to_report() -> None:
+def test_without_steps_the_percentile_is_zero() -> None:
     assert Counters().recent_step_ms(99) == 0.0

@@ -1,4 +1,4 @@
-"""The device under test, and calls of the golden checkpoint on it."""
+"""The device under test, and sessions of the golden checkpoint on it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ ON_CUDA = DEVICE.type == "cuda"
 
 needs_device = [
     pytest.mark.gpu,
-    pytest.mark.skipif(
-        ON_CUDA and not torch.cuda.is_available(), reason="there is no CUDA device here"
-    ),
+    pytest.mark.skipif(ON_CUDA and not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
 
@@ -59,7 +57,7 @@ def capture(runner: ModelRunner) -> None:
 
 @cache
 def prefix(dtype: torch.dtype, seed: int = 0) -> Prefix:
-    """After a prompt of random tokens."""
+    """The state after a prompt of random tokens."""
     loaded = checkpoint(DEVICE, dtype)
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 320, (40 + seed, STREAMS), generator=generator)
@@ -71,12 +69,12 @@ def prefix(dtype: torch.dtype, seed: int = 0) -> Prefix:
 
 def noise(frames: int, rows: int, seed: int = 0) -> Tensor:
     """A caller's audio: float32 [frames, rows, 1920]."""
-    drawn = np.random.default_rng(seed).uniform(-0.3, 0.3, (frames, rows, FRAME_SAMPLES))
-    return torch.from_numpy(drawn.astype(np.float32))
+    samples = np.random.default_rng(seed).uniform(-0.3, 0.3, (frames, rows, FRAME_SAMPLES))
+    return torch.from_numpy(samples.astype(np.float32))
 
 
 def stepped(runner: ModelRunner, slots: list[int], pcm: Tensor) -> list[list[int]]:
-    """One frame: each row's 17 tokens."""
+    """Step one frame; return the 17 tokens of each row."""
     output = runner.step(Batch.of(slots, CPU), pcm)
     assert output.finite.all()
     assert output.pcm.isfinite().all()
@@ -84,7 +82,7 @@ def stepped(runner: ModelRunner, slots: list[int], pcm: Tensor) -> list[list[int
 
 
 def params(seed: int) -> SamplingParams:
-    """Sampling in every way that graphs hold."""
+    """Different kinds of sampling that graphs support."""
     return [
         SamplingParams(seed=seed),
         SamplingParams.greedy(),

@@ -1,4 +1,4 @@
-"""On a CUDA card: the memory plan is what is taken, and the bench measures what it says."""
+"""On a CUDA device: the memory plan matches the memory in use, and the benchmark is consistent."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from pipecat_personaplex.models.device import resolve_target
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-# Longer: PERSONAPLEX_SOAK_MINUTES=10 PYTHONPATH=. python -m pytest tests/gpu -k real_time
+# A longer run: PERSONAPLEX_SOAK_MINUTES=10 PYTHONPATH=. python -m pytest tests/gpu -k real_time
 SOAK_MINUTES = float(os.environ.get("PERSONAPLEX_SOAK_MINUTES", "1"))
 SOAK_CALLERS = int(os.environ.get("PERSONAPLEX_SOAK_CALLERS", "16"))
 
 
 @pytest.fixture(autouse=True)
-def an_empty_card() -> Iterator[None]:
-    """What other tests have left is given back first, so that memory can be counted."""
+def empty_device() -> Iterator[None]:
+    """Free the memory of earlier tests, so that memory can be measured."""
     gc.collect()
     torch.cuda.empty_cache()
     yield
 
 
 @pytest.mark.parametrize("quantization", [None, "int8"])
-def test_the_plan_is_what_is_taken(quantization: str | None) -> None:
+def test_the_memory_plan_matches_the_memory_in_use(quantization: str | None) -> None:
     engine = EngineConfig(device="cuda", quantization=quantization, max_sessions=4)  # type: ignore[arg-type]
     target = resolve_target("cuda", "auto", quantization)  # type: ignore[arg-type]
     plan = plan_engine(read_architecture("random-1b"), engine, target)
@@ -71,12 +71,12 @@ def test_the_bench(capsys: pytest.CaptureFixture[str]) -> None:
     for row in report["sessions"].values():
         assert row["peak_bytes"] > report["memory"]["model_bytes"] * 0.9
         assert row["soak"]["late"] == 0
-    # Whatever reads memory once cannot be much faster than what reads and writes it.
+    # Reading once is not much faster than a copy, which reads and writes.
     for entry in (*report["bandwidth"]["attention"].values(), report["bandwidth"]["mlp"]["1"]):
         assert 5 < entry["percent_of_copy"] < 130
-    # Each part could be captured: its time is the device's, not that of launches.
+    # Every part was captured: its time is that of the device, not of launches.
     assert "cannot be captured" not in captured.err
-    # Parts are within the step that they are parts of.
+    # The parts together take no longer than the step.
     for count, parts in report["parts"].items():
         whole = sum(part["ms"] for name, part in parts.items() if name != "of which attention")
         assert whole < 1.2 * report["sessions"][count]["p50_ms"]
@@ -85,7 +85,7 @@ def test_the_bench(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(60 * (SOAK_MINUTES + 5))
 def test_full_windows_in_real_time() -> None:
-    """Everyone's frame at once: none is late, and no state leaves its bounds."""
+    """All sessions step in every frame: no frame is late, memory is constant, output is finite."""
     engine = EngineConfig(device="cuda")
     model = load_model("random-1b", engine)
     device = resolve_target("cuda", "auto", None).device
@@ -100,6 +100,6 @@ def test_full_windows_in_real_time() -> None:
     report, _ = soak(step, SOAK_MINUTES, device)
     assert report["late"] == 0, report
     assert report["p999_ms"] < 80
-    assert torch.cuda.memory_allocated() <= before + (1 << 20)  # nothing piles up
+    assert torch.cuda.memory_allocated() <= before + (1 << 20)  # no leak
     output = step()
     assert output.finite.all() and output.pcm.isfinite().all()  # type: ignore[attr-defined]

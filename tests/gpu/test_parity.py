@@ -1,4 +1,4 @@
-"""The device computes what a CPU does in float32: codes and tokens exactly, bfloat16 nearly."""
+"""The device computes the codes and tokens of a CPU in float32, and close logits in bfloat16."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from tests.gpu.machine import CHECKPOINT, CPU, DEVICE, GOLDEN, checkpoint, needs
 
 pytestmark = needs_device
 
-_POSITIONS = 150  # three times around the golden checkpoint's ring
+_POSITIONS = 150  # three times the golden checkpoint's window
 
 
-def test_the_codec_hears_the_references_codes() -> None:
-    """An argmin each: TF32 anywhere in the encoder would show."""
+def test_the_codec_encodes_to_the_references_codes() -> None:
+    """Each code is an argmin, so TF32 anywhere in the encoder would change some."""
     with np.load(GOLDEN / "mimi_streaming.npz") as data:
         pcm, codes = data["pcm_in"].astype(np.float32) / 32_768, data["codes"]
-    heard = encode_stream(checkpoint(DEVICE, torch.float32).mimi, torch.from_numpy(pcm).to(DEVICE))
-    np.testing.assert_array_equal(heard.T.cpu().numpy(), codes)
+    encoded = encode_stream(
+        checkpoint(DEVICE, torch.float32).mimi, torch.from_numpy(pcm).to(DEVICE)
+    )
+    np.testing.assert_array_equal(encoded.T.cpu().numpy(), codes)
 
 
-def test_tf32_is_off_once_a_runner_is_made() -> None:
+def test_a_runner_turns_tf32_off() -> None:
     from tests.gpu.machine import new_runner
 
     torch.set_float32_matmul_precision("high")
@@ -42,7 +44,7 @@ def test_tf32_is_off_once_a_runner_is_made() -> None:
 
 
 @pytest.mark.parametrize("name", ["restaurant", "friend"])
-def test_a_conversation_in_float32_is_the_references(name: str) -> None:
+def test_a_conversation_in_float32_equals_the_reference(name: str) -> None:
     for module in ("av", "pyloudnorm", "soundfile", "soxr"):
         pytest.importorskip(module)
     from pipecat_personaplex import Engine, EngineConfig, SamplingParams
@@ -52,12 +54,12 @@ def test_a_conversation_in_float32_is_the_references(name: str) -> None:
     golden = conversation(name)
     config = EngineConfig(device=str(DEVICE), dtype="float32", max_sessions=2)
     with Engine.load(CHECKPOINT, config) as engine:
-        said = engine.converse(golden.persona, golden.user_pcm, SamplingParams.greedy())
-    assert_equals_reference(said, golden)
+        result = engine.converse(golden.persona, golden.user_pcm, SamplingParams.greedy())
+    assert_equals_reference(result, golden)
 
 
 @dataclass(frozen=True)
-class Thought:
+class Logits:
     """Logits at each position: text [T, text_card], audio [T, 8, card], on the host."""
 
     text: Tensor
@@ -65,15 +67,15 @@ class Thought:
 
 
 @torch.inference_mode()
-def think(lm: PersonaPlexLM, device: torch.device, tokens: Tensor) -> Thought:
-    """What a model thinks of each next token, given the same ones throughout."""
+def teacher_forced(lm: PersonaPlexLM, device: torch.device, tokens: Tensor) -> Logits:
+    """The model's logits at each position of given tokens [T, 17]."""
     ring, batch = RingCache.for_lm(lm, 1, device), Batch.of([0], device)
     text, audio = [], []
     given = tokens.to(device)
     for position in range(len(tokens) - 1):
-        place = torch.tensor([position], device=device)
-        kv = ring.at(batch, [position], place)
-        hidden = lm(lm.embed(given[position])[None, None], place[:, None], kv)[:, 0]
+        positions = torch.tensor([position], device=device)
+        kv = ring.at(batch, [position], positions)
+        hidden = lm(lm.embed(given[position])[None, None], positions[:, None], kv)[:, 0]
         text.append(lm.text_logits(hidden)[0].float().cpu())
         books: list[Tensor] = []
         following = given[position + 1]
@@ -89,7 +91,7 @@ def think(lm: PersonaPlexLM, device: torch.device, tokens: Tensor) -> Thought:
 
         lm.depth(hidden, following[TEXT][None], choose)
         audio.append(torch.stack(books))
-    return Thought(torch.stack(text), torch.stack(audio))
+    return Logits(torch.stack(text), torch.stack(audio))
 
 
 def given_tokens() -> Tensor:
@@ -99,19 +101,19 @@ def given_tokens() -> Tensor:
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    # Of a CPU's logits in float32: root-mean-square error over their spread. In bfloat16 on a
-    # CPU, audio is off by 0.024 on average, and by 0.086 at most.
+    # Root-mean-square error over the standard deviation of a CPU's float32 logits. In bfloat16 a
+    # CPU's audio logits differ by 0.024 on average and by 0.086 at most.
     [(torch.float32, 1e-4), (torch.bfloat16, 0.05)],
 )
-def test_logits_are_a_cpus_in_float32(dtype: torch.dtype, tolerance: float) -> None:
+def test_logits_match_a_cpu_in_float32(dtype: torch.dtype, tolerance: float) -> None:
     tokens = given_tokens()
-    expected = think(checkpoint(CPU, torch.float32).lm, CPU, tokens)
-    got = think(checkpoint(DEVICE, dtype).lm, DEVICE, tokens)
+    expected = teacher_forced(checkpoint(CPU, torch.float32).lm, CPU, tokens)
+    got = teacher_forced(checkpoint(DEVICE, dtype).lm, DEVICE, tokens)
     for ours, theirs in ((got.text, expected.text), (got.audio, expected.audio)):
         error = (ours - theirs).square().mean(-1).sqrt() / theirs.std(-1)
         assert error.mean() < tolerance
         assert error.max() < 5 * tolerance
-        # Where the best is ahead of the second by more than both may be off, it stays the best.
+        # If the best logit leads the second by more than both errors, the best token is the same.
         best, second = theirs.topk(2, dim=-1).values.unbind(-1)
         clear = best - second > 8 * tolerance * theirs.std(-1)
         assert clear.float().mean() > 0.1

@@ -1,4 +1,4 @@
-"""Ten minutes of calls that come and go: no memory is lost, and late steps are as fast as early."""
+"""Ten minutes of sessions that join and leave: no memory leak, constant step time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DTYPE = torch.bfloat16
 
 
 def used_bytes() -> int:
-    """Of the device, or where there is none, of this process at its largest."""
+    """Allocated device memory in bytes; 0 on a CPU."""
     gc.collect()
     if ON_CUDA:
         torch.cuda.synchronize(DEVICE)
@@ -38,8 +38,8 @@ def used_bytes() -> int:
     return 0
 
 
-def test_ten_minutes_of_calls_that_come_and_go() -> None:
-    """As fast as they go; every caller's 40th to 400th frame, and hardly one ever late."""
+def test_ten_minutes_of_sessions_that_join_and_leave() -> None:
+    """Sessions of 40 to 400 frames, not in real time; at most one frame in 1,000 is late."""
     runner = new_runner(_DTYPE, _SLOTS, graphs=True)
     generator = torch.Generator().manual_seed(1)
     live: dict[int, int] = {}

@@ -1,6 +1,6 @@
-"""Compile the products' kernels for GPUs that need not be there; run by ``test_compile_gemm``.
+"""Compile the GEMM and depth kernels for other GPUs; run by ``test_compile_gemm``.
 
-In a process of its own, since Triton's interpreter and its compiler exclude each other.
+This needs a separate process: Triton's interpreter and compiler exclude each other.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pipecat_personaplex.config import QUANTIZATIONS, Quantization
-from pipecat_personaplex.kernels import depth_attention as frame_attention
-from pipecat_personaplex.kernels import gemm
+from pipecat_personaplex.kernels import depth_attention, gemm
 
 _WEIGHTS = {None: "*bf16", "int8": "*i8", "fp8": "*fp8e4nv", "int4": "*u8"}
 _SCALES = {None: "*bf16", "int8": "*bf16", "fp8": "*fp32", "int4": "*bf16"}
-# Multiples of 16 wherever the engine runs them, which is what lets loads be wide.
+# The engine's values are multiples of 16, which lets the compiler use wide loads.
 _ALIGNED = ("stride", "outputs")
-# A step's projection with a residual, a larger one's MLP with norm and gate, and a prompt's.
+# (rows, outputs, inner): a step's projection with a residual, a larger step's MLP with norm and
+# gate, and a prompt.
 _STEP, _LARGE_STEP, _PROMPT = (1, 4096, 4096), (33, 11264, 4096), (256, 4096, 11264)
 _CARDS: dict[int, tuple[Quantization | None, ...]] = {
     80: (None, "int8", "int4"),
@@ -35,13 +35,13 @@ def compile_kernel(
     kernel: Any, capability: int, types: dict[str, str], constants: dict[str, Any], **options: int
 ) -> Any:
     signature, aligned = {}, {}
-    for place, name in enumerate(kernel.arg_names):
+    for index, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
             continue
         signature[name] = types.get(name, "i32")
         if signature[name].startswith("*") or name.endswith(_ALIGNED):
-            aligned[(place,)] = [["tt.divisibility", 16]]
+            aligned[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(
         fn=kernel,
         signature=signature,
@@ -54,7 +54,7 @@ def compile_kernel(
 def report(
     capability: int, format: Quantization | None, shape: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """What the compiler made of one product."""
+    """Properties of the compiled kernel of one product."""
     rows, outputs, inner = shape
     gate, prompt = shape == _LARGE_STEP, shape == _PROMPT
     kind = gemm._KINDS[format]
@@ -92,11 +92,11 @@ def main() -> None:
     for capability, formats in _CARDS.items():
         for format in formats:
             for shape in (_STEP, _LARGE_STEP, _PROMPT):
-                said = report(capability, format, shape)
+                compiled = report(capability, format, shape)
                 kind = {"capability": capability, "format": format, "rows": shape[0]}
-                print(json.dumps(kind | said), flush=True)
+                print(json.dumps(kind | compiled), flush=True)
         compile_kernel(
-            frame_attention._attend,
+            depth_attention._attend,
             capability,
             dict.fromkeys(("q", "k", "v", "keys", "values", "y"), "*bf16") | {"scale": "fp32"},
             {"STEPS": 8, "DIM": 64, "PADDED": 64},

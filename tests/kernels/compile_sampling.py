@@ -1,6 +1,6 @@
-"""Compile the draw for GPUs that need not be there; run by ``test_compile_sampling``.
+"""Compile the sampling kernels for other GPUs; run by ``test_compile_sampling``.
 
-In a process of its own, since Triton's interpreter and its compiler exclude each other.
+This needs a separate process: Triton's interpreter and compiler exclude each other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from triton.compiler import ASTSource
 from pipecat_personaplex.kernels import topk_sampling as sampling
 
 _TYPES = {
-    "listed": "*i64",
+    "shortlist": "*i64",
     "tokens": "*i64",
     "seeds": "*i64",
     "frames": "*i64",
@@ -28,7 +28,7 @@ _PART = {"CARD": 32_000, "PART": sampling.PART, "WIDTH": 256}
 
 
 def report(name: str, capability: int, logits: str, sizes: dict[str, int]) -> dict[str, object]:
-    """What the compiler made of a kernel."""
+    """Properties of a compiled kernel."""
     kernel = getattr(sampling, name)
     names = kernel.arg_names
     types = {**_TYPES, "logits": logits, **dict.fromkeys(sizes, "constexpr")}
@@ -39,7 +39,7 @@ def report(name: str, capability: int, logits: str, sizes: dict[str, int]) -> di
             constexprs={(names.index(name),): size for name, size in sizes.items()},
         ),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": sampling.DRAW_WARPS},
+        options={"num_warps": sampling.SAMPLE_WARPS},
     )
     return {
         "kernel": name,
@@ -53,10 +53,10 @@ def report(name: str, capability: int, logits: str, sizes: dict[str, int]) -> di
 
 
 def main() -> None:
-    """Print a line of JSON for each kernel, card and type of logits."""
+    """Print a line of JSON for each kernel, GPU and type of logits."""
     for capability, logits in ((80, "*fp32"), (90, "*bf16"), (100, "*fp32")):
-        print(json.dumps(report("_draw", capability, logits, _AUDIO)))
-    for name, sizes in (("_shortlist", _PART), ("_draw", _TEXT)):
+        print(json.dumps(report("_sample", capability, logits, _AUDIO)))
+    for name, sizes in (("_shortlist", _PART), ("_sample", _TEXT)):
         print(json.dumps(report(name, 90, "*fp32", sizes)))
 
 

@@ -1,4 +1,4 @@
-"""Kernels compiled for GPUs that are not there, in a process without Triton's interpreter."""
+"""Compile kernels for other GPUs in a process without Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 def compile_reports(module: str, cache: Path) -> list[dict[str, Any]]:
-    """What a module of this package that compiles kernels prints, a JSON object a line."""
+    """Run a module of this package that compiles kernels; the JSON objects that it prints."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(_ROOT)}
     run = subprocess.run(

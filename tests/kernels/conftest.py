@@ -1,4 +1,7 @@
-"""Kernels need Triton, which is for Linux; how they are run is chosen in ``tests/conftest.py``."""
+"""Collect kernel tests only if Triton, which is for Linux, is installed.
+
+``tests/conftest.py`` chooses whether they run in its interpreter.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The products' kernels compile for GPUs that are not there, and as fast code."""
+"""The GEMM and depth kernels compile to fast code for GPUs that this machine lacks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from tests.kernels.compiling import compile_reports
 
 pytest.importorskip("triton")
 
-# What a block may have of the smallest multiprocessors' shared memory (8.6 and 8.9), and of the
-# others'.
+# Shared memory of a block on the smallest multiprocessors (8.6 and 8.9) and on the others.
 SHARED_SMALL, SHARED_LARGE = 99 << 10, 163 << 10
 
 
@@ -21,11 +20,11 @@ def test_kernels_compile_from_ampere_to_blackwell(tmp_path: Path) -> None:
     reports = compile_reports("compile_gemm", tmp_path)
     assert {report["capability"] for report in reports} == {80, 89, 90, 100}
     for report in reports:
-        # Weights come 16 bytes a thread, while the blocks before them are computed.
+        # Each thread loads weights in 16 bytes, while the blocks before are computed.
         assert "0x10" in report["copies"], report
         assert not report["spills"], report
-        small = report["capability"] in (80, 89)  # 8.6 runs what is compiled for 8.0
+        small = report["capability"] in (80, 89)  # 8.6 runs code for 8.0
         assert report["shared_bytes"] <= (SHARED_SMALL if small else SHARED_LARGE), report
-        # Whatever the batch, a step multiplies with the same instructions.
+        # A step uses the same instructions for every batch size; only a prompt may use others.
         assert report["rows"] == 256 or report["products"] == ["mma.sync"], report
         assert report["products"], report

@@ -1,4 +1,4 @@
-"""The draw compiles for GPUs that are not there: in registers, and with an exact logarithm."""
+"""The sampling kernels compile for other GPUs: in registers and with an exact logarithm."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.kernels.compiling import compile_reports
 pytest.importorskip("triton")
 
 
-def test_the_draw_compiles_from_ampere_to_blackwell(tmp_path: Path) -> None:
+def test_sampling_compiles_from_ampere_to_blackwell(tmp_path: Path) -> None:
     reports = compile_reports("compile_sampling", tmp_path)
     assert [report["capability"] for report in reports] == [80, 90, 100, 90, 90]
     for report in reports:
         assert not report["local_memory"], report
-        # Noise near the ends of its range would be anything.
+        # An approximate logarithm would spoil the noise near the ends of its range.
         assert not report["approximate_logarithm"], report
         assert report["shared_bytes"] <= 48 << 10, report

@@ -1,27 +1,20 @@
-"""The model's steps on kernels against the same modules on PyTorch, in Triton's interpreter."""
+"""Model steps on Triton kernels against the same modules on PyTorch, in Triton's interpreter."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from loguru import logger
 from torch import Tensor, nn
 
 from pipecat_personaplex.checkpoint.loader import load_checkpoint
 from pipecat_personaplex.config import Quantization
-from pipecat_personaplex.kernels.availability import depth_attention_works, gemm_works
 from pipecat_personaplex.models import depth as depth_module
-from pipecat_personaplex.models import linear as linear_module
+from pipecat_personaplex.models import low_bit_linear as low_bit_module
 from pipecat_personaplex.models.layers import GatedMLP, RMSNorm
-from pipecat_personaplex.models.linear import (
-    BlockLinear,
-    KernelLinear,
-    Linear,
-    low_bit_linear,
-    stack_linears,
-)
+from pipecat_personaplex.models.linear import Linear, stack_linears
 from pipecat_personaplex.models.lm import PersonaPlexLM
-from pipecat_personaplex.quantization.weights import LowBit, quantize
+from pipecat_personaplex.models.low_bit_linear import BlockLinear, KernelLinear, low_bit_linear
+from pipecat_personaplex.quantization.weights import quantize
 from tests.golden_data import CHECKPOINT
 
 pytest.importorskip("triton")
@@ -34,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the kernels that were called."""
+    """Names of the kernels that a test has called."""
     called: list[str] = []
 
     def count(module: object, name: str) -> None:
@@ -47,7 +40,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(module, name, counted)
 
     count(gemm_module, "gemm")
-    count(attention_module, "frame_attention")
+    count(attention_module, "depth_attention")
     return called
 
 
@@ -56,18 +49,17 @@ def golden(dtype: torch.dtype = torch.float32) -> PersonaPlexLM:
 
 
 def on_kernels(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the CPU take the way that CUDA takes, but for the heads: their many outputs take the
-    interpreter too long."""
+    """Run on the kernels, as on CUDA, except the heads: the interpreter is too slow for them."""
     for module in model.modules():
         if isinstance(module, Linear):
             module.kernel = module.quantizable
-    monkeypatch.setattr(depth_module, "frame_attention_works", lambda device, dtype: True)
+    monkeypatch.setattr(depth_module, "depth_attention_works", lambda device, dtype: True)
     if isinstance(model, PersonaPlexLM):
         model.depth.use_kernels()
 
 
 def low_bit(model: nn.Module, quantization: Quantization, form: type[nn.Module]) -> None:
-    """Replace each layer's weight as loading does, by ``form``."""
+    """Replace each quantisable layer by ``form``, as loading does."""
     for name, module in list(model.named_modules()):
         if isinstance(module, Linear) and (format := module.format(quantization)):
             model.set_submodule(name, form(quantize(module.weight, format)))
@@ -76,7 +68,7 @@ def low_bit(model: nn.Module, quantization: Quantization, form: type[nn.Module])
 def run_depth(
     lm: PersonaPlexLM, hidden: Tensor, text: Tensor, given: Tensor | None = None, steps: int = 8
 ) -> tuple[Tensor, Tensor]:
-    """Codes, the likeliest or the given ones, and logits [B, steps, card]."""
+    """Run the depth steps greedily or with given codes; codes and logits [B, steps, card]."""
     seen = []
 
     def choose(step: int, logits: Tensor) -> Tensor:
@@ -88,34 +80,34 @@ def run_depth(
     return codes, torch.stack(seen, dim=1)
 
 
-def question(lm: PersonaPlexLM, rows: int) -> tuple[Tensor, Tensor]:
+def random_input(lm: PersonaPlexLM, rows: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(rows)
     hidden = torch.randn(rows, lm.config.dim, generator=generator).to(lm.dtype)
     return hidden, torch.randint(lm.config.text_card, (rows,), generator=generator)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_depth_says_the_same_in_five_launches_a_layer(
+def test_depth_on_kernels_takes_five_launches_a_layer(
     monkeypatch: pytest.MonkeyPatch, launches: list[str], rows: int
 ) -> None:
     plain, fast = golden(), golden()
     on_kernels(fast, monkeypatch)
-    hidden, text = question(plain, rows)
+    hidden, text = random_input(plain, rows)
     codes, logits = run_depth(plain, hidden, text)
     assert not launches
     fast_codes, fast_logits = run_depth(fast, hidden, text)
     assert torch.equal(fast_codes, codes)
     torch.testing.assert_close(fast_logits, logits, atol=1e-4, rtol=1e-4)
     layers = plain.config.depformer_num_layers
-    assert launches.count("frame_attention") == 8 * layers
-    # All steps' inputs at once; then of each step four products a layer.
+    assert launches.count("depth_attention") == 8 * layers
+    # One product for the inputs of all steps; then four products a step and layer.
     assert launches.count("gemm") == 1 + 8 * 4 * layers
 
 
-def test_depths_first_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_depth_step_only(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, fast = golden(), golden()
     on_kernels(fast, monkeypatch)
-    hidden, text = question(plain, 2)
+    hidden, text = random_input(plain, 2)
     expected, _ = run_depth(plain, hidden, text, steps=1)
     assert torch.equal(run_depth(fast, hidden, text, steps=1)[0], expected)
 
@@ -128,13 +120,13 @@ def test_depth_on_low_bit_weights(
     low_bit(plain, quantization, BlockLinear)
     low_bit(fast, quantization, KernelLinear)
     on_kernels(fast, monkeypatch)
-    hidden, text = question(plain, 2)
+    hidden, text = random_input(plain, 2)
     codes, logits = run_depth(plain, hidden, text)
     _, fast_logits = run_depth(fast, hidden, text, given=codes)
     assert (fast_logits - logits).std() < 0.03 * logits.std()
 
 
-def test_stacked_inputs_take_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stacked_inputs_share_memory_with_their_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = golden(torch.bfloat16)
     before = lm.depth.inputs[3].weight.clone()
     on_kernels(lm, monkeypatch)
@@ -142,7 +134,7 @@ def test_stacked_inputs_take_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(weights[3], before)
     storages = {weight.untyped_storage().data_ptr() for weight in weights}
     assert len(storages) == 1
-    # Layers of different kinds have no common launch.
+    # Layers of different formats are not stacked, nor are int4 layers.
     low_bit(lm.depth.inputs[0:1], "int8", KernelLinear)
     mixed = [*lm.depth.inputs[1:], KernelLinear(quantize(before, "int8"))]
     assert stack_linears(mixed) is None
@@ -153,7 +145,7 @@ def test_stacked_inputs_take_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> 
     assert (eight.weight.shape[0], eight.scale.shape[0]) == (2 * len(before), 2 * len(before))
 
 
-def test_a_prompts_many_positions_are_left_to_the_blas(launches: list[str]) -> None:
+def test_prompts_are_multiplied_by_the_blas(launches: list[str]) -> None:
     mlp, norm = GatedMLP(32, 48), RMSNorm(32)
     for parameter in (*mlp.parameters(), *norm.parameters()):
         torch.nn.init.normal_(parameter, std=0.2)
@@ -168,7 +160,7 @@ def test_a_prompts_many_positions_are_left_to_the_blas(launches: list[str]) -> N
 
 
 @pytest.mark.parametrize("format", ["int8", "fp8", "int4"])
-def test_a_kernel_layer_takes_float32_too(format: Quantization) -> None:
+def test_kernel_layers_accept_float32(format: Quantization) -> None:
     low = quantize(torch.randn(48, 64), format)
     x = torch.randn(3, 2, 64)
     y = KernelLinear(low)(x)
@@ -177,58 +169,43 @@ def test_a_kernel_layer_takes_float32_too(format: Quantization) -> None:
     assert (y - expected).norm() < 0.01 * expected.norm()
 
 
-def test_eight_bit_floats_multiply_a_prompt_on_both_sides(
+def test_prompts_are_multiplied_in_fp8(
     monkeypatch: pytest.MonkeyPatch, launches: list[str]
 ) -> None:
     low = quantize(torch.randn(48, 64), "fp8")
     layer, plain = KernelLinear(low), BlockLinear(low)
     x = torch.randn(1, 40, 64).bfloat16()
-    assert layer.kernel_weight(x) is not None  # this CPU is no such card
-    monkeypatch.setattr(linear_module, "scaled_mm_works", lambda device: True)
+    assert layer.kernel_weight(x) is not None  # a CPU has no fp8 products
+    monkeypatch.setattr(low_bit_module, "scaled_mm_works", lambda device: True)
     assert layer.kernel_weight(x) is None
     y, expected = layer(x), plain(x)
     assert not launches
     assert y.shape == (1, 40, 48)
     assert (y - expected).norm() < 0.05 * expected.norm()
-    # Rows of a batch are no prompt: what a session says does not depend on how many there are.
+    # A batch of rows is not a prompt: its products must not depend on the number of rows.
     assert layer.kernel_weight(x.transpose(0, 1)) is not None
     assert KernelLinear(quantize(torch.randn(40, 64), "fp8")).kernel_weight(x) is not None
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run here")
-def test_where_kernels_fail_the_log_says_so_once() -> None:
-    lines: list[str] = []
-    sink = logger.add(lines.append, level="WARNING", format="{message}")
-    nowhere = torch.device("cuda", 7)
-    try:
-        for _ in range(2):
-            assert not gemm_works(nowhere, "int8")
-            assert not depth_attention_works(nowhere, torch.bfloat16)
-            assert not gemm_works(CPU, "int8")
-    finally:
-        logger.remove(sink)
-    attention, gemm = sorted(lines, key=lambda line: line.startswith("int8"))
-    assert gemm.startswith("int8 weights are multiplied without our kernel, more slowly: ")
-    assert attention.startswith("the depth transformer attends without our kernel")
-    assert all(line.count("\n") == 1 for line in lines)
-
-
-def test_without_a_kernel_cuda_weights_are_expanded_in_blocks(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("works", [False, True])
+def test_cuda_weights_are_expanded_in_blocks_without_a_kernel(
+    monkeypatch: pytest.MonkeyPatch, works: bool
 ) -> None:
-    low = quantize(torch.randn(32, 64), "int4")
-    seen: list[LowBit] = []
-
-    class Elsewhere(torch.Tensor):
-        """A tensor that says it is on a GPU."""
+    class OnCuda(torch.Tensor):
+        """A tensor that reports a CUDA device."""
 
         device = torch.device("cuda")
 
-    monkeypatch.setattr(linear_module, "KernelLinear", lambda low: seen.append(low))
-    there = low._replace(weight=low.weight.as_subclass(Elsewhere))
-    monkeypatch.setattr(linear_module, "gemm_works", lambda device, format: False)
-    assert isinstance(low_bit_linear(there), BlockLinear)
-    assert not seen
-    monkeypatch.setattr(linear_module, "gemm_works", lambda device, format: True)
-    low_bit_linear(there)
-    assert seen == [there]
+    probed: list[object] = []
+
+    def gemm_works(device: torch.device, format: Quantization | None) -> bool:
+        probed.append((device, format))
+        return works
+
+    low = quantize(torch.randn(32, 64), "int4")
+    low = low._replace(weight=low.weight.as_subclass(OnCuda))
+    monkeypatch.setattr(low_bit_module, "gemm_works", gemm_works)
+    layer = low_bit_linear(low)
+    assert type(layer) is (KernelLinear if works else BlockLinear)
+    assert layer.weight is low.weight
+    assert probed == [(torch.device("cuda"), "int4")]

@@ -1,4 +1,4 @@
-"""The kernel draws the tokens that the plain path draws."""
+"""The sampling kernel samples the tokens that the PyTorch path samples."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from pipecat_personaplex.models.config import LMConfig
 
 pytest.importorskip("triton")
 
+from pipecat_personaplex.kernels import availability
 from pipecat_personaplex.kernels import topk_sampling as kernels
-from pipecat_personaplex.kernels.topk_sampling import can_draw
+from pipecat_personaplex.kernels.topk_sampling import can_sample
 
 CPU = torch.device("cpu")
 
@@ -32,24 +33,24 @@ SESSIONS = [
 
 
 def frame_sampler(card: int, frames: list[int], text_card: int = 100) -> FrameSampler:
-    """Of five slots in another order than their rows."""
+    """The sampler of a frame of five slots, which are not consecutive."""
     state = SamplerState(6, replace(LMConfig(), card=card, text_card=text_card), CPU)
     slots = [0, 1, 3, 4, 5]
     for slot, params in zip(slots, SESSIONS, strict=True):
         state.set(slot, params)
-    return state.frame(Batch.of(slots, CPU), torch.tensor(frames), state.fixed)
+    return state.frame(Batch.of(slots, CPU), torch.tensor(frames), state.fixed_counts)
 
 
 @pytest.fixture
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes seconds to sort what a GPU sorts in microseconds."""
-    monkeypatch.setattr(sampling, "FIXED_WIDTH", 16)
+    """Sort fewer candidates: the interpreter takes seconds for what a GPU sorts in microseconds."""
+    monkeypatch.setattr(sampling, "FIXED_CANDIDATES", 16)
 
 
 @pytest.mark.usefixtures("few_candidates")
 @pytest.mark.parametrize("card", [16, 40])
 @pytest.mark.parametrize("kind", ["distinct", "equal", "signed zeros", "bfloat16"])
-def test_the_kernel_draws_what_the_plain_path_draws(card: int, kind: str) -> None:
+def test_kernel_samples_the_same_tokens(card: int, kind: str) -> None:
     generator = torch.Generator().manual_seed(card)
     for codebook in (0, 3, 7):
         plain = frame_sampler(card, [0, 7, 1 << 33, 12, 100 + codebook])
@@ -60,15 +61,15 @@ def test_the_kernel_draws_what_the_plain_path_draws(card: int, kind: str) -> Non
             logits = torch.where(logits > 0, 0.0, -0.0)
         elif kind == "bfloat16":
             logits = logits.bfloat16()
-        drawn = replace(plain, fused=True).audio(codebook, logits)
-        assert drawn.dtype == torch.int64
-        assert drawn.tolist() == plain.audio(codebook, logits.float()).tolist()
+        sampled = replace(plain, fused=True).audio(codebook, logits)
+        assert sampled.dtype == torch.int64
+        assert sampled.tolist() == plain.audio(codebook, logits.float()).tolist()
 
 
 @pytest.mark.usefixtures("few_candidates")
 @pytest.mark.parametrize("card", [97, 257])
 @pytest.mark.parametrize("kind", ["distinct", "equal", "bfloat16", "infinite"])
-def test_a_large_vocabulary_is_shortlisted_first(
+def test_large_vocabularies_are_shortlisted(
     card: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "MAX_SORTED", 96)
@@ -82,12 +83,12 @@ def test_a_large_vocabulary_is_shortlisted_first(
         logits[:, card // 2 :] = -torch.inf
         logits[:, card - 1] = 4.0
     plain = frame_sampler(40, [0, 7, 1 << 33, 12, 100], text_card=card)
-    drawn = replace(plain, fused=True).text(logits)
-    assert drawn.dtype == torch.int64
-    assert drawn.tolist() == plain.text(logits.float()).tolist()
+    sampled = replace(plain, fused=True).text(logits)
+    assert sampled.dtype == torch.int64
+    assert sampled.tolist() == plain.text(logits.float()).tolist()
 
 
-def test_at_the_size_of_blocks_on_a_gpu() -> None:
+def test_blocks_of_the_size_on_a_gpu() -> None:
     """One row: the interpreter takes a second to sort 2,048 logits."""
     generator = torch.Generator().manual_seed(0)
     plain = frame_sampler(2_048, [3, 4, 5, 6, 7], text_card=4_500)
@@ -99,14 +100,14 @@ def test_at_the_size_of_blocks_on_a_gpu() -> None:
     assert torch.equal(fused.text(text), one.text(text))
 
 
-def test_what_one_program_cannot_sort_is_refused() -> None:
-    assert can_draw(32_000, 256) and can_draw(4_096, 256) and can_draw(100_000, 64)
-    assert not can_draw(32_769, 256) and not can_draw(32_000, 257)
+def test_can_sample_is_false_beyond_one_programs_limit() -> None:
+    assert can_sample(32_000, 256) and can_sample(4_096, 256) and can_sample(100_000, 64)
+    assert not can_sample(32_769, 256) and not can_sample(32_000, 257)
 
 
 @pytest.mark.usefixtures("few_candidates")
 @pytest.mark.parametrize("shortlisted", [False, True])
-def test_a_row_that_is_not_finite_draws_a_token_and_disturbs_no_other(
+def test_non_finite_rows_yield_a_token_and_affect_no_other_row(
     shortlisted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if shortlisted:
@@ -117,58 +118,61 @@ def test_a_row_that_is_not_finite_draws_a_token_and_disturbs_no_other(
     expected = plain.text(logits)
     for bad in (torch.nan, torch.inf, -torch.inf):
         logits[1] = bad
-        drawn = replace(plain, fused=True).text(logits)
-        assert 0 <= int(drawn[1]) < 100
-        assert drawn[[0, 2, 3, 4]].tolist() == expected[[0, 2, 3, 4]].tolist()
+        sampled = replace(plain, fused=True).text(logits)
+        assert 0 <= int(sampled[1]) < 100
+        assert sampled[[0, 2, 3, 4]].tolist() == expected[[0, 2, 3, 4]].tolist()
 
 
 @pytest.fixture
-def warnings() -> Iterator[list[str]]:
-    said: list[str] = []
-    sink = logger.add(said.append, level="WARNING", format="{message}")
-    sampling.fused_draws_work.cache_clear()
-    yield said
-    sampling.fused_draws_work.cache_clear()
+def warnings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    monkeypatch.setattr(availability, "_results", {})
+    lines: list[str] = []
+    sink = logger.add(lines.append, level="WARNING", format="{message}")
+    yield lines
     logger.remove(sink)
 
 
 @pytest.mark.usefixtures("few_candidates")
-def test_the_kernel_passes_its_check(warnings: list[str]) -> None:
-    assert sampling.fused_draws_work(CPU, CandidateCounts(40, 16))
+def test_kernel_passes_its_check(warnings: list[str]) -> None:
+    assert sampling.fused_sampling_works(CPU, CandidateCounts(40, 16))
     assert warnings == []
 
 
 @pytest.mark.usefixtures("few_candidates")
 @pytest.mark.parametrize("wrong", ["raises", "differs", "card"])
-def test_a_kernel_that_fails_its_check_is_left_out_with_one_warning(
+def test_a_kernel_that_fails_its_check_is_not_used_and_logged_once(
     wrong: str, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def draw(logits: torch.Tensor, **kwargs: object) -> torch.Tensor:
+    def sample(logits: torch.Tensor, **kwargs: object) -> torch.Tensor:
         if wrong == "raises":
             raise RuntimeError("no such instruction\nand a long dump")
         return torch.zeros(len(logits), dtype=torch.int64)
 
-    monkeypatch.setattr(kernels, "draw", draw)
+    monkeypatch.setattr(kernels, "sample", sample)
     for _ in range(2):
-        assert not sampling.fused_draws_work(
+        assert not sampling.fused_sampling_works(
             CPU, CandidateCounts(600_000 if wrong == "card" else 40, 16)
         )
     reason = {
-        "raises": "RuntimeError: no such instruction",
-        "differs": "its draws differ from the plain path's",
-        "card": "it cannot rank 16 of 600,000 logits",
+        "raises": "RuntimeError: no such instruction and a long dump",
+        "differs": "RuntimeError: its tokens differ from PyTorch's",
+        "card": "RuntimeError: it cannot rank 16 of 600,000 logits",
     }[wrong]
-    assert warnings == [f"tokens are drawn without a kernel of their own: {reason}\n"]
+    text_card = "600,000" if wrong == "card" else "40"
+    assert warnings == [
+        f"the sampling kernel for {text_card} text tokens and 16 audio codes is not available on "
+        f"cpu: {reason}; PyTorch samples the tokens, with more launches\n"
+    ]
 
 
-def test_widths_say_what_a_batch_wants() -> None:
+def test_candidate_counts_of_a_batch() -> None:
     state = SamplerState(3, LMConfig(), CPU)
-    assert state.wanted([0, 1, 2]) == CandidateCounts(0, 0)
+    assert state.requested_counts([0, 1, 2]) == CandidateCounts(0, 0)
     state.set(0, SamplingParams())
     state.set(1, SamplingParams(top_k_text=300, temperature_audio=0))
-    assert state.wanted([0]) == CandidateCounts(25, 250)
-    assert state.wanted([1]) == CandidateCounts(300, 0)
-    assert state.wanted([0, 1]) == CandidateCounts(300, 250)
-    assert state.fixed.hold(state.wanted([0]))
-    assert not state.fixed.hold(state.wanted([0, 1]))
-    assert state.fixed.widened(state.wanted([1])) == CandidateCounts(300, 256)
+    assert state.requested_counts([0]) == CandidateCounts(25, 250)
+    assert state.requested_counts([1]) == CandidateCounts(300, 0)
+    assert state.requested_counts([0, 1]) == CandidateCounts(300, 250)
+    assert state.fixed_counts.covers(state.requested_counts([0]))
+    assert not state.fixed_counts.covers(state.requested_counts([0, 1]))
+    assert state.fixed_counts.maximum(state.requested_counts([1])) == CandidateCounts(300, 256)

@@ -1,4 +1,4 @@
-"""Packed and 8-bit weights compute what the plain ones do."""
+"""Packed and low-bit layers against plain ones; norm and MLP."""
 
 from __future__ import annotations
 
@@ -7,14 +7,8 @@ import torch
 
 from pipecat_personaplex.config import QUANTIZATIONS, Quantization
 from pipecat_personaplex.models.layers import GatedMLP, RMSNorm
-from pipecat_personaplex.models.linear import (
-    BlockLinear,
-    Int4Linear,
-    Int8Linear,
-    Linear,
-    PackedLinear,
-    optimize_linear,
-)
+from pipecat_personaplex.models.linear import Linear, PackedLinear, optimize_linear
+from pipecat_personaplex.models.low_bit_linear import BlockLinear, Int4Linear, Int8Linear
 from pipecat_personaplex.quantization.weights import dequantize, quantize
 
 
@@ -25,7 +19,7 @@ def linear(rows: int, columns: int, quantizable: bool = True) -> Linear:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 33, 300])
-def test_a_packed_weight_multiplies_like_the_plain_one(rows: int) -> None:
+def test_packed_linear_equals_the_plain_layer(rows: int) -> None:
     layer = linear(512, 384)
     packed = optimize_linear(layer, None)
     assert isinstance(packed, PackedLinear)
@@ -34,7 +28,7 @@ def test_a_packed_weight_multiplies_like_the_plain_one(rows: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 32, 33, 300])
-def test_an_int8_weight_is_close_on_both_sides_of_the_kernels_bound(rows: int) -> None:
+def test_int8_error_with_and_without_the_kernel(rows: int) -> None:
     layer = linear(512, 384)
     small = optimize_linear(layer, "int8")
     assert isinstance(small, Int8Linear)
@@ -51,7 +45,7 @@ def test_an_int8_weight_is_close_on_both_sides_of_the_kernels_bound(rows: int) -
 )
 @pytest.mark.parametrize(("outputs", "inner"), [(512, 384), (80, 272)])
 @pytest.mark.parametrize("rows", [1, 2, 8, 33, 300])
-def test_other_low_bit_weights_are_close(
+def test_int4_and_fp8_errors(
     rows: int, outputs: int, inner: int, format: Quantization, form: type, most: float
 ) -> None:
     layer = linear(outputs, inner)
@@ -62,24 +56,24 @@ def test_other_low_bit_weights_are_close(
     y = small(x)
     assert (y.shape, y.dtype) == (expected.shape, torch.float32)
     assert (y - expected).norm() / expected.norm() < most
-    # What remains is the weights' rounding, not the product's.
+    # The error comes from the weights' rounding, not from the product.
     rounded = x @ dequantize(quantize(layer.weight, format)).T
     assert (y - rounded).norm() / rounded.norm() < 0.01
 
 
-def test_a_height_the_int4_kernel_cannot_take_is_expanded() -> None:
+def test_block_linear_replaces_an_unsupported_int4_height() -> None:
     small = optimize_linear(linear(120, 256), "int4")
     assert isinstance(small, BlockLinear)
 
 
-def test_int8_takes_int4s_place_where_four_bits_are_too_few() -> None:
+def test_int8_replaces_int4_if_int4_is_not_allowed() -> None:
     layer = linear(64, 64)
-    layer.four_bits = False
+    layer.allow_int4 = False
     assert isinstance(optimize_linear(layer, "int4"), Int8Linear)
     assert isinstance(optimize_linear(layer, "fp8"), BlockLinear)
 
 
-def test_int8_rows_of_zeros_stay_zero_and_extremes_are_kept() -> None:
+def test_int8_preserves_zero_rows_and_extremes() -> None:
     layer = linear(70, 64)
     layer.weight.data[3] = 0
     layer.weight.data[65] = 0
@@ -92,18 +86,18 @@ def test_int8_rows_of_zeros_stay_zero_and_extremes_are_kept() -> None:
 
 
 @pytest.mark.parametrize("columns", [520, 600, 1000])
-def test_a_width_the_int8_kernel_cannot_read_stays_precise(columns: int) -> None:
+def test_unsupported_int8_widths_stay_in_floating_point(columns: int) -> None:
     layer = linear(384, columns)
     assert columns % 16
-    kept = optimize_linear(layer, "int8")
-    assert isinstance(kept, PackedLinear)
+    packed = optimize_linear(layer, "int8")
+    assert isinstance(packed, PackedLinear)
     for rows in (1, 2, 8):
         x = torch.randn(rows, columns)
         expected = layer(x)
-        assert (kept(x) - expected).norm() / expected.norm() < 0.01
+        assert (packed(x) - expected).norm() / expected.norm() < 0.01
 
 
-def test_heads_are_never_quantised_and_small_layers_stay_plain() -> None:
+def test_heads_are_not_quantised_and_small_layers_not_packed() -> None:
     head = optimize_linear(linear(2048, 256, quantizable=False), "int8")
     assert isinstance(head, PackedLinear)
     small = linear(32, 32)
@@ -113,7 +107,7 @@ def test_heads_are_never_quantised_and_small_layers_stay_plain() -> None:
 
 @pytest.mark.parametrize("quantization", [None, *QUANTIZATIONS])
 @pytest.mark.parametrize(("rows", "columns"), [(512, 384), (2048, 4096)])
-def test_a_row_is_the_same_to_the_bit_beside_any_neighbours(
+def test_rows_are_bit_exact_in_every_batch_size(
     rows: int, columns: int, quantization: str | None
 ) -> None:
     layer = optimize_linear(linear(rows, columns), quantization)
@@ -123,13 +117,13 @@ def test_a_row_is_the_same_to_the_bit_beside_any_neighbours(
         assert torch.equal(layer(x[:batch]), alone[:batch])
 
 
-def test_weights_elsewhere_than_on_a_cpu_stay_as_they_are() -> None:
+def test_weights_of_other_devices_are_unchanged() -> None:
     with torch.device("meta"):
         layer = Linear(1024, 1024)
     assert optimize_linear(layer, None) is layer
 
 
-def test_rms_norm_is_computed_wide() -> None:
+def test_rms_norm_is_computed_in_float32() -> None:
     norm = RMSNorm(64)
     torch.nn.init.uniform_(norm.alpha, 0.5, 1.5)
     x = torch.randn(2, 3, 64) * 1e-5
@@ -140,7 +134,7 @@ def test_rms_norm_is_computed_wide() -> None:
     torch.testing.assert_close(narrow.float(), expected, atol=1e-2, rtol=2e-2)
 
 
-def test_the_gated_mlp_takes_gate_and_up_in_that_order() -> None:
+def test_gated_mlp_splits_gate_before_up() -> None:
     mlp = GatedMLP(8, 16)
     for layer in (mlp.linear_in, mlp.linear_out):
         torch.nn.init.normal_(layer.weight)

@@ -1,4 +1,4 @@
-"""Parity with PyPI ``moshi``, which nobody here wrote: the same random weights in both."""
+"""Parity with the independent implementation ``moshi`` from PyPI, on the same random weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CONFIG = ModelConfig(
         codebook_dim=32,
     ),
 )
-FRAMES = 100  # the rings of both transformers go round
+FRAMES = 100  # longer than the windows of both transformers
 
 
 @dataclass
@@ -62,7 +62,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
 
     folder: Path = write_checkpoint(tmp_path_factory.mktemp("peer") / "checkpoint", CONFIG)
     peer_mimi_kwargs = peer_mimi_config(CONFIG)
-    peer_mimi_kwargs["quantizer"]["n_q"] = 10  # as the file holds
+    peer_mimi_kwargs["quantizer"]["n_q"] = 10  # as many as the file stores
     with no_compile():
         yield Both(
             ours=load_checkpoint(folder, device=CPU, dtype=torch.float32),
@@ -84,8 +84,8 @@ def pcm() -> torch.Tensor:
 def test_codec_codes_and_audio_agree(both: Both, pcm: torch.Tensor) -> None:
     ours = encode_stream(both.ours.mimi, pcm)
     with torch.inference_mode(), both.peer_mimi.streaming(1):
-        frames = pcm.view(FRAMES, 1, 1, FRAME_SAMPLES)
-        theirs = torch.cat([both.peer_mimi.encode(frame) for frame in frames], dim=-1)[0].T
+        pcm_frames = pcm.view(FRAMES, 1, 1, FRAME_SAMPLES)
+        theirs = torch.cat([both.peer_mimi.encode(frame) for frame in pcm_frames], dim=-1)[0].T
         sound = [both.peer_mimi.decode(codes[None, :, None])[0, 0] for codes in theirs]
     assert theirs.unique().numel() > 50
     torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
@@ -93,8 +93,8 @@ def test_codec_codes_and_audio_agree(both: Both, pcm: torch.Tensor) -> None:
     codec, batch = CodecSlots(both.ours.mimi, 1, CPU), Batch.of([0], CPU)
     with torch.inference_mode():
         for index, (codes, expected) in enumerate(zip(theirs, sound, strict=True)):
-            place = torch.tensor([index])
-            got = codec.decode(batch, codes[None], [index], place)[0]
+            frames = torch.tensor([index])
+            got = codec.decode(batch, codes[None], [index], frames)[0]
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -110,9 +110,9 @@ def test_language_model_logits_agree(both: Both) -> None:
     peer = both.peer_lm
     with torch.inference_mode(), peer.streaming(1):
         for index, column in enumerate(columns):
-            place = torch.tensor([index])
+            position = torch.tensor([index])
             x = lm.embed(column)[None, None]
-            hidden = lm(x, place[:, None], ring.at(batch, [index], place))[:, 0]
+            hidden = lm(x, position[:, None], ring.at(batch, [index], position))[:, 0]
             peer_hidden, peer_text = peer.forward_text(column[None, :, None])
             torch.testing.assert_close(
                 lm.text_logits(hidden), peer_text[:, 0, 0], atol=1e-4, rtol=1e-4

@@ -1,1 +1,1 @@
-"""Mimi, the codec: 24 kHz audio to eight codes every 80 ms, and back."""
+"""The Mimi codec: 24 kHz audio to eight codes per 80 ms frame, and back."""

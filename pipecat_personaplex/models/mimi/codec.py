@@ -1,4 +1,4 @@
-"""The codec, one 80 ms frame at a time, for a batch of slots."""
+"""The Mimi codec: one 80 ms frame at a time, for a batch of slots."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipecat_personaplex.kernels.rotary import RotaryCosSin
 from pipecat_personaplex.models.attention import (
     KVStore,
-    RotaryCosSin,
     SelfAttention,
     offer_rotation,
     rotary_frequencies,
@@ -27,10 +27,11 @@ from pipecat_personaplex.models.mimi.quantizer import SplitQuantizer
 from pipecat_personaplex.models.mimi.seanet import Decoder, Encoder, StateShape
 
 LATENTS_PER_FRAME = 2
+"""Positions of the codec's transformers in a frame: they run at 25 Hz, frames at 12.5 Hz."""
 
 
 class CodecLayer(nn.Module):
-    """LayerNorm, attention and GELU MLP, each branch scaled by feature."""
+    """Attention and GELU MLP, each after a LayerNorm and with a learned scale for each feature."""
 
     def __init__(self, dim: int, num_heads: int, hidden: int):
         super().__init__()
@@ -42,19 +43,19 @@ class CodecLayer(nn.Module):
         self.linear2 = Linear(hidden, dim)
         self.scale2 = nn.Parameter(torch.empty(dim), requires_grad=False)
 
-    def forward(self, x: Tensor, kv: KVStore, layer: int, turn: RotaryCosSin | None) -> Tensor:
+    def forward(self, x: Tensor, kv: KVStore, layer: int, rotary: RotaryCosSin | None) -> Tensor:
         """[B, T, dim] -> [B, T, dim]."""
-        x = _add_scaled(x, self.scale1, self.self_attn(self.norm1(x), kv, layer, turn))
+        x = _add_scaled(x, self.scale1, self.self_attn(self.norm1(x), kv, layer, rotary))
         return _add_scaled(x, self.scale2, self.linear2(F.gelu(self.linear1(self.norm2(x)))))
 
 
 def _add_scaled(x: Tensor, scale: Tensor, y: Tensor) -> Tensor:
-    """``x + scale * y`` in one launch; a CPU is faster with two."""
+    """``x + scale * y``: one launch on a GPU; on a CPU, two operations are faster."""
     return x + scale * y if x.is_cpu else torch.addcmul(x, scale, y)
 
 
 class CodecTransformer(nn.Module):
-    """Layers over latents at 25 Hz."""
+    """Transformer over latents at 25 Hz."""
 
     def __init__(self, config: MimiConfig):
         super().__init__()
@@ -63,15 +64,15 @@ class CodecTransformer(nn.Module):
             for _ in range(config.num_layers)
         )
 
-    def forward(self, x: Tensor, kv: KVStore, turn: RotaryCosSin | None) -> Tensor:
+    def forward(self, x: Tensor, kv: KVStore, rotary: RotaryCosSin | None) -> Tensor:
         """[B, T, dim] -> [B, T, dim]."""
         for index, layer in enumerate(self.layers):
-            x = layer(x, kv, index, turn)
+            x = layer(x, kv, index, rotary)
         return x
 
 
 class Mimi(nn.Module):
-    """Mimi's encoder, quantiser and decoder, all in float32, so that codes match."""
+    """Mimi's encoder, quantiser and decoder, in float32, so that codes equal the reference's."""
 
     frequencies: Tensor
 
@@ -93,13 +94,14 @@ class Mimi(nn.Module):
             self.upsample.state_shape,
             *self.decoder.state_shapes,
         ]
+        # Numbers of state per slot: of the encoder's convolutions, and of all convolutions.
         self._encoder_size, self._state_size = accumulate(
             sum(map(math.prod, shapes)) for shapes in (self._encoder_shapes, self._decoder_shapes)
         )
         self.reset_constants("cpu")
 
     def reset_constants(self, device: torch.device | str) -> None:
-        """Make what the checkpoint does not hold, once its tensors are in place."""
+        """Create the constants that a checkpoint does not contain, once its weights are loaded."""
         head_dim = self.config.dimension // self.config.num_heads
         self.register_buffer(
             "frequencies",
@@ -110,11 +112,11 @@ class Mimi(nn.Module):
         self.quantizer.acoustic.reset_constants()
 
     def new_state(self, slots: int) -> Tensor:
-        """The convolutions' state for fresh streams, [slots, size]; keys and values are beside."""
+        """Convolution state of new streams, float32 [slots, size]. Keys and values are separate."""
         return self.frequencies.new_zeros(slots, self._state_size)
 
     def rotation(self, frames: Tensor) -> RotaryCosSin:
-        """Rotary angles of the frames' two latents: ``frames`` [B] counts from 0."""
+        """Rotary angles of the two latents of frames [B] int64, counted from 0."""
         pair = torch.arange(LATENTS_PER_FRAME, device=frames.device)
         return rotation(frames[:, None] * LATENTS_PER_FRAME + pair, self.frequencies)
 
@@ -122,20 +124,20 @@ class Mimi(nn.Module):
         """Encode one frame of each stream.
 
         Args:
-            pcm: float32 [B, 1920], 24 kHz.
-            state: See ``new_state``.
+            pcm: Samples, float32 [B, 1920] at 24 kHz.
+            state: State of all slots, from ``new_state``; updated in place.
             kv: The encoder transformer's keys and values.
-            frames: How many frames each stream has encoded before, [B] int64.
-            rows: The slots that B names.
+            frames: Number of frames that each stream has encoded before, [B] int64.
+            rows: The slots of the B rows.
 
         Returns:
-            Codes, [B, 8] int64, semantic first.
+            Codes, [B, 8] int64, the semantic code first.
         """
         convs = state[:, : self._encoder_size]
         with _states(convs, rows, self._encoder_shapes) as (*seanet, downsample):
-            x = self.encoder(pcm[..., None], seanet)
+            x = self.encoder(pcm[..., None], seanet)  # [B, 1920, 1] -> [B, 2, dim]
             x = self.encoder_transformer(x, kv, offer_rotation(self.rotation(frames), kv))
-            x = self.downsample(x, downsample, frames == 0)
+            x = self.downsample(x, downsample, frames == 0)  # -> [B, 1, dim]
         return self.quantizer.encode(x[:, 0])
 
     def decode(
@@ -145,28 +147,32 @@ class Mimi(nn.Module):
 
         Args:
             codes: [B, 8] int64.
-            state: See ``new_state``.
+            state: State of all slots, from ``new_state``; updated in place.
             kv: The decoder transformer's keys and values.
-            frames: How many frames each stream has decoded before, [B] int64.
-            rows: The slots that B names.
+            frames: Number of frames that each stream has decoded before, [B] int64.
+            rows: The slots of the B rows.
 
         Returns:
-            Audio, float32 [B, 1920].
+            Samples, float32 [B, 1920] at 24 kHz.
         """
-        x = self.quantizer.decode(codes)[:, None]
+        x = self.quantizer.decode(codes)[:, None]  # [B, 1, dim]
         convs = state[:, self._encoder_size :]
         with _states(convs, rows, self._decoder_shapes) as (upsample, *seanet):
-            x = self.upsample(x, upsample)
+            x = self.upsample(x, upsample)  # -> [B, 2, dim]
             x = self.decoder_transformer(x, kv, offer_rotation(self.rotation(frames), kv))
-            y: Tensor = self.decoder(x, seanet)
+            y: Tensor = self.decoder(x, seanet)  # -> [B, 1920, 1]
         return y[..., 0]
 
 
 @contextmanager
 def _states(storage: Tensor, rows: Rows, shapes: list[StateShape]) -> Iterator[list[Tensor]]:
-    """Each convolution's state in some rows: views, or copies that are put back together."""
-    mine = storage[rows]
-    parts = torch.split(mine, [math.prod(shape) for shape in shapes], dim=1)
+    """Each convolution's state of some slots, [B, *shape].
+
+    For consecutive slots these are views of ``storage``; for others, copies that are written back
+    at the end.
+    """
+    selected = storage[rows]
+    parts = torch.split(selected, [math.prod(shape) for shape in shapes], dim=1)
     yield [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
     if isinstance(rows, Tensor):
-        storage[rows] = mine
+        storage[rows] = selected

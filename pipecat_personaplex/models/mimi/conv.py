@@ -1,9 +1,8 @@
-"""Causal convolutions that stream: what a frame leaves for the next is in the caller's buffers.
+"""Streaming causal convolutions. The state between frames is in the caller's buffers.
 
-A frame is short and the layers are wide, so each convolution is one matrix product over the
-windows of its input, channels last: on a CPU that reads the weights once, at memory bandwidth.
-A layer's ``state`` has one row for each of its input's, and is written in place. All zeros are a
-fresh start.
+A frame is short and the layers are wide, so each convolution is one matrix product over the windows
+of its input, channels last. On a CPU it reads the weights once, at memory bandwidth. ``state`` has
+one row for each row of the input and is updated in place; zeros start a stream.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ def _new_bias(channels: int) -> nn.Parameter:
 
 
 class CausalConv(nn.Module):
-    """Convolution that sees the past only; its state is the input that later frames need.
+    """Causal convolution. Its state is the end of the input, which the next frame's windows need.
 
     Args:
         in_channels: C_in.
         out_channels: C_out.
-        kernel: Taps.
-        stride: Input samples an output sample.
-        bias: Whether there is one.
+        kernel: Number of taps.
+        stride: Input samples per output sample.
+        bias: Whether a bias is added.
     """
 
     def __init__(
@@ -36,7 +35,7 @@ class CausalConv(nn.Module):
         self.kernel, self.stride = kernel, stride
         self.carry = kernel - stride
         self.state_shape = (self.carry, in_channels)
-        # A window's taps stand one after the other, each with all its channels.
+        # Columns are ordered by tap, then by channel.
         self.taps = Linear(kernel * in_channels, out_channels)
         self.bias = _new_bias(out_channels) if bias else None
 
@@ -48,7 +47,7 @@ class CausalConv(nn.Module):
         return self._product(windows.transpose(2, 3).flatten(2))
 
     def pointwise(self, x: Tensor) -> Tensor:
-        """A kernel of 1, which needs no state: [B, T, C_in] -> [B, T, C_out]."""
+        """``forward`` for one tap, which needs no state: [B, T, C_in] -> [B, T, C_out]."""
         return self._product(x)
 
     def _product(self, windows: Tensor) -> Tensor:
@@ -57,7 +56,7 @@ class CausalConv(nn.Module):
 
 
 class CausalConvTranspose(nn.Module):
-    """Upsampling convolution; its state is the part of the output that overlaps the next frame.
+    """Upsampling convolution. Its state is the part of the output that overlaps the next frame.
 
     Args:
         in_channels: C_in.
@@ -70,7 +69,7 @@ class CausalConvTranspose(nn.Module):
         self.stride = stride
         self.out_channels = out_channels
         self.state_shape = (stride, out_channels)
-        # For each input sample the whole kernel's output, tap by tap.
+        # For each input sample, the output of all taps.
         self.taps = Linear(in_channels, 2 * stride * out_channels)
         self.bias = _new_bias(out_channels)
 
@@ -82,14 +81,14 @@ class CausalConvTranspose(nn.Module):
         early[:, 0] += state
         early[:, 1:] += late[:, :-1]
         state.copy_(late[:, -1])
-        # The bias is added here, once: the part that was carried over must not bring another.
+        # The carried part has no bias, so that each output sample gets it once.
         return (early + self.bias).flatten(1, 2)
 
 
 class Downsample(nn.Module):
     """Stride-2 convolution from 25 to 12.5 Hz.
 
-    Alone among Mimi's convolutions it pads a stream's start with its first value.
+    Unlike Mimi's other convolutions, it pads the start of a stream with the first value.
     """
 
     def __init__(self, dim: int):
@@ -97,14 +96,14 @@ class Downsample(nn.Module):
         self.conv = CausalConv(dim, dim, kernel=4, stride=2, bias=False)
 
     def forward(self, x: Tensor, state: Tensor, first: Tensor) -> Tensor:
-        """[B, 2, dim] -> [B, 1, dim]; ``first`` [B] is true for streams that start here."""
+        """[B, 2, dim] -> [B, 1, dim]; ``first`` [B] is true for rows whose stream starts."""
         state.copy_(torch.where(first[:, None, None], x[:, :1], state))
         y: Tensor = self.conv(x, state)
         return y
 
 
 class Upsample(nn.Module):
-    """Transposed convolution from 12.5 to 25 Hz, each channel by itself."""
+    """Transposed convolution from 12.5 to 25 Hz, depthwise."""
 
     stride = 2
 

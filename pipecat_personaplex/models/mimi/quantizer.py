@@ -10,16 +10,16 @@ from pipecat_personaplex.constants import CODEBOOKS
 
 
 class ResidualQuantizer(nn.Module):
-    """A group of codebooks, each quantising what the ones before it left over.
+    """A group of codebooks, each of which quantises the residual of the previous ones.
 
     Args:
-        codebooks: How many.
-        bins: Codes a codebook.
-        dim: Of a centroid.
-        latent_dim: Of the codec's latents, projected in and out.
+        codebooks: Number of codebooks.
+        bins: Codes per codebook.
+        dim: Dimension of a centroid.
+        latent_dim: Dimension of the codec's latents, which are projected in and out.
     """
 
-    handicaps: Tensor
+    distance_bias: Tensor
 
     def __init__(self, codebooks: int, bins: int, dim: int, latent_dim: int):
         super().__init__()
@@ -28,18 +28,18 @@ class ResidualQuantizer(nn.Module):
         self.output_proj = nn.Parameter(torch.empty(latent_dim, dim), requires_grad=False)
 
     def reset_constants(self) -> None:
-        """Make what ``encode`` needs beside the centroids: minus half their squared norms."""
+        """Compute what ``encode`` adds to the products: minus half the centroids' squared norms."""
         self.register_buffer(
-            "handicaps", -0.5 * self.centroids.square().sum(dim=-1), persistent=False
+            "distance_bias", -0.5 * self.centroids.square().sum(dim=-1), persistent=False
         )
 
     def encode(self, latent: Tensor) -> Tensor:
-        """[B, latent_dim] -> codes [B, codebooks]: the nearest centroid in L2."""
+        """[B, latent_dim] -> codes [B, codebooks] int64: the nearest centroids by L2 distance."""
         residual = F.linear(latent, self.input_proj)
         codes = []
-        for centroids, handicap in zip(self.centroids, self.handicaps, strict=True):
-            # The nearest centroid has the largest x . c - |c|^2 / 2.
-            code = torch.addmm(handicap, residual, centroids.T).argmax(dim=-1)
+        for centroids, bias in zip(self.centroids, self.distance_bias, strict=True):
+            # argmin |x - c|^2 is argmax x . c - |c|^2 / 2: [B, dim] -> [B, bins] -> [B].
+            code = torch.addmm(bias, residual, centroids.T).argmax(dim=-1)
             residual = residual - F.embedding(code, centroids)
             codes.append(code)
         return torch.stack(codes, dim=1)
@@ -53,7 +53,7 @@ class ResidualQuantizer(nn.Module):
 
 
 class SplitQuantizer(nn.Module):
-    """Both groups quantise the same latent; decoding adds them."""
+    """Semantic and acoustic codebooks quantise the same latent; decoding adds the results."""
 
     def __init__(self, bins: int, dim: int, latent_dim: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""SEANet: the convolutional encoder and decoder around Mimi's transformers."""
+"""SEANet: the convolutional encoder and decoder around Mimi's transformers. Channels are last."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pipecat_personaplex.models.config import MimiConfig
 from pipecat_personaplex.models.mimi.conv import CausalConv, CausalConvTranspose
 
 StateShape = tuple[int, int]
+"""(positions, channels) of a convolution's state for one slot."""
 States = Sequence[Tensor]
-"""One tensor a convolution that keeps state, in the order in which they run."""
+"""One tensor [B, *StateShape] for each convolution with state, in the order in which they run."""
 
 
 class ResidualBlock(nn.Module):
-    """ELU, kernel-3 convolution down, ELU, kernel-1 convolution up, skip."""
+    """ELU, convolution to fewer channels, ELU, pointwise convolution back, residual connection."""
 
     def __init__(self, channels: int, kernel: int, compress: int):
         super().__init__()
@@ -31,7 +32,7 @@ class ResidualBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Audio to latents at 25 Hz."""
+    """Audio at 24 kHz to latents at 25 Hz."""
 
     def __init__(self, config: MimiConfig):
         super().__init__()
@@ -62,7 +63,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents at 25 Hz to audio."""
+    """Latents at 25 Hz to audio at 24 kHz."""
 
     def __init__(self, config: MimiConfig):
         super().__init__()

@@ -1,6 +1,6 @@
-"""Compile the attention kernels for GPUs that need not be there; run by ``test_compile``.
+"""Compile the ring attention kernels for other GPUs; run by ``test_compile_ring_attention``.
 
-In a process of its own, since Triton's interpreter and its compiler exclude each other.
+This needs a separate process: Triton's interpreter and compiler exclude each other.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pipecat_personaplex.kernels import ring_attention as attention
-from pipecat_personaplex.kernels import ring_ops as rings
+from pipecat_personaplex.kernels import ring_attention
+from pipecat_personaplex.kernels.ring_ops import RingPlan
 
 _NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float8_e4m3fn: "*fp8e4nv"}
 _TYPES = {
@@ -30,7 +30,7 @@ _TYPES = {
     "cos": "*fp32",
     "sin": "*fp32",
 }
-# Multiples of 16 wherever the engine runs them, which is what lets loads be wide.
+# The engine's strides are multiples of 16, which lets the compiler use wide loads.
 _STRIDES = ("row", "head", "step")
 
 
@@ -39,13 +39,13 @@ def compile_kernel(
 ) -> Any:
     signature = {}
     aligned = {}
-    for place, name in enumerate(kernel.arg_names):
+    for index, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
             continue
         signature[name] = (types | _TYPES).get(name, "i32")
         if signature[name].startswith("*") or name.endswith(_STRIDES):
-            aligned[(place,)] = [["tt.divisibility", 16]]
+            aligned[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(
         fn=kernel,
         signature=signature,
@@ -58,9 +58,9 @@ def compile_kernel(
 def report(
     capability: int, heads: int, window: int, head_dim: int, dtype: Any, kv_dtype: Any
 ) -> dict[str, Any]:
-    """What the compiler made of the kernels for one kind of ring."""
+    """Properties of the compiled kernels for one kind of ring."""
     target = GPUTarget("cuda", capability, 32)
-    plan = rings.Plan.of(heads, window, head_dim, kv_dtype)
+    plan = RingPlan.of(heads, window, head_dim, kv_dtype)
     quantized = kv_dtype == torch.float8_e4m3fn
     shape: dict[str, Any] = {
         "HEADS": heads,
@@ -72,35 +72,35 @@ def report(
     kind: dict[str, Any] = {"QUANTIZED": quantized, "ROTATE": True}
     if not quantized:
         kind |= {"key_scales": None, "value_scales": None}
-    x, kept = _NAMES[dtype], _NAMES[kv_dtype]
-    bits = "*u8" if quantized else kept
-    part = compile_kernel(
-        attention._attend_part,
+    x, stored = _NAMES[dtype], _NAMES[kv_dtype]
+    bits = "*u8" if quantized else stored
+    split_kernel = compile_kernel(
+        ring_attention._attend_split,
         target,
-        attention.PART_WARPS,
+        ring_attention.SPLIT_WARPS,
         {
             "q": x,
             "k": x,
             "v": x,
-            "keys": kept,
-            "values": kept,
+            "keys": stored,
+            "values": stored,
             "key_bits": bits,
             "value_bits": bits,
         },
         split | kind,
     )
     compile_kernel(
-        attention._merge,
+        ring_attention._merge,
         target,
-        attention.MERGE_WARPS,
+        ring_attention.MERGE_WARPS,
         {"out": x},
         split | {"BLOCK_SPLITS": triton.next_power_of_2(plan.splits)},
     )
-    loop = part.asm["ttgir"].split("scf.for")[1].split("scf.yield")[0]
+    loop = split_kernel.asm["ttgir"].split("scf.for")[1].split("scf.yield")[0]
     return {
-        "shared_bytes": part.metadata.shared,
+        "shared_bytes": split_kernel.metadata.shared,
         "copies": sorted(
-            set(re.findall(r"cp\.async\.c\w\.shared\.global.*?(0x\w+)", part.asm["ptx"]))
+            set(re.findall(r"cp\.async\.c\w\.shared\.global.*?(0x\w+)", split_kernel.asm["ptx"]))
         ),
         "layout_changes_in_loop": loop.count("convert_layout"),
     }
@@ -113,8 +113,8 @@ def main() -> None:
     cards = {80: (released, codec), 89: (small,), 90: (released, small, odd), 100: (small, codec)}
     for capability, kinds in cards.items():
         for kind in kinds:
-            said = report(capability, *kind)
-            print(json.dumps({"capability": capability, "kind": str(kind), **said}))
+            compiled = report(capability, *kind)
+            print(json.dumps({"capability": capability, "kind": str(kind), **compiled}))
 
 
 if __name__ == "__main__":
