@@ -7,7 +7,7 @@ import torch
 
 from pipecat_personaplex.config import SamplingParams
 from pipecat_personaplex.engine.batch import Batch
-from pipecat_personaplex.engine.sampling import CandidateCounts, SamplerState, fused_draws_work
+from pipecat_personaplex.engine.sampling import CandidateCounts, SamplerState, fused_sampling_works
 from pipecat_personaplex.models.config import LMConfig
 from tests.gpu.machine import (
     CPU,
@@ -104,7 +104,7 @@ def test_what_nobody_owns_may_be_nan(dtype: torch.dtype = torch.bfloat16) -> Non
 @pytest.mark.skipif(not ON_CUDA, reason="the kernel is for CUDA")
 def test_tokens_are_drawn_by_the_kernel_as_by_the_plain_path() -> None:
     """At the model's size, thousands of rows; nearly all: sums may be rounded in another order."""
-    assert fused_draws_work(DEVICE, CandidateCounts(32_000, 2_048))
+    assert fused_sampling_works(DEVICE, CandidateCounts(32_000, 2_048))
     kernel, plain = (SamplerState(64, LMConfig(), DEVICE, fused=fused) for fused in (True, False))
     for slot in range(64):
         kernel.set(slot, params(slot))
