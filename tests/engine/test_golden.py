@@ -60,7 +60,7 @@ def test_the_attention_kernels_say_what_the_reference_says(
     def at(
         ring: RingCache, batch: Batch, starts: list[int], positions: torch.Tensor, steps: int = 1
     ) -> TritonRingAttention:
-        return TritonRingAttention(ring, batch, positions, steps)
+        return TritonRingAttention(ring.stored_keys, ring.stored_values, batch, positions, steps)
 
     monkeypatch.setattr(RingCache, "at", at)  # in the interpreter: a few frames
     golden, frames = conversation("friend"), 4
