@@ -64,15 +64,10 @@ class _GemmPlan(NamedTuple):
 def _plan(
     rows: int, outputs: int, kind: int, itemsize: int, tiles: int, prompt: bool = False
 ) -> _GemmPlan:
-    """Choose block sizes by arithmetic; there is no autotuning at start-up or in graph capture.
+    """Choose block sizes by arithmetic, so that nothing is tuned at start-up or in graph capture.
 
-    Args:
-        rows: Rows of x.
-        outputs: Outputs, of each half with a gate.
-        kind: How the weight is expanded.
-        itemsize: Bytes of one element of the weight tensor.
-        tiles: Tiles of W that a program reads at once: 2 with a gate, else 1.
-        prompt: Whether x holds the many positions of a prompt.
+    ``outputs`` counts those of one half with a gate; ``tiles`` is how many tiles of W a program
+    reads at once, two with a gate; ``prompt`` allows instructions that round differently.
     """
     sizes = _PROMPT_ROWS if prompt else _STEP_ROWS
     block_rows = next((size for size in sizes if rows <= size), sizes[-1])
