@@ -59,6 +59,69 @@ def checked_pcm(pcm: Pcm) -> Pcm:
     return np.clip(pcm, -1.0, 1.0)
 
 
+class InputQueue:
+    """The input frames of one session that wait for their step; safe for use from any thread.
+
+    The queue is bounded. If a frame arrives and the queue is full, the oldest frame is dropped and
+    counted: a client that sends faster than its frames are processed loses sound and gains no
+    delay.
+
+    Args:
+        max_frames: Complete frames (80 ms each) that may wait.
+    """
+
+    def __init__(self, max_frames: int):
+        self._max_frames = max_frames
+        self._lock = threading.Lock()
+        self._buffer = FrameBuffer()
+        self._frames: deque[QueuedFrame] = deque()
+        self._dropped = 0
+
+    @property
+    def has_frame(self) -> bool:
+        """Whether a complete frame waits. Takes no lock."""
+        return bool(self._frames)
+
+    @property
+    def queued(self) -> int:
+        """Complete frames that wait. Takes no lock."""
+        return len(self._frames)
+
+    @property
+    def dropped(self) -> int:
+        """Frames dropped so far because the queue was full. Takes no lock."""
+        return self._dropped
+
+    def push(self, pcm: Pcm, now: float) -> bool:
+        """Append samples and queue the frames that they complete.
+
+        Args:
+            pcm: Valid samples, see ``checked_pcm``: float32 [n]. A chunk of exactly one frame may
+                be queued without a copy, so the caller must not change it afterwards.
+            now: Monotonic seconds; the arrival time of these frames.
+
+        Returns:
+            Whether at least one frame was queued.
+        """
+        with self._lock:
+            excess = self._buffer.completed_by(len(pcm)) - self._max_frames
+            if excess > 0:
+                # More than the whole queue: skip what would be dropped instead of cutting it.
+                pcm = pcm[self._buffer.skip(excess) :]
+                self._dropped += excess
+            frames = self._buffer.push(pcm)
+            self._frames.extend(QueuedFrame(frame, now) for frame in frames)
+            while len(self._frames) > self._max_frames:
+                self._frames.popleft()
+                self._dropped += 1
+            return bool(frames)
+
+    def take(self) -> QueuedFrame | None:
+        """Remove and return the oldest frame; None if no complete frame waits."""
+        with self._lock:
+            return self._frames.popleft() if self._frames else None
+
+
 class Session:
     """A conversation in progress; made by ``Engine.open_session``.
 
@@ -94,19 +157,15 @@ class Session:
         self._on_end = on_end
         self._wake = wake
         self._spell = spell
-        self._max_queued = max_queued_frames
+        self._input = InputQueue(max_queued_frames)
         self._lock = threading.Lock()
-        self._buffer = FrameBuffer()
-        # Bounded: past max_queued_frames the oldest frame goes, so that a caller whose audio
-        # arrives faster than it can be answered loses sound rather than gaining delay.
-        self._queue: deque[QueuedFrame] = deque()
         # Bounded by MAX_SPEECH_FRAMES; one token leaves with each frame.
         self._forced_text: deque[int] = deque()
         self._new_sampling: SamplingParams | None = None
         self._ready = threading.Event()
         self._closed = threading.Event()
         self._ended = threading.Event()
-        self._frames = self._late = self._dropped = 0
+        self._frames = self._late = 0
 
     @property
     def closed(self) -> bool:
@@ -125,9 +184,7 @@ class Session:
         """
         self._require_open()
         pcm = checked_pcm(pcm)
-        with self._lock:
-            full = self._enqueue(pcm, time.monotonic())
-        if full:
+        if self._input.push(pcm, time.monotonic()):
             self._wake()
 
     def _require_open(self) -> None:
@@ -139,24 +196,6 @@ class Session:
         if self.error is not None:
             # Each time another: one raised again and again would gather every traceback.
             raise SessionFailed(str(self.error)) from self.error
-
-    def _enqueue(self, pcm: Pcm, now: float) -> bool:
-        """Queue the frames that these samples complete.
-
-        Returns:
-            Whether there is at least one.
-        """
-        excess = self._buffer.completed_by(len(pcm)) - self._max_queued
-        if excess > 0:
-            # More than the whole queue: skip what would be dropped without cutting it.
-            pcm = pcm[self._buffer.skip(excess) :]
-            self._dropped += excess
-        frames = self._buffer.push(pcm)
-        self._queue.extend(QueuedFrame(frame, now) for frame in frames)
-        while len(self._queue) > self._max_queued:
-            self._queue.popleft()
-            self._dropped += 1
-        return bool(frames)
 
     def say(self, text: str) -> None:
         """Have the agent say these words next, after any it has still to say.
@@ -218,28 +257,28 @@ class Session:
     def stats(self) -> SessionStats:
         """Counters so far."""
         with self._lock:
-            return SessionStats(self._frames, self._late, self._dropped, len(self._queue))
+            frames, late = self._frames, self._late
+        return SessionStats(frames, late, self.dropped_frames, self.queued_frames)
 
     @property
     def dropped_frames(self) -> int:
         """Input frames dropped so far; takes no lock."""
-        return self._dropped
+        return self._input.dropped
 
     # What follows is for the model thread.
 
     @property
     def queued_frames(self) -> int:
         """Full input frames that wait; may be asked for on any thread."""
-        return len(self._queue)
+        return self._input.queued
 
     def has_frame(self) -> bool:
         """Whether a full input frame waits."""
-        return bool(self._queue)
+        return self._input.has_frame
 
     def take(self) -> QueuedFrame | None:
         """The oldest full input frame."""
-        with self._lock:
-            return self._queue.popleft() if self._queue else None
+        return self._input.take()
 
     def take_forced_text(self) -> int:
         """The text token to force in the next step; -1 for none."""

@@ -49,6 +49,7 @@ class RemoteSession(Session):
         self.mute = mute
         # Bounded by _MAX_UNSAID: past it nothing is taken, and the caller is told.
         self._unsaid: deque[str] = deque()
+        self._dropped_by_server = 0
 
     def say(self, text: str) -> None:
         """Have the agent say these words next, after any it has still to say.
@@ -85,6 +86,11 @@ class RemoteSession(Session):
         super().update(sampling)
         self._wake()
 
+    @property
+    def dropped_frames(self) -> int:
+        """Input frames dropped so far, here and by the server; takes no lock."""
+        return self._input.dropped + self._dropped_by_server
+
     # What follows is for the remote engine's thread.
 
     @property
@@ -100,7 +106,7 @@ class RemoteSession(Session):
     def count_dropped(self, frames: int) -> None:
         """Count frames that the server dropped."""
         with self._lock:
-            self._dropped += frames
+            self._dropped_by_server += frames
 
     def receive(self, frame: SessionFrame, seconds: float) -> None:
         """Hand a frame to the caller, so long after what it answers.
