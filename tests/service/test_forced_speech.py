@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pipecat_personaplex import Engine
 from pipecat_personaplex.engine.prompt import speech_tokens
-from pipecat_personaplex.service.forced_speech import ForcedSpeech, most_frames
+from pipecat_personaplex.service.forced_speech import ForcedSpeech, max_frames
 from pipecat_personaplex.words import TURN_GAP_FRAMES
 
 GAP = [""] * TURN_GAP_FRAMES
@@ -97,7 +97,7 @@ def test_no_text_takes_more_frames_than_is_thought(loaded_engine: Engine):
 
     @given(st.text(max_size=60))
     def check(text: str) -> None:
-        assert len(speech_tokens(text, tokenizer)) <= most_frames(text)
+        assert len(speech_tokens(text, tokenizer)) <= max_frames(text)
 
     check()
     check.hypothesis.inner_test(

@@ -139,7 +139,7 @@ async def test_a_stalled_engine_holds_the_end_up_for_a_while_and_not_for_ever(
             assert 0.5 < time.monotonic() - begun < 5
             fake.step.set()
         assert not fake.open_sessions and words(pipeline) == ""
-    assert [line for line in warnings_logged if "before all was said" in line]
+    assert [line for line in warnings_logged if "before all forced speech was spoken" in line]
 
 
 async def test_a_dead_engine_holds_nothing_up(fake: FakeEngine, clock: ManualClock):

@@ -42,7 +42,7 @@ class Mic:
         count = round(seconds * SAMPLE_RATE)
         pcm = np.arange(self._sample + 1, self._sample + 1 + count, dtype=np.float32)
         self._sample += count
-        self.pacer.feed(pcm, self.now)
+        self.pacer.push(pcm, self.now)
         self._take()
 
     def lose(self, seconds: float) -> None:
@@ -95,7 +95,7 @@ def test_a_silent_microphone_still_makes_frames_on_time():
 
 def test_nothing_happens_before_the_start_but_the_last_160_ms_are_kept():
     pacer = InputPacer()
-    pacer.feed(np.arange(SAMPLE_RATE, dtype=np.float32), 0.0)
+    pacer.push(np.arange(SAMPLE_RATE, dtype=np.float32), 0.0)
     pacer.tick(30.0)
     assert pacer.waiting == MAX_WAITING_FRAMES
     pacer.start(31.0)
