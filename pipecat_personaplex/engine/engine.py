@@ -251,7 +251,7 @@ class Engine:
             on_frame=on_frame,
             on_end=on_end,
             wake=self._wake.set,
-            spell=self._spell,
+            tokenize=self._tokenize,
             max_queued_frames=self.config.max_queued_frames,
         )
         voice = self._voices.get(persona.voice)
@@ -270,7 +270,7 @@ class Engine:
         self._wake.set()
         return session
 
-    def _spell(self, text: str) -> list[int]:
+    def _tokenize(self, text: str) -> list[int]:
         return speech_tokens(text, self.checkpoint.tokenizer)
 
     def _require_room(self) -> None:

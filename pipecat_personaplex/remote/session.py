@@ -42,7 +42,7 @@ class RemoteSession(Session):
             on_frame=on_frame,
             on_end=on_end,
             wake=wake,
-            spell=lambda text: [],  # the server's task
+            tokenize=lambda text: [],  # the server's task
             max_queued_frames=max_queued_frames,
         )
         # Why words cannot be said here; empty where they can.
