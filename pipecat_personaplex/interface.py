@@ -169,8 +169,8 @@ class SessionLike(Protocol):
         """Have the agent speak a text, after the texts that wait already.
 
         Raises:
-            PersonaPlexError: The text is empty or too long, or the engine does not support forced
-                speech. Nothing is queued; the session continues.
+            UserError: The text is too long, or the engine does not support forced speech. Nothing
+                is queued; the session continues.
             SessionFailed: The session is over.
         """
 
@@ -242,4 +242,7 @@ class EngineLike(Protocol):
             EngineFull: Every slot is taken.
             EngineError: The engine cannot serve for another reason.
             UserError: The persona or the sampling is invalid.
+
+        A remote engine raises what it knows at once, and passes the errors of its server to
+        ``on_end``, before any ``on_ready``.
         """

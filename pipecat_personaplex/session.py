@@ -238,7 +238,6 @@ class Session:
             text: A sentence or more, in plain words.
 
         Raises:
-            ConfigError: The text contains no words.
             SpeechTooLong: More than two minutes of speech would wait. Nothing is queued.
             SessionFailed: The session is over.
         """
