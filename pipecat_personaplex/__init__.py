@@ -1,6 +1,6 @@
-"""NVIDIA PersonaPlex for Pipecat: the engine, the service, the bots.
+"""NVIDIA PersonaPlex for Pipecat: a batched engine, a client for remote engines, and the service.
 
-Importing this package loads neither torch nor Pipecat; each name below loads what it needs.
+Importing this package imports neither torch nor Pipecat. Each name below is imported on first use.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "SessionFrame",
 ]
 
-_HOMES = {
+_MODULES = {
     "Engine": "engine.engine",
     "EngineConfig": "config",
     "Persona": "config",
@@ -44,9 +44,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,7 @@
-"""PCM audio, mono 24 kHz float32 from -1 to 1: in frames, in 16 bits, and in files.
+"""PCM audio, mono 24 kHz float32 from -1 to 1: as frames, as 16-bit samples, and in files.
 
-The libraries for files are imported where they are used: the model step needs none of them, and
-runs on machines that have none.
+The libraries for audio files are imported inside the functions that need them, so that the engine
+also runs on machines without them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE
 from pipecat_personaplex.errors import InvalidAudio
 
 Pcm = npt.NDArray[np.float32]
-"""Samples [n], mono, 24 kHz, -1 to 1."""
+"""Samples, float32 [n], mono, 24 kHz, -1 to 1."""
 
-# A power of two: a 16-bit sample is exact in float32, both ways.
+# A power of two, so that 16-bit samples convert to float32 and back without an error.
 _PCM16_SCALE = 32_768
-# The block over which loudness is measured (ITU-R BS.1770).
-_LOUDNESS_BLOCK = 0.4
+# The block over which loudness is measured, in seconds (ITU-R BS.1770).
+_LOUDNESS_BLOCK_SECONDS = 0.4
 
 
 class FrameBuffer:
@@ -39,11 +39,11 @@ class FrameBuffer:
 
     @property
     def partial_samples(self) -> int:
-        """Samples that wait for the rest of their frame, 0 to 1,919."""
+        """Samples of the incomplete frame, 0 to 1,919."""
         return self._size
 
     def completed_by(self, samples: int) -> int:
-        """How many frames a chunk of this many samples would complete."""
+        """Return how many frames a chunk of this many samples would complete."""
         return (self._size + samples) // FRAME_SAMPLES
 
     def push(self, pcm: Pcm) -> list[Pcm]:
@@ -57,7 +57,7 @@ class FrameBuffer:
             Frames, float32 [1920] each, in order.
         """
         if not self._size and len(pcm) == FRAME_SAMPLES:
-            return [pcm]
+            return [pcm]  # the usual case in a call
         frames: list[Pcm] = []
         start = 0
         while start < len(pcm):
@@ -71,13 +71,14 @@ class FrameBuffer:
         return frames
 
     def skip(self, frames: int) -> int:
-        """Discard the next frames of the stream, the partial one first.
+        """Discard the next frames of the stream, the incomplete one first.
 
         Args:
-            frames: How many; at least 1.
+            frames: Number of frames, at least 1.
 
         Returns:
-            Samples of the next chunk that belong to the discarded frames.
+            Number of samples that the caller must leave out at the start of the next chunk: they
+            belong to the discarded frames.
         """
         samples = frames * FRAME_SAMPLES - self._size
         self._size = 0
@@ -85,21 +86,21 @@ class FrameBuffer:
 
 
 def pcm16_to_float(samples: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
-    """16-bit samples of any shape as float32 from -1 to (just under) 1."""
+    """Convert 16-bit samples of any shape to float32, from -1 to just below 1."""
     return samples.astype(np.float32) / np.float32(_PCM16_SCALE)
 
 
 def float_to_pcm16(samples: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
-    """Float samples of any shape as 16-bit, rounded; what is too loud is clipped."""
+    """Convert float samples of any shape to 16-bit: rounded, and clipped to full scale."""
     scaled = np.rint(samples * _PCM16_SCALE).clip(-_PCM16_SCALE, _PCM16_SCALE - 1)
     pcm16: npt.NDArray[np.int16] = scaled.astype(np.int16)
     return pcm16
 
 
 def read_audio(path: str | Path) -> Pcm:
-    """Read any file that libsndfile knows, as float32 mono 24 kHz.
+    """Read an audio file of any format that libsndfile supports, as float32 mono 24 kHz [n].
 
-    Channels are averaged; other rates are resampled.
+    Channels are averaged; other sample rates are resampled.
 
     Raises:
         InvalidAudio: The file is missing, unreadable or empty, or its samples are not finite.
@@ -119,16 +120,16 @@ def read_audio(path: str | Path) -> Pcm:
         raise InvalidAudio(f"audio file {path} cannot be read: {reason}") from None
     pcm: Pcm = samples.mean(axis=1)
     if not np.isfinite(pcm).all():
-        raise InvalidAudio(f"audio file {path} holds samples that are not finite")
+        raise InvalidAudio(f"audio file {path} contains samples that are not finite")
     if rate != SAMPLE_RATE and pcm.size:
         pcm = soxr.resample(pcm, rate, SAMPLE_RATE, quality="HQ")
     if not pcm.size:
-        raise InvalidAudio(f"audio file {path} holds no samples at {SAMPLE_RATE} Hz")
+        raise InvalidAudio(f"audio file {path} contains no samples at {SAMPLE_RATE} Hz")
     return pcm
 
 
 def write_wav(path: str | Path, pcm: Pcm) -> None:
-    """Write mono 24 kHz samples as a 16-bit WAV file.
+    """Write mono 24 kHz samples [n] as a 16-bit WAV file.
 
     Raises:
         InvalidAudio: The file cannot be written.
@@ -146,24 +147,24 @@ def normalize_loudness(pcm: Pcm, lufs: float = -24.0) -> Pcm:
     """Scale a recording to an integrated loudness (ITU-R BS.1770).
 
     Args:
-        pcm: float32 mono 24 kHz.
-        lufs: The loudness wanted.
+        pcm: float32 [n], mono, 24 kHz.
+        lufs: Target loudness.
 
     Returns:
-        float32; samples may pass 1 where a quiet recording has sharp peaks.
+        float32 [n]; the peaks of a quiet recording may exceed 1.
 
     Raises:
         InvalidAudio: The recording is too short to measure, or silent.
     """
     import pyloudnorm
 
-    if pcm.shape[0] < _LOUDNESS_BLOCK * SAMPLE_RATE:
+    if pcm.shape[0] < _LOUDNESS_BLOCK_SECONDS * SAMPLE_RATE:
         raise InvalidAudio(
             f"the recording lasts {pcm.shape[0] / SAMPLE_RATE:.2f} s; loudness needs at least "
-            f"{_LOUDNESS_BLOCK} s"
+            f"{_LOUDNESS_BLOCK_SECONDS} s"
         )
-    # Blocks that are all below the gate have no loudness: the meter says minus infinity, and
-    # numpy warns of the logarithm on the way.
+    # If every block is below the meter's gate, the loudness is minus infinity, and numpy warns
+    # about the logarithm of zero.
     with np.errstate(divide="ignore", invalid="ignore"):
         loudness = pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(pcm)
     if not np.isfinite(loudness):

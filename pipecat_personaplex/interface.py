@@ -1,4 +1,4 @@
-"""What callers of an engine rely on, wherever it runs."""
+"""The contract between an engine and its users, local or remote. It does not import torch."""
 
 from __future__ import annotations
 
@@ -12,88 +12,33 @@ import numpy.typing as npt
 
 from pipecat_personaplex.audio import Pcm
 from pipecat_personaplex.config import Persona, SamplingParams
-from pipecat_personaplex.errors import (
-    PersonaPlexError,
-)
+from pipecat_personaplex.errors import PersonaPlexError
+
+Codes = npt.NDArray[np.int64]
+"""Audio codes of one frame, int64 [8]: one per codebook."""
+
+MAX_SPEECH_FRAMES = 1_500
+"""Tokens of forced text that may wait in a session. Each frame takes one: two minutes."""
 
 STEP_BOUNDS_MS = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 100, 160, 320)
-"""Upper bounds of the step-time histogram: fine where a step becomes too slow for its frame."""
+"""Upper bounds of the step-time histogram, fine up to the 80 ms that a step may take."""
 
 
 def new_session_id() -> str:
-    """A short public id that names a session in logs and to its client: 8 hex digits.
+    """Return a short public id that names a session in logs and to its client: 8 hex digits.
 
-    It is no secret and gives no rights; it only tells sessions apart.
+    The id is not secret and grants no rights.
     """
     return secrets.token_hex(4)
 
 
-class SessionLike(Protocol):
-    """What callers ask of a session; ``Session`` is one."""
-
-    @property
-    def id(self) -> str:
-        """The session's public id, as in the logs."""
-
-    @property
-    def dropped_frames(self) -> int:
-        """Input frames dropped so far; cheap enough for every frame."""
-
-    def push(self, pcm: Pcm) -> None:
-        """Give the session audio; never blocks."""
-
-    def say(self, text: str) -> None:
-        """Have the agent say these words next; returns at once."""
-
-    def update(self, sampling: SamplingParams) -> None:
-        """Draw tokens in a new way from the next frame on."""
-
-    def stats(self) -> SessionStats:
-        """Counters so far."""
-
-    def close(self) -> None:
-        """End the session; its slot is free at once."""
-
-
-class EngineLike(Protocol):
-    """What callers ask of an engine; ``Engine`` is one."""
-
-    @property
-    def voices(self) -> list[str]:
-        """Names that a persona may use."""
-
-    @property
-    def max_in_flight_frames(self) -> int:
-        """Frames that a session in good order may owe: given, and not answered yet."""
-
-    @property
-    def max_sessions(self) -> int:
-        """Slots; 0 where that is not known."""
-
-    def open_session(
-        self,
-        persona: Persona,
-        sampling: SamplingParams | None = None,
-        *,
-        on_frame: Callable[[SessionFrame], object],
-        on_ready: Callable[[], object] | None = None,
-        on_end: Callable[[PersonaPlexError | None], object] | None = None,
-    ) -> SessionLike:
-        """Open a session; returns at once."""
-
-
-Codes = npt.NDArray[np.int64]
-MAX_SPEECH_FRAMES = 1_500
-"""Forced text a session may have waiting: two minutes."""
-
-
 @dataclass(frozen=True, slots=True)
 class FrameTimings:
-    """Where a frame's time went.
+    """How long a frame took.
 
     Attributes:
-        queued_ms: From the last sample's arrival to the start of its step.
-        step_ms: The step itself, shared with the rest of the batch.
+        queued_ms: From the arrival of the last input sample to the start of the step.
+        step_ms: The step, which the whole batch shares.
     """
 
     queued_ms: float
@@ -101,22 +46,22 @@ class FrameTimings:
 
     @property
     def total_ms(self) -> float:
-        """From the last sample in to the frame out."""
+        """From the arrival of the last input sample to the output frame."""
         return self.queued_ms + self.step_ms
 
 
 @dataclass(frozen=True, slots=True)
 class SessionFrame:
-    """The agent's 80 ms in answer to the caller's.
+    """80 ms of the agent's output, computed from the caller's frame of the same index.
 
     Attributes:
-        index: Of the frame in its session, from 0.
-        pcm: The agent's audio, float32 [1920], 24 kHz.
-        text: The inner monologue's piece, its leading space included; empty for padding.
-        text_token: Its token id.
-        agent_codes: The codes that ``pcm`` was decoded from, int64 [8].
-        user_codes: The codes that the caller's frame was encoded to, int64 [8].
-        timings: How long it took.
+        index: Index of the frame in its session, from 0.
+        pcm: The agent's audio, float32 [1920], mono, 24 kHz.
+        text: The piece of the inner monologue, with its leading space; empty for padding.
+        text_token: Token id of the piece.
+        agent_codes: Codes from which ``pcm`` was decoded, int64 [8].
+        user_codes: Codes of the caller's frame, int64 [8].
+        timings: How long the frame took.
     """
 
     index: int
@@ -133,10 +78,10 @@ class SessionStats:
     """Counters of a session so far.
 
     Attributes:
-        frames: Frames answered.
-        late_frames: Of these, answered more than 80 ms after their last sample arrived.
+        frames: Output frames.
+        late_frames: Output frames later than 80 ms after the arrival of their last input sample.
         dropped_frames: Input frames dropped because too many waited.
-        queued_frames: Input frames waiting now.
+        queued_frames: Input frames that wait now.
     """
 
     frames: int
@@ -155,17 +100,17 @@ class EngineStats:
         queued_frames: Input frames that wait, all sessions together.
         max_sessions: Slots.
         steps: Steps since the start.
-        frames: Frames answered since the start, all sessions together.
-        late_frames: Of these, answered more than 80 ms after their last sample arrived.
+        frames: Output frames since the start, all sessions together.
+        late_frames: Output frames later than 80 ms after the arrival of their last input sample.
         refused: Sessions refused because all slots were taken.
         step_p50_ms: Median step time.
-        step_p99_ms: 99th percentile of it.
+        step_p99_ms: 99th percentile of the step time.
         step_seconds_total: Time in steps since the start.
         step_histogram: Steps since the start by duration: one count for each of
-            ``STEP_BOUNDS_MS``, and those beyond.
+            ``STEP_BOUNDS_MS``, and one for longer steps.
         prefix_hits: Prompts found in the prefix cache.
         prefix_misses: Prompts computed.
-        prefix_bytes: Memory the prefix cache holds.
+        prefix_bytes: Memory that the prefix cache holds.
     """
 
     healthy: bool
@@ -183,3 +128,121 @@ class EngineStats:
     prefix_hits: int
     prefix_misses: int
     prefix_bytes: int
+
+
+class SessionLike(Protocol):
+    """A session of any engine; ``Session`` and ``RemoteSession`` implement it.
+
+    All members are safe to use on any thread, also inside the session's callbacks, and never
+    block. Once the session is over, methods that change it raise ``SessionFailed``.
+    """
+
+    @property
+    def id(self) -> str:
+        """The session's public id, as in the logs; see ``new_session_id``."""
+
+    @property
+    def dropped_frames(self) -> int:
+        """Input frames dropped so far because too many waited. They have no output frame.
+
+        Takes no lock: it may be read for every frame.
+        """
+
+    def push(self, pcm: Pcm) -> None:
+        """Queue the caller's audio.
+
+        Every 1,920 samples make one input frame, and each input frame that is not dropped makes
+        one output frame. Audio pushed before ``on_ready`` waits in the queue. If the queue is
+        full, the oldest frame is dropped.
+
+        Args:
+            pcm: float32 [n], mono, 24 kHz, -1 to 1, any length. The session does not refer to the
+                array after this call.
+
+        Raises:
+            InvalidAudio: The audio is not finite float32 mono. Nothing is queued; the session
+                continues.
+            SessionFailed: The session is over.
+        """
+
+    def say(self, text: str) -> None:
+        """Have the agent speak a text, after the texts that wait already.
+
+        Raises:
+            UserError: The text is too long, or the engine does not support forced speech. Nothing
+                is queued; the session continues.
+            SessionFailed: The session is over.
+        """
+
+    def update(self, sampling: SamplingParams) -> None:
+        """Sample tokens with other parameters, from the next frame on.
+
+        Raises:
+            ConfigError: These are not ``SamplingParams``, or the engine does not support the
+                change. Nothing has changed; the session continues.
+            SessionFailed: The session is over.
+        """
+
+    def stats(self) -> SessionStats:
+        """Counters so far. Takes a lock."""
+
+    def close(self) -> None:
+        """End the session and free its slot; does nothing if the session is over.
+
+        No frame is delivered after this call, except one that is being delivered at the moment.
+        ``on_end`` follows.
+        """
+
+
+class EngineLike(Protocol):
+    """An engine that opens sessions; ``Engine`` and ``RemoteEngine`` implement it.
+
+    All members are safe to use on any thread.
+    """
+
+    @property
+    def voices(self) -> list[str]:
+        """Names that a persona may use as its voice."""
+
+    @property
+    def max_in_flight_frames(self) -> int:
+        """Input frames that a session which keeps up may have in flight.
+
+        A frame is in flight from ``push`` until its output frame is delivered. A user that pushes
+        no more than this many ahead of the output adds no delay.
+        """
+
+    @property
+    def max_sessions(self) -> int:
+        """Slots; 0 if unknown."""
+
+    def open_session(
+        self,
+        persona: Persona,
+        sampling: SamplingParams | None = None,
+        *,
+        on_frame: Callable[[SessionFrame], object],
+        on_ready: Callable[[], object] | None = None,
+        on_end: Callable[[PersonaPlexError | None], object] | None = None,
+    ) -> SessionLike:
+        """Open a session. Returns at once; the prompt is computed in the background.
+
+        The callbacks run on a thread of the engine, one at a time, and must return at once. They
+        may run before this method has returned.
+
+        Args:
+            persona: Voice and role.
+            sampling: How tokens are sampled; None for the defaults.
+            on_frame: Called with each output frame, in order, after ``on_ready``.
+            on_ready: Called at most once, when the prompt is computed.
+            on_end: Called once, as the last callback: with the error that ended the session, or
+                with None after ``close``.
+
+        Raises:
+            EngineFull: Every slot is taken.
+            EngineError: The engine cannot serve for another reason.
+            UserError: The persona or the sampling is invalid.
+
+        A remote engine raises what it knows at once, and passes the errors of its server to
+        ``on_end``, before any ``on_ready``.
+        """

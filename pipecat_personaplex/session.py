@@ -1,4 +1,4 @@
-"""One caller's side of the engine: audio in, frames out."""
+"""One client's session with the engine: audio in, frames out."""
 
 from __future__ import annotations
 
@@ -30,17 +30,25 @@ from pipecat_personaplex.interface import (
 
 @dataclass(frozen=True, slots=True)
 class QueuedFrame:
-    """A full input frame and when its last sample arrived (monotonic seconds)."""
+    """A complete input frame that waits for its step.
+
+    Attributes:
+        pcm: float32 [1920], mono, 24 kHz, -1 to 1.
+        arrived: When its last sample arrived, in monotonic seconds.
+    """
 
     pcm: Pcm
     arrived: float
 
 
 def checked_pcm(pcm: Pcm) -> Pcm:
-    """Samples as the codec takes them: finite float32 mono, clipped to full scale.
+    """Validate audio and return a copy, clipped to -1 to 1.
+
+    Args:
+        pcm: float32 [n], mono, 24 kHz.
 
     Raises:
-        InvalidAudio: Anything else.
+        InvalidAudio: The audio is not finite float32 mono.
     """
     if not isinstance(pcm, np.ndarray) or pcm.dtype != np.float32 or pcm.ndim != 1:
         got = (
@@ -68,6 +76,12 @@ class InputQueue:
 
     Args:
         max_frames: Complete frames (80 ms each) that may wait.
+
+    Example::
+
+        queue = InputQueue(max_frames=25)
+        if queue.push(checked_pcm(pcm), time.monotonic()):
+            frame = queue.take()
     """
 
     def __init__(self, max_frames: int):
@@ -123,13 +137,27 @@ class InputQueue:
 
 
 class Session:
-    """A conversation in progress; made by ``Engine.open_session``.
+    """A conversation in progress; created by ``Engine.open_session``.
 
-    ``push`` and ``close`` may be called from any thread. Frames and the end are reported on the
-    model thread through the callbacks given to ``open_session``.
+    The methods for the client are safe on any thread. The callbacks run on the model thread and
+    must return at once: ``on_ready`` once, then ``on_frame`` for each frame in order, and
+    ``on_end`` once as the last one.
+
+    Attributes:
+        id: The session's public id, as in the logs.
+        persona: Voice and role.
+        sampling: How tokens are sampled, as last set.
+        error: The error that ended the session; None if it is running or was closed.
 
     Raises:
-        ConfigError: The persona is no ``Persona``, or the sampling no ``SamplingParams``.
+        ConfigError: ``persona`` is not a ``Persona``, or ``sampling`` not a ``SamplingParams``.
+
+    Example::
+
+        session = engine.open_session(Persona("NATF2"), on_frame=print)
+        session.wait_ready()
+        session.push(pcm)
+        session.close()
     """
 
     def __init__(
@@ -155,11 +183,11 @@ class Session:
         self._on_ready = on_ready
         self._on_frame = on_frame
         self._on_end = on_end
-        self._wake = wake
+        self._wake = wake  # wakes the model thread
         self._tokenize = tokenize
         self._input = InputQueue(max_queued_frames)
-        self._lock = threading.Lock()
-        # Bounded by MAX_SPEECH_FRAMES; one token leaves with each frame.
+        self._lock = threading.Lock()  # guards the forced text, new sampling and counters
+        # Bounded by MAX_SPEECH_FRAMES; each step takes one token.
         self._forced_text: deque[int] = deque()
         self._new_sampling: SamplingParams | None = None
         self._ready = threading.Event()
@@ -167,47 +195,50 @@ class Session:
         self._ended = threading.Event()
         self._frames = self._late = 0
 
+    # For the client, on any thread.
+
     @property
     def closed(self) -> bool:
         """Whether the session is over, by ``close`` or by an error."""
         return self._closed.is_set()
 
+    @property
+    def queued_frames(self) -> int:
+        """Complete input frames that wait for their step. Takes no lock."""
+        return self._input.queued
+
+    @property
+    def dropped_frames(self) -> int:
+        """Input frames dropped so far because too many waited. Takes no lock."""
+        return self._input.dropped
+
     def push(self, pcm: Pcm) -> None:
-        """Give the session audio of its caller; never blocks.
+        """Queue the client's audio; never blocks.
 
         Args:
-            pcm: float32 mono 24 kHz, any length; samples beyond full scale are clipped.
+            pcm: float32 [n], mono, 24 kHz, any length; samples outside -1 to 1 are clipped. The
+                session copies it.
 
         Raises:
-            InvalidAudio: Not finite float32 mono. Nothing was taken; the session goes on.
+            InvalidAudio: The audio is not finite float32 mono. Nothing is queued; the session
+                continues.
             SessionFailed: The session is over.
         """
         self._require_open()
-        pcm = checked_pcm(pcm)
-        if self._input.push(pcm, time.monotonic()):
+        if self._input.push(checked_pcm(pcm), time.monotonic()):
             self._wake()
 
-    def _require_open(self) -> None:
-        if self.closed:
-            self._raise_error()
-            raise SessionFailed("the session is closed; open another")
-
-    def _raise_error(self) -> None:
-        if self.error is not None:
-            # Each time another: one raised again and again would gather every traceback.
-            raise SessionFailed(str(self.error)) from self.error
-
     def say(self, text: str) -> None:
-        """Have the agent say these words next, after any it has still to say.
+        """Have the agent speak this text, after the texts that wait already.
 
-        The words are forced into the inner monologue at a speaking pace; the sound remains the
-        model's own, sampled as always, and what it says afterwards is free again.
+        The text is forced into the inner monologue at a speaking pace. The model generates the
+        sound and samples it as always; its own words continue afterwards.
 
         Args:
             text: A sentence or more, in plain words.
 
         Raises:
-            SpeechTooLong: More than two minutes would wait to be said; nothing was taken.
+            SpeechTooLong: More than two minutes of speech would wait. Nothing is queued.
             SessionFailed: The session is over.
         """
         self._require_open()
@@ -219,10 +250,10 @@ class Session:
             self._forced_text.extend(tokens)
 
     def update(self, sampling: SamplingParams) -> None:
-        """Draw with these parameters from the next frame on.
+        """Sample tokens with these parameters from the next frame on.
 
         Raises:
-            ConfigError: These are no ``SamplingParams``.
+            ConfigError: ``sampling`` is not a ``SamplingParams``.
             SessionFailed: The session is over.
         """
         self._require_open()
@@ -230,28 +261,32 @@ class Session:
             self.sampling = self._new_sampling = _checked(sampling)
 
     def wait_ready(self, timeout: float | None = None) -> bool:
-        """Wait until the prompt is in and frames are being answered.
+        """Wait until the prompt is computed and frames are processed.
 
         Args:
-            timeout: Seconds, or None for no limit. Not for use on the model thread.
+            timeout: Seconds, or None for no limit. Do not call this on the model thread.
 
         Returns:
             Whether the session is ready.
 
         Raises:
-            PersonaPlexError: The session ended with an error.
+            SessionFailed: The session ended with an error.
         """
         ready = self._ready.wait(timeout)
         self._raise_error()
         return ready and not self.closed
 
     def close(self) -> None:
-        """End the session. Its slot is free for the next caller at once; never blocks."""
+        """End the session; never blocks. Its slot is available for another session at once."""
         self._closed.set()
         self._wake()
 
     def wait_ended(self, timeout: float | None = None) -> bool:
-        """Wait until no further callback will come: after ``close`` or an error."""
+        """Wait until ``on_end`` has returned; no callback runs after it.
+
+        Returns:
+            Whether the session has ended.
+        """
         return self._ended.wait(timeout)
 
     def stats(self) -> SessionStats:
@@ -260,75 +295,70 @@ class Session:
             frames, late = self._frames, self._late
         return SessionStats(frames, late, self.dropped_frames, self.queued_frames)
 
-    @property
-    def dropped_frames(self) -> int:
-        """Input frames dropped so far; takes no lock."""
-        return self._input.dropped
+    def _require_open(self) -> None:
+        if self.closed:
+            self._raise_error()
+            raise SessionFailed("the session is closed; open another")
 
-    # What follows is for the model thread.
+    def _raise_error(self) -> None:
+        if self.error is not None:
+            # Raise a fresh exception: re-raising one object accumulates tracebacks.
+            raise SessionFailed(str(self.error)) from self.error
+
+    # For the engine, on the model thread.
 
     @property
-    def queued_frames(self) -> int:
-        """Full input frames that wait; may be asked for on any thread."""
-        return self._input.queued
+    def next_index(self) -> int:
+        """Index of the next output frame."""
+        return self._frames
 
     def has_frame(self) -> bool:
-        """Whether a full input frame waits."""
+        """Whether a complete input frame waits."""
         return self._input.has_frame
 
     def take(self) -> QueuedFrame | None:
-        """The oldest full input frame."""
+        """Remove and return the oldest complete input frame; None if there is none."""
         return self._input.take()
 
     def take_forced_text(self) -> int:
-        """The text token to force in the next step; -1 for none."""
+        """Remove and return the text token to force in the next step; -1 if there is none."""
         with self._lock:
             return self._forced_text.popleft() if self._forced_text else ZERO_TOKEN
 
     def take_new_sampling(self) -> SamplingParams | None:
-        """Parameters that have changed since last asked."""
+        """Return the parameters if they have changed since the last call, else None."""
         with self._lock:
             changed, self._new_sampling = self._new_sampling, None
             return changed
 
     def mark_ready(self) -> None:
-        """The prompt is in.
+        """Report that the prompt is computed.
 
         Raises:
-            SessionFailed: The caller's callback raised.
+            SessionFailed: The client's callback raised.
         """
         self._ready.set()
         if self._on_ready is not None and not self.closed:
             self._call_back("on_ready", self._on_ready)
 
-    @property
-    def next_index(self) -> int:
-        """Index of the frame to be answered next."""
-        return self._frames
-
     def deliver(self, frame: SessionFrame) -> None:
-        """Hand a frame to the caller.
+        """Count a frame and pass it to the client, unless the session is closed.
 
         Raises:
-            SessionFailed: Its callback raised.
+            SessionFailed: The client's callback raised.
         """
         with self._lock:
             self._frames += 1
             self._late += frame.timings.total_ms > FRAME_SECONDS * 1e3
-        if self.closed:
-            return
-        self._call_back("on_frame", self._on_frame, frame)
-
-    def _call_back(self, name: str, callback: Callable[..., object], *args: object) -> None:
-        try:
-            callback(*args)
-        except BaseException as error:  # also CancelledError: no callback may end the thread
-            raise SessionFailed(
-                f"the session's {name} callback raised {type(error).__name__}: {error}"
-            ) from error
+        if not self.closed:
+            self._call_back("on_frame", self._on_frame, frame)
 
     def end(self, error: PersonaPlexError | None) -> None:
-        """Report the end, once."""
+        """Report the end of the session; does nothing the second time.
+
+        Args:
+            error: Why the session ends; None if the client has closed it.
+        """
         if self._ended.is_set():
             return
         self.error = error
@@ -338,7 +368,15 @@ class Session:
                 self._on_end(error)
         finally:
             self._ended.set()
-            self._ready.set()
+            self._ready.set()  # wait_ready must not wait for a session that has ended
+
+    def _call_back(self, name: str, callback: Callable[..., object], *args: object) -> None:
+        try:
+            callback(*args)
+        except BaseException as error:  # also CancelledError: no callback may end the thread
+            raise SessionFailed(
+                f"the session's {name} callback raised {type(error).__name__}: {error}"
+            ) from error
 
 
 def _checked(sampling: SamplingParams) -> SamplingParams:

@@ -1,4 +1,4 @@
-"""Words out of the inner monologue, which comes a piece at a time."""
+"""Assembles words from the inner monologue, which arrives piece by piece."""
 
 from __future__ import annotations
 
@@ -12,39 +12,45 @@ from pipecat_personaplex.constants import FRAME_SECONDS
 TURN_GAP_FRAMES = 10
 """Frames (80 ms) without text that end the agent's turn."""
 
-# How SentencePiece spells a character that its vocabulary lacks: its UTF-8 bytes, one a piece.
+# SentencePiece writes a character outside its vocabulary as UTF-8 bytes, one piece per byte.
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class PieceDecoder:
-    """Text out of pieces, of which several may spell one character."""
+    """Decodes SentencePiece pieces to text; one character may take several byte pieces.
+
+    Example::
+
+        decoder = PieceDecoder()
+        text = "".join(decoder.decode(piece) for piece in (" caf", "<0xC3>", "<0xA9>"))  # " café"
+    """
 
     def __init__(self) -> None:
         self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def decode(self, piece: str) -> str:
-        """The text that a piece completes; nothing inside a character, or for padding."""
+        """Return the text that this piece completes; empty for padding or a partial character."""
         if not piece:
             return ""
         byte = _BYTE_PIECE.fullmatch(piece)
         if byte:
             return self._bytes.decode(bytes.fromhex(byte[1]))
-        # Anything else ends a run of bytes, whole or not.
+        # A text piece ends a run of byte pieces; flush what is incomplete.
         return self.flush() + piece
 
     def flush(self) -> str:
-        """What is left of a character that was not completed."""
+        """End a partial character; returns U+FFFD if there is one, else an empty text."""
         return self._bytes.decode(b"", final=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word that the agent said, punctuation included.
+    """A word of the agent, with its punctuation.
 
     Attributes:
         word: Its text.
-        start: Seconds from the conversation's start to the frame of its first piece.
-        end: Seconds to the end of the frame of its last piece; the voice may take longer.
+        start: Seconds from the start of the conversation to the frame of its first piece.
+        end: Seconds to the end of the frame of its last piece; its sound may last longer.
     """
 
     word: str
@@ -53,39 +59,48 @@ class Word:
 
 
 class WordAssembler:
-    """Puts one conversation's pieces together, frame by frame.
+    """Joins the pieces of one conversation to words, frame by frame.
 
-    A piece with a leading space starts a new word; an empty one is padding and changes nothing.
-    A word is known to be whole when the next one starts.
+    A piece with a leading space starts a new word. An empty piece is padding and changes nothing.
+    A word is complete when the next one starts.
+
+    Example::
+
+        assembler = WordAssembler()
+        word = assembler.push(frame.index, frame.text)
     """
 
     def __init__(self) -> None:
         self._decoder = PieceDecoder()
         self._text = ""
         self._pieces = 0
-        self._first = self._last = 0
+        self._first = self._last = 0  # frame indices of the first and last piece
 
     def push(self, index: int, piece: str) -> Word | None:
-        """Take the piece of frame ``index``; the word that it brings to an end, if any."""
+        """Add the piece of frame ``index``; returns the word that it completes, if any."""
         if not piece:
             return None
-        ended = self.flush() if piece[0].isspace() else None
+        completed = self.flush() if piece[0].isspace() else None
         if not self._pieces:
             self._first = index
         self._text += self._decoder.decode(piece)
         self._pieces += 1
         self._last = index
-        return ended
+        return completed
 
     def flush(self) -> Word | None:
-        """The word so far, if any: at the end of a conversation, or when the agent pauses."""
+        """Return the word so far, if any; call this at the end or when the agent pauses."""
         text = (self._text + self._decoder.flush()).strip()
         self._text, self._pieces = "", 0
         return Word(text, _seconds(self._first), _seconds(self._last + 1)) if text else None
 
 
 def words_of(pieces: Iterable[str]) -> list[Word]:
-    """All words of a conversation, given the piece of each frame from the first one on."""
+    """Return all words of a conversation.
+
+    Args:
+        pieces: The piece of each frame, from the first frame on; empty for padding.
+    """
     assembler = WordAssembler()
     words = [assembler.push(index, piece) for index, piece in enumerate(pieces)]
     words.append(assembler.flush())

@@ -1,4 +1,4 @@
-"""PCM in and out."""
+"""Audio: frames, sample formats and files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipecat_personaplex.audio import (
+    FrameBuffer,
     float_to_pcm16,
     normalize_loudness,
     pcm16_to_float,
     read_audio,
     write_wav,
 )
+from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.errors import InvalidAudio
 from tests.golden_data import VOICE_SAMPLE
 
@@ -30,7 +32,67 @@ def tone(seconds: float, rate: int = RATE, hertz: float = 440, peak: float = 0.5
     return (peak * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
 
 
-def test_pcm16_is_what_soundfile_reads() -> None:
+CHUNK_SIZES = st.lists(st.integers(0, 3 * FRAME_SAMPLES), max_size=8)
+
+
+def ramp(samples: int, start: int = 0) -> np.ndarray:
+    """Samples that count up, so that each one is recognised."""
+    return np.arange(start, start + samples, dtype=np.float32)
+
+
+def chunks_of(pcm: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
+    return np.split(pcm, np.cumsum(sizes))[: len(sizes)]
+
+
+@given(CHUNK_SIZES)
+def test_any_chunking_gives_the_same_frames(sizes: list[int]) -> None:
+    pcm = ramp(sum(sizes))
+    buffer = FrameBuffer()
+    frames: list[np.ndarray] = []
+    for chunk in chunks_of(pcm, sizes):
+        expected = buffer.completed_by(len(chunk))
+        new = buffer.push(chunk)
+        assert len(new) == expected
+        frames += new
+    whole = len(pcm) // FRAME_SAMPLES * FRAME_SAMPLES
+    assert [frame.shape for frame in frames] == [(FRAME_SAMPLES,)] * (whole // FRAME_SAMPLES)
+    np.testing.assert_array_equal(np.concatenate([*frames, ramp(0)]), pcm[:whole])
+    assert buffer.partial_samples == len(pcm) - whole
+
+
+@given(CHUNK_SIZES)
+def test_frames_do_not_change_after_later_pushes(sizes: list[int]) -> None:
+    buffer = FrameBuffer()
+    frames = [frame for chunk in chunks_of(ramp(sum(sizes)), sizes) for frame in buffer.push(chunk)]
+    before = [frame.copy() for frame in frames]
+    buffer.push(np.full(2 * FRAME_SAMPLES - 1, -1, np.float32))
+    np.testing.assert_array_equal(frames, before)
+
+
+def test_a_chunk_of_one_frame_is_not_copied() -> None:
+    buffer = FrameBuffer()
+    pcm = ramp(FRAME_SAMPLES)
+    (frame,) = buffer.push(pcm)
+    assert frame is pcm and buffer.partial_samples == 0
+    buffer.push(ramp(1))
+    (frame,) = buffer.push(pcm)  # not aligned with the frames: copied
+    assert not np.shares_memory(frame, pcm)
+
+
+@given(st.integers(0, 2 * FRAME_SAMPLES), st.integers(1, 3), st.integers(0, 2 * FRAME_SAMPLES))
+def test_skip_discards_the_next_frames(before: int, skipped: int, after: int) -> None:
+    buffer = FrameBuffer()
+    first = buffer.push(ramp(before))
+    omitted = buffer.skip(skipped)
+    assert buffer.partial_samples == 0
+    start = (len(first) + skipped) * FRAME_SAMPLES
+    assert before + omitted == start
+    kept = buffer.push(ramp(after, start))
+    expected = ramp(after // FRAME_SAMPLES * FRAME_SAMPLES, start)
+    np.testing.assert_array_equal(np.concatenate([*kept, ramp(0)]), expected)
+
+
+def test_pcm16_converts_as_soundfile_does() -> None:
     samples, _ = soundfile.read(VOICE_SAMPLE, dtype="int16")
     expected, _ = soundfile.read(VOICE_SAMPLE, dtype="float32")
     np.testing.assert_array_equal(pcm16_to_float(samples), expected)
@@ -38,9 +100,9 @@ def test_pcm16_is_what_soundfile_reads() -> None:
 
 @given(arrays(np.int16, st.integers(0, 50)))
 def test_pcm16_survives_the_round_trip(samples: np.ndarray) -> None:
-    there = pcm16_to_float(samples)
-    assert there.dtype == np.float32
-    np.testing.assert_array_equal(float_to_pcm16(there), samples)
+    as_float = pcm16_to_float(samples)
+    assert as_float.dtype == np.float32
+    np.testing.assert_array_equal(float_to_pcm16(as_float), samples)
 
 
 def test_float_samples_are_rounded_and_clipped() -> None:
@@ -58,7 +120,7 @@ def test_a_24_khz_mono_file_is_read_unchanged() -> None:
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
-def test_other_rates_are_resampled(tmp_path: Path, rate: int, suffix: str) -> None:
+def test_other_sample_rates_are_resampled(tmp_path: Path, rate: int, suffix: str) -> None:
     path = tmp_path / f"tone.{suffix}"
     soundfile.write(path, tone(1, rate), rate)
     pcm = read_audio(str(path))
@@ -86,7 +148,7 @@ def test_wav_round_trip(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_audio(path), tone(0.3), atol=1 / 32768)
 
 
-def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+def test_unusable_files_are_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("this is no audio")
     (tmp_path / "nothing.wav").write_bytes(b"")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
@@ -96,7 +158,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         (".", "not a regular file"),
         ("text.wav", "cannot be read"),
         ("nothing.wav", "cannot be read"),
-        ("empty.wav", "holds no samples"),
+        ("empty.wav", "contains no samples"),
         ("nan.wav", "not finite"),
     ):
         with pytest.raises(InvalidAudio, match=expected) as caught:
@@ -104,25 +166,25 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidAudio, match="cannot be written"):
         write_wav(tmp_path / "no" / "folder.wav", tone(0.1))
 
 
 @pytest.mark.parametrize("peak", [0.001, 0.1, 0.9])
-def test_loudness_is_what_was_asked_for(peak: float) -> None:
+def test_loudness_becomes_the_requested_one(peak: float) -> None:
     pcm = normalize_loudness(tone(2, peak=peak), -24)
     assert pcm.dtype == np.float32
     assert pyloudnorm.Meter(RATE).integrated_loudness(pcm) == pytest.approx(-24, abs=0.1)
 
 
-def test_shortest_recording_that_has_a_loudness() -> None:
+def test_loudness_needs_a_recording_of_400_ms() -> None:
     assert len(normalize_loudness(tone(0.4))) == 9_600
     with pytest.raises(InvalidAudio, match=r"lasts 0\.40 s; loudness needs at least 0\.4 s"):
         normalize_loudness(tone(0.4)[1:])
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-30])
-def test_silence_has_no_loudness(level: float) -> None:
+def test_a_silent_recording_is_refused(level: float) -> None:
     with pytest.raises(InvalidAudio, match="is silent"):
         normalize_loudness(np.full(RATE, level, np.float32))

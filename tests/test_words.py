@@ -1,3 +1,5 @@
+"""Words from the pieces of the inner monologue."""
+
 from __future__ import annotations
 
 import subprocess
@@ -36,11 +38,11 @@ def test_a_lone_space_starts_the_word_that_follows() -> None:
     assert words_of([" a", " ", "", "b", "c"]) == [Word("a", 0.0, 0.08), Word("bc", 0.08, 0.4)]
 
 
-def test_spaces_alone_are_no_word() -> None:
+def test_spaces_alone_are_not_a_word() -> None:
     assert words_of([" ", "", " ", " "]) == []
 
 
-def test_nothing_gives_nothing() -> None:
+def test_no_pieces_give_no_words() -> None:
     assert words_of([]) == words_of(["", ""]) == []
 
 
@@ -48,7 +50,7 @@ def test_byte_pieces_become_their_character() -> None:
     assert words_of([" caf", "<0xC3>", "", "<0xA9>", "!"]) == [Word("café!", 0.0, 0.4)]
 
 
-def test_a_character_cut_short_is_shown_as_such() -> None:
+def test_an_incomplete_character_becomes_a_replacement_character() -> None:
     assert words_of([" a", "<0xC3>", " b"]) == [Word("a�", 0.0, 0.16), Word("b", 0.16, 0.24)]
 
 
@@ -57,7 +59,7 @@ def test_times_are_round_numbers_late_in_a_call() -> None:
     assert word == Word("end", 3599.92, 3600.0)
 
 
-def test_an_assembler_says_a_word_when_the_next_one_starts() -> None:
+def test_an_assembler_returns_a_word_when_the_next_one_starts() -> None:
     assembler = WordAssembler()
     assert [assembler.push(i, piece) for i, piece in enumerate([" He", "llo", ""])] == [None] * 3
     assert assembler.push(3, " you") == Word("Hello", 0.0, 0.16)
@@ -65,7 +67,7 @@ def test_an_assembler_says_a_word_when_the_next_one_starts() -> None:
     assert assembler.flush() is None
 
 
-def test_an_assembler_goes_on_after_a_flush() -> None:
+def test_an_assembler_continues_after_a_flush() -> None:
     assembler = WordAssembler()
     assembler.push(0, " so")
     assert assembler.flush() == Word("so", 0.0, 0.08)
@@ -74,7 +76,7 @@ def test_an_assembler_goes_on_after_a_flush() -> None:
 
 
 @given(PIECES)
-def test_words_hold_every_character_in_order_and_do_not_overlap(pieces: list[str]) -> None:
+def test_words_contain_every_character_in_order_and_do_not_overlap(pieces: list[str]) -> None:
     words = words_of(pieces)
     assert "".join(word.word for word in words) == "".join(pieces).replace(" ", "")
     ends = [0.0, *(word.end for word in words)]

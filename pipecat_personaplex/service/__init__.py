@@ -1,1 +1,1 @@
-"""The Pipecat service."""
+"""PersonaPlex as a Pipecat service."""

@@ -1,4 +1,4 @@
-"""One caller's conversation with an engine, across changes of persona."""
+"""One caller's conversation with an engine; it outlives the sessions that serve it."""
 
 from __future__ import annotations
 
@@ -6,339 +6,354 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from pipecat_personaplex import async_session
+from pipecat_personaplex.async_session import Ready, SessionEvent
 from pipecat_personaplex.audio import Pcm
 from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.constants import FRAME_SECONDS
 from pipecat_personaplex.errors import EngineFull, PersonaPlexError
-from pipecat_personaplex.interface import MAX_SPEECH_FRAMES, EngineLike, SessionFrame, SessionLike
-from pipecat_personaplex.service.forced_speech import ForcedSpeech, most_frames
+from pipecat_personaplex.interface import MAX_SPEECH_FRAMES, EngineLike, SessionFrame
+from pipecat_personaplex.service.call_session import CallSession, SessionState
+from pipecat_personaplex.service.forced_speech import max_frames
 from pipecat_personaplex.service.pacing import MAX_WAITING_FRAMES, InputPacer, PacingStats
 
 
 @dataclass(frozen=True)
 class SessionStarted:
-    """A session answers the caller from now on."""
+    """A session has become the active one: it receives the caller's audio from now on."""
 
     persona: Persona
+    session_id: str
 
 
 @dataclass(frozen=True)
 class SessionEnded:
-    """A session that had started is over; None if it was closed on purpose."""
+    """The active or draining session has ended, or the first session failed before it was ready.
+
+    Attributes:
+        persona: The session's persona.
+        session_id: The session's public id.
+        error: None if the session was closed on purpose.
+    """
 
     persona: Persona
+    session_id: str
     error: PersonaPlexError | None
 
 
 @dataclass(frozen=True)
 class PersonaRejected:
-    """The session of a new persona failed before it was ready; the old one goes on."""
+    """The session of a new persona ended before it was ready; the active session continues."""
 
     persona: Persona
+    session_id: str
     error: PersonaPlexError | None
 
 
 @dataclass(frozen=True)
 class SpeechRejected:
-    """Words that the session would not say."""
+    """The session refused to speak a text."""
 
     text: str
+    session_id: str
     error: PersonaPlexError
 
 
-@dataclass(frozen=True)
-class SpeechCut:
-    """The agent's turn is over in the transcript, though the model goes on."""
+_POLL_SECONDS = 0.02
 
-
-Event = SessionFrame | SessionStarted | SessionEnded | PersonaRejected | SpeechRejected | SpeechCut
-
-
-@dataclass(eq=False)
-class _Line:
-    """A session with what the call knows of it."""
-
-    persona: Persona
-    sampling: SamplingParams
-    max_in_flight_frames: int
-    session: SessionLike = field(init=False)
-    speech: ForcedSpeech = field(default_factory=ForcedSpeech)
-    started: bool = False
-    pushed: int = 0
-    answered: int = 0
-
-    @property
-    def owed(self) -> int:
-        """Frames it was given and has not answered, those it dropped aside."""
-        owed = self.pushed - self.answered
-        # Asked for only where it matters: a short queue drops what would be owed for ever.
-        return (
-            owed - self.session.stats().dropped_frames
-            if owed >= self.max_in_flight_frames
-            else owed
-        )
-
-    def update(self, sampling: SamplingParams) -> None:
-        self.session.update(sampling)
-        self.sampling = sampling
-
-
-@dataclass(frozen=True)
-class _Over:
-    """A session's ``on_end``."""
-
-    error: PersonaPlexError | None
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A session's prompt is in."""
+Event = SessionFrame | SessionStarted | SessionEnded | PersonaRejected | SpeechRejected
 
 
 class Call:
-    """Feeds sessions at the pace of the clock and merges what comes back into one stream.
+    """Feeds one session after another in real time and merges their output into one stream.
 
-    Everything here runs on the event loop that called ``open``; sessions report from their own
-    thread, and only through the inbox. Each report carries its session, so what a closed one
-    still says goes nowhere.
+    All methods run on the event loop that called ``open``. Sessions report from another thread;
+    ``async_session.open_session`` moves these reports to the event loop. Each report carries its
+    session, so reports of a session that the call has closed are ignored.
 
     Args:
-        engine: Where sessions are opened.
-        clock: Monotonic seconds.
+        engine: Opens the sessions.
+        clock: Returns monotonic seconds.
+
+    Example::
+
+        call = Call(engine)
+        call.open(Persona("NATF2"), SamplingParams())
+        async for event in call.events():       # meanwhile: call.push_audio(pcm), call.tick()
+            ...
     """
 
     def __init__(self, engine: EngineLike, clock: Callable[[], float] = time.monotonic):
         self._engine = engine
         self._clock = clock
         self._pacer = InputPacer()
-        # Never long: a session answers what it is given, and it is given 12.5 frames a second.
-        self._inbox: asyncio.Queue[tuple[_Line | None, object]] = asyncio.Queue()
-        self._line: _Line | None = None  # answers the caller
-        self._next: _Line | None = None  # being prefilled, to take over
-        self._previous: _Line | None = None  # has handed over and owes its last frames
-        self._unsaid: list[str] = []
+        self._sessions: list[CallSession] = []  # at most one in each state
+        # Short: each session has a bounded number of frames in flight. None wakes events() at the
+        # end of the call.
+        self._inbox: asyncio.Queue[tuple[CallSession, SessionEvent | SpeechRejected] | None] = (
+            asyncio.Queue()
+        )
+        self._unspoken: list[str] = []  # forced texts that wait for an active session
         self._closed = False
 
     @property
     def persona(self) -> Persona | None:
-        """Who answers the caller, or will once ready; None if nobody does."""
-        return self._line.persona if self._line else None
+        """The persona of the current session: active, or the first one while it is pending."""
+        return self._current.persona if self._current else None
 
     @property
     def sampling(self) -> SamplingParams | None:
-        """How they draw tokens; None if nobody does."""
-        return self._line.sampling if self._line else None
+        """How the current session samples tokens; None if there is no session."""
+        return self._current.sampling if self._current else None
+
+    @property
+    def session_id(self) -> str | None:
+        """The public id of the current session; None if there is no session."""
+        return self._current.session.id if self._current else None
 
     @property
     def speech_seconds(self) -> float:
-        """What is yet to be said takes no longer than this; 0 if nothing is, or nobody can.
+        """Upper bound of the time until all forced texts are spoken and their turn has ended.
 
-        What counts are words given to ``say``, up to the end of the turn they are in.
+        0 if no text is left, or no session can speak it.
         """
-        if self._closed or self._line is None:
+        if self._closed or self._current is None:
             return 0.0
-        frames = self._line.speech.frames_left + sum(map(most_frames, self._unsaid))
+        frames = self._current.speech.frames_left + sum(map(max_frames, self._unspoken))
         return min(frames, MAX_SPEECH_FRAMES) * FRAME_SECONDS
 
     @property
-    def owed_frames(self) -> int:
-        """Input frames not answered yet, wherever they wait."""
-        return self._pacer.waiting + (self._line.owed if self._line else 0)
+    def backlog_frames(self) -> int:
+        """Input frames without an output frame yet: those that wait here and those in flight."""
+        return self._pacer.waiting + (self._current.in_flight_frames if self._current else 0)
 
     @property
     def pacing(self) -> PacingStats:
-        """What was done to the caller's audio to keep it in time."""
+        """Silence inserted into the caller's audio, and audio left out of it, so far."""
         return self._pacer.stats
 
     def open(self, persona: Persona, sampling: SamplingParams) -> None:
-        """Open a session, or have one take over from the session there is once it is ready.
+        """Open a session that becomes the active one as soon as it is ready.
 
-        Until then the old one goes on answering, and draws in the new way where it can; if it is
-        not ready itself it is replaced.
+        Until then the active session continues, with the new sampling if it supports the change.
+        A session that is still pending is replaced; on a full engine it gives up its slot.
 
         Raises:
-            PersonaPlexError: As ``Engine.open_session``; then nothing has changed.
+            PersonaPlexError: As ``Engine.open_session``; the active session is unchanged.
         """
         if self._closed:
             return
-        # A session that nobody has heard yet gives way, with its slot if need be.
-        unheard = self._next or (self._line if self._line and not self._line.started else None)
+        pending = self._pending
         try:
-            line = self._open_line(persona, sampling)
+            opened = self._open_session(persona, sampling)
         except EngineFull:
-            if unheard is None:
+            if pending is None:
                 raise
-            unheard.session.close()
-            line = self._open_line(persona, sampling)
-        if unheard is not None:
-            unheard.session.close()
-        if self._line is None or self._line is unheard:
-            self._line = line
-        else:
-            self._next = line
+            pending.session.close()
+            opened = self._open_session(persona, sampling)
+        if pending is not None:
+            self._close(pending)
+        self._sessions.append(opened)
+        if self._active is not None:
             with suppress(PersonaPlexError):
-                self._line.update(sampling)
+                self._active.update(sampling)
 
     def update(self, sampling: SamplingParams) -> None:
-        """Draw tokens in a new way from the next frame on.
+        """Change how tokens are sampled, from the next frame on.
 
         Raises:
             PersonaPlexError: As ``SessionLike.update``; then nothing has changed.
         """
-        if self._line is not None:
-            self._line.update(sampling)
-        if self._next is not None:
-            # One that has ended says so through on_end.
+        current, pending = self._current, self._pending
+        if current is not None:
+            current.update(sampling)
+        if pending is not None and pending is not current:
+            # If the pending session has ended, its Ended event reports why.
             with suppress(PersonaPlexError):
-                self._next.update(sampling)
+                pending.update(sampling)
 
     def say(self, text: str) -> None:
-        """Have the agent say these words, once it can."""
-        self._unsaid.append(text)
-        self._say()
+        """Have the agent speak a text as soon as a session is active."""
+        self._unspoken.append(text)
+        self._say_unspoken()
 
-    def hear(self, pcm: Pcm) -> None:
-        """Take the caller's audio: float32 mono 24 kHz, any length."""
-        self._pacer.feed(pcm, self._clock())
-        self._pump()
+    def push_audio(self, pcm: Pcm) -> None:
+        """Add the caller's audio: float32 mono 24 kHz, any length."""
+        self._pacer.push(pcm, self._clock())
+        self._push_frames()
 
     def tick(self) -> None:
-        """Look at the clock; to be called every 20 ms or so."""
+        """Insert silence if the caller's audio is late; call this about every 20 ms."""
         self._pacer.tick(self._clock())
-        self._pump()
+        self._push_frames()
 
-    def cut(self) -> None:
-        """Put a ``SpeechCut`` among the events."""
-        self._inbox.put_nowait((None, SpeechCut()))
+    async def wait_for_speech(self, grace_seconds: float) -> bool:
+        """Wait until all forced texts are spoken and their turn has ended; ``tick`` must go on.
+
+        Args:
+            grace_seconds: How much longer than ``speech_seconds`` to wait, for a session that is
+                still pending or has stalled.
+
+        Returns:
+            False if the time is over before.
+        """
+        # By the real clock: the clock that paces the input may have stopped.
+        deadline = time.monotonic() + self.speech_seconds + grace_seconds
+        while self.speech_seconds:
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(_POLL_SECONDS)
+        return True
 
     def close(self) -> None:
-        """Close every session and end the events; does nothing if done before."""
+        """Close every session and end ``events``; does nothing if called before."""
         if self._closed:
             return
         self._closed = True
-        for line in (self._line, self._next, self._previous):
-            if line is not None:
-                line.session.close()
-        self._inbox.put_nowait((None, None))
+        for session in self._sessions:
+            session.session.close()
+        self._inbox.put_nowait(None)
 
     async def events(self) -> AsyncIterator[Event]:
-        """What happens, in order, until the call is closed."""
+        """Yield all events in order, until the call is closed. One consumer only."""
         while True:
-            line, report = await self._inbox.get()
-            if self._closed:
+            report = await self._inbox.get()
+            if self._closed or report is None:
                 break
-            for event in self._handle(line, report):
+            for event in self._handle(*report):
                 yield event
-        for line in (self._previous, self._line):
-            if line is not None and line.started:
-                yield SessionEnded(line.persona, None)
-        self._line = self._next = self._previous = None
+        for session in (self._draining, self._active):
+            if session is not None:
+                yield SessionEnded(session.persona, session.session.id, None)
+        self._sessions.clear()
 
-    def _open_line(self, persona: Persona, sampling: SamplingParams) -> _Line:
-        line = _Line(persona, sampling, self._engine.max_in_flight_frames)
-        loop = asyncio.get_running_loop()
+    def _in_state(self, state: SessionState) -> CallSession | None:
+        for session in self._sessions:
+            if session.state is state:
+                return session
+        return None
 
-        def report(what: object) -> None:
-            # After the loop has closed there is nobody to tell, and the thread that calls is not
-            # to be bothered with it.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._inbox.put_nowait, (line, what))
+    @property
+    def _pending(self) -> CallSession | None:
+        return self._in_state(SessionState.PENDING)
 
-        line.session = self._engine.open_session(
+    @property
+    def _active(self) -> CallSession | None:
+        return self._in_state(SessionState.ACTIVE)
+
+    @property
+    def _draining(self) -> CallSession | None:
+        return self._in_state(SessionState.DRAINING)
+
+    @property
+    def _current(self) -> CallSession | None:
+        """The active session; before the first session is ready, the pending one."""
+        return self._active or self._pending
+
+    def _open_session(self, persona: Persona, sampling: SamplingParams) -> CallSession:
+        # No event is delivered before open_session has returned, so `opened` is always bound.
+        session = async_session.open_session(
+            self._engine,
             persona,
             sampling,
-            on_ready=lambda: report(_Ready()),
-            on_frame=report,
-            on_end=lambda error: report(_Over(error)),
+            lambda event: self._inbox.put_nowait((opened, event)),
         )
-        return line
+        opened = CallSession(session, persona, sampling, self._engine.max_in_flight_frames)
+        return opened
 
-    # Each of these does all of its work before anybody learns of it: a listener takes its time,
-    # and input, ticks and new personas come in meanwhile.
+    def _close(self, session: CallSession) -> None:
+        session.session.close()
+        self._sessions.remove(session)
 
-    def _handle(self, line: _Line | None, report: object) -> list[Event]:
-        if isinstance(report, SpeechCut):
-            return [report]
-        if line is None or line not in (self._line, self._next, self._previous):
-            return []
+    # Each handler below completes its state change before it returns its events. The consumer of
+    # the events may be slow; audio, ticks and new personas arrive in the meantime.
+
+    def _handle(self, session: CallSession, report: SessionEvent | SpeechRejected) -> list[Event]:
+        if session not in self._sessions:
+            return []  # closed by this call
         if isinstance(report, SessionFrame):
-            return self._answered(line, report)
+            return self._on_frame(session, report)
         if isinstance(report, SpeechRejected):
             return [report]
-        if isinstance(report, _Over):
-            return self._over(line, report.error)
-        return self._took_over(line)
+        if isinstance(report, Ready):
+            return self._on_ready(session)
+        return self._on_ended(session, report.error)
 
-    def _answered(self, line: _Line, frame: SessionFrame) -> list[Event]:
-        line.answered += 1
-        line.speech.push(frame.text)
-        # Two sessions at once would be two voices, and twice the audio.
-        ended = self._retire() if line is self._line else []
-        if line is self._previous and not line.owed:
-            ended = self._retire()
-        self._pump()
-        return [*ended, frame] if line is self._line else [frame, *ended]
-
-    def _took_over(self, line: _Line) -> list[Event]:
-        ended: list[Event] = []
-        line.started = True
-        if line is self._next:
-            # Frames are whole, so the next one is the first that the new session hears; the old
-            # one still answers what it has heard.
-            ended += self._retire()
-            self._previous, self._line, self._next = self._line, line, None
-            if self._previous is not None and not self._previous.owed:
-                ended += self._retire()
+    def _on_frame(self, session: CallSession, frame: SessionFrame) -> list[Event]:
+        session.received += 1
+        session.speech.push(frame.text)
+        if session.state is SessionState.ACTIVE:
+            # Two sessions at once would be two voices and twice the audio.
+            events = [*self._end_draining(), frame]
+        elif session.in_flight_frames:
+            events = [frame]
         else:
+            events = [frame, *self._end_draining()]
+        self._push_frames()
+        return events
+
+    def _on_ready(self, session: CallSession) -> list[Event]:
+        ended: list[Event] = []
+        previous = self._active
+        if previous is None:
             self._pacer.start(self._clock())
-        self._say()
-        self._pump()
-        return [*ended, SessionStarted(line.persona)]
+        else:
+            # The pacer yields whole frames: the next one is the new session's first, and the
+            # previous session still returns its frames in flight.
+            ended += self._end_draining()
+            previous.state = SessionState.DRAINING
+            if not previous.in_flight_frames:
+                ended += self._end_draining()
+        session.state = SessionState.ACTIVE
+        self._say_unspoken()
+        self._push_frames()
+        return [*ended, SessionStarted(session.persona, session.session.id)]
 
-    def _over(self, line: _Line, error: PersonaPlexError | None) -> list[Event]:
-        if line is self._next:
-            self._next = None
-            return [PersonaRejected(line.persona, error)]
-        if line is self._previous:
-            return self._retire()
-        self._line = None
-        if self._next is not None:
-            self._next.session.close()
-            self._next = None
-        return [*self._retire(), SessionEnded(line.persona, error)]
+    def _on_ended(self, session: CallSession, error: PersonaPlexError | None) -> list[Event]:
+        if session.state is SessionState.DRAINING:
+            return self._end_draining()
+        self._sessions.remove(session)
+        if session.state is SessionState.PENDING and self._active is not None:
+            return [PersonaRejected(session.persona, session.session.id, error)]
+        if self._pending is not None:
+            self._close(self._pending)
+        return [*self._end_draining(), SessionEnded(session.persona, session.session.id, error)]
 
-    def _retire(self) -> list[Event]:
-        line, self._previous = self._previous, None
-        if line is None:
+    def _end_draining(self) -> list[Event]:
+        """Close the draining session, if any."""
+        session = self._draining
+        if session is None:
             return []
-        line.session.close()
-        return [SessionEnded(line.persona, None)]
+        self._close(session)
+        return [SessionEnded(session.persona, session.session.id, None)]
 
-    def _say(self) -> None:
-        if self._line is None or not self._line.started:
+    def _say_unspoken(self) -> None:
+        active = self._active
+        if active is None:
             return
-        texts, self._unsaid = self._unsaid, []
+        texts, self._unspoken = self._unspoken, []
         for text in texts:
             try:
-                self._line.session.say(text)
+                active.session.say(text)
             except PersonaPlexError as error:
-                self._inbox.put_nowait((self._line, SpeechRejected(text, error)))
+                rejected = SpeechRejected(text, active.session.id, error)
+                self._inbox.put_nowait((active, rejected))
             else:
-                self._line.speech.expect(text)
+                active.speech.expect(text)
 
-    def _pump(self) -> None:
-        line = self._line
-        if line is None or not line.started:
+    def _push_frames(self) -> None:
+        """Push waiting frames to the active session, as far as it may have them in flight."""
+        active = self._active
+        if active is None:
             return
-        # A session that has ended says so through on_end.
+        limit = active.max_in_flight_frames
+        # If the session has ended, its Ended event reports why.
         with suppress(PersonaPlexError):
-            while (
-                line.owed < line.max_in_flight_frames and (frame := self._pacer.take()) is not None
-            ):
-                line.session.push(frame)
-                line.pushed += 1
-        # What waits in the session counts too.
-        behind = max(0, line.owed - (line.max_in_flight_frames - 1))
-        self._pacer.keep(max(0, MAX_WAITING_FRAMES - behind))
+            while active.in_flight_frames < limit and (frame := self._pacer.take()) is not None:
+                active.push(frame)
+        # A session that keeps up has fewer than `limit` frames in flight. A frame beyond that waits
+        # in the session, and counts towards the frames that may wait.
+        waiting = max(0, active.in_flight_frames - (limit - 1))
+        self._pacer.trim(max(0, MAX_WAITING_FRAMES - waiting))

@@ -1,4 +1,4 @@
-"""How Pipecat is told that something went wrong."""
+"""Errors in the terms that Pipecat uses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipecat_personaplex.errors import EngineFull, PersonaPlexError, SessionFail
 
 
 def as_personaplex_error(error: Exception) -> PersonaPlexError:
-    """The error itself if it is one of ours, else one that says what happened."""
+    """Return the error itself if it is a ``PersonaPlexError``, else one that describes it."""
     if isinstance(error, PersonaPlexError):
         return error
     failure = SessionFailed(f"the call failed: {type(error).__name__}: {error}")
@@ -17,7 +17,7 @@ def as_personaplex_error(error: Exception) -> PersonaPlexError:
 
 
 def category_of(error: Exception) -> ErrorCategory | None:
-    """Whose fault it is; None where the error is not ours."""
+    """Pipecat's category of a ``PersonaPlexError``; None for any other error."""
     if isinstance(error, EngineFull):
         return ErrorCategory.RATE_LIMIT
     if isinstance(error, UserError):

@@ -1,4 +1,4 @@
-"""What a call tells Pipecat's metrics."""
+"""Metrics of a call, as Pipecat's metrics data."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ class PersonaPlexMetricsData(ProcessingMetricsData):
 
     Parameters:
         step_max: Longest step, in seconds.
-        frames: Frames answered (80 ms each).
-        late_frames: Of these, answered more than 80 ms after their last sample arrived.
-        input_backlog: Seconds of input waiting for the model, now.
-        playout_backlog: Seconds of output waiting to be played, now; None without a meter.
-        silence_inserted: Seconds of silence fed since the call began, for want of input.
-        input_discarded: Seconds of input left out since the call began, to stay in time.
+        frames: Frames received from the model (80 ms each).
+        late_frames: Of these, received more than 80 ms after the arrival of their last input
+            sample.
+        input_backlog: Seconds of input without an output frame yet, now.
+        playout_backlog: Seconds of output that wait to be played, now; None without a
+            ``PlayoutMeter``.
+        silence_inserted: Seconds of silence inserted since the call began because input was late.
+        input_discarded: Seconds of input left out since the call began to avoid a delay.
     """
 
     step_max: float
@@ -35,22 +37,26 @@ class PersonaPlexMetricsData(ProcessingMetricsData):
 
 
 class MetricsWindow:
-    """What is gathered between two metrics frames."""
+    """Counters between two metrics frames."""
 
     def __init__(self) -> None:
-        self._steps: list[float] = []
+        self._step_seconds: list[float] = []
         self._late = 0
         self._tokens = 0
 
     @property
     def frames(self) -> int:
-        """Frames counted."""
-        return len(self._steps)
+        """Frames counted so far."""
+        return len(self._step_seconds)
 
     def add(self, frame: SessionFrame) -> bool:
-        """Count a frame; whether it was late."""
+        """Count a frame.
+
+        Returns:
+            Whether the frame was late.
+        """
         late = frame.timings.total_ms > FRAME_SECONDS * 1e3
-        self._steps.append(frame.timings.step_ms / 1e3)
+        self._step_seconds.append(frame.timings.step_ms / 1e3)
         self._late += late
         self._tokens += bool(frame.text)
         return late
@@ -58,23 +64,23 @@ class MetricsWindow:
     def metrics(
         self, processor: str, call: Call, playout_backlog: float | None
     ) -> PersonaPlexMetricsData:
-        """The figures, with the state of the call; of at least one frame."""
+        """The metrics of at least one frame, with the present state of the call."""
         pacing = call.pacing
         return PersonaPlexMetricsData(
             processor=processor,
             model=MODEL_NAME,
-            value=float(np.mean(self._steps)),
-            step_max=max(self._steps),
+            value=float(np.mean(self._step_seconds)),
+            step_max=max(self._step_seconds),
             frames=self.frames,
             late_frames=self._late,
-            input_backlog=call.owed_frames * FRAME_SECONDS,
+            input_backlog=call.backlog_frames * FRAME_SECONDS,
             playout_backlog=playout_backlog,
             silence_inserted=pacing.silence / SAMPLE_RATE,
             input_discarded=(pacing.discarded + pacing.dropped) / SAMPLE_RATE,
         )
 
     def usage(self, processor: str) -> LLMUsageMetricsData:
-        """The text tokens spoken; a full-duplex model is prompted once, before the call."""
+        """The text tokens spoken. Prompt tokens are 0: the prompt is computed before the call."""
         usage = LLMTokenUsage(
             prompt_tokens=0, completion_tokens=self._tokens, total_tokens=self._tokens
         )

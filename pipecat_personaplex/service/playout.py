@@ -1,4 +1,4 @@
-"""How much of the agent's audio is still waiting to be played."""
+"""Measures how much of the agent's audio waits to be played."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MAX_BACKLOG_SECONDS = 0.12
 
 @dataclass
 class PlayoutMark(ControlFrame):
-    """Travels behind a frame of audio, and so passes the output once that has been played.
+    """Follows a frame of audio; passes the output transport once that audio has been played.
 
     Parameters:
-        position: Seconds of audio sent so far, the frame before included.
+        position: Seconds of audio sent so far, the frame before this mark included.
     """
 
     interruptible: bool = field(default=False, init=False)
@@ -26,15 +26,21 @@ class PlayoutMark(ControlFrame):
 
 
 class PlayoutMeter(FrameProcessor):
-    """Measures, right after ``transport.output()``, what the transport has yet to play.
+    """Measures how much audio the transport has yet to play; place it after ``transport.output()``.
 
-    A transport pushes audio on once it has been played, so what the service sent and what has
-    come by here differ by the delay between the model and the caller's ear. Give the meter to
-    ``PersonaPlexLLMService`` as well: it then drops silent model frames while the backlog is
-    long, which takes back the delay that a stall has left.
+    A transport pushes audio downstream once it has been played. Audio that the service has sent
+    and that has not passed the meter is therefore still waiting. Give the meter to
+    ``PersonaPlexLLMService`` as well: the service then drops silent model frames while the backlog
+    is long, which removes the delay that a stall has left.
 
     Args:
-        **kwargs: For ``FrameProcessor``.
+        **kwargs: Passed to ``FrameProcessor``.
+
+    Example::
+
+        playout = PlayoutMeter()
+        agent = PersonaPlexLLMService(engine, playout=playout)
+        pipeline = Pipeline([transport.input(), agent, transport.output(), playout])
     """
 
     def __init__(self, **kwargs: Any):
@@ -49,19 +55,23 @@ class PlayoutMeter(FrameProcessor):
 
     @property
     def long(self) -> bool:
-        """Whether so much waits that silence is better dropped."""
+        """Whether the backlog is so long that silence should be dropped."""
         return self.backlog > MAX_BACKLOG_SECONDS
 
     def sent(self, seconds: float) -> PlayoutMark:
-        """Count audio on its way to the transport; the mark is to be pushed behind it."""
+        """Count audio that is sent to the transport.
+
+        Returns:
+            The mark to push right after that audio.
+        """
         self._sent += seconds
         return PlayoutMark(self._sent)
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
-        """Count what was played, and push every frame on but the marks."""
+        """Count played audio. Marks end here; every other frame is pushed on."""
         await super().process_frame(frame, direction)
         if isinstance(frame, PlayoutMark):
-            # The truth, even where a transport has lost audio on the way.
+            # Corrects the count if the transport has lost audio before this mark.
             self._played = frame.position
             return
         if isinstance(frame, SpeechOutputAudioRawFrame):

@@ -1,4 +1,4 @@
-"""What may change during a call."""
+"""Settings of the service that may change during a call."""
 
 from __future__ import annotations
 
@@ -18,20 +18,25 @@ SAMPLING_FIELDS = frozenset(
 
 @dataclass
 class PersonaPlexLLMSettings(LLMSettings):
-    """Settings of ``PersonaPlexLLMService``, changed with an ``LLMUpdateSettingsFrame``.
+    """Settings of ``PersonaPlexLLMService``; change them with an ``LLMUpdateSettingsFrame``.
 
-    A new ``voice`` or ``system_instruction`` is a new persona: it takes over once its prompt is
-    computed, without a gap, and remembers nothing of the conversation so far. The others apply
-    from the next frame on. Fields of ``LLMSettings`` that are not named here have no effect.
+    A new ``voice`` or ``system_instruction`` is a new persona. It takes over without a gap once
+    its prompt is computed, and does not know the conversation so far. The other fields apply from
+    the next frame on. Fields of ``LLMSettings`` that are not listed here have no effect.
 
     Parameters:
-        voice: A name in ``Engine.voices``; None is the first of them.
-        system_instruction: The role, in plain words; None is no role.
-        seed: Keys the sampling; None is 0.
-        temperature_audio: Of the agent's audio codes; 0 is greedy.
-        temperature_text: Of the inner monologue; 0 is greedy.
-        top_k_audio: Candidates kept for each audio code.
-        top_k_text: Candidates kept for each text token.
+        voice: A name in ``Engine.voices``; None for the first of them.
+        system_instruction: The role, in plain words; None for no role.
+        seed: Seed of the sampling; None for 0.
+        temperature_audio: Temperature of the agent's audio codes; 0 is greedy.
+        temperature_text: Temperature of the inner monologue; 0 is greedy.
+        top_k_audio: Candidates for each audio code.
+        top_k_text: Candidates for each text token.
+
+    Example::
+
+        delta = PersonaPlexLLMService.Settings(temperature_audio=0.6)
+        await worker.queue_frame(LLMUpdateSettingsFrame(delta=delta))
     """
 
     voice: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
@@ -42,7 +47,7 @@ class PersonaPlexLLMSettings(LLMSettings):
 
     @classmethod
     def defaults(cls) -> PersonaPlexLLMSettings:
-        """Settings with every field set, as a service keeps them."""
+        """Settings with a value for every field, as Pipecat requires of a service."""
         sampling = SamplingParams()
         return cls(
             model=MODEL_NAME,
@@ -65,15 +70,22 @@ class PersonaPlexLLMSettings(LLMSettings):
         )
 
     def persona(self, voices: list[str]) -> Persona:
-        """Who these settings describe, of complete ones."""
+        """The persona that these settings describe; every field must have a value.
+
+        Args:
+            voices: Names of the engine's voices; the first one is the default.
+
+        Raises:
+            ConfigError: A value has the wrong type.
+        """
         voice = assert_given(self.voice)
         if voice is None:
-            # An engine without voices will say so.
+            # If the engine has no voices, it refuses the empty name with a clear error.
             voice = next(iter(voices), "")
         return Persona(voice, assert_given(self.system_instruction) or "")
 
     def sampling(self) -> SamplingParams:
-        """How these settings draw tokens, of complete ones.
+        """The sampling that these settings describe; every field must have a value.
 
         Raises:
             ConfigError: A value is out of range.

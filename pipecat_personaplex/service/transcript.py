@@ -1,4 +1,4 @@
-"""From the model's inner monologue to the turns that Pipecat knows."""
+"""Converts the model's inner monologue to Pipecat's text and turn frames."""
 
 from __future__ import annotations
 
@@ -17,72 +17,87 @@ from pipecat_personaplex.words import TURN_GAP_FRAMES, PieceDecoder
 
 
 class Transcript:
-    """Groups text pieces into words and turns, and says which frames to push for each.
+    """Groups text pieces into words and turns, and returns the Pipecat frames for each.
 
-    A full-duplex model never announces a turn: the first piece after a gap opens one, and a gap
-    ends it. A word's pieces come in a row, so the next word or padding ends it. Time is counted
-    in the model's own frames, of which there is one every 80 ms.
+    A full-duplex model does not announce its turns: the first piece after a gap starts a turn, and
+    a gap ends it. The pieces of a word follow each other, so padding or the next word ends it.
+    Time is counted in model frames of 80 ms.
 
-    No frame made here may be dropped by an interruption, which the model does not know about:
-    starts and ends stay balanced and no word is lost.
+    The frames are not interruptible, because an interruption does not stop the model: dropping
+    them would lose words and leave turns unbalanced.
+
+    Example::
+
+        transcript = Transcript()
+        for frame in transcript.push(model_frame.text):
+            await service.push_frame(frame)
     """
 
     def __init__(self) -> None:
         self._open = False
+        self._interrupted = False
         self._word = ""
         self._quiet_frames = 0
         self._decoder = PieceDecoder()
 
     def push(self, piece: str) -> list[Frame]:
-        """Take one model frame's piece, empty for padding; the frames to push for it."""
+        """Add the piece of one model frame, empty for padding; returns the frames to push."""
+        ended = self.close() if self._interrupted else []
         text = self._decoder.decode(piece)
         if not self._open:
             text = text.lstrip()
         if text:
             self._quiet_frames = 0
-            opening = self._opening()
-            ended = self._word_ended() if text[0].isspace() else []
+            started = self._start_turn()
+            word = self._end_word() if text[0].isspace() else []
             self._word += text
-            return opening + ended
+            return ended + started + word
         if piece:
-            return []  # inside a character, or a space that opens nothing
+            return ended  # the start of a character, or a space before the first word
         self._quiet_frames += 1
         if self._quiet_frames >= TURN_GAP_FRAMES:
-            return self.close()
-        return self._word_ended()
+            return ended + self.close()
+        return ended + self._end_word()
+
+    def interrupt(self) -> None:
+        """End the turn before the next piece; the next ``push`` returns the frames that do so.
+
+        This way one task pushes all frames of the transcript, in order.
+        """
+        self._interrupted = True
 
     def close(self) -> list[Frame]:
-        """End the turn, if one is open."""
+        """End the turn; returns the frames to push, none if no turn is open."""
+        self._interrupted = False
         if not self._open:
             return []
         self._word += self._decoder.flush()
-        ended = self._word_ended()
+        ended = self._end_word()
         self._open = False
         self._quiet_frames = 0
-        return ended + _kept(TTSStoppedFrame(), LLMFullResponseEndFrame())
+        return ended + _uninterruptible(TTSStoppedFrame(), LLMFullResponseEndFrame())
 
-    def _word_ended(self) -> list[Frame]:
-        """Say the word so far, if any: clients put a space between what they are sent."""
-        word, self._word = self._word, ""
-        return self._spoken(word) if word else []
-
-    def _opening(self) -> list[Frame]:
+    def _start_turn(self) -> list[Frame]:
         if self._open:
             return []
         self._open = True
-        return _kept(LLMFullResponseStartFrame(), TTSStartedFrame())
+        return _uninterruptible(LLMFullResponseStartFrame(), TTSStartedFrame())
 
-    def _spoken(self, text: str) -> list[Frame]:
-        generated = LLMTextFrame(text)
+    def _end_word(self) -> list[Frame]:
+        """Emit the word so far, if any. Whole words only: clients put spaces between frames."""
+        word, self._word = self._word, ""
+        if not word:
+            return []
+        generated = LLMTextFrame(word)
         # The assistant aggregator takes its words from the spoken frame below.
         generated.append_to_context = False
-        # Pieces, yet of type SENTENCE: clients are not sent smaller types.
-        spoken = TTSTextFrame(text, text_type=TextType.SENTENCE)
+        # SENTENCE, although it is a word: Pipecat sends smaller types to no client.
+        spoken = TTSTextFrame(word, text_type=TextType.SENTENCE)
         spoken.includes_inter_frame_spaces = True
-        return _kept(generated, spoken)
+        return _uninterruptible(generated, spoken)
 
 
-def _kept(*frames: Frame) -> list[Frame]:
+def _uninterruptible(*frames: Frame) -> list[Frame]:
     for frame in frames:
         frame.interruptible = False
     return list(frames)

@@ -1,4 +1,4 @@
-"""Calls that tests hold with an engine."""
+"""Sessions of a real engine for tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WAIT = 30.0
 
 
 class Call:
-    """An open session whose frames and end can be waited for."""
+    """An open session; queues its frames and its end."""
 
     def __init__(self, engine: Engine, persona: Persona = FRIEND, **options: Any):
         self.frames: queue.Queue[SessionFrame] = queue.Queue()
@@ -35,6 +35,6 @@ class Call:
 
 
 def says(engine: Engine) -> list[int]:
-    """What a short greedy call says: a probe that the engine is as it should be."""
+    """Text tokens of a short greedy conversation: a probe of the engine's state."""
     pcm = conversation("friend").user_pcm[: 6 * FRAME_SAMPLES]
     return [f.text_token for f in engine.converse(FRIEND, pcm, SamplingParams.greedy()).frames]

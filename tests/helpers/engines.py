@@ -1,4 +1,4 @@
-"""An engine without a model: what it hears is what it says."""
+"""An engine without a model that echoes the caller's audio."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.audio import FrameBuffer, Pcm
 from pipecat_personaplex.config import Persona, SamplingParams
-from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES
+from pipecat_personaplex.constants import CODEBOOKS
 from pipecat_personaplex.errors import (
     ConfigError,
     EngineFull,
@@ -24,9 +24,13 @@ _CODES = np.zeros(CODEBOOKS, dtype=np.int64)
 
 
 class FakeSession:
-    """A session whose agent repeats its caller, and says ``pieces`` in the transcript.
+    """A session that echoes its input, with ``pieces`` as its inner monologue.
 
-    ``gain`` tells the voices of two sessions apart.
+    Attributes:
+        gain: Factor of the echo; tells the voices of two sessions apart.
+        heard: Audio pushed so far.
+        said: Forced texts so far.
+        pieces: Text pieces of the next frames.
     """
 
     def __init__(
@@ -52,15 +56,15 @@ class FakeSession:
         self._on_end = on_end
         self._on_ready = on_ready
         self._ended = threading.Event()
-        self._partial = np.zeros(0, dtype=np.float32)
+        self._buffer = FrameBuffer()
         self.heard: list[Pcm] = []
-        self._answered = 0
+        self._frames = 0
 
     def push(self, pcm: Pcm) -> None:
         if self.closed:
             raise self.error or SessionFailed("the session is closed")
         self.heard.append(pcm)
-        self._engine.do(lambda: self._answer(pcm))
+        self._engine.do(lambda: self._step(pcm))
 
     def say(self, text: str) -> None:
         if not text.strip():
@@ -75,15 +79,15 @@ class FakeSession:
         return self._ended.wait(timeout)
 
     def stats(self) -> SessionStats:
-        waiting = len(self.heard) - self._answered - self.dropped_frames
-        return SessionStats(self._answered, 0, self.dropped_frames, waiting)
+        waiting = len(self.heard) - self._frames - self.dropped_frames
+        return SessionStats(self._frames, 0, self.dropped_frames, waiting)
 
     def close(self) -> None:
         self.closed = True
         self._engine.do(lambda: self.end(None))
 
     def make_ready(self) -> None:
-        # At once, even while a step is held: another session's frames may wait as long.
+        # On this thread: the engine's thread may wait in a step of another session.
         if self._on_ready is not None and not self.closed:
             self._on_ready()
 
@@ -91,7 +95,7 @@ class FakeSession:
         self._engine.do(lambda: self.end(error))
 
     def end(self, error: PersonaPlexError | None) -> None:
-        """On the engine's thread."""
+        """Report the end once; runs on the engine's thread."""
         if self._ended.is_set():
             return
         self.error, self.closed = error, True
@@ -99,15 +103,13 @@ class FakeSession:
             self._on_end(error)
         self._ended.set()
 
-    def _answer(self, pcm: Pcm) -> None:
-        self._partial = np.concatenate([self._partial, pcm])
-        while len(self._partial) >= FRAME_SAMPLES:
-            frame, self._partial = np.split(self._partial, [FRAME_SAMPLES])
+    def _step(self, pcm: Pcm) -> None:
+        for frame in self._buffer.push(pcm):
             self._engine.step.wait(10)
             piece = self.pieces.pop(0) if self.pieces else ""
             step_ms = self._engine.step_ms
-            answer = SessionFrame(
-                index=self._answered,
+            output = SessionFrame(
+                index=self._frames,
                 pcm=frame * np.float32(self.gain),
                 text=piece,
                 text_token=7 if piece else 3,
@@ -115,19 +117,18 @@ class FakeSession:
                 user_codes=_CODES,
                 timings=FrameTimings(queued_ms=0.5, step_ms=step_ms),
             )
-            self._answered += 1
-            # A closed session of the real engine is silent; this one talks on, so that tests see
-            # whether anybody listens.
-            self._on_frame(answer)
+            self._frames += 1
+            # Also after close, unlike the real engine: tests check that users ignore such frames.
+            self._on_frame(output)
 
 
 class FakeEngine:
-    """Sessions on one thread. ``step`` cleared holds every answer back.
+    """Runs all sessions on one thread. Clear ``step`` to stop the output of all sessions.
 
     Args:
         max_sessions: Slots.
         voices: Names that personas may use.
-        ready: Whether a session is ready as soon as it is opened; else ``make_ready``.
+        ready: Whether sessions are ready at once; else a test calls ``make_ready``.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class FakeEngine:
         return session
 
     def fail(self, error: PersonaPlexError) -> None:
-        """Every session ends, as when the device fails."""
+        """End every session with an error, as a failed device does."""
         for session in self.open_sessions:
             session.fail(error)
 
@@ -203,4 +204,5 @@ class FakeEngine:
 
 
 def says(*pieces: str) -> Callable[[FakeSession], object]:
+    """An ``on_open`` that sets the first pieces of a session's inner monologue."""
     return lambda session: session.pieces.extend(pieces)

@@ -1,4 +1,4 @@
-"""A running pipeline that a test talks to frame by frame, without sleeping."""
+"""A running pipeline that a test controls frame by frame."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TIMEOUT = 10.0
 
 
 class ManualClock:
-    """Time that passes when a test says so."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -54,7 +54,7 @@ class _Watcher(FrameProcessor):
 
 
 class RunningPipeline:
-    """Processors between two watchers, run for the length of an ``async with``."""
+    """Processors between two watchers, running inside an ``async with`` block."""
 
     def __init__(
         self,
@@ -101,13 +101,13 @@ class RunningPipeline:
         await self.end()
 
     async def end(self) -> None:
-        """End the pipeline, and wait until it has."""
+        """End the pipeline and wait until it has ended."""
         if not self._run.done():
             await self.worker.queue_frame(EndFrame())
         await asyncio.wait_for(self._run, TIMEOUT)
 
-    async def end_in_time(self) -> None:
-        """End the pipeline while the clock runs on and the microphone is silent."""
+    async def end_while_time_passes(self) -> None:
+        """End the pipeline while the clock advances and no audio arrives."""
         ending = asyncio.create_task(self.end())
         while not ending.done():
             self.clock.now += 0.02
@@ -119,7 +119,7 @@ class RunningPipeline:
         await asyncio.wait_for(asyncio.shield(self._run), TIMEOUT)
 
     async def cancel(self) -> None:
-        """Cancel the pipeline, and wait until it has ended."""
+        """Cancel the pipeline and wait until it has ended."""
         await self.worker.cancel()
         await asyncio.wait_for(self._run, TIMEOUT)
 
@@ -129,13 +129,13 @@ class RunningPipeline:
         await self.worker.queue_frame(frame, direction)
 
     def seen(self, kind: type[F]) -> list[F]:
-        """Frames of a type that came out downstream so far."""
+        """Frames of a type that have left the pipeline downstream so far."""
         return [frame for frame in self.down if isinstance(frame, kind)]
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until a condition holds; a test that waits in vain fails."""
+        """Wait until a condition holds; fails after ``TIMEOUT`` seconds."""
         async with asyncio.timeout(TIMEOUT):
-            # Conditions are about other threads too, which set no asyncio.Event.
+            # Poll: conditions depend on other threads too, which set no asyncio.Event.
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
@@ -148,24 +148,28 @@ class RunningPipeline:
         *,
         rate: int = 24_000,
         chunk: float = 0.02,
-        in_time: bool = True,
+        real_time: bool = True,
     ) -> None:
-        """Be a microphone: int16 [n] or [n, channels], chunk by chunk, each waited for.
+        """Send audio as a microphone does, and wait until each chunk has passed the pipeline.
 
-        The clock moves on by each chunk's length, unless the chunks come in one burst.
+        Args:
+            samples: int16 [n] or [n, channels].
+            rate: Sample rate in Hz.
+            chunk: Seconds of audio per frame.
+            real_time: Whether the clock advances by each chunk's length; else all is one burst.
         """
         channels = 1 if samples.ndim == 1 else samples.shape[1]
         count = round(rate * chunk)
         for start in range(0, len(samples), count):
             piece = samples[start : start + count]
-            heard = len(self.seen(InputAudioRawFrame))
-            if in_time:
+            passed = len(self.seen(InputAudioRawFrame))
+            if real_time:
                 self.clock.now += len(piece) / rate
             await self.send(InputAudioRawFrame(piece.tobytes(), rate, channels))
-            await self.until_count(InputAudioRawFrame, heard + 1)
+            await self.until_count(InputAudioRawFrame, passed + 1)
 
     def audio(self) -> np.ndarray:
-        """What the agent said so far, int16."""
+        """The agent's audio so far, int16 [n]."""
         chunks = [
             np.frombuffer(frame.audio, dtype=np.int16)
             for frame in self.seen(SpeechOutputAudioRawFrame)
@@ -174,7 +178,7 @@ class RunningPipeline:
 
 
 class Events:
-    """What a service's event handlers were told."""
+    """Records the events of a service."""
 
     def __init__(self, service: PersonaPlexLLMService):
         self.seen: list[tuple[Any, ...]] = []
@@ -199,7 +203,7 @@ async def started(pipeline: RunningPipeline, events: Events, count: int = 1) -> 
 async def on_call(
     engine: EngineLike, clock: ManualClock, **options: Any
 ) -> AsyncIterator[tuple[PersonaPlexLLMService, RunningPipeline, Events]]:
-    """A service alone in its pipeline, once its session has started."""
+    """A service alone in its pipeline; its session has started."""
     service = PersonaPlexLLMService(engine, clock=clock, **options)
     pipeline = RunningPipeline([service], clock=clock)
     events = Events(service)
@@ -213,6 +217,6 @@ def errors(pipeline: RunningPipeline) -> list[ErrorFrame]:
 
 
 def tone(seconds: float, rate: int = 24_000, hertz: float = 440.0, peak: int = 8_000) -> np.ndarray:
-    """A sine, int16."""
+    """A sine wave, int16 [n]."""
     time = np.arange(round(seconds * rate)) / rate
     return (peak * np.sin(2 * np.pi * hertz * time)).astype(np.int16)

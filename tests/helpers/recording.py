@@ -1,9 +1,9 @@
-"""A stand-in for CUDA graphs on a CPU: records what a call does to tensors, and does it again.
+"""A stand-in for CUDA graphs on a CPU: records the tensor operations of a call and replays them.
 
-As with a graph, Python runs once. Each operation is kept with the very tensors it had, so that
-addresses and Python's numbers are baked in; a replay runs the operations again, in order, into
-the same memory. What a capture on CUDA would refuse is refused: to read a tensor's values, shapes
-that depend on them, and constants that come from the host.
+As with a CUDA graph, Python runs once. The recorder stores each operation with the tensors that
+it used, so memory addresses and Python numbers are fixed. A replay runs the same operations in
+order, into the same memory. The recorder refuses what a CUDA capture refuses: reading a tensor's
+values, shapes that depend on values, and constants from the host.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _HOST_OPERATORS = {
 
 
 class NotCapturable(Exception):
-    """A graph could not have recorded this."""
+    """A CUDA graph cannot record this operation."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,16 @@ class _Call:
     results: list[Tensor]
     writes: bool
 
-    def again(self) -> None:
+    def replay(self) -> None:
         results = tensors(self.operator(*self.args, **self.kwargs))
         if self.writes:
             return
-        for kept, new in zip(self.results, results, strict=True):
-            kept.copy_(new)
+        for recorded, new in zip(self.results, results, strict=True):
+            recorded.copy_(new)
 
 
 class Recorder(TorchDispatchMode):
-    """Keeps the operations of a ``with`` block."""
+    """Records the tensor operations of a ``with`` block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,21 +83,21 @@ class Recorder(TorchDispatchMode):
         held = {tensor.untyped_storage().data_ptr() for tensor in given}
         views = [tensor.untyped_storage().data_ptr() in held for tensor in results]
         writes = any(arg.alias_info and arg.alias_info.is_write for arg in schema.arguments)
-        # A view needs nothing done: the operations before it fill its memory.
+        # A view needs no replay: earlier operations fill its memory.
         if writes or not all(views):
-            assert writes or not any(views), f"{schema.name}: a part of its result is a view"
+            assert writes or not any(views), f"{schema.name}: only a part of its result is a view"
             self.calls.append(_Call(func, args, kwargs, results, writes))
         return result
 
     def replay(self) -> None:
-        """Do it all again, into the same memory."""
+        """Run all operations again, into the same memory."""
         with torch.inference_mode():
             for call in self.calls:
-                call.again()
+                call.replay()
 
 
 def refuse_host(name: str, args: tuple[Any, ...]) -> None:
-    """Raise where an operator waits for the device, or takes what the host has."""
+    """Raise if an operator waits for the device or reads from the host."""
     if name in _HOST_OPERATORS:
         raise NotCapturable(f"{name} {_HOST_OPERATORS[name]}")
     if name in ("aten::index", "aten::index_put_", "aten::index_put") and any(
@@ -107,13 +107,13 @@ def refuse_host(name: str, args: tuple[Any, ...]) -> None:
 
 
 class RecordingCapturer:
-    """Captures as ``CudaCapturer`` does, and counts replays."""
+    """Captures calls as ``CudaCapturer`` does, and counts replays."""
 
     def __init__(self) -> None:
         self.replays = 0
 
     def capture(self, call: Callable[[], None]) -> Callable[[], None]:
-        call()  # as CUDA's warm-up, whose results do not count
+        call()  # a warm-up, as on CUDA; its results are not used
         recorder = Recorder()
         with no_host_reads(), recorder:
             call()
@@ -127,7 +127,7 @@ class RecordingCapturer:
 
 @contextmanager
 def no_host_reads() -> Iterator[None]:
-    """Refuse Python what it may not see of a tensor while a graph is recorded."""
+    """Raise if Python reads values of a tensor while a graph is recorded."""
 
     def refuse(name: str) -> Callable[..., object]:
         def refused(*args: object, **kwargs: object) -> object:
@@ -147,5 +147,5 @@ def no_host_reads() -> Iterator[None]:
 
 
 def tensors(tree: object) -> list[Tensor]:
-    """All that are in nested tuples, lists and dictionaries."""
+    """All tensors in nested tuples, lists and dictionaries."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -253,7 +253,7 @@ class TestLifecycle:
             assert isinstance(await anext(events), SessionStarted)
             for index in range(4):
                 now += FRAME_SECONDS
-                call.hear(tone(index))
+                call.push_audio(tone(index))
                 frame = await asyncio.wait_for(anext(events), WAIT)
                 assert isinstance(frame, SessionFrame) and frame.index == index
             call.close()

@@ -11,7 +11,7 @@ from tests.helpers.pipelines import ManualClock
 
 @pytest.fixture(autouse=True)
 def nothing_deprecated(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
-    # Pipecat shows its own deprecations whatever the filters say, so they never raise.
+    # Pipecat overrides the warning filters for its own deprecations, so they do not raise.
     yield
     assert not [str(warning.message) for warning in recwarn]
 

@@ -1,156 +1,84 @@
-"""Audio, in and out."""
-
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from pipecat.frames.frames import (
-    ErrorFrame,
-    InputAudioRawFrame,
-    SpeechOutputAudioRawFrame,
-)
-from pipecat.pipeline.worker import PipelineParams
-from pipecat.tests.utils import SleepFrame, run_test
 
-from pipecat_personaplex.constants import FRAME_SAMPLES
-from pipecat_personaplex.service.llm import PersonaPlexLLMService
-from pipecat_personaplex.service.playout import PlayoutMeter
-from tests.helpers.engines import FakeEngine
-from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, on_call, started, tone
+from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE
+from pipecat_personaplex.service.audio import NoiseGate, StreamResampler
 
 
-def dominant_hertz(pcm: np.ndarray, rate: int) -> float:
-    spectrum = np.abs(np.fft.rfft(pcm.astype(np.float64) * np.hanning(len(pcm))))
-    return float(spectrum.argmax() * rate / len(pcm))
+def noise(dbfs: float, samples: int = FRAME_SAMPLES) -> np.ndarray:
+    return (10 ** (dbfs / 20) * np.random.default_rng(0).standard_normal(samples)).astype(
+        np.float32
+    )
 
 
-@pytest.mark.parametrize(
-    ("rate_in", "rate_out", "channels"),
-    [
-        (24_000, 24_000, 1),
-        (16_000, 24_000, 1),
-        (8_000, 8_000, 1),
-        (48_000, 24_000, 2),
-        (16_000, 48_000, 2),
-    ],
-)
-async def test_audio_of_any_shape_comes_back_at_the_pipelines_rate(
-    fake: FakeEngine, clock: ManualClock, rate_in: int, rate_out: int, channels: int
-):
-    service = PersonaPlexLLMService(fake, clock=clock)
-    params = PipelineParams(audio_in_sample_rate=rate_in, audio_out_sample_rate=rate_out)
-    pipeline = RunningPipeline([service], params=params, clock=clock)
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
-        sound = tone(1.0, rate_in)
-        if channels == 2:
-            sound = np.stack([2 * sound, np.zeros_like(sound)], axis=1)
-        await pipeline.speak(sound, rate=rate_in)
-        await pipeline.until_count(SpeechOutputAudioRawFrame, 12)
-    frames = pipeline.seen(SpeechOutputAudioRawFrame)
-    assert {(f.sample_rate, f.num_channels, f.num_frames) for f in frames} == {
-        (rate_out, 1, rate_out * 80 // 1000)
-    }
-    heard = pipeline.audio()
-    assert dominant_hertz(heard, rate_out) == pytest.approx(440, abs=2)
-    assert np.abs(heard[rate_out // 10 :]).max() == pytest.approx(8_000, rel=0.02)
-    # Everything that came in went on as well.
-    assert len(pipeline.seen(InputAudioRawFrame)) == 50
+def test_noise_becomes_zeros_and_speech_passes():
+    gate = NoiseGate(-50.0)
+    quiet, silent = gate.process(noise(-60))
+    assert silent and not quiet.any()
+    loud = noise(-30)
+    heard, silent = gate.process(loud)
+    assert not silent
+    np.testing.assert_array_equal(heard, loud)
 
 
-async def test_run_test_drives_it_too(fake: FakeEngine):
-    service = PersonaPlexLLMService(fake)
-    chunk = InputAudioRawFrame(tone(0.02, 16_000).tobytes(), 16_000, 1)
-    # Real time here: the watchdog makes a frame even though only 20 ms ever came in.
-    down, up = await run_test(service, frames_to_send=[chunk, SleepFrame(0.4)])
-    assert any(isinstance(frame, SpeechOutputAudioRawFrame) for frame in down)
-    assert not any(isinstance(frame, ErrorFrame) for frame in up)
-    assert not fake.open_sessions
+def test_the_gate_stays_open_for_the_tail_of_a_word_and_fades_it():
+    gate = NoiseGate(-50.0)
+    gate.process(noise(-30))
+    tail = noise(-60)
+    results = [gate.process(tail) for _ in range(4)]
+    assert [silent for _, silent in results] == [False, False, False, True]
+    np.testing.assert_array_equal(results[1][0], tail)
+    assert results[2][0][-1] == 0 and results[2][0][0] == tail[0]
+    assert tail[-1] != 0, "the input is not modified"
 
 
-async def test_silence_of_the_microphone_keeps_the_model_going(
-    fake: FakeEngine, clock: ManualClock
-):
-    async with on_call(fake, clock) as (_, pipeline, _):
-        for count in range(1, 26):
-            clock.now += 0.08
-            await pipeline.until_count(SpeechOutputAudioRawFrame, count - 1)
-        await pipeline.until_count(SpeechOutputAudioRawFrame, 24)
-    assert not pipeline.audio().any()
+def test_a_short_onset_opens_the_whole_frame():
+    gate = NoiseGate(-50.0)
+    onset = noise(-70)
+    onset[-200:] = noise(-35, 200)
+    heard, silent = gate.process(onset)
+    assert not silent
+    np.testing.assert_array_equal(heard, onset)
 
 
-async def test_a_stall_and_its_burst_leave_no_delay(fake: FakeEngine, clock: ManualClock):
-    async with on_call(fake, clock) as (_, pipeline, _):
-        begun = clock.now
-        await pipeline.speak(tone(0.8))
-        await pipeline.until_count(SpeechOutputAudioRawFrame, 10)
-        for count in range(11, 35):  # nothing arrives for two seconds
-            clock.now += 0.08
-            await pipeline.until_count(SpeechOutputAudioRawFrame, count - 1)
-        await pipeline.speak(tone(1.92), in_time=False)
-        await pipeline.speak(tone(0.8))
-        expected = round((clock.now - begun) / 0.08)
-        await pipeline.until_count(SpeechOutputAudioRawFrame, expected - 1)
-        sent = len(pipeline.audio()) / 24_000
-        assert sent - (clock.now - begun) <= 0.12
-        assert fake.sessions[0].stats().queued_frames <= 2
-    assert pipeline.audio()[-2400:].any()
+def test_zeros_are_silent():
+    assert NoiseGate(-50.0).process(np.zeros(FRAME_SAMPLES, np.float32))[1]
 
 
-async def test_before_the_session_is_ready_only_the_latest_input_waits(clock: ManualClock):
-    with FakeEngine(ready=False) as fake:
-        service = PersonaPlexLLMService(fake, clock=clock)
-        pipeline = RunningPipeline([service], clock=clock)
-        events = Events(service)
-        async with pipeline:
-            await pipeline.speak(tone(2.0), chunk=0.04)
-            assert not fake.sessions[0].heard
-            fake.sessions[0].make_ready()
-            await started(pipeline, events)
-            await pipeline.until_count(SpeechOutputAudioRawFrame, 2)
-            assert len(fake.sessions[0].heard) == 2
+def sine(rate: int, seconds: float) -> np.ndarray:
+    return np.sin(2 * np.pi * 300 * np.arange(round(rate * seconds)) / rate).astype(np.float32)
 
 
-async def test_a_slow_model_is_never_given_more_than_it_can_answer(
-    fake: FakeEngine, clock: ManualClock
-):
-    async with on_call(fake, clock) as (_, pipeline, _):
-        fake.step.clear()
-        await pipeline.speak(tone(2.0))
-        assert len(fake.sessions[0].heard) == 2  # one in the step, one behind it
-        fake.step.set()
-        await pipeline.until_count(SpeechOutputAudioRawFrame, 3)
-        # One more frame had waited here; the rest is gone rather than late.
-        assert len(fake.sessions[0].heard) == 3
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
+def test_resampling_keeps_the_signal_with_2_ms_of_delay(rate: int):
+    resampler = StreamResampler(rate, SAMPLE_RATE)
+    source = sine(rate, 1.0)
+    chunk = rate // 50
+    pieces = [resampler.push(source[i : i + chunk]) for i in range(0, len(source), chunk)]
+    assert {len(piece) for piece in pieces} == {SAMPLE_RATE // 50}
+    result = np.concatenate(pieces)
+    expected = sine(SAMPLE_RATE, 1.0)
+    errors = [
+        np.abs(result[delay + 480 : 20_000 + delay] - expected[480:20_000]).max()
+        for delay in range(60)
+    ]
+    assert min(errors) < 0.02
+    assert int(np.argmin(errors)) <= 0.002 * SAMPLE_RATE + 1
 
 
-async def test_the_models_faint_noise_becomes_silence(fake: FakeEngine, clock: ManualClock):
-    for dbfs, peak in ((-50.0, 0), (None, 32)):
-        service = PersonaPlexLLMService(fake, clock=clock, noise_gate_dbfs=dbfs)
-        pipeline = RunningPipeline([service], clock=clock)
-        events = Events(service)
-        async with pipeline:
-            await started(pipeline, events)
-            await pipeline.speak(tone(0.4, peak=32))
-            await pipeline.until_count(SpeechOutputAudioRawFrame, 5)
-        assert np.abs(pipeline.audio()).max() == peak
+@pytest.mark.parametrize("rate", [8_000, 16_000, 48_000])
+def test_80_ms_in_give_80_ms_out(rate: int):
+    resampler = StreamResampler(SAMPLE_RATE, rate)
+    for _ in range(20):
+        assert len(resampler.push(np.zeros(FRAME_SAMPLES, np.float32))) == rate * 80 // 1000
 
 
-async def test_silence_is_dropped_while_too_much_waits_to_be_played(
-    fake: FakeEngine, clock: ManualClock
-):
-    meter = PlayoutMeter()
-    service = PersonaPlexLLMService(fake, clock=clock, playout=meter)
-    pipeline = RunningPipeline([service], clock=clock)  # nothing here is ever played
-    events = Events(service)
-    async with pipeline:
-        await started(pipeline, events)
-        await pipeline.speak(np.zeros(8 * FRAME_SAMPLES, np.int16))
-        # Two frames make a backlog of 160 ms.
-        await pipeline.until(lambda: len(fake.sessions[0].heard) == 8)
-        await pipeline.speak(tone(0.08))
-        await pipeline.until(lambda: pipeline.audio().any())
-        silent = [f for f in pipeline.seen(SpeechOutputAudioRawFrame) if not any(f.audio)]
-        assert len(silent) == 2
-        assert meter.backlog == pytest.approx(0.24)
+def test_equal_rates_return_the_input():
+    pcm = sine(SAMPLE_RATE, 0.1)
+    assert StreamResampler(SAMPLE_RATE, SAMPLE_RATE).push(pcm) is pcm
+
+
+def test_an_empty_chunk_stays_empty():
+    assert len(StreamResampler(8_000, SAMPLE_RATE).push(np.zeros(0, np.float32))) == 0

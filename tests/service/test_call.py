@@ -9,7 +9,13 @@ import pytest
 
 from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.constants import FRAME_SAMPLES
-from pipecat_personaplex.errors import ConfigError, EngineFailed, EngineFull, SessionFailed
+from pipecat_personaplex.errors import (
+    ConfigError,
+    EngineFailed,
+    EngineFull,
+    PersonaPlexError,
+    SessionFailed,
+)
 from pipecat_personaplex.interface import SessionFrame
 from pipecat_personaplex.service.call import (
     Call,
@@ -17,10 +23,9 @@ from pipecat_personaplex.service.call import (
     PersonaRejected,
     SessionEnded,
     SessionStarted,
-    SpeechCut,
     SpeechRejected,
 )
-from tests.helpers.engines import FakeEngine
+from tests.helpers.engines import FakeEngine, FakeSession
 
 ANNA, BERT, CLEO = (Persona("NATF2", name) for name in ("Anna", "Bert", "Cleo"))
 SAMPLING = SamplingParams()
@@ -33,8 +38,16 @@ def fake() -> Iterator[FakeEngine]:
         yield engine
 
 
-class Story:
-    """A call on a clock that stands still, and what has happened in it."""
+def started(session: FakeSession) -> SessionStarted:
+    return SessionStarted(session.persona, session.id)
+
+
+def ended(session: FakeSession, error: PersonaPlexError | None = None) -> SessionEnded:
+    return SessionEnded(session.persona, session.id, error)
+
+
+class CallRun:
+    """A call with a manual clock, and the events it has yielded."""
 
     def __init__(self, fake: FakeEngine):
         self.now = 0.0
@@ -47,280 +60,308 @@ class Story:
         self.events.append(event)
         return event
 
+    async def until(self, expected: Event) -> None:
+        while await self.next() != expected:
+            pass
+
     async def rest(self) -> list[Event]:
         async with asyncio.timeout(10):
             return [event async for event in self._waiting]
 
-    def hear(self) -> None:
+    def push_frame(self) -> None:
         self.now += 0.08
-        self.call.hear(FRAME)
+        self.call.push_audio(FRAME)
 
-    async def answer(self) -> SessionFrame:
+    async def next_frame(self) -> SessionFrame:
         event = await self.next()
         assert isinstance(event, SessionFrame)
         return event
 
 
 @asynccontextmanager
-async def begun(fake: FakeEngine) -> AsyncIterator[Story]:
-    story = Story(fake)
-    story.call.open(ANNA, SAMPLING)
-    story.call.tick()
-    assert await story.next() == SessionStarted(ANNA)
-    yield story
-    story.call.close()
-    story.call.close()
+async def active_call(fake: FakeEngine) -> AsyncIterator[CallRun]:
+    """A call whose first session (Anna) is active."""
+    run = CallRun(fake)
+    run.call.open(ANNA, SAMPLING)
+    run.call.tick()
+    assert await run.next() == started(fake.sessions[0])
+    yield run
+    run.call.close()
+    run.call.close()
     assert not fake.open_sessions
 
 
-async def test_frames_are_answered_in_order_until_the_call_is_closed(fake: FakeEngine):
-    async with begun(fake) as story:
+async def test_frames_come_back_in_order_until_the_call_is_closed(fake: FakeEngine):
+    async with active_call(fake) as run:
         for index in range(3):
-            story.hear()
-            assert (await story.answer()).index == index
-        story.hear()
-        story.call.close()
-        assert await story.rest() == [SessionEnded(ANNA, None)]
+            run.push_frame()
+            assert (await run.next_frame()).index == index
+        run.push_frame()
+        run.call.close()
+        assert await run.rest() == [ended(fake.sessions[0])]
 
 
-async def test_a_call_closed_before_its_session_was_ready_had_no_session():
+async def test_a_call_closed_while_its_session_is_pending_yields_no_events():
     with FakeEngine(ready=False) as fake:
-        story = Story(fake)
-        story.call.open(ANNA, SAMPLING)
-        story.call.tick()
-        story.call.close()
-        assert await story.rest() == []
-        story.call.open(BERT, SAMPLING)
+        run = CallRun(fake)
+        run.call.open(ANNA, SAMPLING)
+        run.call.tick()
+        run.call.close()
+        assert await run.rest() == []
+        run.call.open(BERT, SAMPLING)
         assert len(fake.sessions) == 1
 
 
-async def test_a_second_change_of_mind_replaces_the_first(fake: FakeEngine):
-    async with begun(fake) as story:
+async def test_persona_and_id_are_those_of_the_active_session(fake: FakeEngine):
+    run = CallRun(fake)
+    assert run.call.persona is run.call.session_id is run.call.sampling is None
+    async with active_call(fake) as run:
+        anna = fake.sessions[0]
+        assert (run.call.persona, run.call.session_id) == (ANNA, anna.id)
         fake.ready = False
-        story.call.open(BERT, SAMPLING)
-        story.call.open(CLEO, SAMPLING)
+        run.call.open(BERT, SAMPLING)
+        bert = fake.sessions[1]
+        assert (run.call.persona, run.call.session_id) == (ANNA, anna.id)
+        bert.make_ready()
+        await run.until(started(bert))
+        assert (run.call.persona, run.call.session_id) == (BERT, bert.id)
+
+
+async def test_a_second_persona_change_replaces_the_pending_session(fake: FakeEngine):
+    async with active_call(fake) as run:
+        fake.ready = False
+        run.call.open(BERT, SAMPLING)
+        run.call.open(CLEO, SAMPLING)
         anna, bert, cleo = fake.sessions
         assert bert.closed and not anna.closed
         bert.make_ready()
         cleo.make_ready()
-        story.call.tick()
-        assert await story.next() == SessionEnded(ANNA, None)
-        assert await story.next() == SessionStarted(CLEO)
-        assert story.call.persona == CLEO
-        story.hear()
-        await story.answer()
+        run.call.tick()
+        assert await run.next() == ended(anna)
+        assert await run.next() == started(cleo)
+        assert run.call.persona == CLEO
+        run.push_frame()
+        await run.next_frame()
         assert len(cleo.heard) == 1
 
 
-async def test_a_change_of_mind_needs_no_third_slot():
+async def test_a_second_persona_change_needs_no_third_slot():
     with FakeEngine(max_sessions=2) as fake:
-        async with begun(fake) as story:
+        async with active_call(fake) as run:
             fake.ready = False
-            story.call.open(BERT, SAMPLING)
-            story.call.open(CLEO, SAMPLING)
+            run.call.open(BERT, SAMPLING)
+            run.call.open(CLEO, SAMPLING)
             assert [s.persona for s in fake.open_sessions] == [ANNA, CLEO]
 
 
 async def test_a_full_engine_changes_nothing():
     with FakeEngine(max_sessions=1) as fake:
-        async with begun(fake) as story:
+        async with active_call(fake) as run:
             with pytest.raises(EngineFull):
-                story.call.open(BERT, SAMPLING)
-            assert story.call.persona == ANNA
-            story.hear()
-            await story.answer()
+                run.call.open(BERT, SAMPLING)
+            assert run.call.persona == ANNA
+            run.push_frame()
+            await run.next_frame()
 
 
-async def test_two_hand_overs_in_a_row_leave_one_session(fake: FakeEngine):
-    async with begun(fake) as story:
+async def test_two_persona_changes_in_a_row_leave_one_session(fake: FakeEngine):
+    async with active_call(fake) as run:
         fake.step.clear()
-        story.hear()
+        run.push_frame()
         for persona in (BERT, CLEO):
-            story.call.open(persona, SAMPLING)
-            story.call.tick()
-            while await story.next() != SessionStarted(persona):
-                pass
+            run.call.open(persona, SAMPLING)
+            run.call.tick()
+            await run.until(started(fake.sessions[-1]))
         assert [s.persona for s in fake.open_sessions] == [CLEO]
         fake.step.set()
-        story.hear()
-        await story.answer()
-        ends = [e.persona for e in story.events if isinstance(e, SessionEnded)]
+        run.push_frame()
+        await run.next_frame()
+        ends = [e.persona for e in run.events if isinstance(e, SessionEnded)]
         assert ends == [ANNA, BERT]
 
 
-async def test_the_engine_failing_ends_the_call_once_though_two_sessions_are_open(
-    fake: FakeEngine,
-):
-    async with begun(fake) as story:
+async def test_an_engine_failure_ends_the_call_once_with_two_sessions_open(fake: FakeEngine):
+    async with active_call(fake) as run:
         fake.ready = False
-        story.call.open(BERT, SAMPLING)
+        run.call.open(BERT, SAMPLING)
         error = EngineFailed("gone")
         fake.fail(error)
-        event = await story.next()
-        if isinstance(event, PersonaRejected):  # the two end in either order
-            event = await story.next()
-        assert event == SessionEnded(ANNA, error)
-        assert story.call.persona is None
-        story.hear()
-        story.call.tick()
-        story.call.update(SAMPLING)
-        story.call.close()
-        assert await story.rest() == []
+        event = await run.next()
+        if isinstance(event, PersonaRejected):  # the two sessions end in either order
+            event = await run.next()
+        assert event == ended(fake.sessions[0], error)
+        assert run.call.persona is None
+        run.push_frame()
+        run.call.tick()
+        run.call.update(SAMPLING)
+        run.call.close()
+        assert await run.rest() == []
+
+
+async def test_a_first_session_that_fails_while_pending_ends(fake: FakeEngine):
+    fake.ready = False
+    run = CallRun(fake)
+    run.call.open(ANNA, SAMPLING)
+    error = SessionFailed("out of memory")
+    fake.sessions[0].fail(error)
+    assert await run.next() == ended(fake.sessions[0], error)
+    assert run.call.persona is None
+    run.call.close()
 
 
 async def test_a_call_may_be_opened_again_after_its_session_failed(fake: FakeEngine):
-    async with begun(fake) as story:
+    async with active_call(fake) as run:
         fake.sessions[0].fail(SessionFailed("NaN"))
-        await story.next()
-        story.now += 60
-        story.call.open(BERT, SAMPLING)
-        story.call.tick()
-        assert await story.next() == SessionStarted(BERT)
-        story.hear()
-        await story.answer()
-        # The minute without anybody is no debt.
+        await run.next()
+        run.now += 60
+        run.call.open(BERT, SAMPLING)
+        run.call.tick()
+        assert await run.next() == started(fake.sessions[1])
+        run.push_frame()
+        await run.next_frame()
+        # The minute without a session is not filled with silence.
         assert len(fake.sessions[1].heard) <= 3
 
 
-async def test_words_wait_for_the_session_and_refusals_are_told(fake: FakeEngine):
-    story = Story(fake)
-    story.call.say("Hello.")
-    story.call.say(" ")
-    story.call.open(ANNA, SAMPLING)
-    assert fake.sessions[0].said == []
-    story.call.tick()
-    assert await story.next() == SessionStarted(ANNA)
-    refused = await story.next()
-    assert isinstance(refused, SpeechRejected) and refused.text == " "
-    assert fake.sessions[0].said == ["Hello."]
-    story.call.cut()
-    assert await story.next() == SpeechCut()
-    story.call.close()
+async def test_texts_wait_for_an_active_session_and_rejected_texts_are_reported(fake: FakeEngine):
+    run = CallRun(fake)
+    run.call.say("Hello.")
+    run.call.say(" ")
+    run.call.open(ANNA, SAMPLING)
+    session = fake.sessions[0]
+    assert session.said == []
+    run.call.tick()
+    assert await run.next() == started(session)
+    rejected = await run.next()
+    assert isinstance(rejected, SpeechRejected)
+    assert (rejected.text, rejected.session_id) == (" ", session.id)
+    assert session.said == ["Hello."]
+    run.call.close()
 
 
-async def test_what_is_yet_to_be_said_takes_time_until_it_is_over(fake: FakeEngine):
-    story = Story(fake)
-    story.call.say("Hello there.")
-    assert story.call.speech_seconds == 0  # nobody can
-    story.call.open(ANNA, SAMPLING)
-    unready = story.call.speech_seconds
-    assert 1 < unready < 10
-    story.call.tick()
-    await story.next()
-    assert unready < story.call.speech_seconds < 15
+async def test_speech_seconds_bounds_the_time_of_unspoken_texts(fake: FakeEngine):
+    run = CallRun(fake)
+    run.call.say("Hello there.")
+    assert run.call.speech_seconds == 0  # no session can speak it
+    run.call.open(ANNA, SAMPLING)
+    pending = run.call.speech_seconds
+    assert 1 < pending < 10
+    run.call.tick()
+    await run.next()
+    assert pending < run.call.speech_seconds < 15
     for _ in range(12):  # two pieces and a gap
-        assert story.call.speech_seconds > 0
-        story.hear()
-        await story.answer()
-    assert story.call.speech_seconds == 0
-    story.call.say("Goodbye.")
-    assert story.call.speech_seconds > 0
-    # They belong to the session that was told.
-    story.call.open(BERT, SAMPLING)
-    story.call.tick()
-    while await story.next() != SessionStarted(BERT):
-        pass
-    assert story.call.speech_seconds == 0
-    story.call.say("Goodbye.")
-    story.call.close()
-    assert story.call.speech_seconds == 0
+        assert run.call.speech_seconds > 0
+        run.push_frame()
+        await run.next_frame()
+    assert run.call.speech_seconds == 0
+    run.call.say("Goodbye.")
+    assert run.call.speech_seconds > 0
+    # A text belongs to the session that received it.
+    run.call.open(BERT, SAMPLING)
+    run.call.tick()
+    await run.until(started(fake.sessions[1]))
+    assert run.call.speech_seconds == 0
+    run.call.say("Goodbye.")
+    run.call.close()
+    assert run.call.speech_seconds == 0
 
 
-async def test_no_text_is_waited_for_longer_than_a_session_would_take_it():
+async def test_speech_seconds_is_at_most_what_a_session_accepts():
     with FakeEngine(ready=False) as fake:
-        story = Story(fake)
-        story.call.say("word " * 100_000)
-        story.call.open(ANNA, SAMPLING)
-        assert story.call.speech_seconds == 120
-        story.call.close()
+        run = CallRun(fake)
+        run.call.say("word " * 100_000)
+        run.call.open(ANNA, SAMPLING)
+        assert run.call.speech_seconds == 120
+        run.call.close()
 
 
-async def test_a_session_that_drops_input_is_not_waited_for(fake: FakeEngine):
-    async with begun(fake) as story:
+async def test_frames_that_the_session_dropped_are_not_in_flight(fake: FakeEngine):
+    async with active_call(fake) as run:
         session = fake.sessions[0]
         fake.step.clear()
         for _ in range(4):
-            story.hear()
+            run.push_frame()
         assert len(session.heard) == 2
-        assert story.call.owed_frames == 3
+        assert run.call.backlog_frames == 3
         session.dropped_frames = 1
-        story.call.tick()
+        run.call.tick()
         assert len(session.heard) == 3
 
 
-async def test_sampling_reaches_the_next_persona_too(fake: FakeEngine):
-    async with begun(fake) as story:
+async def test_new_sampling_reaches_the_pending_session_too(fake: FakeEngine):
+    async with active_call(fake) as run:
         fake.ready = False
-        story.call.open(BERT, SAMPLING)
-        story.call.update(SamplingParams(seed=3))
+        run.call.open(BERT, SAMPLING)
+        run.call.update(SamplingParams(seed=3))
         assert [s.sampling.seed for s in fake.sessions] == [3, 3]
 
 
-async def test_sampling_that_comes_with_a_persona_reaches_the_running_session_at_once(
+async def test_the_sampling_of_a_new_persona_applies_to_the_active_session_at_once(
     fake: FakeEngine,
 ):
-    async with begun(fake) as story:
+    async with active_call(fake) as run:
         fake.ready = False
-        story.call.open(BERT, SamplingParams(seed=3))
+        run.call.open(BERT, SamplingParams(seed=3))
         assert [s.sampling.seed for s in fake.sessions] == [3, 3]
-        assert story.call.sampling == SamplingParams(seed=3)
-        fake.sessions[1].fail(SessionFailed("out of memory"))
-        assert isinstance(await story.next(), PersonaRejected)
-        assert story.call.sampling == SamplingParams(seed=3)
+        assert run.call.sampling == SamplingParams(seed=3)
+        error = SessionFailed("out of memory")
+        fake.sessions[1].fail(error)
+        assert await run.next() == PersonaRejected(BERT, fake.sessions[1].id, error)
+        assert run.call.sampling == SamplingParams(seed=3)
 
 
-async def test_a_session_that_cannot_draw_in_a_new_way_goes_on_in_the_old(
+async def test_a_session_that_cannot_change_its_sampling_keeps_it(
     fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ):
-    def mute(sampling: SamplingParams) -> None:
+    def unsupported(sampling: SamplingParams) -> None:
         raise ConfigError("neither say nor update")
 
-    async with begun(fake) as story:
-        monkeypatch.setattr(fake.sessions[0], "update", mute)
+    async with active_call(fake) as run:
+        monkeypatch.setattr(fake.sessions[0], "update", unsupported)
         with pytest.raises(ConfigError):
-            story.call.update(SamplingParams(seed=2))
+            run.call.update(SamplingParams(seed=2))
         fake.ready = False
-        story.call.open(BERT, SamplingParams(seed=3))
-        assert story.call.sampling == SAMPLING
+        run.call.open(BERT, SamplingParams(seed=3))
+        assert run.call.sampling == SAMPLING
         fake.sessions[1].make_ready()
-        story.call.tick()
-        assert await story.next() == SessionEnded(ANNA, None)
-        assert story.call.sampling == SamplingParams(seed=3)
+        run.call.tick()
+        assert await run.next() == ended(fake.sessions[0])
+        assert run.call.sampling == SamplingParams(seed=3)
 
 
-async def test_a_next_persona_that_has_failed_hinders_no_update(
+async def test_a_pending_session_that_has_failed_does_not_prevent_an_update(
     fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ):
-    def over(sampling: SamplingParams) -> None:
+    def closed(sampling: SamplingParams) -> None:
         raise SessionFailed("the session is closed")
 
-    async with begun(fake) as story:
+    async with active_call(fake) as run:
         fake.ready = False
-        story.call.open(BERT, SAMPLING)
-        monkeypatch.setattr(fake.sessions[1], "update", over)
-        story.call.update(SamplingParams(seed=3))
-        assert story.call.sampling == fake.sessions[0].sampling == SamplingParams(seed=3)
+        run.call.open(BERT, SAMPLING)
+        monkeypatch.setattr(fake.sessions[1], "update", closed)
+        run.call.update(SamplingParams(seed=3))
+        assert run.call.sampling == fake.sessions[0].sampling == SamplingParams(seed=3)
 
 
-async def test_a_distant_engine_may_owe_more_and_nothing_is_lost_on_the_way(fake: FakeEngine):
-    """Answers take half a second, as from another continent: the caller's words all arrive."""
+async def test_a_distant_engine_may_have_more_frames_in_flight(fake: FakeEngine):
+    """Frames take half a second to come back, as from another continent; no input is dropped."""
     fake.max_in_flight_frames = 8
-    async with begun(fake) as story:
+    async with active_call(fake) as run:
         fake.step.clear()
         for _ in range(6):
-            story.hear()
+            run.push_frame()
         assert len(fake.sessions[0].heard) == 6
         fake.step.set()
-        assert [(await story.answer()).index for _ in range(6)] == [*range(6)]
-        assert story.call.pacing.dropped == 0
+        assert [(await run.next_frame()).index for _ in range(6)] == [*range(6)]
+        assert run.call.pacing.dropped == 0
 
 
 async def test_an_engine_that_is_too_slow_leaves_no_lasting_delay(fake: FakeEngine):
-    async with begun(fake) as story:
+    async with active_call(fake) as run:
         fake.step.clear()
         for _ in range(10):
-            story.hear()
+            run.push_frame()
         assert len(fake.sessions[0].heard) == fake.max_in_flight_frames
-        assert story.call.owed_frames <= 3
-        assert story.call.pacing.dropped > 0
+        assert run.call.backlog_frames <= 3
+        assert run.call.pacing.dropped > 0
         fake.step.set()

@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from pipecat_personaplex import Engine
 from pipecat_personaplex.engine.prompt import speech_tokens
-from pipecat_personaplex.service.forced_speech import ForcedSpeech, most_frames
+from pipecat_personaplex.service.forced_speech import ForcedSpeech, max_frames
 from pipecat_personaplex.words import TURN_GAP_FRAMES
 
 GAP = [""] * TURN_GAP_FRAMES
 
 
-def told(*texts: str) -> ForcedSpeech:
+def expecting(*texts: str) -> ForcedSpeech:
     speech = ForcedSpeech()
     for text in texts:
         speech.expect(text)
@@ -20,7 +20,7 @@ def told(*texts: str) -> ForcedSpeech:
 
 
 def frames_until_over(speech: ForcedSpeech, pieces: list[str]) -> int:
-    """How many of these frames it takes; one more than there are if it goes on."""
+    """Frames until the speech counts as over; one more than given if it is not over by then."""
     for index, piece in enumerate(pieces):
         if not speech.frames_left:
             return index
@@ -28,8 +28,8 @@ def frames_until_over(speech: ForcedSpeech, pieces: list[str]) -> int:
     return len(pieces) + bool(speech.frames_left)
 
 
-def test_nobody_is_waited_for_who_was_told_nothing():
-    speech = told("", " ", "\n")
+def test_texts_without_words_are_not_expected():
+    speech = expecting("", " ", "\n")
     assert not speech.frames_left
     speech.push(" Hello")
     assert not speech.frames_left
@@ -39,65 +39,65 @@ def test_nobody_is_waited_for_who_was_told_nothing():
     ("text", "pieces"),
     [
         ("Good day.", [" Good", "", "", " day", "."]),
-        ("Good day.", [" So", ",", "", " Good", " da", "y", "."]),  # its own words come before
+        ("Good day.", [" So", ",", "", " Good", " da", "y", "."]),  # after words of the model's own
         ("Good day.", [" Good", " heavens", "", " Good", " day", "."]),
         ("Good day.", [" Good", " Good", " day", "."]),
         ("ha ha hi", [" ha", " hi", " ha", " ha", " hi"]),
         ("  Good\n day. ", [" Good", " day."]),
         ("Zoë", [" Zo", "<0xC3>", "<0xAB>"]),  # a character of two pieces
-        ("Zoe\u0308", [" Zo", "ë"]),  # written in one way, said in another
+        ("Zoe\u0308", [" Zo", "ë"]),  # another encoding of the same character
         ("…", [" ..."]),
-        ("a" * 40, ["a", *[""] * 12, "a" * 39]),  # a gap inside them ends nothing
+        ("a" * 40, ["a", *[""] * 12, "a" * 39]),  # a gap within the text
     ],
 )
-def test_words_are_over_a_gap_after_the_last_of_them(text: str, pieces: list[str]):
-    assert frames_until_over(told(text), pieces + GAP + GAP) == len(pieces + GAP)
+def test_speech_is_over_one_gap_after_its_last_word(text: str, pieces: list[str]):
+    assert frames_until_over(expecting(text), pieces + GAP + GAP) == len(pieces + GAP)
 
 
-def test_several_texts_are_waited_for_and_what_follows_in_their_turn_too():
+def test_speech_is_over_after_the_turn_of_the_last_text():
     pieces = [" Bye", ".", *GAP, " Bye", "!", *GAP[1:], " Take", " care"]
-    assert frames_until_over(told("Bye.", "Bye!"), pieces + GAP + GAP) == len(pieces + GAP)
+    assert frames_until_over(expecting("Bye.", "Bye!"), pieces + GAP + GAP) == len(pieces + GAP)
 
 
-def test_it_can_be_told_again():
-    speech = told("Bye.")
+def test_more_texts_can_be_expected_later():
+    speech = expecting("Bye.")
     assert frames_until_over(speech, [" Bye", ".", *GAP]) == 2 + TURN_GAP_FRAMES
     speech.expect("Bye.")
     assert frames_until_over(speech, ["", " Bye", ".", *GAP]) == 3 + TURN_GAP_FRAMES
 
 
 @pytest.mark.parametrize("piece", ["", " well", "<0xC3>"])
-def test_words_that_never_come_are_given_up(piece: str):
-    speech = told("Good day.")
-    most = speech.frames_left
-    assert 60 < most < 120
-    assert frames_until_over(speech, [piece] * 1_000) == most
-    # And are not looked for when it is told others.
+def test_texts_that_never_appear_count_as_over_at_the_deadline(piece: str):
+    speech = expecting("Good day.")
+    limit = speech.frames_left
+    assert 60 < limit < 120
+    assert frames_until_over(speech, [piece] * 1_000) == limit
+    # They are not matched any more when other texts are expected.
     speech.expect("Bye.")
     assert frames_until_over(speech, [" Bye", ".", *GAP]) == 2 + TURN_GAP_FRAMES
 
 
-def test_a_model_that_talks_on_is_not_waited_for_for_ever():
-    speech = told("Bye.")
-    most = speech.frames_left
-    assert frames_until_over(speech, [" Bye", ".", *[" and"] * 1_000]) == most
+def test_a_model_that_does_not_stop_counts_as_over_at_the_deadline():
+    speech = expecting("Bye.")
+    limit = speech.frames_left
+    assert frames_until_over(speech, [" Bye", ".", *[" and"] * 1_000]) == limit
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1).map(str.split), min_size=1))
-def test_words_in_any_pieces_are_found(sentences: list[list[str]]):
+def test_any_words_are_matched(sentences: list[list[str]]):
     words = [word for sentence in sentences for word in sentence]
-    speech = told(" ".join(words))
+    speech = expecting(" ".join(words))
     pieces = [f" {word}" for word in words]
     over = frames_until_over(speech, pieces + GAP + GAP)
     assert over == (len(pieces + GAP) if words else 0)
 
 
-def test_no_text_takes_more_frames_than_is_thought(loaded_engine: Engine):
+def test_max_frames_is_an_upper_bound(loaded_engine: Engine):
     tokenizer = loaded_engine.checkpoint.tokenizer
 
     @given(st.text(max_size=60))
     def check(text: str) -> None:
-        assert len(speech_tokens(text, tokenizer)) <= most_frames(text)
+        assert len(speech_tokens(text, tokenizer)) <= max_frames(text)
 
     check()
     check.hypothesis.inner_test(

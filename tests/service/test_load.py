@@ -1,7 +1,7 @@
-"""Ten callers at once, in one process and in real time, with the small golden checkpoint.
+"""Ten callers in one process and in real time, with the small golden checkpoint.
 
-What takes the time here is everything but a real model: Pipecat, the service, the engine's
-thread, all on one interpreter. ``PERSONAPLEX_LOAD_SECONDS=120`` makes it the full two minutes.
+The model is tiny, so this measures everything else: Pipecat, the service and the engine's thread,
+all in one interpreter. ``PERSONAPLEX_LOAD_SECONDS=120`` runs the full two minutes.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ SECONDS = float(os.environ.get("PERSONAPLEX_LOAD_SECONDS", "30"))
 CALLERS = 10
 MIC_RATE = 16_000
 CHUNK = 0.02
-# Caches, arenas and the interpreter's own lists have their size after this long.
+# After this time, caches, arenas and the interpreter's own lists have reached their size.
 WARM_UP = SECONDS / 3
 
 
 class Caller:
-    """A pipeline as the bots build it, behind a microphone that is always on time."""
+    """A pipeline as the bots build it, with a microphone that is always on time."""
 
     def __init__(self, engine: Engine, number: int):
         self.arrivals: list[float] = []
@@ -111,7 +111,7 @@ class Caller:
 async def on_time(
     until: float, period: float, act: Callable[[int, float], Awaitable[None]]
 ) -> None:
-    """Act at every multiple of a period, by a clock that waits for nobody."""
+    """Act at every multiple of a period, on a clock that does not wait for the action."""
     begun = time.monotonic()
     index = 0
     while (due := begun + period * (index + 1)) < until:
@@ -139,7 +139,7 @@ def resident_mb() -> float:
 
 @pytest.fixture(autouse=True)
 def frozen() -> Iterator[None]:
-    """As in a bot: no collection walks what was imported."""
+    """As the bots do: exclude imported modules from garbage collection."""
     gc.collect()
     gc.freeze()
     yield
@@ -149,7 +149,7 @@ def frozen() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 120)
 async def test_ten_callers_in_real_time() -> None:
-    # So small a model is five times as fast on one thread as on two that wait for each other.
+    # So small a model is five times faster on one thread than on two that synchronise.
     config = EngineConfig(device="cpu", dtype="float32", max_sessions=CALLERS, cpu_threads=1)
     lags: list[float] = []
     resident: list[float] = []
@@ -189,7 +189,7 @@ async def test_ten_callers_in_real_time() -> None:
         f"longest gap at a caller's ear {max(gaps):.0f} ms"
     )
     assert stats.frames >= 0.98 * CALLERS * SECONDS / 0.08
-    # In a short run on a busy machine one hiccup, shared by ten callers, weighs more.
+    # In a short run on a busy machine, one hiccup delays ten callers and weighs more.
     assert late <= (0.01 if SECONDS >= 120 else 0.2)
     assert growth < 30
     assert p99 < 20

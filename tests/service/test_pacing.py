@@ -12,7 +12,7 @@ CHUNK = 0.02
 
 
 class Mic:
-    """A microphone and a 20 ms watchdog on a simulated clock; every frame is taken at once."""
+    """A microphone and a 20 ms tick on a simulated clock; every frame is taken at once."""
 
     def __init__(self, chunk: float = CHUNK) -> None:
         self.pacer = InputPacer()
@@ -20,7 +20,7 @@ class Mic:
         self.now = 50.0
         self.frames: list[tuple[float, np.ndarray]] = []
         self._sample = 0
-        self._owed = 0.0
+        self._due = 0.0
 
     def start(self) -> None:
         self.pacer.start(self.now)
@@ -30,23 +30,23 @@ class Mic:
         for _ in range(round(seconds / CHUNK)):
             self.now += CHUNK
             if sound:
-                self._owed += CHUNK * rate
-                while self._owed >= self.chunk - 1e-9:
-                    self._owed -= self.chunk
-                    self.feed(self.chunk)
+                self._due += CHUNK * rate
+                while self._due >= self.chunk - 1e-9:
+                    self._due -= self.chunk
+                    self.send(self.chunk)
             self.pacer.tick(self.now)
             self._take()
 
-    def feed(self, seconds: float) -> None:
-        """Audio whose samples count up from 1, so that each is known again."""
+    def send(self, seconds: float) -> None:
+        """Push audio whose samples count up from 1, so that each one is recognised."""
         count = round(seconds * SAMPLE_RATE)
         pcm = np.arange(self._sample + 1, self._sample + 1 + count, dtype=np.float32)
         self._sample += count
-        self.pacer.feed(pcm, self.now)
+        self.pacer.push(pcm, self.now)
         self._take()
 
     def lose(self, seconds: float) -> None:
-        """Time in which the microphone records nothing at all."""
+        """Let time pass without any audio."""
         self.run(seconds, sound=False)
 
     def _take(self) -> None:
@@ -55,7 +55,7 @@ class Mic:
 
     @property
     def ahead(self) -> float:
-        """Seconds of frames taken beyond the time since the start."""
+        """Seconds of frames taken, minus the time since the start."""
         return len(self.frames) * FRAME_SECONDS - (self.now - self.started)
 
     def gaps(self) -> list[float]:
@@ -74,7 +74,7 @@ def test_steady_audio_passes_unchanged():
 
 
 @pytest.mark.parametrize("chunk", [0.01, 0.02, 0.04, 0.06, 0.1])
-def test_usual_chunk_sizes_lose_nothing_once_settled(chunk: float):
+def test_usual_chunk_sizes_lose_nothing_after_the_first_second(chunk: float):
     mic = Mic(chunk)
     mic.start()
     mic.run(1.0)
@@ -93,9 +93,9 @@ def test_a_silent_microphone_still_makes_frames_on_time():
     assert not any(frame.any() for _, frame in mic.frames)
 
 
-def test_nothing_happens_before_the_start_but_the_last_160_ms_are_kept():
+def test_before_the_start_only_the_newest_160_ms_wait():
     pacer = InputPacer()
-    pacer.feed(np.arange(SAMPLE_RATE, dtype=np.float32), 0.0)
+    pacer.push(np.arange(SAMPLE_RATE, dtype=np.float32), 0.0)
     pacer.tick(30.0)
     assert pacer.waiting == MAX_WAITING_FRAMES
     pacer.start(31.0)
@@ -109,15 +109,15 @@ def test_a_stall_of_two_seconds_leaves_no_delay():
     mic = Mic()
     mic.start()
     mic.run(1.0)
-    mic.lose(2.0)  # the network, not the microphone: the audio comes late, all at once
+    mic.lose(2.0)  # a network stall: the audio arrives late, all at once
     for _ in range(100):
-        mic.feed(CHUNK)
+        mic.send(CHUNK)
     taken = len(mic.frames)
     mic.run(1.0)
-    # The burst's first 60 ms fill a frame early, which the next one makes up for.
+    # The first 60 ms of the burst complete a frame early; the next one is later by as much.
     assert max(mic.gaps()) <= FRAME_SECONDS + 0.06 + 1e-9
     assert mic.ahead <= 0.12
-    # Live audio is heard as soon as its frame is full.
+    # Live audio is taken as soon as its frame is complete.
     time, frame = mic.frames[taken + 3]
     spoken_at = mic.started + 3.0 + (frame[-1] - 3.0 * SAMPLE_RATE) / SAMPLE_RATE
     assert 0 <= time - spoken_at <= 0.12
@@ -131,7 +131,7 @@ def test_one_big_chunk_after_a_stall_keeps_its_newest_part():
     mic.start()
     mic.run(1.0)
     mic.lose(2.0)
-    mic.feed(2.0)
+    mic.send(2.0)
     mic.run(0.2)
     newest = 3.0 * SAMPLE_RATE
     heard = np.concatenate([frame for _, frame in mic.frames])
@@ -144,7 +144,7 @@ def test_a_muted_microphone_loses_nothing_when_it_comes_back():
     mic = Mic()
     mic.start()
     mic.run(1.0)
-    mic.lose(2.0)  # muted: what was not recorded never comes
+    mic.lose(2.0)  # muted: nothing was recorded
     mic.run(2.0)
     assert mic.pacer.stats.discarded == 0
     heard = np.concatenate([frame for _, frame in mic.frames])
@@ -161,10 +161,10 @@ def test_a_microphone_clock_that_runs_fast_or_slow_never_builds_up_delay():
         assert max(mic.gaps()) <= FRAME_SECONDS + 3 * CHUNK
 
 
-def test_the_watchdog_waking_up_late_catches_up_without_a_queue():
+def test_a_late_tick_catches_up_without_a_queue():
     pacer = InputPacer()
     pacer.start(0.0)
-    pacer.tick(5.0)  # the event loop was stuck
+    pacer.tick(5.0)  # the event loop was blocked
     assert pacer.waiting == MAX_WAITING_FRAMES
     # 4.94 s of silence are 61 whole frames.
     assert pacer.stats.dropped == (61 - MAX_WAITING_FRAMES) * FRAME_SAMPLES
@@ -181,7 +181,7 @@ def test_the_watchdog_waking_up_late_catches_up_without_a_queue():
         max_size=8,
     )
 )
-def test_whatever_arrives_frames_keep_the_pace_of_the_clock(script: list[tuple[str, float]]):
+def test_frames_keep_the_pace_of_the_clock_for_any_input(script: list[tuple[str, float]]):
     mic = Mic()
     mic.start()
     for what, seconds in [*script, ("talk", 0.4)]:
@@ -190,12 +190,12 @@ def test_whatever_arrives_frames_keep_the_pace_of_the_clock(script: list[tuple[s
         elif what == "mute":
             mic.lose(seconds)
         else:
-            mic.feed(seconds)
-        # A burst may hold more whole frames than may wait.
+            mic.send(seconds)
+        # A burst may contain more whole frames than may wait.
         dropped = mic.pacer.stats.dropped / SAMPLE_RATE
         assert -0.2 <= mic.ahead + dropped and mic.ahead <= 0.2
         assert mic.pacer.waiting == 0
     gaps = mic.gaps()
-    # Audio may come 160 ms ahead of time; then the clock catches up, and passes it by 80 ms.
+    # Audio may run 160 ms ahead; then the clock catches up, and gets 80 ms ahead of the audio.
     assert not gaps or max(gaps) <= 0.16 + 0.08 + FRAME_SECONDS + 1e-9
     assert mic.ahead <= 0.12

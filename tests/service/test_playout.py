@@ -12,7 +12,7 @@ def audio(milliseconds: int, rate: int = 24_000) -> SpeechOutputAudioRawFrame:
     return SpeechOutputAudioRawFrame(bytes(2 * rate * milliseconds // 1000), rate, 1)
 
 
-async def test_every_frame_passes_but_the_marks():
+async def test_every_frame_except_marks_passes():
     meter = PlayoutMeter()
     await run_test(
         meter,
@@ -21,19 +21,19 @@ async def test_every_frame_passes_but_the_marks():
     )
 
 
-async def test_the_backlog_is_what_was_sent_and_not_played():
+async def test_the_backlog_is_the_audio_sent_and_not_played():
     meter = PlayoutMeter()
     async with RunningPipeline([meter]) as pipeline:
         assert meter.backlog == 0 and not meter.long
         marks = [meter.sent(0.08), meter.sent(0.08)]
         assert meter.backlog == pytest.approx(0.16)
         assert meter.long
-        # The transport plays in pieces of its own, and at its own rate.
+        # The transport plays chunks of another size, at another rate.
         await pipeline.send(audio(60, rate=8_000))
         await pipeline.until_count(SpeechOutputAudioRawFrame, 1)
         assert meter.backlog == pytest.approx(0.1)
         assert not meter.long
-        # What others play (a mixer, a tone) is not the agent's.
+        # Audio of other sources (a mixer, a tone) does not count.
         await pipeline.send(OutputAudioRawFrame(bytes(4800), 24_000, 1))
         await pipeline.until_count(OutputAudioRawFrame, 2)
         assert meter.backlog == pytest.approx(0.1)
@@ -41,7 +41,7 @@ async def test_the_backlog_is_what_was_sent_and_not_played():
         await pipeline.until(lambda: meter.backlog == pytest.approx(0.08))
 
 
-async def test_audio_that_was_lost_does_not_count_for_ever():
+async def test_a_mark_removes_lost_audio_from_the_backlog():
     meter = PlayoutMeter()
     async with RunningPipeline([meter]) as pipeline:
         meter.sent(0.4)
@@ -49,5 +49,5 @@ async def test_audio_that_was_lost_does_not_count_for_ever():
         await pipeline.until(lambda: meter.backlog == 0)
 
 
-def test_an_interruption_leaves_the_marks_alone():
+def test_marks_are_not_interruptible():
     assert not PlayoutMark(0.08).interruptible

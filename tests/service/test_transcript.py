@@ -34,8 +34,8 @@ def test_the_first_piece_opens_a_turn_and_a_gap_ends_it():
     assert transcript.push("") == []
     assert types(transcript.push(" Hel")) == OPENING
     assert transcript.push("lo") == []
-    assert words(said := transcript.push("")) == "Hello"
-    assert types(said) == PIECE
+    assert words(word := transcript.push("")) == "Hello"
+    assert types(word) == PIECE
     for _ in range(TURN_GAP_FRAMES - 2):
         assert transcript.push("") == []
     assert types(transcript.push("")) == CLOSING
@@ -43,7 +43,7 @@ def test_the_first_piece_opens_a_turn_and_a_gap_ends_it():
     assert types(transcript.push(" again")) == OPENING
 
 
-def test_a_piece_within_the_gap_goes_on_with_the_turn():
+def test_a_piece_before_the_gap_ends_continues_the_turn():
     transcript = Transcript()
     transcript.push(" so")
     for _ in range(TURN_GAP_FRAMES - 1):
@@ -54,14 +54,14 @@ def test_a_piece_within_the_gap_goes_on_with_the_turn():
         assert transcript.push("") == []
 
 
-def test_the_pieces_of_a_word_are_said_as_one():
+def test_the_pieces_of_a_word_become_one_frame():
     transcript = Transcript()
     frames = [f for piece in (" Sh", "ak", "sh", "uka", ",", " s") for f in transcript.push(piece)]
     assert [f.text for f in frames if isinstance(f, TTSTextFrame)] == ["Shakshuka,"]
     assert [f.text for f in transcript.close() if isinstance(f, TTSTextFrame)] == [" s"]
 
 
-def test_words_are_written_once_for_the_context_and_never_lost_to_an_interruption():
+def test_frames_are_not_interruptible_and_each_word_reaches_the_context_once():
     transcript = Transcript()
     frames = transcript.push(" Hello") + transcript.push("")
     assert not any(frame.interruptible for frame in frames)
@@ -71,14 +71,14 @@ def test_words_are_written_once_for_the_context_and_never_lost_to_an_interruptio
     assert spoken.includes_inter_frame_spaces and spoken.text_type is TextType.SENTENCE
 
 
-def test_a_turn_starts_without_a_space_and_keeps_those_between_words():
+def test_a_turn_has_no_leading_space_and_keeps_spaces_between_words():
     transcript = Transcript()
     frames = [f for piece in (" ", " How", " are", " you", "?", "") for f in transcript.push(piece)]
     assert words(frames) == words(frames, LLMTextFrame) == "How are you?"
     assert types(frames)[:2] == OPENING
 
 
-def test_characters_spelled_in_bytes_are_put_together():
+def test_byte_pieces_become_characters():
     transcript = Transcript()
     pieces = (" caf", "<0xC3>", "<0xA9>", " ok", "")
     frames = [f for piece in pieces for f in transcript.push(piece)]
@@ -87,19 +87,40 @@ def test_characters_spelled_in_bytes_are_put_together():
     assert words(frames + transcript.close()) == "\ufffdx\ufffd"
 
 
-def test_closing_ends_a_turn_once():
+def test_close_ends_a_turn_once():
     transcript = Transcript()
     transcript.push("Yes")
     assert types(transcript.close()) == PIECE + CLOSING
     assert transcript.close() == []
 
 
-@given(st.lists(st.sampled_from(["", "", "", " ", " a", "b", "<0xC3>", "<0xA9>", "close"])))
+def test_an_interruption_ends_the_turn_before_the_next_piece():
+    transcript = Transcript()
+    transcript.push(" One")
+    transcript.interrupt()
+    frames = transcript.push(" two")
+    assert types(frames) == PIECE + CLOSING + OPENING
+    assert words(frames) == "One"
+    # Without an open turn an interruption has no effect, now or later.
+    transcript.close()
+    transcript.interrupt()
+    assert types(transcript.push(" three")) == OPENING
+    assert types(transcript.push(" four")) == PIECE
+
+
+@given(
+    st.lists(
+        st.sampled_from(["", "", "", " ", " a", "b", "<0xC3>", "<0xA9>", "close", "interrupt"])
+    )
+)
 def test_starts_and_ends_are_always_balanced(script: list[str]):
     transcript = Transcript()
     frames: list[Frame] = []
     for piece in script:
-        frames += transcript.close() if piece == "close" else transcript.push(piece)
+        if piece == "interrupt":
+            transcript.interrupt()
+        else:
+            frames += transcript.close() if piece == "close" else transcript.push(piece)
     frames += transcript.close()
     depth = 0
     for kind in types(frames):

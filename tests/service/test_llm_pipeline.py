@@ -1,4 +1,4 @@
-"""The service among Pipecat's own processors: aggregators, a side STT branch, an output."""
+"""The service among Pipecat's own processors: aggregators, a parallel STT branch, an output."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, starte
 
 
 class FakeSTT(FrameProcessor):
-    """Writes down a sentence each time it has heard 25 chunks."""
+    """Pushes a transcription after every 25 audio frames."""
 
     def __init__(self, sentences: list[str]):
         super().__init__()
@@ -62,7 +62,7 @@ class FakeSTT(FrameProcessor):
 
 
 class FakeOutput(BaseOutputTransport):
-    """An output transport that plays at once, or only when told to."""
+    """An output transport that plays at once while ``may_play`` is set."""
 
     def __init__(self, **params: Any):
         super().__init__(TransportParams(audio_out_enabled=True, **params))
@@ -114,7 +114,7 @@ async def test_the_assistant_aggregator_records_the_agents_turns(fake: FakeEngin
     ]
 
 
-async def test_an_interruption_cuts_the_record_in_two_and_loses_no_word(fake: FakeEngine):
+async def test_an_interruption_splits_the_assistant_turn_and_loses_no_word(fake: FakeEngine):
     fake.on_open = lambda session: session.pieces.extend([" One", " two", " three", " four"])
     context = LLMContext()
     pair = aggregators(context, ExternalUserTurnStrategies(enable_interruptions=False))
@@ -132,11 +132,11 @@ async def test_an_interruption_cuts_the_record_in_two_and_loses_no_word(fake: Fa
         await pipeline.speak(tone(1.2))
         await pipeline.until(lambda: len(context.get_messages()) == 2)
         await pipeline.until(lambda: len(output.played) == 34)
-    said = "".join(str(m["content"]) for m in context.get_messages() if isinstance(m, dict))
-    assert said.replace(" ", "") == "Onetwothreefour"
+    recorded = "".join(str(m["content"]) for m in context.get_messages() if isinstance(m, dict))
+    assert recorded.replace(" ", "") == "Onetwothreefour"
 
 
-async def test_a_side_branch_writes_down_the_caller_without_one_interruption(fake: FakeEngine):
+async def test_a_parallel_stt_branch_records_the_caller_without_interruptions(fake: FakeEngine):
     fake.on_open = lambda session: session.pieces.extend([" Hm", " hm"] + [""] * 30 + [" Sure"])
     context = LLMContext()
     strategies = UserTurnStrategies(
@@ -170,7 +170,7 @@ async def test_a_side_branch_writes_down_the_caller_without_one_interruption(fak
     assert pipeline.seen(UserStartedSpeakingFrame)
     assert not pipeline.seen(InterruptionFrame)
     assert not any(isinstance(frame, InterruptionFrame) for frame in pipeline.up)
-    # The model heard it all: each 80 ms was answered once, interruption or not.
+    # The model received everything: each 80 ms has one output frame.
     assert len(output.played) == 2 * len(fake.sessions[0].heard)
     assert len(fake.sessions) == 1
 
@@ -184,14 +184,14 @@ async def test_the_output_knows_when_the_agent_has_stopped(fake: FakeEngine):
         await started(pipeline, events)
         await pipeline.speak(tone(0.4))
         await pipeline.until_count(BotStartedSpeakingFrame, 1)
-        # The codec's faint noise, in real time: the output keeps a clock of its own.
+        # The codec's faint noise, in real time: the output transport has its own clock.
         while not pipeline.seen(BotStoppedSpeakingFrame):
             await pipeline.speak(tone(0.08, peak=25))
             await asyncio.sleep(0.02)
     assert len(pipeline.seen(BotStartedSpeakingFrame)) == 1
 
 
-async def test_a_backlog_in_the_output_is_taken_back_in_silence(fake: FakeEngine):
+async def test_silence_is_dropped_to_reduce_a_playout_backlog(fake: FakeEngine):
     clock = ManualClock()
     meter = PlayoutMeter()
     service = PersonaPlexLLMService(fake, clock=clock, playout=meter)
@@ -202,13 +202,13 @@ async def test_a_backlog_in_the_output_is_taken_back_in_silence(fake: FakeEngine
         session = fake.sessions[0]
         await pipeline.speak(tone(0.8))
         await pipeline.until(lambda: len(output.played) == 20)
-        # The output is held up for 640 ms while the agent talks: speech is never dropped.
+        # The output stalls for 640 ms while the agent talks: speech is never dropped.
         output.may_play.clear()
         await pipeline.speak(tone(0.64))
         await pipeline.until(lambda: meter.backlog > 0.6)
         assert len(session.heard) == 18
-        # Then the agent falls silent, once the gate has let its last word fade: what would only
-        # lengthen the queue is left out.
+        # Then the agent becomes silent, after the gate has faded its last word. Silent frames would
+        # only lengthen the queue, so the service drops them.
         await pipeline.speak(np.zeros(8 * FRAME_SAMPLES, np.int16))
         await pipeline.until(lambda: len(session.heard) == 26)
         output.may_play.set()
@@ -218,8 +218,8 @@ async def test_a_backlog_in_the_output_is_taken_back_in_silence(fake: FakeEngine
     assert sum(any(frame.audio) for frame in output.played) == 2 * (18 + 1)
 
 
-@pytest.mark.parametrize("when", ["at the start", "in mid-call"])
-async def test_a_host_may_have_the_call_end_when_the_service_cannot_go_on(when: str):
+@pytest.mark.parametrize("when", ["at the start", "during the call"])
+async def test_a_pipeline_may_end_when_the_service_becomes_unusable(when: str):
     with FakeEngine(max_sessions=1) as fake:
         if when == "at the start":
             fake.open_session(Persona("NATF2"), on_frame=print)
@@ -227,7 +227,7 @@ async def test_a_host_may_have_the_call_end_when_the_service_cannot_go_on(when: 
         events = Events(service)
         pipeline = RunningPipeline([service], policy=ProcessorUnusablePolicy.END)
         async with pipeline:
-            if when == "in mid-call":
+            if when == "during the call":
                 await started(pipeline, events)
                 fake.fail(EngineFailed("the device is gone"))
             await pipeline.ended()

@@ -1,4 +1,4 @@
-"""What can go wrong, and the figures that tell."""
+"""Failures of the engine and of the service, and the metrics of a call."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_a_full_engine_is_an_error_that_ends_the_call(clock: ManualClock):
             assert isinstance(error.exception, EngineFull)
             assert error.category is ErrorCategory.RATE_LIMIT
             assert error.processor is service and not service.is_usable
-            await pipeline.speak(tone(0.2))  # harmless
+            await pipeline.speak(tone(0.2))  # has no effect
         assert len(fake.sessions) == 1
 
 
@@ -69,7 +69,7 @@ async def test_an_unknown_voice_is_an_error_that_names_the_known_ones(
         assert isinstance(error.exception, VoiceNotFound)
         assert error.category is ErrorCategory.INVALID_REQUEST
         assert "NATF2, NATM1" in error.error and not service.is_usable
-        # Better settings bring it back.
+        # Valid settings make it usable again.
         await pipeline.send(LLMUpdateSettingsFrame(delta=Settings(voice="NATM1")))
         await started(pipeline, events)
         assert service.is_usable
@@ -78,7 +78,7 @@ async def test_an_unknown_voice_is_an_error_that_names_the_known_ones(
 
 
 @pytest.mark.parametrize("failure", [EngineFailed("the device is gone"), SessionFailed("NaN")])
-async def test_a_failure_in_mid_call_ends_the_call(
+async def test_a_failure_during_the_call_ends_the_call(
     fake: FakeEngine, clock: ManualClock, failure: EngineFailed | SessionFailed
 ):
     fake.on_open = says(" I", " was")
@@ -93,12 +93,12 @@ async def test_a_failure_in_mid_call_ends_the_call(
         await pipeline.until(lambda: events.named("on_session_ended"))
         assert events.named("on_session_ended") == [(Persona("NATF2"), failure)]
         await pipeline.until_count(LLMFullResponseEndFrame, 1)
-        await pipeline.speak(tone(0.2))  # harmless
+        await pipeline.speak(tone(0.2))  # has no effect
     assert len(errors(pipeline)) == 1
     assert len(events.named("on_session_ended")) == 1
 
 
-async def test_a_mistake_in_here_is_an_error_too(
+async def test_an_internal_error_ends_the_call(
     fake: FakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("pipecat_personaplex.service.frames.float_to_pcm16", lambda pcm: 1 / 0)
@@ -113,12 +113,12 @@ async def test_a_mistake_in_here_is_an_error_too(
 
 
 @pytest.mark.parametrize("engine", ["nano", None, 7, object()])
-def test_what_is_no_engine_is_refused_at_once(engine: Any):
+def test_an_object_that_is_not_an_engine_is_refused_at_once(engine: Any):
     with pytest.raises(ConfigError, match=f"not {type(engine).__name__}; Engine.load"):
         PersonaPlexLLMService(engine)
 
 
-async def test_an_engine_that_breaks_when_it_is_asked_is_an_error_that_ends_the_call(
+async def test_an_unexpected_error_of_open_session_ends_the_call(
     fake: FakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ):
     def broken(*args: object, **options: object) -> None:
@@ -134,7 +134,7 @@ async def test_an_engine_that_breaks_when_it_is_asked_is_an_error_that_ends_the_
         assert error.category is ErrorCategory.SERVER and not service.is_usable
 
 
-async def test_an_engine_without_voices_says_so(clock: ManualClock):
+async def test_an_engine_without_voices_is_an_error(clock: ManualClock):
     with FakeEngine(voices=()) as fake:
         service = PersonaPlexLLMService(fake, clock=clock)
         async with RunningPipeline([service], clock=clock) as pipeline:
@@ -142,7 +142,7 @@ async def test_an_engine_without_voices_says_so(clock: ManualClock):
         assert isinstance(errors(pipeline)[0].exception, VoiceNotFound)
 
 
-async def test_tearing_down_three_times_is_tearing_down_once(fake: FakeEngine, clock: ManualClock):
+async def test_repeated_cleanup_ends_the_session_once(fake: FakeEngine, clock: ManualClock):
     async with on_call(fake, clock) as (service, pipeline, events):
         pass
     await service.cleanup()
@@ -158,7 +158,7 @@ async def test_a_service_that_never_ran_can_be_cleaned_up(fake: FakeEngine):
     assert not fake.sessions
 
 
-async def test_figures_come_every_few_seconds(fake: FakeEngine, clock: ManualClock):
+async def test_metrics_are_pushed_every_62_frames(fake: FakeEngine, clock: ManualClock):
     fake.on_open = says(" One", " two")
     fake.step_ms = 90.0
     meter = PlayoutMeter()
@@ -168,10 +168,12 @@ async def test_figures_come_every_few_seconds(fake: FakeEngine, clock: ManualClo
     events = Events(service)
     async with pipeline:
         await started(pipeline, events)
-        await pipeline.speak(tone(6.0), chunk=0.08)
-        await pipeline.until(lambda: figures(pipeline))
+        for count in range(1, 76):  # frame by frame, so that no input is dropped
+            await pipeline.speak(tone(0.08), chunk=0.08)
+            await pipeline.until_count(SpeechOutputAudioRawFrame, count)
+        await pipeline.until(lambda: metrics_of(pipeline))
         await pipeline.until(lambda: len(events.named("on_late_frame")) >= 62)
-    (data,) = figures(pipeline)
+    (data,) = metrics_of(pipeline)
     assert data.value == pytest.approx(0.09) and data.step_max == pytest.approx(0.09)
     assert (data.frames, data.late_frames) == (62, 62)
     assert data.playout_backlog is not None and data.input_discarded == 0
@@ -180,7 +182,7 @@ async def test_figures_come_every_few_seconds(fake: FakeEngine, clock: ManualClo
     assert events.named("on_late_frame")[0][0].total_ms == pytest.approx(90.5)
 
 
-def figures(pipeline: RunningPipeline) -> list[PersonaPlexMetricsData]:
+def metrics_of(pipeline: RunningPipeline) -> list[PersonaPlexMetricsData]:
     frames = pipeline.seen(MetricsFrame)
     return [d for frame in frames for d in frame.data if isinstance(d, PersonaPlexMetricsData)]
 

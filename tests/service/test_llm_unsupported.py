@@ -1,4 +1,4 @@
-"""What other services do and this one does not: it says so."""
+"""Features of other services that this one lacks: it warns or refuses."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from tests.helpers.pipelines import ManualClock, errors, on_call
 
 async def weather(params: FunctionCallParams) -> None:
     """Look out of the window."""
-    raise AssertionError("nobody calls this")
+    raise AssertionError("the model calls no functions")
 
 
-def test_a_registered_function_is_warned_of_once(fake: FakeEngine, warnings_logged: list[str]):
+def test_registering_functions_warns_once(fake: FakeEngine, warnings_logged: list[str]):
     service = PersonaPlexLLMService(fake)
     assert not warnings_logged
     service.register_function("weather", weather, cancel_on_interruption=True)
     service.register_function(None, weather)
     assert service.has_function("weather")
-    assert [line.strip() for line in warnings_logged] == [
+    assert [message.strip() for message in warnings_logged] == [
         f"{service}: tools have no effect, this model calls no functions"
     ]
 
 
 @pytest.mark.parametrize(("tools", "warned"), [([weather], 1), ([], 0), (None, 0)])
-async def test_a_context_with_tools_is_warned_of_once(
+async def test_contexts_with_tools_warn_once(
     fake: FakeEngine, clock: ManualClock, warnings_logged: list[str], tools: Any, warned: int
 ):
     context = LLMContext() if tools is None else LLMContext(tools=tools)
@@ -43,8 +43,10 @@ async def test_a_context_with_tools_is_warned_of_once(
             await pipeline.send(LLMContextFrame(context))
             await pipeline.until_count(LLMContextFrame, count)
         assert not errors(pipeline)
-    assert len([line for line in warnings_logged if "tools have no effect" in line]) == warned
-    # What was said before the call is not heard either.
+    assert (
+        len([message for message in warnings_logged if "tools have no effect" in message]) == warned
+    )
+    # User messages of a context do not reach the model either.
     assert [session.persona.text_prompt for session in fake.sessions] == [""]
 
 

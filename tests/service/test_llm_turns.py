@@ -1,4 +1,4 @@
-"""What the agent says, and whose turn it is."""
+"""The agent's words and turns, forced speech, interruptions and contexts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.helpers.pipelines import (
 )
 
 
-async def test_what_the_agent_says_is_a_balanced_turn(fake: FakeEngine, clock: ManualClock):
+async def test_the_agents_words_form_a_balanced_turn(fake: FakeEngine, clock: ManualClock):
     fake.on_open = says("", " Hello", " there", ".")
     async with on_call(fake, clock) as (_, pipeline, _):
         await pipeline.speak(tone(1.2))
@@ -69,14 +69,14 @@ async def test_an_open_turn_is_closed_at_the_end(fake: FakeEngine, clock: Manual
         await pipeline.speak(tone(0.2))
         await pipeline.until_count(TTSTextFrame, 1)
         await getattr(pipeline, how)()
-    # A cancelled pipeline passes nothing on, yet the service has said it.
+    # A cancelled pipeline passes no frames on, but the service has pushed them.
     kinds = [type(frame) for frame in closed]
     assert kinds.count(LLMFullResponseStartFrame) == kinds.count(LLMFullResponseEndFrame) == 1
     assert kinds.count(TTSStartedFrame) == kinds.count(TTSStoppedFrame) == 1
     assert not fake.open_sessions
 
 
-async def test_a_greeting_is_said_once_the_session_is_ready(clock: ManualClock):
+async def test_the_greeting_is_spoken_once_the_session_is_ready(clock: ManualClock):
     with FakeEngine(ready=False) as fake:
         service = PersonaPlexLLMService(fake, clock=clock, greeting="Good morning!")
         pipeline = RunningPipeline([service], clock=clock)
@@ -89,10 +89,10 @@ async def test_a_greeting_is_said_once_the_session_is_ready(clock: ManualClock):
             await pipeline.send(TTSSpeakFrame("And now this."))
             await pipeline.until_count(TTSSpeakFrame, 1)
             assert fake.sessions[0].said == ["Good morning!", "And now this."]
-            await pipeline.end_in_time()
+            await pipeline.end_while_time_passes()
 
 
-async def test_words_that_cannot_be_said_are_an_error_and_the_call_goes_on(
+async def test_a_rejected_text_is_an_error_and_the_call_continues(
     fake: FakeEngine, clock: ManualClock
 ):
     async with on_call(fake, clock) as (service, pipeline, _):
@@ -103,7 +103,7 @@ async def test_words_that_cannot_be_said_are_an_error_and_the_call_goes_on(
         await pipeline.until_count(SpeechOutputAudioRawFrame, 1)
 
 
-async def test_interruptions_do_no_harm(fake: FakeEngine, clock: ManualClock):
+async def test_interruptions_end_the_turn_and_lose_no_word(fake: FakeEngine, clock: ManualClock):
     fake.on_open = says(" One", " two", " three", " four")
     async with on_call(fake, clock) as (_, pipeline, _):
         await pipeline.speak(tone(0.16))
@@ -115,12 +115,47 @@ async def test_interruptions_do_no_harm(fake: FakeEngine, clock: ManualClock):
         await pipeline.until_count(LLMFullResponseEndFrame, 2)
         await pipeline.until_count(SpeechOutputAudioRawFrame, 17)
     assert "".join(f.text for f in pipeline.seen(TTSTextFrame)) == "One twothree four"
-    kept = (SpeechOutputAudioRawFrame, TTSTextFrame, LLMFullResponseEndFrame)
-    assert not any(frame.interruptible for frame in pipeline.down if isinstance(frame, kept))
+    lasting = (SpeechOutputAudioRawFrame, TTSTextFrame, LLMFullResponseEndFrame)
+    assert not any(frame.interruptible for frame in pipeline.down if isinstance(frame, lasting))
     assert len(fake.sessions) == 1
 
 
-async def test_the_metadata_turns_turn_taking_off(fake: FakeEngine, clock: ManualClock):
+async def test_an_interruption_while_frames_are_pushed_keeps_them_in_order(
+    fake: FakeEngine, clock: ManualClock
+):
+    fake.on_open = says(" One", " two")
+    service = PersonaPlexLLMService(fake, clock=clock)
+    pipeline = RunningPipeline([service], clock=clock)
+    events = Events(service)
+    pushed: list[type[Frame]] = []
+
+    @service.event_handler("on_before_push_frame")
+    async def on_before_push_frame(service: PersonaPlexLLMService, frame: Frame) -> None:
+        pushed.append(type(frame))
+        if isinstance(frame, LLMFullResponseStartFrame) and InterruptionFrame not in pushed:
+            # The event task waits here, between the frames of one turn.
+            await service.queue_frame(InterruptionFrame())
+            await pipeline.until(lambda: InterruptionFrame in pushed)
+
+    async with pipeline:
+        await started(pipeline, events)
+        await pipeline.speak(tone(1.2))
+        await pipeline.until(lambda: pushed.count(LLMFullResponseEndFrame) == 2)
+    turns = [LLMFullResponseStartFrame, TTSStartedFrame, TTSStoppedFrame, LLMFullResponseEndFrame]
+    words = [LLMTextFrame, TTSTextFrame]
+    assert [kind for kind in pushed if kind in turns + words] == [
+        *turns[:2],
+        *words,
+        *turns[2:],
+        *turns[:2],
+        *words,
+        *turns[2:],
+    ]
+
+
+async def test_the_metadata_disables_turn_detection_and_interruptions(
+    fake: FakeEngine, clock: ManualClock
+):
     service = PersonaPlexLLMService(fake, clock=clock)
     async with RunningPipeline([service], clock=clock) as pipeline:
         await pipeline.until_count(LLMServiceMetadataFrame, 1)
@@ -129,7 +164,7 @@ async def test_the_metadata_turns_turn_taking_off(fake: FakeEngine, clock: Manua
     assert strategies.enable_interruptions is False
 
 
-async def test_the_first_context_may_bring_the_role(fake: FakeEngine, clock: ManualClock):
+async def test_the_first_context_may_set_the_role(fake: FakeEngine, clock: ManualClock):
     async with on_call(fake, clock) as (_, pipeline, events):
         context = LLMContext([{"role": "system", "content": "You sell tea."}])
         await pipeline.send(LLMContextFrame(context))
@@ -153,7 +188,7 @@ async def test_a_context_changes_nothing_when_the_role_is_set(fake: FakeEngine, 
         context = LLMContext([{"role": "system", "content": "You sell tea."}])
         await pipeline.send(LLMContextFrame(context, speculation=True))
         await pipeline.until_count(LLMContextFrame, 1)
-        # Nor may a speculative one hold back what the model says.
+        # A speculative context does not hold back the model's words.
         fake.sessions[0].pieces.append(" Hats!")
         await pipeline.speak(tone(0.2))
         await pipeline.until_count(TTSTextFrame, 1)

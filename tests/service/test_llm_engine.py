@@ -1,4 +1,4 @@
-"""The service on the real engine, in real time, with the small golden checkpoint."""
+"""The service with a real engine and the small golden checkpoint, in real time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_a_call_with_a_greeting_and_a_new_persona(engine: Engine):
         begun = time.monotonic()
         sound = tone(3.2, 16_000).reshape(-1, 320)
         for index, chunk in enumerate(sound):
-            # A microphone is on time whatever the pipeline does.
+            # A microphone does not wait for the pipeline.
             await asyncio.sleep(max(0.0, begun + 0.02 * (index + 1) - time.monotonic()))
             await pipeline.send(InputAudioRawFrame(chunk.tobytes(), 16_000, 1))
             if index == 80:
@@ -64,7 +64,7 @@ async def test_a_call_with_a_greeting_and_a_new_persona(engine: Engine):
     assert engine.stats().sessions == 0
 
 
-async def test_a_goodbye_is_said_to_its_end_and_no_longer():
+async def test_forced_speech_is_spoken_completely_before_the_end():
     with Engine.load("nano", EngineConfig(device="cpu", max_sessions=1)) as nano:
         service = PersonaPlexLLMService(nano)
         pipeline = RunningPipeline([service])
@@ -72,9 +72,9 @@ async def test_a_goodbye_is_said_to_its_end_and_no_longer():
         async with pipeline:
             await started(pipeline, events)
             await pipeline.send(TTSSpeakFrame("Congratulations, Zoë… and goodbye!"))
-        # No microphone here: the clock of the service goes on behind the EndFrame.
-        said = "".join(frame.text for frame in pipeline.seen(TTSTextFrame))
-        assert said.endswith("Congratulations, Zoë... and goodbye!")
-        # The words take 34 frames, their turn's end ten more; 122 are the most that are waited for.
+        # No audio arrives: the clock task keeps the model running after the EndFrame.
+        spoken = "".join(frame.text for frame in pipeline.seen(TTSTextFrame))
+        assert spoken.endswith("Congratulations, Zoë... and goodbye!")
+        # The words take 34 frames and the gap ten more; the service waits for at most 122.
         assert 40 <= len(pipeline.seen(SpeechOutputAudioRawFrame)) <= 80
         assert nano.stats().sessions == 0

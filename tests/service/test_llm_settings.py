@@ -1,4 +1,4 @@
-"""What may change during a call."""
+"""Settings at the start of a call and changes during it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_sampling_changes_apply_to_the_running_session(fake: FakeEngine, c
         expected = SamplingParams(seed=7, top_k_text=5, temperature_audio=0.2)
         assert fake.sessions[0].sampling == expected
         assert len(fake.sessions) == 1
-        # Out of range: refused, and the settings are what they were.
+        # A value out of range is refused; the settings are restored.
         await pipeline.send(LLMUpdateSettingsFrame(delta=Settings(temperature_audio=-1.0)))
         await pipeline.until(lambda: errors(pipeline))
         assert fake.sessions[0].sampling == expected
@@ -67,7 +67,7 @@ async def test_a_new_persona_takes_over_without_a_gap(fake: FakeEngine, clock: M
         await pipeline.until_count(LLMUpdateSettingsFrame, 1)
         new = fake.sessions[1]
         new.gain = 0.5
-        # While its prompt is computed, the old one goes on answering.
+        # While its prompt is computed, the old session continues.
         await pipeline.speak(tone(0.4))
         await pipeline.until_count(SpeechOutputAudioRawFrame, 10)
         assert not new.heard and not old.closed
@@ -78,7 +78,7 @@ async def test_a_new_persona_takes_over_without_a_gap(fake: FakeEngine, clock: M
         await pipeline.until(lambda: events.named("on_session_ended"))
         assert new.persona == Persona("NATM1", "You sell tea.")
         assert old.closed and not new.closed
-    # One frame for each 80 ms heard, the old voice and then the new one, nothing twice.
+    # One output frame for each 80 ms of input: the old voice, then the new one, no overlap.
     assert len(old.heard) == 10 and len(new.heard) == 5
     heard = pipeline.audio()
     peaks = [np.abs(frame).max() for frame in heard.reshape(-1, FRAME_SAMPLES)]
@@ -89,7 +89,9 @@ async def test_a_new_persona_takes_over_without_a_gap(fake: FakeEngine, clock: M
     assert events.named("on_session_ended")[0] == (old.persona, None)
 
 
-async def test_an_answer_owed_at_the_hand_over_is_still_heard(fake: FakeEngine, clock: ManualClock):
+async def test_frames_in_flight_at_a_persona_change_are_still_played(
+    fake: FakeEngine, clock: ManualClock
+):
     async with on_call(fake, clock) as (_, pipeline, events):
         fake.step.clear()
         await pipeline.speak(tone(0.08))
@@ -101,7 +103,7 @@ async def test_an_answer_owed_at_the_hand_over_is_still_heard(fake: FakeEngine, 
         fake.step.set()
         await pipeline.until_count(SpeechOutputAudioRawFrame, 2)
         await pipeline.until(lambda: old.closed)
-        # A session that is over may say what it likes.
+        # Frames of a closed session are ignored.
         old.closed = False
         old.push(np.ones(FRAME_SAMPLES, np.float32))
         await pipeline.speak(tone(0.08))
@@ -144,7 +146,7 @@ async def test_an_unknown_voice_for_a_new_persona_keeps_the_old_one(
         await pipeline.until_count(SpeechOutputAudioRawFrame, 2)
 
 
-async def test_a_new_persona_that_fails_while_it_is_prepared_keeps_the_old_one(
+async def test_a_new_persona_that_fails_while_pending_keeps_the_old_one(
     fake: FakeEngine, clock: ManualClock
 ):
     async with on_call(fake, clock, settings=Settings(voice="NATF2")) as (service, pipeline, _):
@@ -159,16 +161,14 @@ async def test_a_new_persona_that_fails_while_it_is_prepared_keeps_the_old_one(
         await pipeline.until_count(SpeechOutputAudioRawFrame, 2)
 
 
-async def test_sampling_that_comes_with_a_persona_outlasts_its_refusal(
-    fake: FakeEngine, clock: ManualClock
-):
+async def test_the_sampling_of_a_rejected_persona_stays(fake: FakeEngine, clock: ManualClock):
     async with on_call(fake, clock, settings=Settings(voice="NATF2")) as (service, pipeline, _):
         fake.ready = False
         delta = Settings(voice="NATM1", temperature_text=0.0)
         await pipeline.send(LLMUpdateSettingsFrame(delta=delta))
         await pipeline.until(lambda: len(fake.sessions) == 2)
         running, new = fake.sessions
-        # From the next frame on, as long as the prompt may take.
+        # The sampling applies from the next frame on, while the prompt is still being computed.
         assert running.sampling == new.sampling == SamplingParams(temperature_text=0.0)
         new.fail(SessionFailed("out of memory"))
         await pipeline.until(lambda: errors(pipeline))
@@ -176,7 +176,7 @@ async def test_sampling_that_comes_with_a_persona_outlasts_its_refusal(
         assert service.settings.temperature_text == running.sampling.temperature_text == 0.0
 
 
-async def test_sampling_that_comes_with_a_persona_falls_where_there_is_no_slot(clock: ManualClock):
+async def test_the_sampling_of_a_persona_without_a_slot_is_refused_too(clock: ManualClock):
     with FakeEngine(max_sessions=1) as fake:
         service = PersonaPlexLLMService(fake, clock=clock)
         pipeline = RunningPipeline([service], clock=clock)
@@ -190,14 +190,14 @@ async def test_sampling_that_comes_with_a_persona_falls_where_there_is_no_slot(c
             assert fake.sessions[0].sampling == SamplingParams()
 
 
-async def test_settings_are_those_of_the_session_where_it_cannot_draw_in_a_new_way(
+async def test_settings_match_a_session_that_cannot_change_its_sampling(
     fake: FakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ):
-    def mute(sampling: SamplingParams) -> None:
+    def unsupported(sampling: SamplingParams) -> None:
         raise ConfigError("neither say nor update")
 
     async with on_call(fake, clock) as (service, pipeline, _):
-        monkeypatch.setattr(fake.sessions[0], "update", mute)
+        monkeypatch.setattr(fake.sessions[0], "update", unsupported)
         fake.ready = False
         delta = Settings(voice="NATM1", temperature_text=0.0)
         await pipeline.send(LLMUpdateSettingsFrame(delta=delta))
@@ -207,10 +207,8 @@ async def test_settings_are_those_of_the_session_where_it_cannot_draw_in_a_new_w
         assert service.settings.voice is None and service.settings.temperature_text == 0.7
 
 
-@pytest.mark.parametrize("refused", ["at once", "while it is prepared", "after another took over"])
-async def test_a_refusal_leaves_what_was_put_behind_the_prompt_as_it_was(
-    clock: ManualClock, refused: str
-):
+@pytest.mark.parametrize("refused", ["at once", "while pending", "after another change"])
+async def test_a_refused_persona_keeps_the_appended_instruction(clock: ManualClock, refused: str):
     with FakeEngine(max_sessions=1 if refused == "at once" else 3) as fake:
         first = Settings(system_instruction="You sell hats.")
         service = PersonaPlexLLMService(fake, clock=clock, settings=first)
@@ -220,7 +218,7 @@ async def test_a_refusal_leaves_what_was_put_behind_the_prompt_as_it_was(
         async with pipeline:
             await started(pipeline, events)
             expected = "You sell hats.\n\nBe brief."
-            if refused == "after another took over":
+            if refused == "after another change":
                 second = Settings(system_instruction="You sell cups.")
                 await pipeline.send(LLMUpdateSettingsFrame(delta=second))
                 await started(pipeline, events, 2)
@@ -234,12 +232,12 @@ async def test_a_refusal_leaves_what_was_put_behind_the_prompt_as_it_was(
             await pipeline.until(lambda: errors(pipeline))
             assert service.settings.system_instruction == expected
             assert fake.open_sessions[0].persona.text_prompt == expected
-            # Nor does it double when more is put behind it.
+            # The appended instruction does not double when another one is appended.
             service.append_system_instruction("Be kind.")
             assert service.settings.system_instruction == f"{expected}\n\nBe kind."
 
 
-async def test_a_persona_that_nobody_has_heard_gives_up_its_slot(clock: ManualClock):
+async def test_a_pending_session_gives_up_its_slot_to_a_new_persona(clock: ManualClock):
     with FakeEngine(max_sessions=1, ready=False) as fake:
         service = PersonaPlexLLMService(fake, clock=clock)
         pipeline = RunningPipeline([service], clock=clock)
@@ -253,7 +251,9 @@ async def test_a_persona_that_nobody_has_heard_gives_up_its_slot(clock: ManualCl
         assert events.named("on_session_started") == [(Persona("NATM1"),)]
 
 
-async def test_settings_for_another_service_pass_by_once(fake: FakeEngine, clock: ManualClock):
+async def test_settings_for_another_service_are_pushed_on_once(
+    fake: FakeEngine, clock: ManualClock
+):
     service = PersonaPlexLLMService(fake, clock=clock)
     other = PersonaPlexLLMService(fake, clock=clock)
     pipeline = RunningPipeline([service], clock=clock)
@@ -267,25 +267,25 @@ async def test_settings_for_another_service_pass_by_once(fake: FakeEngine, clock
     assert len(fake.sessions) == 1
 
 
-async def test_settings_that_the_model_does_not_have_do_nothing(
+async def test_settings_without_effect_change_nothing_and_warn(
     fake: FakeEngine, clock: ManualClock, warnings_logged: list[str]
 ):
     async with on_call(fake, clock) as (service, pipeline, _):
         await pipeline.send(LLMUpdateSettingsFrame(delta=LLMSettings(top_p=0.5)))
         await pipeline.until_count(LLMUpdateSettingsFrame, 1)
         assert len(fake.sessions) == 1 and not errors(pipeline)
-    assert [line.strip() for line in warnings_logged] == [
+    assert [message.strip() for message in warnings_logged] == [
         f"{service}: settings without effect: top_p"
     ]
 
 
-def test_settings_that_the_model_does_not_have_are_named_at_once(
+def test_the_constructor_names_settings_without_effect(
     fake: FakeEngine, warnings_logged: list[str]
 ):
     given = Settings(temperature=0.3, top_k=5, max_tokens=3, model="foo", extra={"speed": 2})
     service = PersonaPlexLLMService(fake, settings=given)
     names = "max_tokens, model, speed, temperature, top_k"
-    assert [line.strip() for line in warnings_logged] == [
+    assert [message.strip() for message in warnings_logged] == [
         f"{service}: settings without effect: {names}"
     ]
 
@@ -293,9 +293,7 @@ def test_settings_that_the_model_does_not_have_are_named_at_once(
 @pytest.mark.parametrize(
     "given", [None, Settings(), Settings.defaults(), Settings(seed=3, voice="NATM1", top_p=None)]
 )
-def test_settings_that_it_has_are_taken_without_a_word(
-    fake: FakeEngine, warnings_logged: list[str], given: Any
-):
+def test_supported_settings_do_not_warn(fake: FakeEngine, warnings_logged: list[str], given: Any):
     PersonaPlexLLMService(fake, settings=given)
     assert not warnings_logged
 
@@ -313,7 +311,7 @@ def test_settings_that_it_has_are_taken_without_a_word(
         ({"system_instruction": ["You sell tea."]}, "text_prompt must be text"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_where_they_are_given(
+def test_the_constructor_refuses_invalid_settings(
     fake: FakeEngine, wrong: dict[str, Any], message: str
 ):
     with pytest.raises(ConfigError, match=message):
