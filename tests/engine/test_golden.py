@@ -62,7 +62,7 @@ def test_the_attention_kernels_compute_the_reference(
     def at(
         ring: RingCache, batch: Batch, starts: list[int], positions: torch.Tensor, steps: int = 1
     ) -> TritonRingAttention:
-        return TritonRingAttention(ring, batch, positions, steps)
+        return TritonRingAttention(ring.stored_keys, ring.stored_values, batch, positions, steps)
 
     monkeypatch.setattr(RingCache, "at", at)  # Triton's interpreter is slow: a few frames
     golden, frames = conversation("friend"), 4
