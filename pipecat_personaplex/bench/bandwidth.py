@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipecat_personaplex.bench.measurements import BenchOptions, Echo
 from pipecat_personaplex.bench.models import LoadedModel
-from pipecat_personaplex.bench.options import BenchOptions, Echo
 from pipecat_personaplex.bench.timing import device_seconds, free_memory
 from pipecat_personaplex.bench.workload import StepAttention, fill_rings, new_ring, noise_prefix
 

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipecat_personaplex.audio import read_audio
+from pipecat_personaplex.bench.measurements import Echo
 from pipecat_personaplex.bench.models import load_model, read_architecture
-from pipecat_personaplex.bench.options import Echo
 from pipecat_personaplex.bench.teacher_forcing import ReferenceRun, TeacherForcedModel
 from pipecat_personaplex.checkpoint.loader import Progress
 from pipecat_personaplex.config import EngineConfig, Quantization, SamplingParams

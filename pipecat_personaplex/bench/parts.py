@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipecat_personaplex.bench.measurements import BenchOptions, Echo, Fill
 from pipecat_personaplex.bench.models import LoadedModel
-from pipecat_personaplex.bench.options import BenchOptions, Echo, Fill
 from pipecat_personaplex.bench.timing import device_seconds, free_memory
 from pipecat_personaplex.bench.workload import (
     StepAttention,

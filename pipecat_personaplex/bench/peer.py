@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from loguru import logger
 
+from pipecat_personaplex.bench.measurements import BenchOptions, Echo, Fill
 from pipecat_personaplex.bench.models import LoadedModel, load_model
-from pipecat_personaplex.bench.options import BenchOptions, Echo, Fill
 from pipecat_personaplex.bench.timing import time_calls
 from pipecat_personaplex.bench.workload import (
     new_runner,

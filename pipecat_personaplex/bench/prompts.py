@@ -6,8 +6,8 @@ import time
 
 import torch
 
+from pipecat_personaplex.bench.measurements import BenchOptions, Echo
 from pipecat_personaplex.bench.models import LoadedModel
-from pipecat_personaplex.bench.options import BenchOptions, Echo
 from pipecat_personaplex.bench.timing import median_ms, synchronize
 from pipecat_personaplex.bench.workload import new_ring, new_runner
 from pipecat_personaplex.config import SamplingParams

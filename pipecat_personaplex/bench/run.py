@@ -12,8 +12,8 @@ from typing import Any
 
 from pipecat_personaplex.bench.bandwidth import copy_bandwidth, measure_bandwidth
 from pipecat_personaplex.bench.machine import describe_machine, used_bytes
+from pipecat_personaplex.bench.measurements import BenchOptions, Echo, Fill
 from pipecat_personaplex.bench.models import RANDOM_MODELS, load_model, read_architecture
-from pipecat_personaplex.bench.options import BenchOptions, Echo, Fill
 from pipecat_personaplex.bench.parts import measure_parts
 from pipecat_personaplex.bench.peer import measure_peer
 from pipecat_personaplex.bench.prompts import measure_prompts

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from pipecat_personaplex.bench.measurements import BenchOptions, Echo, Fill
 from pipecat_personaplex.bench.models import LoadedModel
-from pipecat_personaplex.bench.options import BenchOptions, Echo, Fill
 from pipecat_personaplex.bench.timing import (
     free_memory,
     percentiles_ms,

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipecat_personaplex.bench.measurements import Fill
 from pipecat_personaplex.bench.models import LoadedModel
-from pipecat_personaplex.bench.options import Fill
 from pipecat_personaplex.config import SamplingParams
 from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.engine.batch import Batch

@@ -1,9 +1,9 @@
-"""The ``personaplex`` command. Each command has a module; ``app`` joins them.
+"""The ``personaplex`` command. Each command has a module; ``commands`` joins them.
 
 Commands import torch in their bodies, so that ``--help`` returns at once. ``options`` and
 ``serve`` declare the environment variables that may set an option.
 """
 
-from pipecat_personaplex.cli.app import main
+from pipecat_personaplex.cli.commands import main
 
 __all__ = ["main"]

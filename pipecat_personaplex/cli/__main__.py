@@ -2,6 +2,6 @@
 
 import sys
 
-from pipecat_personaplex.cli.app import main
+from pipecat_personaplex.cli.commands import main
 
 sys.exit(main())

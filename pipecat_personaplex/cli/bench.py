@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipecat_personaplex.bench.options import MEASUREMENTS, BenchOptions, require_tools
+from pipecat_personaplex.bench.measurements import MEASUREMENTS, BenchOptions, require_tools
 from pipecat_personaplex.cli.files import check_outputs, whole_files
 from pipecat_personaplex.cli.options import EngineOptions, engine_options
 from pipecat_personaplex.errors import ConfigError

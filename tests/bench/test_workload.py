@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from pipecat_personaplex.bench.measurements import BenchOptions, Fill
 from pipecat_personaplex.bench.models import LoadedModel, load_model
-from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.workload import (
     new_ring,
     new_runner,

@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 CHROMIUM = "/usr/bin/chromium"
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.serial,
     pytest.mark.slow,
     pytest.mark.skipif(
         not Path(CHROMIUM).exists(), reason=f"no {CHROMIUM}: apt-get install chromium"

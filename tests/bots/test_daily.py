@@ -24,6 +24,8 @@ from tests.helpers.pipelines import TIMEOUT, tone
 from tests.helpers.rest import RestApi
 from tests.helpers.transports import FakeTransport
 
+pytestmark = pytest.mark.serial
+
 daily = pytest.importorskip("daily", reason="Daily's client is not installed")
 
 KEY = "not-a-valid-daily-key"

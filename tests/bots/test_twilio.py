@@ -17,6 +17,8 @@ from tests.helpers.pipelines import tone
 from tests.helpers.rest import RestApi
 from tests.helpers.telephone import ACCOUNT, RATE, TwilioCall
 
+pytestmark = pytest.mark.serial
+
 MODULE = "tests.bots.telephone_assistant"
 TOKEN = "0123456789abcdef"
 PUBLIC = "bot.example.test"

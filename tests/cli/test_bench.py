@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipecat_personaplex.bench import options
+from pipecat_personaplex.bench import measurements
 from pipecat_personaplex.cli import main
 
 
@@ -73,7 +73,9 @@ def test_missing_package_is_named_before_anything_is_measured(
     package: str,
     remedy: str,
 ) -> None:
-    monkeypatch.setattr(options, "find_spec", lambda name: None if name == package else object())
+    monkeypatch.setattr(
+        measurements, "find_spec", lambda name: None if name == package else object()
+    )
     assert main(["bench", "--random-7b", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and remedy in captured.err and captured.err.count("\n") == 1

@@ -7,7 +7,7 @@ import inspect
 import pytest
 import typer
 
-from pipecat_personaplex.cli.app import app
+from pipecat_personaplex.cli.commands import app
 from pipecat_personaplex.cli.options import EngineOptions, engine_options
 from pipecat_personaplex.config import EngineConfig
 

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 import yaml
 
-from pipecat_personaplex.cli.app import app
+from pipecat_personaplex.cli.commands import app
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

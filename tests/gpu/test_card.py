@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from pipecat_personaplex.bench.measurements import BenchOptions, Fill
 from pipecat_personaplex.bench.models import load_model, read_architecture
-from pipecat_personaplex.bench.options import BenchOptions, Fill
 from pipecat_personaplex.bench.steps import soak
 from pipecat_personaplex.bench.workload import (
     new_runner,

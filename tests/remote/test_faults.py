@@ -26,6 +26,8 @@ from tests.helpers.servers import RunningServer, ServeProcess
 from tests.remote.helpers import WAIT, Caller, tone, until
 from tests.remote.proxy import Proxy
 
+pytestmark = pytest.mark.serial
+
 GREEDY = SamplingParams.greedy()
 Tokens = list[tuple[int, ...]]
 

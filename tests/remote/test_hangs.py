@@ -12,6 +12,8 @@ from tests.remote.fakes import FakeServer, say
 from tests.remote.helpers import Caller, log_lines, resuming, tone
 from tests.remote.test_server_pool import greet
 
+pytestmark = pytest.mark.serial
+
 
 async def listen(websocket: ServerConnection) -> None:
     """Receive until the caller closes the session."""

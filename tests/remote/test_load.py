@@ -16,6 +16,8 @@ from pipecat_personaplex.remote import RemoteEngine
 from tests.helpers.servers import ServeProcess
 from tests.remote.helpers import WAIT, tone, until
 
+pytestmark = pytest.mark.serial
+
 CALLERS = 20
 SECONDS = float(os.environ.get("PERSONAPLEX_LOAD_SECONDS", "15"))
 

@@ -20,6 +20,8 @@ from pipecat_personaplex import Engine
 from pipecat_personaplex.protocol.moshi import OggOpusWriter
 from tests.server.live import IMPATIENT, MANY, OPEN, LiveServer, frame, unharmed, websocket
 
+pytestmark = pytest.mark.serial
+
 REFUSED_SECONDS = 2.0
 """Far above the measured times, because the machine may be busy."""
 

@@ -33,6 +33,8 @@ from tests.golden_data import CHECKPOINT
 from tests.helpers.pipelines import TIMEOUT
 from tests.helpers.transports import FakeTransport
 
+pytestmark = pytest.mark.serial
+
 SECONDS = float(os.environ.get("PERSONAPLEX_LOAD_SECONDS", "30"))
 CALLERS = 10
 MIC_RATE = 16_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipecat_personaplex.bench.options import BenchOptions
+from pipecat_personaplex.bench.measurements import BenchOptions
 from pipecat_personaplex.errors import ConfigError
 
 

@@ -17,7 +17,7 @@ import typer
 from pipecat_personaplex import Engine, __version__
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.cli import offline as offline_module
-from pipecat_personaplex.cli.app import app
+from pipecat_personaplex.cli.commands import app
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.errors import SessionFailed
 from tests.golden_data import CHECKPOINT
