@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,41 @@ MAX_SPEECH_FRAMES = 1_500
 
 STEP_BOUNDS_MS = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 100, 160, 320)
 """Upper bounds of the step-time histogram, fine up to the 80 ms that a step may take."""
+
+
+Feature = Literal["say", "sampling", "hold", "prompt", "history"]
+"""What a session can do while it runs.
+
+``say``: forced speech with progress (``say``, ``hush``); ``sampling``: ``update``; ``hold``:
+``hold`` and ``release``; ``prompt``: ``update_prompt``; ``history``: ``history``, and ``open_session`` takes
+one.
+"""
+
+ALL_FEATURES: frozenset[Feature] = frozenset(get_args(Feature))
+
+MAX_HOLD_SECONDS = 30.0
+"""Longest hold of one call of ``hold``: a lost ``release`` must not silence an agent for good."""
+
+
+@dataclass(eq=False)
+class Speech:
+    """Words that an agent was told to say, and how far it has got.
+
+    A handle: the engine updates it while the words are spoken. Read it from any thread.
+
+    Attributes:
+        text: The words.
+        words: How many there are.
+        spoken: How many of them have been heard: they stand in the inner monologue, and the agent's
+            voice sounded.
+        state: ``waiting``, ``speaking``, ``said`` (all words), or ``cut`` (by ``hush``, or because
+            the session ended).
+    """
+
+    text: str
+    words: int
+    spoken: int = 0
+    state: Literal["waiting", "speaking", "said", "cut"] = "waiting"
 
 
 def new_session_id() -> str:
@@ -130,6 +165,21 @@ class EngineStats:
     prefix_bytes: int
 
 
+@dataclass(frozen=True, eq=False)
+class CallHistory:
+    """A call so far, from which another session can continue it.
+
+    Attributes:
+        tokens: Text, agent codes and user codes of each frame, oldest first, int16 [n, 17]; at most
+            the newest frames that fit into a window.
+        caller: The newest audio of the caller, float32 [m] mono 24 kHz, a whole number of frames:
+            it brings the codec of the new session into its state.
+    """
+
+    tokens: npt.NDArray[np.int16]
+    caller: Pcm
+
+
 class SessionLike(Protocol):
     """A session of any engine; ``Session`` and ``RemoteSession`` implement it.
 
@@ -165,13 +215,90 @@ class SessionLike(Protocol):
             SessionFailed: The session is over.
         """
 
-    def say(self, text: str) -> None:
-        """Have the agent speak a text, after the texts that wait already.
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What this session can do; the others of these methods raise ``ConfigError``."""
+
+    def say(
+        self,
+        text: str,
+        *,
+        when: Literal["pause", "now"] = "pause",
+        on_done: Callable[[Speech], object] | None = None,
+    ) -> Speech:
+        """Have the agent speak a text, after the texts that wait already, at the model's pace.
+
+        Args:
+            text: A sentence or more, in plain words.
+            when: ``pause`` waits until neither the agent nor the caller speaks, for at most 2.4 s
+                and 10 s; ``now`` begins in the next frame.
+            on_done: Called once, on the thread of the other callbacks, when the text was said or
+                cut.
+
+        Returns:
+            A handle that shows the progress.
 
         Raises:
             UserError: The text is too long, or the engine does not support forced speech. Nothing
                 is queued; the session continues.
             SessionFailed: The session is over.
+        """
+
+    def hush(self, speech: Speech | None = None) -> list[Speech]:
+        """Drop the words that have not begun, of one speech or of all; finish the current word.
+
+        Returns:
+            The speeches that were cut, in order.
+
+        Raises:
+            SessionFailed: The session is over.
+        """
+
+    def hold(self, seconds: float) -> None:
+        """Keep the agent silent for this time, except for words to say. A new hold replaces it.
+
+        Raises:
+            ConfigError: Not a number from 0 to ``MAX_HOLD_SECONDS``, or not supported.
+            SessionFailed: The session is over.
+        """
+
+    def release(self) -> None:
+        """End a hold now.
+
+        Raises:
+            SessionFailed: The session is over.
+        """
+
+    def update_prompt(
+        self,
+        persona: Persona,
+        *,
+        history: int | None = None,
+        on_done: Callable[[PersonaPlexError | None], object] | None = None,
+    ) -> None:
+        """Replace the persona while the call goes on; the agent remembers the call.
+
+        The new prompt and the tokens of the call are computed beside the running call, and replace
+        its state between two frames. Audio and frame indices have no gap. A later call replaces
+        one that has not finished.
+
+        Args:
+            persona: The new voice and role.
+            history: Newest frames to remember; None for as many as fit into the window.
+            on_done: Called once, on the thread of the other callbacks: with None when the new
+                prompt is in effect, or with the error that left the old one in effect.
+
+        Raises:
+            UserError: The prompt does not fit, the voice is unknown, or the engine does not support
+                this. The old prompt stays in effect.
+            SessionFailed: The session is over.
+        """
+
+    def history(self) -> CallHistory:
+        """The call so far, for ``open_session`` of this or another engine.
+
+        Raises:
+            ConfigError: Not supported.
         """
 
     def update(self, sampling: SamplingParams) -> None:
@@ -224,6 +351,7 @@ class EngineLike(Protocol):
         on_frame: Callable[[SessionFrame], object],
         on_ready: Callable[[], object] | None = None,
         on_end: Callable[[PersonaPlexError | None], object] | None = None,
+        history: CallHistory | None = None,
     ) -> SessionLike:
         """Open a session. Returns at once; the prompt is computed in the background.
 
@@ -237,6 +365,7 @@ class EngineLike(Protocol):
             on_ready: Called at most once, when the prompt is computed.
             on_end: Called once, as the last callback: with the error that ended the session, or
                 with None after ``close``.
+            history: A call to continue: the agent remembers it. Output frames start at index 0.
 
         Raises:
             EngineFull: Every slot is taken.
