@@ -30,8 +30,9 @@ format: install  ## Let ruff format and fix
 	$(BIN)/ruff format .
 
 test: check  ## Check, then run every test that needs no GPU
-	$(BIN)/pytest -n 3 --dist loadfile -m "not gpu and not serial"
-	$(BIN)/pytest -m "not gpu and serial"
+	$(BIN)/pytest -n 3 --dist worksteal -m "not (gpu or realtime or serial)"
+	$(BIN)/pytest -n 3 --dist loadfile -m "realtime and not gpu"
+	$(BIN)/pytest -m "serial and not gpu"
 
 bot:  ## Talk to the assistant in a browser, with the best model for this machine; ARGS="--help"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

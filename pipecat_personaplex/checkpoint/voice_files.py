@@ -147,8 +147,8 @@ def make_preset(codes: Tensor, lm: PersonaPlexLM, config: ModelConfig) -> Preset
     device = lm.text_emb.weight.device
     last = len(codes) - 1
     embeddings = lm.embed(columns[:last].to(device)).cpu()
-    # Column p % 4 holds position p. Frame F - 1 completes position F - 1 and fills the delayed
-    # streams of position F; the other streams of that column still hold position F - 4.
+    # Position p is stored in column p % 4. The last frame completes position ``last``. Of position
+    # ``last + 1`` it gives the delayed streams only: the column's other streams stay as they are.
     cache = torch.full((STREAMS, CACHE_COLUMNS), ZERO_TOKEN)
     for position in range(max(0, last - CACHE_COLUMNS + 1), last + 1):
         cache[:, position % CACHE_COLUMNS] = columns[position]

@@ -138,7 +138,7 @@ class ResumableSession:
         try:
             await asyncio.wait({task})
         finally:
-            task.cancel()  # If the caller was cancelled; otherwise the task is done.
+            task.cancel()  # Has an effect only if this coroutine was cancelled while it waited.
         if task.cancelled():
             return False
         task.result()

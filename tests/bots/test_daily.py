@@ -24,7 +24,7 @@ from tests.helpers.pipelines import TIMEOUT, tone
 from tests.helpers.rest import RestApi
 from tests.helpers.transports import FakeTransport
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.realtime
 
 daily = pytest.importorskip("daily", reason="Daily's client is not installed")
 

@@ -17,7 +17,7 @@ from tests.helpers.pipelines import tone
 from tests.helpers.rest import RestApi
 from tests.helpers.telephone import ACCOUNT, RATE, TwilioCall
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.realtime
 
 MODULE = "tests.bots.telephone_assistant"
 TOKEN = "0123456789abcdef"

@@ -22,7 +22,7 @@ from pipecat_personaplex.errors import DownloadError
 from tests.golden_data import CHECKPOINT
 from tests.helpers.hub import FakeHub
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.realtime
 
 REPO = "nvidia/tiny-personaplex"
 TOKEN = "hf_averysecrettoken"

@@ -168,7 +168,7 @@ def test_an_archive_that_unpacks_to_too_much(
     [
         (b"", "is not a tar archive"),
         (b"not gzip", "cannot be read: Not a gzipped file"),
-        (gzip.compress(b"not tar" * 200), "is not a tar archive"),
+        (gzip.compress(b"not tar" * 200, mtime=0), "is not a tar archive"),
         (ARCHIVE.read_bytes()[:3000], "is cut off or damaged"),
         (ARCHIVE.read_bytes()[:40] + b"\xff" * 500, "is cut off or damaged"),
     ],

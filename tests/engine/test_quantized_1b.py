@@ -16,7 +16,7 @@ from pipecat_personaplex.bench.teacher_forcing import ReferenceRun, TeacherForce
 from pipecat_personaplex.config import EngineConfig, Quantization
 from tests.helpers.memory import loading_peak
 
-pytestmark = [pytest.mark.slow, pytest.mark.serial, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 FRAMES = 6
 

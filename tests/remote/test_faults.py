@@ -26,7 +26,7 @@ from tests.helpers.servers import RunningServer, ServeProcess
 from tests.remote.helpers import WAIT, Caller, tone, until
 from tests.remote.proxy import Proxy
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.realtime
 
 GREEDY = SamplingParams.greedy()
 Tokens = list[tuple[int, ...]]

@@ -12,7 +12,7 @@ from tests.remote.fakes import FakeServer, say
 from tests.remote.helpers import Caller, log_lines, resuming, tone
 from tests.remote.test_server_pool import greet
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.realtime
 
 
 async def listen(websocket: ServerConnection) -> None:

@@ -21,7 +21,7 @@ from tests.helpers.servers import ServedFakeEngine
 from tests.server.clients import SessionClient
 from tests.server.live import MANY, OPEN, LiveServer, call, frame, open_files, unharmed, websocket
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.realtime
 
 BURST = 1_000
 

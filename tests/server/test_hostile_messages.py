@@ -20,7 +20,7 @@ from pipecat_personaplex import Engine
 from pipecat_personaplex.protocol.moshi import OggOpusWriter
 from tests.server.live import IMPATIENT, MANY, OPEN, LiveServer, frame, unharmed, websocket
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.realtime
 
 REFUSED_SECONDS = 2.0
 """Far above the measured times, because the machine may be busy."""

@@ -226,7 +226,7 @@ def test_a_client_must_start_and_end_tls_in_time(
 def test_the_time_limit_of_requests_does_not_end_a_tls_websocket(
     certificate: Address, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = ServerConfig(hello_seconds=60)
+    config = ServerConfig(hello_seconds=60, idle_seconds=600)
     assert certificate.certfile is not None
     trust = trusting(certificate.certfile)
     with RunningServer(ServedFakeEngine(), config, address=certificate) as server:
