@@ -167,13 +167,14 @@ class Replays:
 
     def next_slot(self, runner: ModelRunner, live: dict[int, Session]) -> int | None:
         """The slot for whose session ``advance`` has work; None if there is no work."""
+        # Closed sessions are skipped: the next pass ends them and drops their replay.
         running = self._running
         if running is not None:
-            return running.slot
+            return None if running.session.closed else running.slot
         waiting = [
             (update.requested, slot)
             for slot, session in live.items()
-            if (update := session.prompts.waiting) is not None
+            if (update := session.prompts.waiting) is not None and not session.closed
         ]
         if waiting:
             return min(waiting)[1]
@@ -234,10 +235,12 @@ class Replays:
         self, runner: ModelRunner, slot: int, session: Session, update: PromptUpdate | None
     ) -> _Running:
         window = runner.config.lm.window
-        prompt, requested = self._prompts[slot], window // 2
-        if update is not None:
-            prompt, requested = update.prompt, update.history
-        remembered = remembered_frames(prompt.frames, window, requested)
+        if update is None:  # keep_persona
+            prompt = self._prompts[slot]
+            remembered = remembered_frames(prompt.frames, window, window // 2)
+        else:
+            prompt = update.prompt
+            remembered = remembered_frames(prompt.frames, window, update.history)
         cached = self._prefixes.get(prompt.key)
         replay = Replay(runner, prompt, cached, session.past, remembered)
         return _Running(slot, session, prompt, update, replay)
