@@ -66,6 +66,10 @@ class EngineConfig:
         cuda_graphs: Whether CUDA captures each step as one graph at the start and replays it,
             which is much faster. A step that cannot be captured runs eagerly, and a warning
             gives the reason. The default is True.
+        keep_persona: Whether a call remembers its persona beyond the context. When the context is
+            nearly full, the prompt and the newest half of the context are computed again beside
+            the call. It applies to prompts shorter than half of the context. The default is True;
+            False forgets the oldest frames, the prompt first, as NVIDIA's code does.
 
     Raises:
         ConfigError: A value is of the wrong type or out of range.
@@ -82,6 +86,7 @@ class EngineConfig:
     prefill_chunk: int = 256
     cpu_threads: int = 0
     cuda_graphs: bool = True
+    keep_persona: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "float32", "bfloat16"):
@@ -102,8 +107,10 @@ class EngineConfig:
                 f"context must be 0 (the checkpoint's) or at least {_MIN_CONTEXT} frames, not "
                 f"{self.context!r}"
             )
-        if type(self.cuda_graphs) is not bool:
-            raise ConfigError(f"cuda_graphs must be true or false, not {self.cuda_graphs!r}")
+        for name in ("cuda_graphs", "keep_persona"):
+            flag = getattr(self, name)
+            if type(flag) is not bool:
+                raise ConfigError(f"{name} must be true or false, not {flag!r}")
         for name, least in (
             ("max_sessions", 0),
             ("max_queued_frames", 1),

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,11 +22,18 @@ from pipecat_personaplex.errors import (
     SpeechTooLong,
 )
 from pipecat_personaplex.interface import (
+    ALL_FEATURES,
     MAX_SPEECH_FRAMES,
+    CallHistory,
+    Feature,
     SessionFrame,
     SessionStats,
     new_session_id,
 )
+
+if TYPE_CHECKING:  # the engine is a layer above; it passes these objects
+    from pipecat_personaplex.engine.history import History
+    from pipecat_personaplex.engine.prompt_updates import PromptUpdates
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +153,10 @@ class Session:
 
     Attributes:
         id: The session's public id, as in the logs.
-        persona: Voice and role.
+        persona: Voice and role, as in effect.
         sampling: How tokens are sampled, as last set.
+        prompts: Requests to replace the prompt, for the engine.
+        past: The frames so far, written by the engine.
         error: The error that ended the session; None if it is running or was closed.
 
     Raises:
@@ -170,6 +180,8 @@ class Session:
         on_end: Callable[[PersonaPlexError | None], object] | None,
         wake: Callable[[], None],
         tokenize: Callable[[str], list[int]],
+        prompts: PromptUpdates,
+        past: History,
         max_queued_frames: int,
     ):
         if not isinstance(persona, Persona):
@@ -185,6 +197,8 @@ class Session:
         self._on_end = on_end
         self._wake = wake  # wakes the model thread
         self._tokenize = tokenize
+        self.prompts = prompts
+        self.past = past
         self._input = InputQueue(max_queued_frames)
         self._lock = threading.Lock()  # guards the forced text, new sampling and counters
         # Bounded by MAX_SPEECH_FRAMES; each step takes one token.
@@ -259,6 +273,41 @@ class Session:
         self._require_open()
         with self._lock:
             self.sampling = self._new_sampling = _checked(sampling)
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What this session can do."""
+        return ALL_FEATURES
+
+    def update_prompt(
+        self,
+        persona: Persona,
+        *,
+        history: int | None = None,
+        on_done: Callable[[PersonaPlexError | None], object] | None = None,
+    ) -> None:
+        """Replace the persona while the call goes on; the agent remembers the call.
+
+        Args:
+            persona: The new voice and role. ``Session.persona`` changes when it is in effect.
+            history: Newest frames to remember; None for as many as fit into the window.
+            on_done: Called once on the model thread, before ``on_end``; must return at once. With
+                None when the new prompt is in effect, or with the error that left the old one in
+                effect: a later prompt has replaced it, or the session has ended.
+
+        Raises:
+            PromptTooLong: The prompt has too many frames.
+            VoiceNotFound: The engine has no voice of the persona's name.
+            ConfigError: An argument is invalid.
+            SessionFailed: The session is over.
+        """
+        self._require_open()
+        self.prompts.request(persona, history, on_done)
+        self._wake()
+
+    def history(self) -> CallHistory:
+        """The newest frames of the call, for ``open_session`` of this or another engine."""
+        return self.past.snapshot()
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until the prompt is computed and frames are processed.
@@ -364,8 +413,11 @@ class Session:
         self.error = error
         self._closed.set()
         try:
-            if self._on_end is not None:
-                self._on_end(error)
+            try:
+                self.prompts.close()
+            finally:
+                if self._on_end is not None:
+                    self._on_end(error)
         finally:
             self._ended.set()
             self._ready.set()  # wait_ready must not wait for a session that has ended

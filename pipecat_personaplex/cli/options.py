@@ -97,6 +97,17 @@ CudaGraphs = Annotated[
     ),
 ]
 
+KeepPersona = Annotated[
+    bool,
+    typer.Option(
+        "--keep-persona/--no-keep-persona",
+        help="When a call has nearly filled the context, compute its prompt and the newest half of "
+        "it again, so that the persona is not forgotten. Without it the oldest frames are "
+        "forgotten, the prompt first, as in NVIDIA's code.",
+        rich_help_panel="Model",
+    ),
+]
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -131,6 +142,7 @@ def _read_options(
     context: Context = 0,
     threads: Threads = 0,
     cuda_graphs: CudaGraphs = True,
+    keep_persona: KeepPersona = True,
 ) -> EngineOptions:
     """Build the options of one command; the parameters are the command-line options."""
     return EngineOptions(
@@ -143,6 +155,7 @@ def _read_options(
             context=context,
             cpu_threads=threads,
             cuda_graphs=cuda_graphs,
+            keep_persona=keep_persona,
         ),
     )
 

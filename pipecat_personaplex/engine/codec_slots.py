@@ -27,7 +27,7 @@ class CodecSlots:
 
     def __init__(self, mimi: Mimi, slots: int, device: torch.device, *, masked: bool = False):
         config = mimi.config
-        self._mimi = mimi
+        self.mimi = mimi
         self._conv = mimi.new_state(slots)  # [slots, state size] float32
         self._encoder_kv, self._decoder_kv = (
             RingCache(
@@ -75,7 +75,7 @@ class CodecSlots:
             frames: The same on the device, [B] int64.
         """
         kv = self._open(self._encoder_kv, batch, host_frames, frames)
-        return self._mimi.encode(pcm, self._conv, kv, frames, batch.rows)
+        return self.mimi.encode(pcm, self._conv, kv, frames, batch.rows)
 
     def decode(
         self, batch: Batch, codes: Tensor, host_frames: list[int] | None, frames: Tensor
@@ -89,7 +89,7 @@ class CodecSlots:
             frames: The same on the device, [B] int64.
         """
         kv = self._open(self._decoder_kv, batch, host_frames, frames)
-        return self._mimi.decode(codes, self._conv, kv, frames, batch.rows)
+        return self.mimi.decode(codes, self._conv, kv, frames, batch.rows)
 
     @staticmethod
     def _open(
@@ -102,26 +102,70 @@ class CodecSlots:
             starts = [LATENTS_PER_FRAME * count for count in host_frames]
         return rings.at(batch, starts, positions, LATENTS_PER_FRAME)
 
-    def start(self, slot: int, primed: CodecSlots) -> None:
-        """Reset a slot to the state of ``primed``: one frame decoded, none encoded."""
-        self._conv[slot] = primed._conv[0]
-        self._encoder_kv.clear(slot)
-        self._decoder_kv.clear(slot)
-        past = slice(LATENTS_PER_FRAME)
-        target, source = self._decoder_kv, primed._decoder_kv
-        # [layers, heads, 2, head_dim]: the positions of the one frame that was decoded.
-        target.keys[:, slot, :, past] = source.keys[:, 0, :, past]
-        target.values[:, slot, :, past] = source.values[:, 0, :, past]
+    def start(self, slot: int, source: CodecSlots, frames: int = 0) -> None:
+        """Set a slot to the state of slot 0 of ``source``.
+
+        Args:
+            slot: The slot.
+            source: A state of one slot, from ``primed``.
+            frames: Frames that it has encoded. It has decoded one frame more.
+        """
+        self._conv[slot] = source._conv[0]
+        for target, past, count in (
+            (self._encoder_kv, source._encoder_kv, frames),
+            (self._decoder_kv, source._decoder_kv, frames + 1),
+        ):
+            target.clear(slot)
+            # [layers, heads, 2 * count, head_dim], or the whole ring if it has wrapped around.
+            used = slice(LATENTS_PER_FRAME * count)
+            target.keys[:, slot, :, used] = past.keys[:, 0, :, used]
+            target.values[:, slot, :, used] = past.values[:, 0, :, used]
 
     def fill_with_zeros(self, slot: int) -> None:
         """Fill a slot's rings with zeros, as if its session were long; for measurements."""
-        config = self._mimi.config
+        config = self.mimi.config
         head_dim = config.dimension // config.num_heads
         zeros = self._conv.new_zeros(()).expand(
             config.num_layers, config.num_heads, config.window, head_dim
         )
         for ring in (self._encoder_kv, self._decoder_kv):
             ring.write(slot, 0, zeros, zeros)
+
+
+class CodecWarmUp:
+    """Brings a codec into the state that it has in the middle of a call.
+
+    It encodes the caller's newest frames and decodes the agent's, from a fresh state; a few at a
+    time, because running sessions wait meanwhile.
+
+    Args:
+        mimi: The codec.
+        silence_codes: Codes of a silent frame, from which the decoder starts.
+        pcm: The caller's audio, float32 [W, 1920], on the codec's device.
+        codes: The agent's codes of the same frames, [W, 8] int64, on the same device.
+
+    Attributes:
+        codec: The state, one slot.
+        frames: Frames processed so far.
+    """
+
+    def __init__(self, mimi: Mimi, silence_codes: Sequence[int], pcm: Tensor, codes: Tensor):
+        self.codec = CodecSlots.primed(mimi, silence_codes, pcm.device)
+        self.frames = 0
+        self._pcm, self._codes = pcm, codes
+
+    @torch.inference_mode()
+    def advance(self, frames: int) -> bool:
+        """Process up to ``frames`` more frames; returns whether all are processed."""
+        device = self._pcm.device
+        batch = Batch.of([0], device)
+        for index in range(self.frames, min(self.frames + frames, len(self._pcm))):
+            encoded = torch.tensor([index], device=device)
+            self.codec.encode(batch, self._pcm[index, None], [index], encoded)
+            # The decoder has processed one frame more than the encoder: see ``primed``.
+            self.codec.decode(batch, self._codes[index, None], [index + 1], encoded + 1)
+            self.frames = index + 1
+        return self.frames == len(self._pcm)
 
 
 def encode_stream(mimi: Mimi, pcm: Tensor) -> Tensor:

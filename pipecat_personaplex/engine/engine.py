@@ -29,11 +29,19 @@ from pipecat_personaplex.checkpoint.voices import Voice, VoiceLibrary, encode_vo
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.engine.codec_slots import encode_stream
 from pipecat_personaplex.engine.converse import Conversation, converse
+from pipecat_personaplex.engine.history import History, checked_history
 from pipecat_personaplex.engine.memory_plan import plan_engine, require_memory, resolve_max_sessions
-from pipecat_personaplex.engine.prompt import build_prompt, speech_tokens, text_prompt_tokens
-from pipecat_personaplex.engine.step_loop import PendingSession, StepLoop
+from pipecat_personaplex.engine.pending import PendingSession
+from pipecat_personaplex.engine.prompt import (
+    Prompt,
+    build_prompt,
+    speech_tokens,
+    text_prompt_tokens,
+)
+from pipecat_personaplex.engine.prompt_updates import PromptUpdates
+from pipecat_personaplex.engine.step_loop import StepLoop
 from pipecat_personaplex.errors import EngineFailed, EngineFull, EngineStopped, PersonaPlexError
-from pipecat_personaplex.interface import EngineStats, SessionFrame
+from pipecat_personaplex.interface import CallHistory, EngineStats, SessionFrame
 from pipecat_personaplex.models.device import (
     cpu_threads,
     prepare_device,
@@ -238,6 +246,7 @@ class Engine:
         on_frame: Callable[[SessionFrame], object],
         on_ready: Callable[[], object] | None = None,
         on_end: Callable[[PersonaPlexError | None], object] | None = None,
+        history: CallHistory | None = None,
     ) -> Session:
         """Open a session. Returns at once; the prompt is computed in the background.
 
@@ -248,6 +257,8 @@ class Engine:
             on_ready: Called once, when the prompt is computed and before the first frame.
             on_end: Called once, after the last frame, with the error that ended the session, or
                 with None after ``close``.
+            history: A call to continue, from ``Session.history`` of this or another engine with
+                the same model. Output frames start at index 0.
 
         Raises:
             EngineFull: Every slot is taken.
@@ -255,10 +266,16 @@ class Engine:
             EngineFailed: The engine has failed.
             VoiceNotFound: The engine has no voice of the persona's name.
             PromptTooLong: The persona's prompt has too many frames.
-            ConfigError: ``persona`` is not a ``Persona``, or ``sampling`` not ``SamplingParams``.
+            ConfigError: ``persona`` is not a ``Persona``, ``sampling`` not ``SamplingParams``, or
+                ``history`` not a history of this model.
         """
         with self._lock:
             self._require_slot()  # refuse before any work
+        lm = self.checkpoint.config.lm
+        if history is not None:
+            history = checked_history(
+                history, text_card=lm.text_card, card=lm.card, window=lm.window
+            )
         session = Session(
             persona,
             SamplingParams() if sampling is None else sampling,
@@ -267,23 +284,27 @@ class Engine:
             on_end=on_end,
             wake=self._wake.set,
             tokenize=self._tokenize,
+            prompts=PromptUpdates(self._build_prompt),
+            past=History(lm.window, history),
             max_queued_frames=self.config.max_queued_frames,
         )
-        voice = self._voices.get(persona.voice)
-        tokens = text_prompt_tokens(persona.text_prompt, self.checkpoint.tokenizer)
-        prompt = build_prompt(voice, tokens, self.checkpoint.config)
-        context = self.checkpoint.config.lm.context
-        if context <= prompt.frames:
+        prompt = self._build_prompt(persona)
+        if lm.context <= prompt.frames:
             # The user chose a configured context; a small checkpoint has no other.
             level = "WARNING" if self.config.context else "DEBUG"
             message = "the prompt of {} frames is longer than context {}: its start is forgotten"
-            logger.bind(session=session.id).log(level, message, prompt.frames, context)
+            logger.bind(session=session.id).log(level, message, prompt.frames, lm.context)
         with self._lock:
             self._require_slot()
             self._open.add(session)
-            self._arrivals.append(PendingSession(session, prompt))
+            self._arrivals.append(PendingSession(session, prompt, history))
         self._wake.set()
         return session
+
+    def _build_prompt(self, persona: Persona) -> Prompt:
+        voice = self._voices.get(persona.voice)
+        tokens = text_prompt_tokens(persona.text_prompt, self.checkpoint.tokenizer)
+        return build_prompt(voice, tokens, self.checkpoint.config)
 
     def _tokenize(self, text: str) -> list[int]:
         return speech_tokens(text, self.checkpoint.tokenizer)

@@ -46,6 +46,7 @@ class MemoryPlan:
         slots: Number of slots for sessions.
         spare_slots: Number of additional slots, which pad batches on CUDA.
         prompts: Upper bound of the prefix cache.
+        replay: Keys and values of one replay (see ``engine.replay``), allocated when needed.
         workspace: Allowance for graphs and the device's libraries, independent of the slots.
         workspace_per_slot: Allowance that each slot adds.
         quantization: Planned format of the weights.
@@ -61,6 +62,7 @@ class MemoryPlan:
     slots: int
     spare_slots: int
     prompts: int
+    replay: int
     workspace: int
     workspace_per_slot: int
     quantization: Quantization | None
@@ -75,7 +77,7 @@ class MemoryPlan:
     @property
     def fixed(self) -> int:
         """Everything that does not depend on the number of slots."""
-        return self.weights + self.codec + self.prompts + self.workspace
+        return self.weights + self.codec + self.prompts + self.replay + self.workspace
 
     @property
     def total(self) -> int:
@@ -108,6 +110,7 @@ class MemoryPlan:
             f"codec {_gib(self.codec)}",
             f"{slots} x {_gib(self.per_slot)} (KV {_gib(self.kv_per_slot)}, {self.kv_dtype})",
             f"prompts up to {_gib(self.prompts)}",
+            f"replay {_gib(self.replay)}",
         ]
         if workspace := self.workspace + self.slots * self.workspace_per_slot:
             parts.append(f"graphs and workspace {_gib(workspace)}")
@@ -216,6 +219,7 @@ def plan_memory(
         slots=slots,
         spare_slots=spare_slots(slots) if device.type == "cuda" else 0,
         prompts=prompt_bytes,
+        replay=kv_bytes(config.lm, window, str(dtype).removeprefix("torch.")),
         workspace=workspace,
         workspace_per_slot=per_slot,
         quantization=quantization,
@@ -260,6 +264,30 @@ def require_memory(plan: MemoryPlan, device: torch.device, filled: int = 1) -> N
         plan.describe(available),
         plan.suggestions(),
     )
+
+
+def require_replay_memory(
+    config: LMConfig, frames: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Check that the keys and values of one replay fit into the device's free memory.
+
+    Args:
+        config: The language model.
+        frames: Positions of the replay.
+        dtype: Type of its keys and values.
+        device: Device of the engine.
+
+    Raises:
+        ConfigError: They do not fit.
+    """
+    needed = kv_bytes(config, frames, str(dtype).removeprefix("torch."))
+    available = available_bytes(device)
+    if available is not None and needed > available:
+        raise ConfigError(
+            f"too little memory to compute a call again, in GiB: keys and values of {frames} "
+            f"frames {_gib(needed)} of {_gib(available)} free; fewer max_sessions or a smaller "
+            "context leave more"
+        )
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pipecat_personaplex.config import SamplingParams
 from pipecat_personaplex.constants import AGENT_CODES, STREAMS, TEXT
 from pipecat_personaplex.engine.batch import Batch, HostPositions
-from pipecat_personaplex.engine.codec_slots import CodecSlots
+from pipecat_personaplex.engine.codec_slots import CodecSlots, CodecWarmUp
 from pipecat_personaplex.engine.cuda_graphs import Capturer, CudaCapturer, FixedStep, spare_slots
 from pipecat_personaplex.engine.prefill import Prefill, Prefix
 from pipecat_personaplex.engine.prompt import Prompt
@@ -130,34 +130,87 @@ class ModelRunner:
             self.frame_step.frames[slot] = 0
             self.frame_step.grid.start(slot, column)
 
-    def join(self, slot: int, prefix: Prefix, sampling: SamplingParams) -> None:
-        """Start a session in a slot; nothing of the slot's previous session remains visible."""
-        self.restore(slot, prefix, sampling)
+    def join(
+        self,
+        slot: int,
+        prefix: Prefix,
+        sampling: SamplingParams,
+        warm_up: CodecWarmUp | None = None,
+    ) -> None:
+        """Start a session in a slot; nothing of the slot's previous session remains visible.
+
+        Args:
+            slot: The slot.
+            prefix: The state after the prompt, and after the call that the session continues.
+            sampling: How tokens are sampled.
+            warm_up: The codec's state after the newest frames of that call; None for a new call.
+        """
+        self.restore(slot, prefix, sampling, warm_up)
         self.sample_first(slot, prefix)
 
     @torch.inference_mode()
-    def restore(self, slot: int, prefix: Prefix, sampling: SamplingParams) -> None:
+    def restore(
+        self,
+        slot: int,
+        prefix: Prefix,
+        sampling: SamplingParams,
+        warm_up: CodecWarmUp | None = None,
+    ) -> None:
         """Write the state after a prompt into a slot, over the state of its previous session."""
+        step = self.frame_step
+        codec, frames = self._primed, 0
+        if warm_up is not None:
+            # The codec's positions are counted by ``frames``: they include the warm-up.
+            codec, frames = warm_up.codec, warm_up.frames
+        step.codec.start(slot, codec, frames)
+        step.sampler.set(slot, sampling)
+        step.frames[slot] = self._host_frames[slot] = frames
+        self._write_prefix(slot, prefix)
+
+    def _write_prefix(self, slot: int, prefix: Prefix) -> None:
+        """Write keys and values into a slot, and continue at the position behind them."""
         step = self.frame_step
         step.kv.clear(slot)
         step.kv.write(slot, prefix.first, prefix.keys, prefix.values)
-        step.codec.start(slot, self._primed)
-        step.sampler.set(slot, sampling)
-        step.prompt_frames[slot] = self._host_prompt_frames[slot] = prefix.length
-        step.frames[slot] = self._host_frames[slot] = 0
+        # The next position is ``prompt_frames + frames``. Of a call that has lasted longer than
+        # it is remembered, ``prompt_frames`` is negative.
+        prompt_frames = prefix.length - self._host_frames[slot]
+        step.prompt_frames[slot] = self._host_prompt_frames[slot] = prompt_frames
 
     @torch.inference_mode()
-    def sample_first(self, slot: int, prefix: Prefix) -> None:
-        """Sample text and semantic code of the first live position from the prompt's last state.
+    def swap(self, slot: int, prefix: Prefix, *, keep_text: bool = False) -> None:
+        """Replace what a running session attends to, between two of its steps.
+
+        Codec, sampler and frame count go on. All state stays at its addresses, so captured steps
+        need no change.
+
+        Args:
+            slot: The session's slot.
+            prefix: The state after a prompt and the session's newest frames.
+            keep_text: Whether the text token of the next frame stays, because it was forced.
+        """
+        self._write_prefix(slot, prefix)
+        self.sample_first(slot, prefix, keep_text=keep_text)
+
+    def position(self, slot: int) -> int:
+        """The position that a slot runs next: frames of its prompt and its call together."""
+        return self._host_prompt_frames[slot] + self._host_frames[slot]
+
+    @torch.inference_mode()
+    def sample_first(self, slot: int, prefix: Prefix, *, keep_text: bool = False) -> None:
+        """Sample text and semantic code of the next position from a prefix's last state.
 
         The caller's first frame then completes a column and gives audio at once, one frame
-        earlier than in the reference.
+        earlier than in the reference. The noise is that of the slot's frame: after ``swap``, the
+        same state gives the tokens that the last step has sampled.
         """
         step = self.frame_step
         batch = Batch.of([slot], self.device)
         sampler = step.sampler.frame(batch, step.frames[batch.rows])
         hidden = prefix.hidden[None]  # [1, D]
-        text = sampler.text(self.lm.text_logits(hidden))  # [1]
+        text = step.grid.text(batch.rows)  # [1]
+        if not keep_text:
+            text = sampler.text(self.lm.text_logits(hidden))  # [1]
         semantic = self.lm.depth(hidden, text, sampler.audio, steps=1)  # [1, 1]
         column = prefix.column.clone()  # [17]
         column[TEXT] = text[0]
@@ -188,6 +241,8 @@ class ModelRunner:
             pcm: Their audio in slot order, float32 [B, 1920], 24 kHz, on the host.
             forced_text: Text tokens that replace sampled ones, [B] int64; -1 samples.
         """
+        for slot in batch.slots:
+            self._host_frames[slot] += 1
         counts = self.frame_step.sampler.requested_counts(batch.slots)
         if self._fixed is not None:
             return self._fixed.step(batch.slots, pcm, forced_text, counts)
@@ -197,7 +252,7 @@ class ModelRunner:
         self, batch: Batch, pcm: Tensor, forced_text: Tensor | None, counts: CandidateCounts
     ) -> StepOutput:
         """Run a step whose shapes follow the batch and the length of each session."""
-        frames = [self._host_frames[slot] for slot in batch.slots]
+        frames = [self._host_frames[slot] - 1 for slot in batch.slots]  # before this one
         host = HostPositions(
             encoded=frames,
             decoded=[count + 1 for count in frames],
@@ -207,8 +262,6 @@ class ModelRunner:
             ],
         )
         result = self.frame_step.run(StepInput(batch, pcm, forced_text, counts, host))
-        for slot in batch.slots:
-            self._host_frames[slot] += 1
         return StepOutput.of(result.tokens(), result.audio)
 
     def _run_fixed(self, step: StepInput) -> StepResult:

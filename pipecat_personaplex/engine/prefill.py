@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipecat_personaplex.engine.prompt import PrefixKey, Prompt
+from pipecat_personaplex.engine.prompt import PrefixKey, Prompt, extend_prompt
 from pipecat_personaplex.models.attention import KVStore
+from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.lm import PersonaPlexLM
 
 
@@ -52,6 +53,16 @@ class PromptKVCache:
         # Of the current chunk: its mask, its oldest visible position, its end.
         self._mask: Tensor | None = None
         self._oldest = self._end = 0
+
+    def fill(self, keys: Tensor, values: Tensor, length: int) -> None:
+        """Take over the last n of the first ``length`` positions: [layers, heads, n, head_dim].
+
+        Positions before them must be further back than the window.
+        """
+        positions = slice(length - keys.shape[2], length)
+        self.keys[:, 0, :, positions] = keys
+        self.values[:, 0, :, positions] = values
+        self.filled = length
 
     def begin(self, steps: int) -> KVStore:
         """Start a chunk: the next ``steps`` positions."""
@@ -131,6 +142,9 @@ class Prefill:
         prompt: The prompt.
         device: Device of the model.
         window: Positions that one position attends to; the model's own window if not given.
+        start: The state after the first positions of the prompt, if it has been computed before
+            with the same window.
+        capacity: Frames to which ``extend`` may let the prompt grow; its own length if not given.
     """
 
     def __init__(
@@ -139,6 +153,9 @@ class Prefill:
         prompt: Prompt,
         device: torch.device,
         window: int | None = None,
+        *,
+        start: Prefix | None = None,
+        capacity: int = 0,
     ):
         config = lm.config
         self.prompt = prompt
@@ -150,12 +167,23 @@ class Prefill:
         self._cache = PromptKVCache(
             layers=config.num_layers,
             heads=config.num_heads,
-            length=prompt.frames,
+            length=max(capacity, prompt.frames),
             window=window or config.window,
             head_dim=config.dim // config.num_heads,
             dtype=lm.dtype,
             device=device,
         )
+        self._hidden: Tensor | None = None  # [dim], of the last position computed
+        if start is not None:
+            self._cache.fill(start.keys, start.values, start.length)
+            self._hidden = start.hidden
+
+    def extend(self, frames: Tensor, config: ModelConfig) -> None:
+        """Append frames of a call, [K, 17] int64 on the host; see ``extend_prompt``."""
+        if len(frames):
+            self.prompt = extend_prompt(self.prompt, frames, config)
+            # Columns before the last one have not changed, so computed positions stay valid.
+            self._columns = self.prompt.columns.to(self._columns.device)
 
     @torch.inference_mode()
     def advance(self, frames: int) -> Prefix | None:
@@ -166,6 +194,25 @@ class Prefill:
         """
         start = self._cache.filled
         stop = min(start + frames, self.prompt.frames)
+        if start < stop:
+            self._compute(start, stop)
+        if stop < self.prompt.frames:
+            return None
+        assert self._hidden is not None, "a prompt has at least one frame"
+        # The conversation never attends further back than the window.
+        window = slice(max(0, stop - self._cache.window), stop)
+        keys, values = self._cache.keys[:, 0, :, window], self._cache.values[:, 0, :, window]
+        return Prefix(
+            # Clone if positions were cut off: a view would keep them in memory.
+            keys=keys.clone() if window.start else keys,
+            values=values.clone() if window.start else values,
+            hidden=self._hidden,
+            column=self._columns[-1].clone(),
+            length=stop,
+        )
+
+    def _compute(self, start: int, stop: int) -> None:
+        """Run positions ``start`` to ``stop`` - 1."""
         x = self._lm.embed(self._columns[start:stop])  # [T, 17] -> [T, dim]
         if self._embeddings is not None and start < len(self._embeddings):
             preset = self._embeddings[start:stop]  # a preset voice replaces the first embeddings
@@ -174,19 +221,7 @@ class Prefill:
         kv = self._cache.begin(stop - start)
         # [1, T, dim] -> [1, 1, dim]
         hidden = self._lm(x[None], positions[None], kv, last_only=True)
-        if stop < self.prompt.frames:
-            return None
-        # The conversation never attends further back than the window.
-        window = slice(max(0, stop - self._cache.window), stop)
-        keys, values = self._cache.keys[:, 0, :, window], self._cache.values[:, 0, :, window]
-        return Prefix(
-            # Clone if positions were cut off: a view would keep them in memory.
-            keys=keys.clone() if window.start else keys,
-            values=values.clone() if window.start else values,
-            hidden=hidden[0, -1].clone(),
-            column=self._columns[-1].clone(),
-            length=stop,
-        )
+        self._hidden = hidden[0, -1].clone()
 
 
 class PrefixCache:

@@ -24,7 +24,7 @@ from pipecat_personaplex.constants import (
 )
 from pipecat_personaplex.errors import PromptTooLong
 from pipecat_personaplex.models.config import ModelConfig
-from pipecat_personaplex.models.delay_pattern import prompt_columns
+from pipecat_personaplex.models.delay_pattern import initial_column, prompt_columns
 
 if TYPE_CHECKING:  # at run time it would import the audio libraries, which the step does not need
     from pipecat_personaplex.checkpoint.voices import Voice
@@ -138,3 +138,26 @@ def build_prompt(voice: Voice, text_tokens: list[int], config: ModelConfig) -> P
         columns[last] = voice.cache[:, last % 4]
         columns[last + 1, delayed] = voice.cache[delayed, (last + 1) % 4]
     return Prompt((voice.digest, tuple(text_tokens)), columns, voice.embeddings)
+
+
+def extend_prompt(prompt: Prompt, frames: Tensor, config: ModelConfig) -> Prompt:
+    """Append frames of a call to a prompt, as if they had been part of it.
+
+    A call is in the same delayed grid as its prompt: of frame f of the call, column P + f holds the
+    streams without delay and column P + f + 1 the delayed ones. Column P has its delayed streams
+    from the prompt.
+
+    Args:
+        prompt: The prompt, P frames; may be the result of an earlier call of this function.
+        frames: The 17 tokens of each frame, [K, 17] int64.
+        config: The model, for its initial tokens.
+
+    Returns:
+        A prompt of P + K frames. Its key is still the one of the prompt alone.
+    """
+    first, last = prompt.frames, prompt.frames + len(frames)
+    delayed = torch.tensor(DELAYS, dtype=torch.bool)
+    columns = torch.cat((prompt.columns, initial_column(config).repeat(len(frames), 1)))
+    columns[first:last, ~delayed] = frames[:, ~delayed]
+    columns[first + 1 :, delayed] = frames[:, delayed]
+    return Prompt(prompt.key, columns, prompt.embeddings)  # [P + K + 1, 17]

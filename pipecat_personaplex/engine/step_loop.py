@@ -1,4 +1,4 @@
-"""The model thread's loop: step every session that has a frame, then advance one prompt."""
+"""The model thread's loop: step every session that has a frame, then advance one computation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,8 +23,9 @@ from pipecat_personaplex.constants import (
 )
 from pipecat_personaplex.engine.batch import Batch
 from pipecat_personaplex.engine.model_runner import ModelRunner
-from pipecat_personaplex.engine.prefill import Prefill, Prefix, PrefixCache
-from pipecat_personaplex.engine.prompt import Prompt
+from pipecat_personaplex.engine.pending import PendingSession
+from pipecat_personaplex.engine.prefill import PrefixCache
+from pipecat_personaplex.engine.replay import Replays
 from pipecat_personaplex.engine.stats import Counters
 from pipecat_personaplex.engine.step_buffers import StepOutput
 from pipecat_personaplex.errors import PersonaPlexError, SessionFailed
@@ -34,15 +34,6 @@ from pipecat_personaplex.models.device import resolve_kv_dtype
 from pipecat_personaplex.session import QueuedFrame, Session
 
 _HOST = torch.device("cpu")
-
-
-@dataclass(eq=False)
-class PendingSession:
-    """A session that has no slot yet, because its prompt is still to be computed."""
-
-    session: Session
-    prompt: Prompt
-    prefill: Prefill | None = None
 
 
 class StepLoop:
@@ -74,7 +65,6 @@ class StepLoop:
             self._device,
             resolve_kv_dtype(config.kv_dtype, checkpoint.lm.dtype, self._device),
         )
-        self._window = checkpoint.config.lm.window
         if config.cuda_graphs:
             self._runner.capture()
         self._text_pieces = _text_pieces(checkpoint)
@@ -82,6 +72,7 @@ class StepLoop:
         self._staging = np.zeros((config.max_sessions, FRAME_SAMPLES), dtype=np.float32)
         self.prefixes = PrefixCache(config.prefix_cache_bytes)
         self.counters = Counters()
+        self._replays = Replays(config, self.prefixes, self.counters, self._synchronize)
         self.clear()
 
     def clear(self) -> None:
@@ -90,6 +81,10 @@ class StepLoop:
         self._live: dict[int, Session] = {}
         # Bounded by the engine, which admits no more sessions than there are slots.
         self._pending: deque[PendingSession] = deque()
+        self._replays.clear()
+        # Slots whose next text token was given, not sampled by the model alone.
+        self._forced_slots: set[int] = set()
+        self._replay_is_next = False
 
     def warm_up(self) -> None:
         """Prepare the calling thread for steps; call it on the model thread.
@@ -102,6 +97,9 @@ class StepLoop:
     def run_once(self, arrivals: Iterable[PendingSession]) -> bool:
         """Admit new sessions, step all that have a frame, and compute one piece of a prompt.
 
+        The piece belongs to a pending session's prompt or to a live session's replay, in turns if
+        there are both.
+
         Returns:
             Whether there is more to do without waiting.
 
@@ -113,9 +111,14 @@ class StepLoop:
         ready = self._ready_sessions()
         if ready:
             self._step(ready)
-        if self._pending:
+        slot = self._replays.next_slot(self._runner, self._live)
+        if slot is not None and (self._replay_is_next or not self._pending):
+            self._replay_is_next = False
+            self._advance_replay(slot)
+        elif self._pending:
+            self._replay_is_next = True
             self._advance_prompt()
-        return self._has_work()
+        return slot is not None or self._has_work()
 
     # Sessions and slots.
 
@@ -142,6 +145,7 @@ class StepLoop:
         for slot in [slot for slot, session in self._live.items() if session.closed]:
             session = self._live.pop(slot)
             self._free_slots.append(slot)
+            self._replays.session_ended(slot)
             self._end(session)
 
     def _end(self, session: Session) -> None:
@@ -165,7 +169,8 @@ class StepLoop:
 
     def _has_work(self) -> bool:
         return bool(self._pending) or any(
-            session.has_frame() or session.closed for session in self._live.values()
+            session.has_frame() or session.closed or session.prompts.waiting
+            for session in self._live.values()
         )
 
     # One frame of every session that has one.
@@ -186,7 +191,9 @@ class StepLoop:
             self.counters.frames += 1
             self.counters.late_frames += timings.total_ms > FRAME_SECONDS * 1e3
             with self._contain_failure(session):
-                session.deliver(self._session_frame(session, output, row, timings))
+                output_frame = self._session_frame(session, output, row, timings)
+                session.past.add(output_frame, frame.pcm)
+                session.deliver(output_frame)
 
     def _take_inputs(self, ready: dict[int, Session]) -> tuple[list[QueuedFrame], list[int]]:
         """Take each session's frame, forced text and new sampling parameters.
@@ -203,6 +210,9 @@ class StepLoop:
             self._staging[len(frames)] = frame.pcm
             frames.append(frame)
             forced_text.append(session.take_forced_text())
+            self._forced_slots.discard(slot)
+            if forced_text[-1] != ZERO_TOKEN:
+                self._forced_slots.add(slot)
             sampling = session.take_new_sampling()
             if sampling is not None:
                 self._runner.set_sampling(slot, sampling)
@@ -235,36 +245,30 @@ class StepLoop:
         it needs no computation.
         """
         pending = next(
-            (p for p in self._pending if p.prompt.key in self.prefixes), self._pending[0]
+            (p for p in self._pending if p.history is None and p.prompt.key in self.prefixes),
+            self._pending[0],
         )
         session = pending.session
         with self._contain_failure(session):
-            prefix = self._advance_prefix(pending)
+            prefix = pending.advance(self._runner, self.prefixes, self._config.prefill_chunk)
             if prefix is None:
                 return
             # The lowest free slot: consecutive slots are sliced instead of gathered.
             slot = min(self._free_slots)
             self._free_slots.remove(slot)
             self._live[slot] = session
-            self._runner.join(slot, prefix, session.sampling)
+            self._replays.session_started(slot, pending.prompt)
+            self._forced_slots.discard(slot)
+            self._runner.join(slot, prefix, session.sampling, pending.warm_up)
             logger.bind(session=session.id).debug("session ready in slot {}", slot)
             session.mark_ready()
         self._pending.remove(pending)
 
-    def _advance_prefix(self, pending: PendingSession) -> Prefix | None:
-        """The cached or computed state after a prompt; None while there is more to compute."""
-        if pending.prefill is None:
-            cached = self.prefixes.get(pending.prompt.key)
-            if cached is not None:
-                return cached
-            pending.prefill = Prefill(self._runner.lm, pending.prompt, self._device, self._window)
-        # The length of a piece must not depend on the load: it changes how the state is rounded.
-        prefix = pending.prefill.advance(self._config.prefill_chunk)
-        if prefix is not None:
-            if not prefix.hidden.isfinite().all():
-                raise SessionFailed("the prompt's state is not finite; is the voice file damaged?")
-            self.prefixes.put(pending.prompt.key, prefix)
-        return prefix
+    def _advance_replay(self, slot: int) -> None:
+        """Compute one piece of a live session's new state; see ``engine.replay``."""
+        session = self._live[slot]
+        with self._contain_failure(session):
+            self._replays.advance(self._runner, slot, session, keep_text=slot in self._forced_slots)
 
     # Failures.
 

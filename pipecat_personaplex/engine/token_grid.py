@@ -52,6 +52,10 @@ class TokenGrid:
         """
         self._next[slot] = column
 
+    def text(self, rows: Rows) -> Tensor:
+        """The text tokens of the rows' next columns, [B] int64."""
+        return self._next[rows, TEXT].clone()
+
     def input_column(self, rows: Rows, user_codes: Tensor) -> Tensor:
         """Complete the rows' columns with the caller's semantic codes: [B, 8] -> [B, 17]."""
         column = self._next[rows].clone()  # a slice of rows is a view of the table
