@@ -30,7 +30,8 @@ from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig, Perso
 from pipecat_personaplex.engine.codec_slots import encode_stream
 from pipecat_personaplex.engine.converse import Conversation, converse
 from pipecat_personaplex.engine.memory_plan import plan_engine, require_memory, resolve_max_sessions
-from pipecat_personaplex.engine.prompt import build_prompt, speech_tokens, text_prompt_tokens
+from pipecat_personaplex.engine.prompt import build_prompt, speech_words, text_prompt_tokens
+from pipecat_personaplex.engine.speech import AgentSpeech
 from pipecat_personaplex.engine.step_loop import PendingSession, StepLoop
 from pipecat_personaplex.errors import EngineFailed, EngineFull, EngineStopped, PersonaPlexError
 from pipecat_personaplex.interface import EngineStats, SessionFrame
@@ -266,7 +267,7 @@ class Engine:
             on_frame=on_frame,
             on_end=on_end,
             wake=self._wake.set,
-            tokenize=self._tokenize,
+            speech=AgentSpeech(self._speech_words),
             max_queued_frames=self.config.max_queued_frames,
         )
         voice = self._voices.get(persona.voice)
@@ -285,8 +286,8 @@ class Engine:
         self._wake.set()
         return session
 
-    def _tokenize(self, text: str) -> list[int]:
-        return speech_tokens(text, self.checkpoint.tokenizer)
+    def _speech_words(self, text: str) -> list[tuple[str, list[int]]]:
+        return speech_words(text, self.checkpoint.tokenizer)
 
     def _require_slot(self) -> None:
         self._require_healthy()
