@@ -6,6 +6,10 @@ also runs on machines without them.
 
 from __future__ import annotations
 
+import math
+import threading
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,17 @@ Pcm = npt.NDArray[np.float32]
 
 # A power of two, so that 16-bit samples convert to float32 and back without an error.
 _PCM16_SCALE = 32_768
+AUDIBLE_RMS = 0.008
+"""RMS of 20 ms of an agent's audio, above the codec's silence and below quiet speech (-42 dBFS)."""
+
+_HOPS = 4  # 20 ms each, in a frame
+# A frame of a caller is speech if its RMS is at least this, -50 dBFS, ...
+_SPEECH_RMS = 0.003
+# ... and 6 dB above the quietest of the last 2 s, within which a speaker pauses between words.
+_SPEECH_RATIO = 2.0
+_FLOOR_FRAMES = 25
+# A caller speaks until 0.32 s after the last such frame, so that gaps between words count.
+_HANGOVER_FRAMES = 4
 # The block over which loudness is measured, in seconds (ITU-R BS.1770).
 _LOUDNESS_BLOCK_SECONDS = 0.4
 
@@ -83,6 +98,164 @@ class FrameBuffer:
         samples = frames * FRAME_SAMPLES - self._size
         self._size = 0
         return samples
+
+
+def is_audible(frame: Pcm) -> bool:
+    """Whether a frame of an agent's audio, float32 [1920], is louder than the codec's silence."""
+    hops = frame.reshape(_HOPS, -1)  # [4, 480]
+    energies = np.einsum("ij,ij->i", hops, hops)
+    return bool(energies.max() > AUDIBLE_RMS**2 * hops.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedFrame:
+    """A complete input frame that waits for its step.
+
+    Attributes:
+        pcm: float32 [1920], mono, 24 kHz, -1 to 1.
+        arrived: When its last sample arrived, in monotonic seconds.
+    """
+
+    pcm: Pcm
+    arrived: float
+
+
+def checked_pcm(pcm: Pcm) -> Pcm:
+    """Validate audio and return a copy, clipped to -1 to 1.
+
+    Args:
+        pcm: float32 [n], mono, 24 kHz.
+
+    Raises:
+        InvalidAudio: The audio is not finite float32 mono.
+    """
+    if not isinstance(pcm, np.ndarray) or pcm.dtype != np.float32 or pcm.ndim != 1:
+        got = (
+            f"{pcm.dtype} {list(pcm.shape)}" if isinstance(pcm, np.ndarray) else type(pcm).__name__
+        )
+        raise InvalidAudio(
+            f"audio must be a float32 numpy array of one dimension (mono, 24 kHz, -1 to 1), not "
+            f"{got}; for 16-bit samples use pipecat_personaplex.audio.pcm16_to_float"
+        )
+    bad = pcm.size - int(np.count_nonzero(np.isfinite(pcm)))
+    if bad:
+        raise InvalidAudio(
+            f"{bad} of {pcm.size} samples are NaN or infinite; the push was ignored, the session "
+            "goes on"
+        )
+    return np.clip(pcm, -1.0, 1.0)
+
+
+class InputQueue:
+    """The input frames of one session that wait for their step; safe for use from any thread.
+
+    The queue is bounded. If a frame arrives and the queue is full, the oldest frame is dropped and
+    counted: a client that sends faster than its frames are processed loses sound and gains no
+    delay.
+
+    Args:
+        max_frames: Complete frames (80 ms each) that may wait.
+
+    Example::
+
+        queue = InputQueue(max_frames=25)
+        if queue.push(checked_pcm(pcm), time.monotonic()):
+            frame = queue.take()
+    """
+
+    def __init__(self, max_frames: int):
+        self._max_frames = max_frames
+        self._lock = threading.Lock()
+        self._buffer = FrameBuffer()
+        self._frames: deque[QueuedFrame] = deque()
+        self._dropped = 0
+
+    @property
+    def has_frame(self) -> bool:
+        """Whether a complete frame waits. Takes no lock."""
+        return bool(self._frames)
+
+    @property
+    def queued(self) -> int:
+        """Complete frames that wait. Takes no lock."""
+        return len(self._frames)
+
+    @property
+    def dropped(self) -> int:
+        """Frames dropped so far because the queue was full. Takes no lock."""
+        return self._dropped
+
+    def push(self, pcm: Pcm, now: float) -> bool:
+        """Append samples and queue the frames that they complete.
+
+        Args:
+            pcm: Valid samples, see ``checked_pcm``: float32 [n]. A chunk of exactly one frame may
+                be queued without a copy, so the caller must not change it afterwards.
+            now: Monotonic seconds; the arrival time of these frames.
+
+        Returns:
+            Whether at least one frame was queued.
+        """
+        with self._lock:
+            excess = self._buffer.completed_by(len(pcm)) - self._max_frames
+            if excess > 0:
+                # More than the whole queue: skip what would be dropped instead of cutting it.
+                pcm = pcm[self._buffer.skip(excess) :]
+                self._dropped += excess
+            frames = self._buffer.push(pcm)
+            self._frames.extend(QueuedFrame(frame, now) for frame in frames)
+            while len(self._frames) > self._max_frames:
+                self._frames.popleft()
+                self._dropped += 1
+            return bool(frames)
+
+    def take(self) -> QueuedFrame | None:
+        """Remove and return the oldest frame; None if no complete frame waits."""
+        with self._lock:
+            return self._frames.popleft() if self._frames else None
+
+
+class SpeechDetector:
+    """Detects in which frames a caller speaks: by level, against the noise of the last 2 s.
+
+    A frame's level is its RMS without its mean, so that a DC offset is not sound. The noise floor
+    is the lowest level of the last 2 s. Noise that starts suddenly therefore counts as speech for
+    up to 2 s, and so does any other sound that rises and falls; this decides when an agent gives
+    way, not what it hears.
+
+    Levels are computed when ``speaking`` is read: a detector that only collects frames costs almost
+    nothing.
+
+    Example::
+
+        detector = SpeechDetector()
+        for frame in frames:  # float32 [1920] each
+            detector.push(frame)
+            if detector.speaking:
+                print("the caller speaks")
+    """
+
+    def __init__(self) -> None:
+        self._new: deque[Pcm] = deque(maxlen=_FLOOR_FRAMES)  # frames without a level yet
+        self._levels = deque([0.0] * _FLOOR_FRAMES, maxlen=_FLOOR_FRAMES)
+
+    def push(self, frame: Pcm) -> None:
+        """Add the next frame, float32 [1920]; it must not change afterwards."""
+        self._new.append(frame)
+
+    @property
+    def speaking(self) -> bool:
+        """Whether the caller speaks in the newest frame."""
+        while self._new:
+            self._levels.append(_level(self._new.popleft()))
+        threshold = max(_SPEECH_RMS, _SPEECH_RATIO * min(self._levels))
+        return any(self._levels[-age] >= threshold for age in range(1, _HANGOVER_FRAMES + 1))
+
+
+def _level(frame: Pcm) -> float:
+    """RMS of a frame around its mean."""
+    mean = float(frame.sum()) / len(frame)
+    return math.sqrt(max(0.0, float(frame @ frame) / len(frame) - mean * mean))
 
 
 def pcm16_to_float(samples: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:

@@ -27,9 +27,9 @@ STEP_BOUNDS_MS = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80,
 Feature = Literal["say", "sampling", "hold", "prompt", "history"]
 """What a session can do while it runs.
 
-``say``: forced speech with progress (``say``, ``hush``); ``sampling``: ``update``; ``hold``:
-``hold`` and ``release``; ``prompt``: ``update_prompt``; ``history``: ``history``, and ``open_session`` takes
-one.
+``say``: forced speech with progress (``say``, ``hush``). ``sampling``: ``update``. ``hold``:
+``hold`` and ``release``. ``prompt``: ``update_prompt``. ``history``: ``history``, and
+``open_session`` takes one.
 """
 
 ALL_FEATURES: frozenset[Feature] = frozenset(get_args(Feature))

@@ -4,144 +4,32 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
-from pipecat_personaplex.audio import FrameBuffer, Pcm
+from pipecat_personaplex.audio import InputQueue, Pcm, QueuedFrame, checked_pcm
 from pipecat_personaplex.config import Persona, SamplingParams
-from pipecat_personaplex.constants import FRAME_SECONDS, ZERO_TOKEN
+from pipecat_personaplex.constants import FRAME_SECONDS
 from pipecat_personaplex.errors import (
     ConfigError,
-    InvalidAudio,
     PersonaPlexError,
     SessionFailed,
-    SpeechTooLong,
 )
 from pipecat_personaplex.interface import (
     ALL_FEATURES,
-    MAX_SPEECH_FRAMES,
     CallHistory,
     Feature,
     SessionFrame,
     SessionStats,
+    Speech,
     new_session_id,
 )
 
 if TYPE_CHECKING:  # the engine is a layer above; it passes these objects
     from pipecat_personaplex.engine.history import History
     from pipecat_personaplex.engine.prompt_updates import PromptUpdates
-
-
-@dataclass(frozen=True, slots=True)
-class QueuedFrame:
-    """A complete input frame that waits for its step.
-
-    Attributes:
-        pcm: float32 [1920], mono, 24 kHz, -1 to 1.
-        arrived: When its last sample arrived, in monotonic seconds.
-    """
-
-    pcm: Pcm
-    arrived: float
-
-
-def checked_pcm(pcm: Pcm) -> Pcm:
-    """Validate audio and return a copy, clipped to -1 to 1.
-
-    Args:
-        pcm: float32 [n], mono, 24 kHz.
-
-    Raises:
-        InvalidAudio: The audio is not finite float32 mono.
-    """
-    if not isinstance(pcm, np.ndarray) or pcm.dtype != np.float32 or pcm.ndim != 1:
-        got = (
-            f"{pcm.dtype} {list(pcm.shape)}" if isinstance(pcm, np.ndarray) else type(pcm).__name__
-        )
-        raise InvalidAudio(
-            f"audio must be a float32 numpy array of one dimension (mono, 24 kHz, -1 to 1), not "
-            f"{got}; for 16-bit samples use pipecat_personaplex.audio.pcm16_to_float"
-        )
-    bad = pcm.size - int(np.count_nonzero(np.isfinite(pcm)))
-    if bad:
-        raise InvalidAudio(
-            f"{bad} of {pcm.size} samples are NaN or infinite; the push was ignored, the session "
-            "goes on"
-        )
-    return np.clip(pcm, -1.0, 1.0)
-
-
-class InputQueue:
-    """The input frames of one session that wait for their step; safe for use from any thread.
-
-    The queue is bounded. If a frame arrives and the queue is full, the oldest frame is dropped and
-    counted: a client that sends faster than its frames are processed loses sound and gains no
-    delay.
-
-    Args:
-        max_frames: Complete frames (80 ms each) that may wait.
-
-    Example::
-
-        queue = InputQueue(max_frames=25)
-        if queue.push(checked_pcm(pcm), time.monotonic()):
-            frame = queue.take()
-    """
-
-    def __init__(self, max_frames: int):
-        self._max_frames = max_frames
-        self._lock = threading.Lock()
-        self._buffer = FrameBuffer()
-        self._frames: deque[QueuedFrame] = deque()
-        self._dropped = 0
-
-    @property
-    def has_frame(self) -> bool:
-        """Whether a complete frame waits. Takes no lock."""
-        return bool(self._frames)
-
-    @property
-    def queued(self) -> int:
-        """Complete frames that wait. Takes no lock."""
-        return len(self._frames)
-
-    @property
-    def dropped(self) -> int:
-        """Frames dropped so far because the queue was full. Takes no lock."""
-        return self._dropped
-
-    def push(self, pcm: Pcm, now: float) -> bool:
-        """Append samples and queue the frames that they complete.
-
-        Args:
-            pcm: Valid samples, see ``checked_pcm``: float32 [n]. A chunk of exactly one frame may
-                be queued without a copy, so the caller must not change it afterwards.
-            now: Monotonic seconds; the arrival time of these frames.
-
-        Returns:
-            Whether at least one frame was queued.
-        """
-        with self._lock:
-            excess = self._buffer.completed_by(len(pcm)) - self._max_frames
-            if excess > 0:
-                # More than the whole queue: skip what would be dropped instead of cutting it.
-                pcm = pcm[self._buffer.skip(excess) :]
-                self._dropped += excess
-            frames = self._buffer.push(pcm)
-            self._frames.extend(QueuedFrame(frame, now) for frame in frames)
-            while len(self._frames) > self._max_frames:
-                self._frames.popleft()
-                self._dropped += 1
-            return bool(frames)
-
-    def take(self) -> QueuedFrame | None:
-        """Remove and return the oldest frame; None if no complete frame waits."""
-        with self._lock:
-            return self._frames.popleft() if self._frames else None
+    from pipecat_personaplex.engine.speech import AgentSpeech
 
 
 class Session:
@@ -179,7 +67,7 @@ class Session:
         on_frame: Callable[[SessionFrame], object],
         on_end: Callable[[PersonaPlexError | None], object] | None,
         wake: Callable[[], None],
-        tokenize: Callable[[str], list[int]],
+        speech: AgentSpeech,
         prompts: PromptUpdates,
         past: History,
         max_queued_frames: int,
@@ -196,13 +84,11 @@ class Session:
         self._on_frame = on_frame
         self._on_end = on_end
         self._wake = wake  # wakes the model thread
-        self._tokenize = tokenize
+        self._speech = speech
         self.prompts = prompts
         self.past = past
         self._input = InputQueue(max_queued_frames)
-        self._lock = threading.Lock()  # guards the forced text, new sampling and counters
-        # Bounded by MAX_SPEECH_FRAMES; each step takes one token.
-        self._forced_text: deque[int] = deque()
+        self._lock = threading.Lock()  # guards new sampling and counters
         self._new_sampling: SamplingParams | None = None
         self._ready = threading.Event()
         self._closed = threading.Event()
@@ -242,26 +128,78 @@ class Session:
         if self._input.push(checked_pcm(pcm), time.monotonic()):
             self._wake()
 
-    def say(self, text: str) -> None:
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What this session can do."""
+        return ALL_FEATURES
+
+    def say(
+        self,
+        text: str,
+        *,
+        when: Literal["pause", "now"] = "pause",
+        on_done: Callable[[Speech], object] | None = None,
+    ) -> Speech:
         """Have the agent speak this text, after the texts that wait already.
 
-        The text is forced into the inner monologue at a speaking pace. The model generates the
-        sound and samples it as always; its own words continue afterwards.
+        The words are forced into the inner monologue at the model's own pace. The model generates
+        the sound and samples it as always; its own words continue afterwards. While the caller
+        speaks, the words wait where the model itself is silent; each one for 10 s at most.
 
         Args:
             text: A sentence or more, in plain words.
+            when: ``pause`` waits until neither the agent nor the caller speaks, for at most 2.4 s
+                and 10 s; ``now`` begins in the next frame.
+            on_done: Called once, on the model thread, when the text was said or cut; must return
+                at once. Words that have not begun when the session ends are cut.
+
+        Returns:
+            A handle that shows the progress.
 
         Raises:
+            ConfigError: The text has no words or is not valid, or ``when`` is unknown. Nothing is
+                queued.
             SpeechTooLong: More than two minutes of speech would wait. Nothing is queued.
             SessionFailed: The session is over.
         """
         self._require_open()
-        tokens = self._tokenize(text)
-        with self._lock:
-            waiting = len(self._forced_text) + len(tokens)
-            if waiting > MAX_SPEECH_FRAMES:
-                raise SpeechTooLong(waiting, MAX_SPEECH_FRAMES)
-            self._forced_text.extend(tokens)
+        return self._speech.say(text, when, on_done)
+
+    def hush(self, speech: Speech | None = None) -> list[Speech]:
+        """Drop the words that have not begun, of one speech or of all; finish the current word.
+
+        A speech whose last word has begun has nothing to drop: it will be said.
+
+        Returns:
+            The speeches that were cut, in order.
+
+        Raises:
+            SessionFailed: The session is over.
+        """
+        self._require_open()
+        return self._speech.hush(speech)
+
+    def hold(self, seconds: float) -> None:
+        """Keep the agent silent for this time, except for words to say. A new hold replaces it.
+
+        Args:
+            seconds: From 0 to ``MAX_HOLD_SECONDS`` (30), in time of the caller's audio.
+
+        Raises:
+            ConfigError: ``seconds`` is not a number in this range.
+            SessionFailed: The session is over.
+        """
+        self._require_open()
+        self._speech.hold(seconds)
+
+    def release(self) -> None:
+        """End a hold now; does nothing without one.
+
+        Raises:
+            SessionFailed: The session is over.
+        """
+        self._require_open()
+        self._speech.hold(0)
 
     def update(self, sampling: SamplingParams) -> None:
         """Sample tokens with these parameters from the next frame on.
@@ -273,11 +211,6 @@ class Session:
         self._require_open()
         with self._lock:
             self.sampling = self._new_sampling = _checked(sampling)
-
-    @property
-    def features(self) -> frozenset[Feature]:
-        """What this session can do."""
-        return ALL_FEATURES
 
     def update_prompt(
         self,
@@ -369,10 +302,16 @@ class Session:
         """Remove and return the oldest complete input frame; None if there is none."""
         return self._input.take()
 
-    def take_forced_text(self) -> int:
-        """Remove and return the text token to force in the next step; -1 if there is none."""
-        with self._lock:
-            return self._forced_text.popleft() if self._forced_text else ZERO_TOKEN
+    def next_forced_text(self, pcm: Pcm) -> int:
+        """Return what the next step places in the inner monologue.
+
+        Args:
+            pcm: The caller's frame of that step, float32 [1920].
+
+        Returns:
+            A code of ``StepInput.forced_text``; -1 lets the model sample.
+        """
+        return self._speech.next_code(pcm)
 
     def take_new_sampling(self) -> SamplingParams | None:
         """Return the parameters if they have changed since the last call, else None."""
@@ -390,8 +329,12 @@ class Session:
         if self._on_ready is not None and not self.closed:
             self._call_back("on_ready", self._on_ready)
 
-    def deliver(self, frame: SessionFrame) -> None:
+    def deliver(self, frame: SessionFrame, next_text: int) -> None:
         """Count a frame and pass it to the client, unless the session is closed.
+
+        Args:
+            frame: The frame.
+            next_text: Text token that its step has placed in the next frame.
 
         Raises:
             SessionFailed: The client's callback raised.
@@ -399,8 +342,13 @@ class Session:
         with self._lock:
             self._frames += 1
             self._late += frame.timings.total_ms > FRAME_SECONDS * 1e3
-        if not self.closed:
-            self._call_back("on_frame", self._on_frame, frame)
+        finished = self._speech.advance(next_text, frame.pcm)
+        try:
+            if not self.closed:
+                self._call_back("on_frame", self._on_frame, frame)
+        finally:
+            if finished:
+                self._report(finished)
 
     def end(self, error: PersonaPlexError | None) -> None:
         """Report the end of the session; does nothing the second time.
@@ -412,15 +360,18 @@ class Session:
             return
         self.error = error
         self._closed.set()
-        try:
-            try:
-                self.prompts.close()
-            finally:
-                if self._on_end is not None:
-                    self._on_end(error)
-        finally:
-            self._ended.set()
-            self._ready.set()  # wait_ready must not wait for a session that has ended
+        with ExitStack() as callbacks:  # called in reverse order, all of them even if one raises
+            callbacks.callback(self._ready.set)  # wait_ready must not wait for an ended session
+            callbacks.callback(self._ended.set)
+            if self._on_end is not None:
+                callbacks.callback(self._on_end, error)
+            callbacks.callback(self.prompts.close)
+            callbacks.callback(self._report, self._speech.close())
+
+    def _report(self, finished: list[tuple[Callable[[Speech], object], Speech]]) -> None:
+        with ExitStack() as callbacks:  # as in ``end``: a speech has no other report
+            for on_done, speech in reversed(finished):
+                callbacks.callback(self._call_back, "on_done", on_done, speech)
 
     def _call_back(self, name: str, callback: Callable[..., object], *args: object) -> None:
         try:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipecat_personaplex.audio import InputQueue, checked_pcm
 from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.errors import InvalidAudio
-from pipecat_personaplex.session import InputQueue, checked_pcm
 
 
 def ramp(samples: int, start: int = 0) -> np.ndarray:

@@ -9,11 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
-from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.audio import Pcm, checked_pcm
 from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.errors import PersonaPlexError, SessionFailed
 from pipecat_personaplex.interface import SessionFrame
-from pipecat_personaplex.session import Session, checked_pcm
+from pipecat_personaplex.session import Session
 
 # Frames in flight, so that the model thread always has the next one.
 _FRAMES_AHEAD = 2

@@ -187,7 +187,7 @@ class FixedStep:
         Args:
             slots: The sessions' slots.
             pcm: Their audio, float32 [len(slots), 1920], on the host.
-            forced_text: int64 [len(slots)], -1 to sample; None samples for all.
+            forced_text: As ``StepInput.forced_text``, int64 [len(slots)]; None samples for all.
             requested: Candidates that these sessions request.
         """
         # Pad the batch to the next captured size.

@@ -35,10 +35,11 @@ from pipecat_personaplex.engine.pending import PendingSession
 from pipecat_personaplex.engine.prompt import (
     Prompt,
     build_prompt,
-    speech_tokens,
+    speech_words,
     text_prompt_tokens,
 )
 from pipecat_personaplex.engine.prompt_updates import PromptUpdates
+from pipecat_personaplex.engine.speech import AgentSpeech
 from pipecat_personaplex.engine.step_loop import StepLoop
 from pipecat_personaplex.errors import EngineFailed, EngineFull, EngineStopped, PersonaPlexError
 from pipecat_personaplex.interface import CallHistory, EngineStats, SessionFrame
@@ -283,7 +284,7 @@ class Engine:
             on_frame=on_frame,
             on_end=on_end,
             wake=self._wake.set,
-            tokenize=self._tokenize,
+            speech=AgentSpeech(self._speech_words),
             prompts=PromptUpdates(self._build_prompt),
             past=History(lm.window, history),
             max_queued_frames=self.config.max_queued_frames,
@@ -306,8 +307,8 @@ class Engine:
         tokens = text_prompt_tokens(persona.text_prompt, self.checkpoint.tokenizer)
         return build_prompt(voice, tokens, self.checkpoint.config)
 
-    def _tokenize(self, text: str) -> list[int]:
-        return speech_tokens(text, self.checkpoint.tokenizer)
+    def _speech_words(self, text: str) -> list[tuple[str, list[int]]]:
+        return speech_words(text, self.checkpoint.tokenizer)
 
     def _require_slot(self) -> None:
         self._require_healthy()

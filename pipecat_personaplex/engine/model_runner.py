@@ -239,7 +239,7 @@ class ModelRunner:
         Args:
             batch: The slots that have a frame. A step at fixed shapes reads ``slots`` only.
             pcm: Their audio in slot order, float32 [B, 1920], 24 kHz, on the host.
-            forced_text: Text tokens that replace sampled ones, [B] int64; -1 samples.
+            forced_text: As ``StepInput.forced_text``, [B] int64; None samples for all.
         """
         for slot in batch.slots:
             self._host_frames[slot] += 1

@@ -18,7 +18,6 @@ from pipecat_personaplex.constants import (
     MAX_PROMPT_FRAMES,
     STREAMS,
     TEXT,
-    TEXT_EPAD,
     TEXT_PAD,
     USER_CODES,
 )
@@ -32,17 +31,13 @@ if TYPE_CHECKING:  # at run time it would import the audio libraries, which the 
 SILENCE_FRAMES = 6
 """Silent frames after the voice and again after the text, as in the reference."""
 _SYSTEM_TAG = "<system>"
-# Unhurried English: about 15 characters a second, at 12.5 frames a second.
-_CHARACTERS_PER_FRAME = 1.2
-_PAUSES = ".!?:;,"
-_PAUSE_FRAMES = 4
 
 PrefixKey = tuple[str, tuple[int, ...]]
 """A voice's digest and the text prompt's tokens."""
 
 
 class Tokenizer(Protocol):
-    """The part of ``sentencepiece.SentencePieceProcessor`` that prompts use."""
+    """The part of ``sentencepiece.SentencePieceProcessor`` that prompts and speech use."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
@@ -59,21 +54,19 @@ def text_prompt_tokens(text: str, tokenizer: Tokenizer) -> list[int]:
     return list(tokenizer.encode(text))
 
 
-def speech_tokens(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Tokenise speech to be forced: one text token per frame, at a speaking pace.
+def speech_words(text: str, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
+    """Split a text to speak into words with their text tokens.
 
-    The tokens are spaced as the model spaces its own words: an end-of-padding token, the pieces
-    of the word, then padding for as long as the word takes to speak, and a pause after
-    punctuation.
+    Each word is tokenised by itself, so that the model decides when the next one starts. Words
+    that the tokeniser cannot represent, for example zero-width characters, are left out.
     """
-    tokens: list[int] = []
+    words = []
     for word in text.split():
-        pieces = list(tokenizer.encode(word))
-        frames = round(len(word) / _CHARACTERS_PER_FRAME)
-        if word[-1] in _PAUSES:
-            frames += _PAUSE_FRAMES
-        tokens += [TEXT_EPAD, *pieces, *[TEXT_PAD] * (frames - len(pieces) - 1)]
-    return tokens
+        # Padding and control tokens would be read as pauses.
+        pieces = [piece for piece in tokenizer.encode(word) if piece > TEXT_PAD]
+        if pieces:
+            words.append((word, pieces))
+    return words
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipecat_personaplex.constants import TEXT_PAD
 from pipecat_personaplex.engine.codec_slots import CodecSlots
 from pipecat_personaplex.engine.kv_cache import RingCache
 from pipecat_personaplex.engine.sampling import SamplerState
@@ -18,6 +19,24 @@ from pipecat_personaplex.engine.token_grid import TokenGrid
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
+
+
+def force_text(sampled: Tensor, forced: Tensor) -> Tensor:
+    """Replace sampled text tokens as ``StepInput.forced_text`` requires.
+
+    Args:
+        sampled: The model's own samples, [B] int64.
+        forced: [B] int64: f >= 0 forces token f, -1 keeps the sample, and f <= -2 places token
+            -2 - f where the sample is a word.
+
+    Returns:
+        The text tokens, [B] int64.
+    """
+    # Token of f >= 0: f. Token of f <= -2: -2 - f. Of f = -1 both are -1, which keeps the sample.
+    in_word = torch.maximum(forced, -2 - forced)  # [B]
+    # Padding and control tokens are the ids up to TEXT_PAD, so that one comparison finds a word.
+    token = torch.where(sampled > TEXT_PAD, in_word, forced)  # [B]
+    return torch.where(token < 0, sampled, token)
 
 
 @dataclass(frozen=True)
@@ -70,7 +89,7 @@ class FrameStep:
         sampler = self.sampler.frame(batch, next_frames, counts)
         text = sampler.text(self.lm.text_logits(hidden))  # [B, D] -> [B, V] -> [B]
         if forced_text is not None:
-            text = torch.where(forced_text < 0, text, forced_text)  # [B]
+            text = force_text(text, forced_text)  # [B]
         agent_codes = self.lm.depth(hidden, text, sampler.audio)  # [B, D], [B] -> [B, 8]
 
         # Un-delay: this frame's semantic code was input, its acoustic codes are now predicted.
@@ -81,7 +100,7 @@ class FrameStep:
         audio = self.codec.decode(batch, codes, host.decoded, next_frames)  # [B, 8] -> [B, 1920]
 
         self.frames[rows] = next_frames
-        return StepResult(emitted, audio, hidden.isfinite().all(dim=1))
+        return StepResult(emitted, text, audio, hidden.isfinite().all(dim=1))
 
     @classmethod
     def new(

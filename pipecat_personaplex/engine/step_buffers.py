@@ -17,8 +17,10 @@ from pipecat_personaplex.engine.token_grid import Emitted
 # Columns of an input row: 1,920 samples, slot index, forced text token.
 _PCM = slice(FRAME_SAMPLES)
 _SLOT, _FORCED_TEXT, _INPUTS = range(FRAME_SAMPLES, FRAME_SAMPLES + 3)
-# Columns of an output row: text, agent codes, user codes, finite flag; then 1,920 samples.
-_TOKENS = 2 + 2 * CODEBOOKS
+# Columns of an output row: text, agent codes, user codes, next text, finite flag; then 1,920
+# samples.
+_TOKENS = 3 + 2 * CODEBOOKS
+_NEXT_TEXT, _FINITE = _TOKENS - 2, _TOKENS - 1
 _OUTPUTS = _TOKENS + FRAME_SAMPLES
 
 
@@ -30,8 +32,10 @@ class StepInput(NamedTuple):
     Attributes:
         batch: The slots. Captured: ``rows`` is an index tensor on the device, ``slots`` is empty.
         pcm: The callers' audio, float32 [B, 1920], on the device.
-        forced_text: Text tokens that replace sampled ones, [B] int64; -1 samples. None, if all
-            rows sample; always given in a captured step.
+        forced_text: Which text tokens replace sampled ones, [B] int64: f >= 0 forces token f; -1
+            samples; f <= -2 places token -2 - f only where the model itself samples a word, that
+            is neither padding nor a control token. None, if all rows sample; always given in a
+            captured step.
         counts: Candidates to rank. Eager: as many as the batch requests. Captured: a constant.
         host: Positions that the host knows; unknown in a captured step.
     """
@@ -49,18 +53,26 @@ class StepResult:
 
     Attributes:
         emitted: The frame's tokens: text [B], agent and user codes [B, 8].
+        next_text: Text tokens of the next frame, [B] int64: sampled or forced by this step.
         audio: The agents' audio, float32 [B, 1920].
         finite: Whether the hidden state is finite, [B] bool.
     """
 
     emitted: Emitted
+    next_text: Tensor
     audio: Tensor
     finite: Tensor
 
     def tokens(self) -> Tensor:
-        """All but the audio, [B, 18] int64: text, agent codes, user codes, finite flag."""
-        tokens, finite = self.emitted, self.finite[:, None]
-        columns = (tokens.text[:, None], tokens.agent_codes, tokens.user_codes, finite)
+        """All but the audio, [B, 19] int64: text, agent codes, user codes, next text, finite."""
+        frame = self.emitted
+        columns = (
+            frame.text[:, None],  # [B, 1]
+            frame.agent_codes,  # [B, 8]
+            frame.user_codes,  # [B, 8]
+            self.next_text[:, None],  # [B, 1]
+            self.finite[:, None],  # [B, 1]
+        )
         return torch.cat(columns, dim=1)
 
 
@@ -72,6 +84,7 @@ class StepOutput:
         text: Text tokens, [B] int64.
         agent_codes: [B, 8] int64.
         user_codes: [B, 8] int64.
+        next_text: Text tokens of the next frame, [B] int64.
         pcm: The agents' audio, float32 [B, 1920].
         finite: Whether the hidden state is finite, [B] bool; if not, the row's tokens are invalid.
     """
@@ -79,22 +92,30 @@ class StepOutput:
     text: Tensor
     agent_codes: Tensor
     user_codes: Tensor
+    next_text: Tensor
     pcm: Tensor
     finite: Tensor
 
     def tokens(self) -> Tensor:
-        """Text, agent codes and user codes, [B, 17] int64."""
-        return torch.cat((self.text[:, None], self.agent_codes, self.user_codes), dim=1)
+        """Text, agent codes, user codes and next text, [B, 18] int64."""
+        columns = (
+            self.text[:, None],
+            self.agent_codes,
+            self.user_codes,
+            self.next_text[:, None],
+        )
+        return torch.cat(columns, dim=1)
 
     @staticmethod
     def of(tokens: Tensor, pcm: Tensor) -> StepOutput:
-        """Split ``StepResult.tokens`` [B, 18]; both tensors are on the host."""
+        """Split ``StepResult.tokens`` [B, 19]; both tensors are on the host."""
         return StepOutput(
             text=tokens[:, 0],
             agent_codes=tokens[:, 1 : 1 + CODEBOOKS],
-            user_codes=tokens[:, 1 + CODEBOOKS : _TOKENS - 1],
+            user_codes=tokens[:, 1 + CODEBOOKS : _NEXT_TEXT],
+            next_text=tokens[:, _NEXT_TEXT],
             pcm=pcm,
-            finite=tokens[:, _TOKENS - 1].bool(),
+            finite=tokens[:, _FINITE].bool(),
         )
 
 
@@ -131,7 +152,7 @@ class StepBuffers:
             size: Rows that the step will run.
             slots: The sessions' slots, at most ``size``.
             pcm: Their audio, float32 [len(slots), 1920], on the host.
-            forced_text: int64 [len(slots)], -1 to sample; None samples for all.
+            forced_text: As ``StepInput.forced_text``, int64 [len(slots)]; None samples for all.
         """
         rows, used = self._host_in[:size], len(slots)
         rows[:used, _PCM].view(torch.float32).copy_(pcm)

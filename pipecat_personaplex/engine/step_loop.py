@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from loguru import logger
 
-from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.audio import Pcm, QueuedFrame
 from pipecat_personaplex.checkpoint.loader import Checkpoint
 from pipecat_personaplex.config import EngineConfig
 from pipecat_personaplex.constants import (
@@ -31,7 +31,7 @@ from pipecat_personaplex.engine.step_buffers import StepOutput
 from pipecat_personaplex.errors import PersonaPlexError, SessionFailed
 from pipecat_personaplex.interface import FrameTimings, SessionFrame
 from pipecat_personaplex.models.device import resolve_kv_dtype
-from pipecat_personaplex.session import QueuedFrame, Session
+from pipecat_personaplex.session import Session
 
 _HOST = torch.device("cpu")
 
@@ -182,7 +182,7 @@ class StepLoop:
             # On the host: only an eager step on a CPU uses the index tensor.
             Batch.of(ready, _HOST),
             torch.from_numpy(self._staging[: len(frames)]),  # [B, 1920]
-            torch.tensor(forced_text) if max(forced_text) != ZERO_TOKEN else None,  # [B]
+            torch.tensor(forced_text) if forced_text is not None else None,  # [B]
         )
         seconds = time.monotonic() - started
         self.counters.count_step(seconds)
@@ -193,14 +193,14 @@ class StepLoop:
             with self._contain_failure(session):
                 output_frame = self._session_frame(session, output, row, timings)
                 session.past.add(output_frame, frame.pcm)
-                session.deliver(output_frame)
+                session.deliver(output_frame, next_text=int(output.next_text[row]))
 
-    def _take_inputs(self, ready: dict[int, Session]) -> tuple[list[QueuedFrame], list[int]]:
+    def _take_inputs(self, ready: dict[int, Session]) -> tuple[list[QueuedFrame], list[int] | None]:
         """Take each session's frame, forced text and new sampling parameters.
 
         Returns:
-            The frames, whose audio is in the staging array, and the forced text tokens, -1 for
-            rows that sample.
+            The frames, whose audio is in the staging array, and the codes of
+            ``StepInput.forced_text``; None if every session samples.
         """
         frames: list[QueuedFrame] = []
         forced_text: list[int] = []
@@ -209,14 +209,15 @@ class StepLoop:
             assert frame is not None, "only the model thread takes frames"
             self._staging[len(frames)] = frame.pcm
             frames.append(frame)
-            forced_text.append(session.take_forced_text())
+            forced_text.append(session.next_forced_text(frame.pcm))
             self._forced_slots.discard(slot)
             if forced_text[-1] != ZERO_TOKEN:
                 self._forced_slots.add(slot)
             sampling = session.take_new_sampling()
             if sampling is not None:
                 self._runner.set_sampling(slot, sampling)
-        return frames, forced_text
+        forces = any(code != ZERO_TOKEN for code in forced_text)
+        return frames, forced_text if forces else None
 
     def _session_frame(
         self, session: Session, output: StepOutput, row: int, timings: FrameTimings

@@ -7,13 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.audio import InputQueue, Pcm, QueuedFrame, checked_pcm
 from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.constants import FRAME_SECONDS
 from pipecat_personaplex.errors import ConfigError, LimitReached, PersonaPlexError, SessionFailed
 from pipecat_personaplex.interface import SessionFrame, SessionStats, new_session_id
 from pipecat_personaplex.protocol.session_messages import MAX_MESSAGE_BYTES, Say
-from pipecat_personaplex.session import InputQueue, QueuedFrame, checked_pcm
 
 _MAX_UNSENT_TEXTS = 64
 

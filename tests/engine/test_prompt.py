@@ -7,7 +7,7 @@ import torch
 
 from pipecat_personaplex.checkpoint.voices import Voice
 from pipecat_personaplex.constants import TEXT_EPAD, TEXT_PAD
-from pipecat_personaplex.engine.prompt import build_prompt, speech_tokens, text_prompt_tokens
+from pipecat_personaplex.engine.prompt import build_prompt, speech_words, text_prompt_tokens
 from pipecat_personaplex.errors import PromptTooLong
 from pipecat_personaplex.models.config import ModelConfig
 
@@ -61,19 +61,17 @@ def test_a_prompt_longer_than_the_released_window_is_refused() -> None:
     assert build_prompt(voice(1000), [40] * 1987, CONFIG).frames == 2999
 
 
-def test_forced_speech_is_spaced_at_a_speaking_pace() -> None:
-    tokens = speech_tokens("Good morning, Ann.", Letters())
-    letters = [chr(t) for t in tokens if t not in (TEXT_PAD, TEXT_EPAD)]
-    assert "".join(letters) == "Goodmorning,Ann."
-    assert tokens[0] == TEXT_EPAD
-    assert tokens.count(TEXT_EPAD) == 3
-    assert speech_tokens("", Letters()) == []
+def test_speech_is_split_into_words_with_their_tokens() -> None:
+    assert speech_words(" Good\nAnn. ", Letters()) == [
+        ("Good", [ord(letter) for letter in "Good"]),
+        ("Ann.", [ord(letter) for letter in "Ann."]),
+    ]
+    assert speech_words(" \n", Letters()) == []
 
-    class Words:
+
+def test_speech_has_no_padding_and_no_word_without_a_token() -> None:
+    class Unknown:
         def encode(self, text: str) -> list[int]:
-            return [100]
+            return [TEXT_EPAD, 100, TEXT_PAD] if text == "known" else [TEXT_EPAD]
 
-    tokens = speech_tokens("extraordinary day. Then", Words())
-    starts = [index for index, token in enumerate(tokens) if token == 100]
-    # A 13-letter word lasts 11 frames; a full stop is a pause.
-    assert starts == [1, 12, 19]
+    assert speech_words("un known", Unknown()) == [("known", [100])]

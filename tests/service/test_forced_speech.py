@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipecat_personaplex import Engine
-from pipecat_personaplex.engine.prompt import speech_tokens
+from pipecat_personaplex.engine.prompt import speech_words
+from pipecat_personaplex.engine.speaker import Speaker
+from pipecat_personaplex.interface import Speech
 from pipecat_personaplex.service.forced_speech import ForcedSpeech, max_frames
 from pipecat_personaplex.words import TURN_GAP_FRAMES
 
@@ -97,7 +99,11 @@ def test_max_frames_is_an_upper_bound(loaded_engine: Engine):
 
     @given(st.text(max_size=60))
     def check(text: str) -> None:
-        assert len(speech_tokens(text, tokenizer)) <= max_frames(text)
+        words = speech_words(text, tokenizer)
+        speaker = Speaker()
+        if words:
+            speaker.say(Speech(text, len(words)), words, at_once=True)
+        assert speaker.frames_left <= max_frames(text)
 
     check()
     check.hypothesis.inner_test(
