@@ -68,6 +68,7 @@ async def test_texts_that_wait_survive_a_new_persona(fake: FakeEngine, clock: Ma
         await pipeline.until(lambda: events.named("on_prompt_changed"))
         await pipeline.speak(tone(0.4))
         await pipeline.until(lambda: events.named("on_speech_done"))
+        await pipeline.end_while_time_passes()
     assert "".join(f.text for f in pipeline.seen(TTSTextFrame)) == "One moment please."
 
 
