@@ -12,7 +12,7 @@ from loguru import logger
 from bots.busy import error_summary
 from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.errors import PersonaPlexError
-from pipecat_personaplex.interface import EngineLike, SessionFrame, SessionLike
+from pipecat_personaplex.interface import CallHistory, EngineLike, SessionFrame, SessionLike
 
 if TYPE_CHECKING:
     from loguru import Logger
@@ -61,6 +61,7 @@ class LoggedEngine:
         on_frame: Callable[[SessionFrame], object],
         on_ready: Callable[[], object] | None = None,
         on_end: Callable[[PersonaPlexError | None], object] | None = None,
+        history: CallHistory | None = None,
     ) -> SessionLike:
         """Open a session as the engine does; log when it is ready, and its error if it fails."""
         # The engine's thread may report before open_session returns the session and its id. The
@@ -90,7 +91,12 @@ class LoggedEngine:
                 on_end(error)
 
         session = self._engine.open_session(
-            persona, sampling, on_frame=on_frame, on_ready=log_ready, on_end=log_end
+            persona,
+            sampling,
+            on_frame=on_frame,
+            on_ready=log_ready,
+            on_end=log_end,
+            history=history,
         )
         self._session = session
         opened.set_result(session)

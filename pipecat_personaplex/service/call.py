@@ -9,65 +9,45 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pipecat_personaplex import async_session
-from pipecat_personaplex.async_session import Ready, SessionEvent
+from pipecat_personaplex.async_session import Ended, Ready, SessionEvent
 from pipecat_personaplex.audio import Pcm
 from pipecat_personaplex.config import Persona, SamplingParams
-from pipecat_personaplex.constants import FRAME_SECONDS
 from pipecat_personaplex.errors import EngineFull, PersonaPlexError
-from pipecat_personaplex.interface import MAX_SPEECH_FRAMES, EngineLike, SessionFrame
-from pipecat_personaplex.service.call_session import CallSession, SessionState
-from pipecat_personaplex.service.forced_speech import max_frames
+from pipecat_personaplex.interface import EngineLike, SessionFrame, SessionLike
+from pipecat_personaplex.service.call_events import (
+    Event,
+    PersonaRejected,
+    PromptChanged,
+    SessionEnded,
+    SessionStarted,
+    SpeechEnded,
+    SpeechRejected,
+    SpeechStarted,
+)
+from pipecat_personaplex.service.call_session import CallSession, PromptRequest, SessionState
 from pipecat_personaplex.service.pacing import MAX_WAITING_FRAMES, InputPacer, PacingStats
+from pipecat_personaplex.service.speech import CallSpeech
 
 
 @dataclass(frozen=True)
-class SessionStarted:
-    """A session has become the active one: it receives the caller's audio from now on."""
+class _PromptDone:
+    """A session has replaced its prompt, or failed to."""
 
-    persona: Persona
-    session_id: str
-
-
-@dataclass(frozen=True)
-class SessionEnded:
-    """The active or draining session has ended, or the first session failed before it was ready.
-
-    Attributes:
-        persona: The session's persona.
-        session_id: The session's public id.
-        error: None if the session was closed on purpose.
-    """
-
-    persona: Persona
-    session_id: str
+    request: PromptRequest
     error: PersonaPlexError | None
-
-
-@dataclass(frozen=True)
-class PersonaRejected:
-    """The session of a new persona ended before it was ready; the active session continues."""
-
-    persona: Persona
-    session_id: str
-    error: PersonaPlexError | None
-
-
-@dataclass(frozen=True)
-class SpeechRejected:
-    """The session refused to speak a text."""
-
-    text: str
-    session_id: str
-    error: PersonaPlexError
 
 
 _POLL_SECONDS = 0.02
 
-Event = SessionFrame | SessionStarted | SessionEnded | PersonaRejected | SpeechRejected
+# What a session of the call reports: from another thread, or because of a call of its methods.
+_Report = SessionEvent | _PromptDone | SpeechRejected | SpeechEnded
 
 
 class Call:
-    """Feeds one session after another in real time and merges their output into one stream.
+    """Feeds the caller's audio to a session in real time and returns what happens as one stream.
+
+    A new persona is a new prompt of the active session where the session supports it; the agent
+    then remembers the call. Otherwise a new session takes over from the active one.
 
     All methods run on the event loop that called ``open``. Sessions report from another thread;
     ``async_session.open_session`` moves these reports to the event loop. Each report carries its
@@ -76,6 +56,9 @@ class Call:
     Args:
         engine: Opens the sessions.
         clock: Returns monotonic seconds.
+
+    Attributes:
+        speech: The texts that the agent is told to speak.
 
     Example::
 
@@ -92,11 +75,9 @@ class Call:
         self._sessions: list[CallSession] = []  # at most one in each state
         # Short: each session has a bounded number of frames in flight. None wakes events() at the
         # end of the call.
-        self._inbox: asyncio.Queue[tuple[CallSession, SessionEvent | SpeechRejected] | None] = (
-            asyncio.Queue()
-        )
-        self._unspoken: list[str] = []  # forced texts that wait for an active session
+        self._inbox: asyncio.Queue[tuple[CallSession, _Report] | None] = asyncio.Queue()
         self._closed = False
+        self.speech = CallSpeech()
 
     @property
     def persona(self) -> Persona | None:
@@ -109,20 +90,14 @@ class Call:
         return self._current.sampling if self._current else None
 
     @property
-    def session_id(self) -> str | None:
-        """The public id of the current session; None if there is no session."""
-        return self._current.session.id if self._current else None
+    def session(self) -> SessionLike | None:
+        """The current session; None if there is none."""
+        return self._current.session if self._current else None
 
     @property
     def speech_seconds(self) -> float:
-        """Upper bound of the time until all forced texts are spoken and their turn has ended.
-
-        0 if no text is left, or no session can speak it.
-        """
-        if self._closed or self._current is None:
-            return 0.0
-        frames = self._current.speech.frames_left + sum(map(max_frames, self._unspoken))
-        return min(frames, MAX_SPEECH_FRAMES) * FRAME_SECONDS
+        """As ``CallSpeech.seconds_left``; 0 if there is no session that can speak."""
+        return 0.0 if self._closed or self._current is None else self.speech.seconds_left
 
     @property
     def backlog_frames(self) -> int:
@@ -135,30 +110,26 @@ class Call:
         return self._pacer.stats
 
     def open(self, persona: Persona, sampling: SamplingParams) -> None:
-        """Open a session that becomes the active one as soon as it is ready.
+        """Give the agent a persona: the first one, or a new one.
 
-        Until then the active session continues, with the new sampling if it supports the change.
-        A session that is still pending is replaced; on a full engine it gives up its slot.
+        Until a new persona is in effect, the active session continues with the old one. The new
+        sampling applies to it at once if it supports the change. A persona that is not in effect
+        yet is replaced; on a full engine its pending session gives up its slot.
 
         Raises:
-            PersonaPlexError: As ``Engine.open_session``; the active session is unchanged.
+            PersonaPlexError: As ``Engine.open_session`` or ``SessionLike.update_prompt``; then
+                nothing has changed.
         """
         if self._closed:
             return
-        pending = self._pending
-        try:
-            opened = self._open_session(persona, sampling)
-        except EngineFull:
-            if pending is None:
-                raise
-            pending.session.close()
-            opened = self._open_session(persona, sampling)
-        if pending is not None:
-            self._close(pending)
-        self._sessions.append(opened)
-        if self._active is not None:
+        active = self._active
+        if active is not None and "prompt" in active.session.features:
+            self._update_prompt(active, persona)
+        else:
+            self._open_next(persona, sampling)
+        if active is not None:
             with suppress(PersonaPlexError):
-                self._active.update(sampling)
+                active.update(sampling)
 
     def update(self, sampling: SamplingParams) -> None:
         """Change how tokens are sampled, from the next frame on.
@@ -174,11 +145,6 @@ class Call:
             with suppress(PersonaPlexError):
                 pending.update(sampling)
 
-    def say(self, text: str) -> None:
-        """Have the agent speak a text as soon as a session is active."""
-        self._unspoken.append(text)
-        self._say_unspoken()
-
     def push_audio(self, pcm: Pcm) -> None:
         """Add the caller's audio: float32 mono 24 kHz, any length."""
         self._pacer.push(pcm, self._clock())
@@ -190,20 +156,20 @@ class Call:
         self._push_frames()
 
     async def wait_for_speech(self, grace_seconds: float) -> bool:
-        """Wait until all forced texts are spoken and their turn has ended; ``tick`` must go on.
+        """Wait until all texts are spoken and their turn has ended; ``tick`` must go on.
 
         Args:
-            grace_seconds: How much longer than ``speech_seconds`` to wait, for a session that is
-                still pending or has stalled.
+            grace_seconds: How much longer than ``speech_seconds`` to wait: for a caller to whom the
+                agent gives way, or a session that is still pending or has stalled.
 
         Returns:
-            False if the time is over before.
+            False if the time is over and texts are left.
         """
         # By the real clock: the clock that paces the input may have stopped.
         deadline = time.monotonic() + self.speech_seconds + grace_seconds
         while self.speech_seconds:
             if time.monotonic() >= deadline:
-                return False
+                return not self.speech.unfinished
             await asyncio.sleep(_POLL_SECONDS)
         return True
 
@@ -252,6 +218,20 @@ class Call:
         """The active session; before the first session is ready, the pending one."""
         return self._active or self._pending
 
+    def _open_next(self, persona: Persona, sampling: SamplingParams) -> None:
+        """Open a session that becomes the active one when it is ready."""
+        pending = self._pending
+        try:
+            opened = self._open_session(persona, sampling)
+        except EngineFull:
+            if pending is None:
+                raise
+            pending.session.close()
+            opened = self._open_session(persona, sampling)
+        if pending is not None:
+            self._close(pending)
+        self._sessions.append(opened)
+
     def _open_session(self, persona: Persona, sampling: SamplingParams) -> CallSession:
         # No event is delivered before open_session has returned, so `opened` is always bound.
         session = async_session.open_session(
@@ -263,6 +243,25 @@ class Call:
         opened = CallSession(session, persona, sampling, self._engine.max_in_flight_frames)
         return opened
 
+    def _update_prompt(self, active: CallSession, persona: Persona) -> None:
+        request = PromptRequest(persona)
+        report = self._reporter(active)
+        active.session.update_prompt(
+            persona, on_done=lambda error: report(_PromptDone(request, error))
+        )
+        active.prompt_request = request
+
+    def _reporter(self, session: CallSession) -> Callable[[_Report], None]:
+        """A function that moves a session's report to the event loop, from any thread."""
+        loop = asyncio.get_running_loop()
+
+        def report(event: _Report) -> None:
+            # A closed loop has no listener, and the calling thread must not fail because of it.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._inbox.put_nowait, (session, event))
+
+        return report
+
     def _close(self, session: CallSession) -> None:
         session.session.close()
         self._sessions.remove(session)
@@ -270,29 +269,52 @@ class Call:
     # Each handler below completes its state change before it returns its events. The consumer of
     # the events may be slow; audio, ticks and new personas arrive in the meantime.
 
-    def _handle(self, session: CallSession, report: SessionEvent | SpeechRejected) -> list[Event]:
+    def _handle(self, session: CallSession, report: _Report) -> list[Event]:
+        if isinstance(report, SpeechEnded):
+            return self._on_speech_ended(report)
         if session not in self._sessions:
             return []  # closed by this call
-        if isinstance(report, SessionFrame):
-            return self._on_frame(session, report)
-        if isinstance(report, SpeechRejected):
-            return [report]
-        if isinstance(report, Ready):
-            return self._on_ready(session)
-        return self._on_ended(session, report.error)
+        match report:
+            case SessionFrame():
+                return self._on_frame(session, report)
+            case SpeechRejected():
+                return [report]
+            case _PromptDone(request, error):
+                return self._on_prompt_done(session, request, error)
+            case Ready():
+                return self._on_ready(session)
+            case Ended(error):
+                return self._on_ended(session, error)
 
     def _on_frame(self, session: CallSession, frame: SessionFrame) -> list[Event]:
         session.received += 1
-        session.speech.push(frame.text)
+        events: list[Event] = [frame]
         if session.state is SessionState.ACTIVE:
+            begun = self.speech.push(frame.text)
+            started = [SpeechStarted(speech, session.session.id) for speech in begun]
             # Two sessions at once would be two voices and twice the audio.
-            events = [*self._end_draining(), frame]
-        elif session.in_flight_frames:
-            events = [frame]
-        else:
-            events = [frame, *self._end_draining()]
+            events = [*self._end_draining(), *started, frame]
+        elif not session.in_flight_frames:
+            events += self._end_draining()
         self._push_frames()
         return events
+
+    def _on_speech_ended(self, ended: SpeechEnded) -> list[Event]:
+        if self.speech.end(ended.speech):
+            return [SpeechStarted(ended.speech, ended.session_id), ended]
+        return [ended]
+
+    def _on_prompt_done(
+        self, session: CallSession, request: PromptRequest, error: PersonaPlexError | None
+    ) -> list[Event]:
+        latest = request is session.prompt_request
+        if latest:
+            session.prompt_request = None
+        if error is None:
+            session.persona = request.persona
+            return [PromptChanged(request.persona, session.session.id)]
+        # If another request has replaced this one, that one's end is reported.
+        return [PersonaRejected(request.persona, session.session.id, error)] if latest else []
 
     def _on_ready(self, session: CallSession) -> list[Event]:
         ended: list[Event] = []
@@ -307,7 +329,7 @@ class Call:
             if not previous.in_flight_frames:
                 ended += self._end_draining()
         session.state = SessionState.ACTIVE
-        self._say_unspoken()
+        self.speech.attach(session.session, self._reporter(session))
         self._push_frames()
         return [*ended, SessionStarted(session.persona, session.session.id)]
 
@@ -317,6 +339,7 @@ class Call:
         self._sessions.remove(session)
         if session.state is SessionState.PENDING and self._active is not None:
             return [PersonaRejected(session.persona, session.session.id, error)]
+        self.speech.detach()
         if self._pending is not None:
             self._close(self._pending)
         return [*self._end_draining(), SessionEnded(session.persona, session.session.id, error)]
@@ -328,20 +351,6 @@ class Call:
             return []
         self._close(session)
         return [SessionEnded(session.persona, session.session.id, None)]
-
-    def _say_unspoken(self) -> None:
-        active = self._active
-        if active is None:
-            return
-        texts, self._unspoken = self._unspoken, []
-        for text in texts:
-            try:
-                active.session.say(text)
-            except PersonaPlexError as error:
-                rejected = SpeechRejected(text, active.session.id, error)
-                self._inbox.put_nowait((active, rejected))
-            else:
-                active.speech.expect(text)
 
     def _push_frames(self) -> None:
         """Push waiting frames to the active session, as far as it may have them in flight."""

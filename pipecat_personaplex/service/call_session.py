@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from pipecat_personaplex.audio import Pcm
 from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.interface import SessionLike
-from pipecat_personaplex.service.forced_speech import ForcedSpeech
 
 
 class SessionState(Enum):
@@ -19,11 +18,19 @@ class SessionState(Enum):
     DRAINING = "draining"
 
 
+@dataclass(frozen=True, eq=False)
+class PromptRequest:
+    """A new persona for a running session; equal to no other request, also for the same persona."""
+
+    persona: Persona
+
+
 @dataclass(eq=False)
 class CallSession:
     """One session of a call.
 
-    A call has at most one session in each state::
+    A session that supports it changes its persona while it runs. Otherwise the call opens another
+    session; it has at most one in each state::
 
                  Call.open                Ready             the next session is ready
         (opened) ---------> PENDING ---------------> ACTIVE -------------------------> DRAINING
@@ -34,16 +41,16 @@ class CallSession:
                             (closed)                (closed)                           (closed)
 
     - PENDING: the prompt is being computed. The session gets no audio.
-    - ACTIVE: the session gets the caller's audio and speaks forced texts.
+    - ACTIVE: the session gets the caller's audio and speaks the texts that it is told to.
     - DRAINING: the session gets no more audio, and returns the frames that are in flight.
 
     Attributes:
         session: The engine's session.
-        persona: Voice and role.
+        persona: Voice and role that are in effect.
         sampling: How the session samples tokens now.
         max_in_flight_frames: The most frames that may be in flight.
         state: See above.
-        speech: The forced texts that this session has still to speak.
+        prompt_request: The latest new persona, if it is not in effect yet.
         pushed: Input frames given to the session.
         received: Output frames that came back.
     """
@@ -53,7 +60,7 @@ class CallSession:
     sampling: SamplingParams
     max_in_flight_frames: int
     state: SessionState = SessionState.PENDING
-    speech: ForcedSpeech = field(default_factory=ForcedSpeech)
+    prompt_request: PromptRequest | None = None
     pushed: int = 0
     received: int = 0
 
@@ -72,5 +79,6 @@ class CallSession:
 
     def update(self, sampling: SamplingParams) -> None:
         """Change how the session samples tokens."""
-        self.session.update(sampling)
-        self.sampling = sampling
+        if sampling != self.sampling:
+            self.session.update(sampling)
+            self.sampling = sampling

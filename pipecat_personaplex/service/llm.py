@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Set
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 from loguru import logger
 from pipecat.frames.frames import (
@@ -21,64 +20,83 @@ from pipecat.frames.frames import (
     MetricsFrame,
     StartFrame,
     TTSSpeakFrame,
+    UserStartedSpeakingFrame,
+    UserStoppedSpeakingFrame,
+    VADUserStartedSpeakingFrame,
+    VADUserStoppedSpeakingFrame,
 )
 from pipecat.metrics.metrics import MetricsData
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
-from pipecat.services.llm_service import LLMService, LLMWithBackendRole
-from pipecat.services.settings import LLMSettings
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
-from pipecat.utils.errors import ErrorCategory
 
-from pipecat_personaplex.config import Persona
-from pipecat_personaplex.errors import ConfigError, PersonaPlexError, SessionFailed
-from pipecat_personaplex.interface import EngineLike, SessionFrame
-from pipecat_personaplex.service.call import (
-    Call,
+from pipecat_personaplex.errors import PersonaPlexError, SessionFailed
+from pipecat_personaplex.interface import EngineLike, SessionFrame, SessionLike
+from pipecat_personaplex.service.call_events import (
     Event,
     PersonaRejected,
+    PromptChanged,
     SessionEnded,
     SessionStarted,
+    SpeechEnded,
     SpeechRejected,
+    SpeechStarted,
 )
-from pipecat_personaplex.service.context import has_tools, system_prompt_of
-from pipecat_personaplex.service.errors import as_personaplex_error, category_of
+from pipecat_personaplex.service.caller_speech import CallerSpeech
+from pipecat_personaplex.service.control_frames import PersonaPlexHoldFrame, PersonaPlexReleaseFrame
+from pipecat_personaplex.service.errors import as_personaplex_error
 from pipecat_personaplex.service.frames import AgentOutput, CallerInput
 from pipecat_personaplex.service.metrics import MetricsWindow
 from pipecat_personaplex.service.playout import PlayoutMeter
-from pipecat_personaplex.service.settings import (
-    PERSONA_FIELDS,
-    SAMPLING_FIELDS,
-    PersonaPlexLLMSettings,
-)
+from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
+from pipecat_personaplex.service.settings_service import SettingsService
+from pipecat_personaplex.service.speech import RequestedText
 
 _TICK_SECONDS = 0.02
 # About 5 s: every metrics frame becomes a message to the client.
 _METRICS_FRAMES = 62
 # For the event task to push its last frames once the call is closed.
 _CLOSING_SECONDS = 1.0
-# On EndFrame, the extra wait for forced speech whose session is still pending or has stalled.
+# On EndFrame, the extra wait for texts: the agent gives way to a caller who speaks, or the session
+# is still pending or has stalled.
 _STALL_SECONDS = 10.0
+_EVENTS = (
+    "on_session_started",
+    "on_session_ended",
+    "on_prompt_changed",
+    "on_speech_started",
+    "on_speech_cut",
+    "on_speech_done",
+    "on_late_frame",
+)
 
 
-class PersonaPlexLLMService(LLMService):
+class PersonaPlexLLMService(SettingsService):
     """PersonaPlex as one Pipecat service: the caller's audio in, the agent's audio and words out.
 
     The model listens and speaks at the same time and decides by itself when to do either. It
     needs no VAD, no turn detection and no interruptions: an ``InterruptionFrame`` passes through
     and the model continues.
 
-    On ``EndFrame``, the service waits until forced speech has been spoken and its turn has ended,
-    at most 10 s beyond its estimated duration. On ``CancelFrame``, it does not wait.
+    The agent speaks the text of a ``TTSSpeakFrame`` word for word, and nothing cuts it. ``say``
+    does the same for text that the caller may cut by speaking. On ``EndFrame``, the service waits
+    until all texts are spoken and their turn has ended, at most 10 s beyond their estimated
+    duration. On ``CancelFrame``, it does not wait.
 
     The role belongs in ``Settings``. If ``Settings`` has no role, the system message of the first
-    context becomes one. This changes the persona, which needs a second slot for a moment. Nothing
-    else of a context reaches the model: no history, and no tools, as it calls no functions.
+    context becomes one. Nothing else of a context reaches the model: no history, and no tools, as
+    it calls no functions.
 
     Event handlers available:
 
     - on_session_started(service, persona): The persona receives the caller's audio from now on.
     - on_session_ended(service, persona, error): The session of this persona has ended; error is
       None if it was closed on purpose.
+    - on_prompt_changed(service, persona): The agent has this persona from now on, and remembers
+      the call. An engine that cannot do so opens another session instead.
+    - on_speech_started(service, speech): The agent begins to speak a text.
+    - on_speech_done(service, speech): It has spoken the whole text.
+    - on_speech_cut(service, text, spoken): Only this many words of the text were spoken: the caller
+      spoke, ``hush`` was called or the session ended.
     - on_late_frame(service, timings): A frame was received later than 80 ms after its input.
 
     Args:
@@ -120,9 +138,6 @@ class PersonaPlexLLMService(LLMService):
             await runner.run()
     """
 
-    Settings = PersonaPlexLLMSettings
-    _settings: PersonaPlexLLMSettings
-
     def __init__(
         self,
         engine: EngineLike,
@@ -134,42 +149,17 @@ class PersonaPlexLLMService(LLMService):
         clock: Callable[[], float] = time.monotonic,
         **kwargs: Any,
     ):
-        if not callable(getattr(engine, "open_session", None)):
-            raise ConfigError(
-                f"engine must be a started Engine or RemoteEngine, not {type(engine).__name__}; "
-                "Engine.load(...) makes one"
-            )
-        complete = self.Settings.defaults()
-        given = {} if settings is None else complete.apply_update(settings)
-        # Validate now, not when the first caller connects.
-        complete.persona([])
-        complete.sampling()
-        super().__init__(settings=complete, **kwargs)
-        self._engine = engine
-        self._call = Call(engine, clock)
+        super().__init__(engine, settings, clock, **kwargs)
         self._input = CallerInput()
+        self._caller_speech = CallerSpeech()
         self._output = AgentOutput(playout, noise_gate_dbfs)
         self._metrics_window = MetricsWindow()
-        # The requested settings of the active and of the pending session, to restore them if a
-        # persona is rejected. The prompts are without what LLMService appends: it does so again.
-        self._requested: dict[Persona, PersonaPlexLLMSettings] = {}
-        self._started = False
-        self._context_seen = self._tools_seen = False
         self._clock_task: asyncio.Task[None] | None = None
         self._event_task: asyncio.Task[None] | None = None
-        self._warn_without_effect(given.keys())
         if greeting:
-            self._call.say(greeting)
-        for name in ("on_session_started", "on_session_ended", "on_late_frame"):
+            self.say(greeting, interruptible=False, when="now")
+        for name in _EVENTS:
             self._register_event_handler(name)
-
-    @property
-    def session_id(self) -> str | None:
-        """The public id of the current session, as in every log line about it.
-
-        None if no session is open.
-        """
-        return self._call.session_id
 
     def can_generate_metrics(self) -> bool:
         """Return True; see ``PersonaPlexMetricsData``."""
@@ -182,18 +172,54 @@ class PersonaPlexLLMService(LLMService):
             user_turn_strategies=ExternalUserTurnStrategies(enable_interruptions=False),
         )
 
-    def llm_with_backend_role_objection(self, role: LLMWithBackendRole) -> str:
-        """Decline both roles: the model calls no tools and does not respond to text."""
-        return (
-            f"{type(self).__name__} cannot be an LLMWithBackend {role}: its model calls no tools "
-            "and does not respond to text. Use the service by itself, and put the facts that the "
-            "agent must know into Settings(system_instruction=...)"
-        )
+    # For applications, on the event loop of the pipeline.
 
-    def register_function(self, function_name: str | None, handler: Any, **options: Any) -> None:
-        """Register a function and warn that the model never calls it."""
-        self._warn_of_tools()
-        super().register_function(function_name, handler, **options)
+    def say(
+        self, text: str, *, interruptible: bool = True, when: Literal["pause", "now"] = "pause"
+    ) -> None:
+        """Have the agent speak a text word for word, after the texts that wait already.
+
+        The text waits until the session has started. If the session refuses it, an ``ErrorFrame``
+        is pushed and the call continues.
+
+        Args:
+            text: A sentence or more, in plain words.
+            interruptible: Whether the rest is cut when the caller speaks for 0.24 s, or on an
+                ``InterruptionFrame``; so are the interruptible texts behind it. A text that has not
+                begun by then is cut only behind one that has.
+            when: ``pause`` waits until neither the agent nor the caller speaks, for at most 2.4 s
+                and 10 s; ``now`` begins in the next frame.
+        """
+        self._call.speech.say(RequestedText(text, when, interruptible))
+
+    def hush(self) -> None:
+        """Cut all interruptible texts; the agent finishes the current word."""
+        self._call.speech.hush()
+
+    def hold(self, seconds: float) -> None:
+        """Keep the agent silent for this time, except for texts to speak. A new hold replaces it.
+
+        Raises:
+            ConfigError: Not a number from 0 to 30, or the engine does not support it.
+            SessionFailed: No session is open.
+        """
+        self._open_call_session().hold(seconds)
+
+    def release(self) -> None:
+        """End a hold now.
+
+        Raises:
+            ConfigError: The engine does not support it.
+            SessionFailed: No session is open.
+        """
+        self._open_call_session().release()
+
+    def _open_call_session(self) -> SessionLike:
+        if self._call.session is None:
+            raise SessionFailed("the call has no open session")
+        return self._call.session
+
+    # For the pipeline.
 
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
         """Use the pipeline's output sample rate; each input frame carries its own."""
@@ -212,14 +238,14 @@ class PersonaPlexLLMService(LLMService):
             await self._fail_call(as_personaplex_error(error))
 
     async def stop(self, frame: EndFrame) -> None:
-        """Wait for forced speech, then close the session."""
+        """Wait until all texts are spoken, then close the session."""
         await super().stop(frame)
         if not await self._call.wait_for_speech(_STALL_SECONDS):
             self._warn("the call ends before all forced speech was spoken: the model stalled")
         await self._teardown()
 
     async def cancel(self, frame: CancelFrame) -> None:
-        """Close the session without waiting for forced speech."""
+        """Close the session without waiting for texts."""
         await super().cancel(frame)
         await self._teardown()
 
@@ -229,97 +255,43 @@ class PersonaPlexLLMService(LLMService):
         await super().cleanup()  # type: ignore[no-untyped-call]
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
-        """Pass audio, speech requests and settings to the call, and push every frame on."""
+        """Pass audio, texts, holds and settings to the call, and push every frame on."""
         await super().process_frame(frame, direction)
-        if isinstance(frame, InputAudioRawFrame):
-            self._call.push_audio(self._input.pcm(frame))
-        elif isinstance(frame, TTSSpeakFrame):
-            self._call.say(frame.text)
-        elif isinstance(frame, InterruptionFrame):
-            # The context aggregator has ended the assistant turn. The model continues, so its next
-            # words belong to a new turn.
-            self._output.interrupt()
-        elif isinstance(frame, LLMContextFrame):
-            await self._read_context(frame)
-        elif isinstance(frame, LLMUpdateSettingsFrame) and frame.service not in (None, self):
-            return  # LLMService has pushed it on
+        match frame:
+            case InputAudioRawFrame():
+                pcm = self._input.pcm(frame)
+                if self._caller_speech.push(pcm):
+                    self._call.speech.interrupt()
+                self._call.push_audio(pcm)
+            case VADUserStartedSpeakingFrame():
+                self._caller_speech.vad(True, frame.start_secs)
+            case UserStartedSpeakingFrame():
+                self._caller_speech.vad(True)
+            case VADUserStoppedSpeakingFrame() | UserStoppedSpeakingFrame():
+                self._caller_speech.vad(False)
+            case TTSSpeakFrame():
+                self.say(frame.text, interruptible=False)
+            case PersonaPlexHoldFrame() | PersonaPlexReleaseFrame():
+                await self._hold_or_release(frame)
+            case InterruptionFrame():
+                self._call.speech.interrupt()
+                # The context aggregator has ended the assistant turn. The model continues, so its
+                # next words belong to a new turn.
+                self._output.interrupt()
+            case LLMContextFrame():
+                await self._read_context(frame)
+            case LLMUpdateSettingsFrame() if frame.service not in (None, self):
+                return  # LLMService has pushed it on
         await self.push_frame(frame, direction)
 
-    # Settings.
-
-    def _open_session(self) -> None:
-        persona = self._settings.persona(self._engine.voices)
-        self._call.open(persona, self._settings.sampling())
-        requested = self.Settings(
-            voice=self._settings.voice, system_instruction=self._base_system_instruction
-        )
-        current = {p: s for p, s in self._requested.items() if p == self._call.persona}
-        self._requested = {**current, persona: requested}
-
-    async def _update_settings(  # type: ignore[override]
-        self, delta: LLMSettings
-    ) -> dict[str, Any]:
-        prompt = self._base_system_instruction
-        changed = await super()._update_settings(delta)
-        self._warn_without_effect(changed.keys())
-        if not self._started:
-            return changed
+    async def _hold_or_release(self, frame: PersonaPlexHoldFrame | PersonaPlexReleaseFrame) -> None:
         try:
-            if changed.keys() & PERSONA_FIELDS:
-                self._open_session()
-            elif changed.keys() & SAMPLING_FIELDS:
-                self._call.update(self._settings.sampling())
-        except Exception as error:
-            if "system_instruction" in changed:
-                changed["system_instruction"] = prompt  # without what LLMService appended
-            return await self._restore_settings(changed, as_personaplex_error(error))
-        return changed
-
-    async def _restore_settings(
-        self, changed: dict[str, Any], error: PersonaPlexError
-    ) -> dict[str, Any]:
-        """Undo changes that the engine refused; returns the changes that remain."""
-        refused = changed.keys() & (PERSONA_FIELDS | SAMPLING_FIELDS)
-        await super()._update_settings(self.Settings(**{name: changed[name] for name in refused}))
-        if self._call.persona is None:
-            await self._fail_call(error)
-        else:
-            await self._push_application_error(f"the settings were not changed: {error}", error)
-        return {name: old for name, old in changed.items() if name not in refused}
-
-    async def _restore_persona(self, error: PersonaPlexError) -> None:
-        """Set the settings back to those of the active session."""
-        persona, sampling = self._call.persona, self._call.sampling
-        if persona is not None and sampling is not None:
-            await super()._update_settings(replace(self._requested[persona], **asdict(sampling)))
-        await self._push_application_error(f"the persona was not changed: {error}", error)
-
-    def _warn_without_effect(self, names: Set[str]) -> None:
-        without_effect = names - PERSONA_FIELDS - SAMPLING_FIELDS
-        if without_effect:
-            self._warn(f"settings without effect: {', '.join(sorted(without_effect))}")
-
-    def _warn_of_tools(self) -> None:
-        if not self._tools_seen:
-            self._warn("tools have no effect, this model calls no functions")
-        self._tools_seen = True
-
-    def _warn(self, message: str) -> None:
-        logger.bind(session=self.session_id or "").warning(f"{self}: {message}")
-
-    async def _read_context(self, frame: LLMContextFrame) -> None:
-        if frame.speculation:
-            # LLMService holds back the response to a speculative context until the user's turn is
-            # over. This model responds to no particular turn and must not be silenced.
-            self._speculation_gate.begin_speculation(False)
-        if has_tools(frame.context):
-            self._warn_of_tools()
-        first, self._context_seen = not self._context_seen, True
-        # Later contexts are the aggregators' record of what the model has already heard.
-        if first and self._settings.system_instruction is None:
-            role = system_prompt_of(frame.context)
-            if role:
-                await self._update_settings(self.Settings(system_instruction=role))
+            if isinstance(frame, PersonaPlexHoldFrame):
+                self.hold(frame.seconds)
+            else:
+                self.release()
+        except PersonaPlexError as error:
+            await self._push_application_error(f"{frame.name} has no effect: {error}", error)
 
     # The call. Only the event task pushes the model's output, so that its frames stay in order.
 
@@ -346,6 +318,7 @@ class PersonaPlexLLMService(LLMService):
         match event:
             case SessionStarted(persona, session_id):
                 logger.info(f"{self}: session {session_id} started with voice {persona.voice}")
+                self._requested.in_effect(persona)
                 await self._end_turn()
                 await self._call_event_handler("on_session_started", persona)
             case SessionEnded(persona, session_id, error):
@@ -354,10 +327,20 @@ class PersonaPlexLLMService(LLMService):
                     await self._end_turn()
                     await self._fail_call(error)
                 await self._call_event_handler("on_session_ended", persona, error)
+            case PromptChanged(persona, session_id):
+                logger.info(f"{self}: session {session_id} has a new prompt, voice {persona.voice}")
+                self._requested.in_effect(persona)
+                await self._call_event_handler("on_prompt_changed", persona)
             case PersonaRejected(_, _, error):
                 await self._restore_persona(error or SessionFailed("the session was closed"))
             case SpeechRejected(text, _, error):
                 await self._push_application_error(f"{text!r} cannot be spoken: {error}", error)
+            case SpeechStarted(speech, _):
+                await self._call_event_handler("on_speech_started", speech)
+            case SpeechEnded(speech, _) if speech.state == "said":
+                await self._call_event_handler("on_speech_done", speech)
+            case SpeechEnded(speech, _):
+                await self._call_event_handler("on_speech_cut", speech.text, speech.spoken)
 
     async def _push_output(self, model_frame: SessionFrame) -> None:
         for frame in self._output.frames(model_frame):
@@ -380,19 +363,6 @@ class PersonaPlexLLMService(LLMService):
             data.append(window.usage(self.name))
         if data:
             await self.push_frame(MetricsFrame(data))
-
-    # Errors, and the end of the call.
-
-    async def _push_application_error(self, message: str, error: PersonaPlexError) -> None:
-        """Report an error after which the call continues, so the service stays usable."""
-        await self.push_error(message, error, category=ErrorCategory.APPLICATION)
-
-    async def _fail_call(self, error: PersonaPlexError) -> None:
-        """Report that this call cannot continue."""
-        await self.push_error(str(error), error, force_treat_as_permanent=True)
-
-    def _classify_error(self, exception: Exception) -> ErrorCategory | None:
-        return category_of(exception)
 
     async def _teardown(self) -> None:
         self._call.close()

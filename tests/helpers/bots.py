@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from aiortc import RTCPeerConnection, RTCSessionDescription
+from aiortc import RTCDataChannel, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import AudioStreamTrack, MediaStreamTrack
 
 ROOT = Path(__file__).parents[2]
@@ -120,11 +121,50 @@ class BotProcess:
         self._serving.set()  # the process has ended
 
 
+class Messages:
+    """RTVI messages between a caller and the bot, over the call's data channel."""
+
+    def __init__(self, channel: RTCDataChannel):
+        self._channel = channel
+        self._open = asyncio.Event()
+        self._arrived = asyncio.Event()
+        self.received: list[dict[str, Any]] = []
+        channel.on("open", self._open.set)
+        channel.on("message", self._receive)
+
+    def _receive(self, message: str) -> None:
+        self.received.append(json.loads(message))
+        self._arrived.set()
+
+    async def send(self, kind: str, identifier: str, data: Any = None) -> None:
+        """Send an RTVI message; waits until the channel is open."""
+        async with asyncio.timeout(_AUDIO_SECONDS):
+            await self._open.wait()
+        message = {"label": "rtvi-ai", "type": kind, "id": identifier, "data": data}
+        self._channel.send(json.dumps(message))
+
+    async def until(self, accept: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        """Wait for a message."""
+        async with asyncio.timeout(_AUDIO_SECONDS):
+            while not (found := [message for message in self.received if accept(message)]):
+                self._arrived.clear()
+                await self._arrived.wait()
+        return found[0]
+
+
 @asynccontextmanager
-async def webrtc_caller() -> AsyncIterator[tuple[RTCPeerConnection, dict[str, str]]]:
-    """A caller with a silent microphone, and the offer that it posts to ``/api/offer``."""
+async def webrtc_caller(
+    messages: list[Messages] | None = None,
+) -> AsyncIterator[tuple[RTCPeerConnection, dict[str, str]]]:
+    """A caller with a silent microphone, and the offer that it posts to ``/api/offer``.
+
+    Args:
+        messages: Gets the ``Messages`` of this call, if given.
+    """
     peer = RTCPeerConnection()
-    peer.createDataChannel("rtvi-ai")
+    channel = peer.createDataChannel("rtvi-ai")
+    if messages is not None:
+        messages.append(Messages(channel))
     peer.addTrack(AudioStreamTrack())
     await peer.setLocalDescription(await peer.createOffer())
     try:

@@ -182,7 +182,15 @@ class Events:
 
     def __init__(self, service: PersonaPlexLLMService):
         self.seen: list[tuple[Any, ...]] = []
-        for name in ("on_session_started", "on_session_ended", "on_late_frame"):
+        for name in (
+            "on_session_started",
+            "on_session_ended",
+            "on_prompt_changed",
+            "on_speech_started",
+            "on_speech_cut",
+            "on_speech_done",
+            "on_late_frame",
+        ):
             service.add_event_handler(name, self._handler(name))
 
     def _handler(self, name: str) -> Callable[..., Any]:

@@ -1,3 +1,5 @@
+"""A call on an engine whose sessions cannot change their persona: another session takes over."""
+
 from __future__ import annotations
 
 import asyncio
@@ -16,16 +18,20 @@ from pipecat_personaplex.errors import (
     PersonaPlexError,
     SessionFailed,
 )
-from pipecat_personaplex.interface import SessionFrame
-from pipecat_personaplex.service.call import (
-    Call,
+from pipecat_personaplex.interface import ALL_FEATURES, SessionFrame
+from pipecat_personaplex.service.call import Call
+from pipecat_personaplex.service.call_events import (
     Event,
     PersonaRejected,
     SessionEnded,
     SessionStarted,
+    SpeechEnded,
     SpeechRejected,
 )
+from pipecat_personaplex.service.speech import RequestedText
 from tests.helpers.engines import FakeEngine, FakeSession
+
+HAND_OVER = ALL_FEATURES - {"prompt"}
 
 ANNA, BERT, CLEO = (Persona("NATF2", name) for name in ("Anna", "Bert", "Cleo"))
 SAMPLING = SamplingParams()
@@ -34,8 +40,13 @@ FRAME = np.full(FRAME_SAMPLES, 0.5, dtype=np.float32)
 
 @pytest.fixture
 def fake() -> Iterator[FakeEngine]:
-    with FakeEngine() as engine:
+    with FakeEngine(features=HAND_OVER) as engine:
         yield engine
+
+
+def session_id(run: CallRun) -> str:
+    assert run.call.session is not None
+    return run.call.session.id
 
 
 def started(session: FakeSession) -> SessionStarted:
@@ -44,6 +55,10 @@ def started(session: FakeSession) -> SessionStarted:
 
 def ended(session: FakeSession, error: PersonaPlexError | None = None) -> SessionEnded:
     return SessionEnded(session.persona, session.id, error)
+
+
+def text(words: str) -> RequestedText:
+    return RequestedText(words, "pause", interruptible=True)
 
 
 class CallRun:
@@ -114,17 +129,17 @@ async def test_a_call_closed_while_its_session_is_pending_yields_no_events():
 
 async def test_persona_and_id_are_those_of_the_active_session(fake: FakeEngine):
     run = CallRun(fake)
-    assert run.call.persona is run.call.session_id is run.call.sampling is None
+    assert run.call.persona is run.call.session is run.call.sampling is None
     async with active_call(fake) as run:
         anna = fake.sessions[0]
-        assert (run.call.persona, run.call.session_id) == (ANNA, anna.id)
+        assert (run.call.persona, session_id(run)) == (ANNA, anna.id)
         fake.ready = False
         run.call.open(BERT, SAMPLING)
         bert = fake.sessions[1]
-        assert (run.call.persona, run.call.session_id) == (ANNA, anna.id)
+        assert (run.call.persona, session_id(run)) == (ANNA, anna.id)
         bert.make_ready()
         await run.until(started(bert))
-        assert (run.call.persona, run.call.session_id) == (BERT, bert.id)
+        assert (run.call.persona, session_id(run)) == (BERT, bert.id)
 
 
 async def test_a_second_persona_change_replaces_the_pending_session(fake: FakeEngine):
@@ -146,7 +161,7 @@ async def test_a_second_persona_change_replaces_the_pending_session(fake: FakeEn
 
 
 async def test_a_second_persona_change_needs_no_third_slot():
-    with FakeEngine(max_sessions=2) as fake:
+    with FakeEngine(max_sessions=2, features=HAND_OVER) as fake:
         async with active_call(fake) as run:
             fake.ready = False
             run.call.open(BERT, SAMPLING)
@@ -155,7 +170,7 @@ async def test_a_second_persona_change_needs_no_third_slot():
 
 
 async def test_a_full_engine_changes_nothing():
-    with FakeEngine(max_sessions=1) as fake:
+    with FakeEngine(max_sessions=1, features=HAND_OVER) as fake:
         async with active_call(fake) as run:
             with pytest.raises(EngineFull):
                 run.call.open(BERT, SAMPLING)
@@ -225,8 +240,8 @@ async def test_a_call_may_be_opened_again_after_its_session_failed(fake: FakeEng
 
 async def test_texts_wait_for_an_active_session_and_rejected_texts_are_reported(fake: FakeEngine):
     run = CallRun(fake)
-    run.call.say("Hello.")
-    run.call.say(" ")
+    run.call.speech.say(text("Hello."))
+    run.call.speech.say(text(" "))
     run.call.open(ANNA, SAMPLING)
     session = fake.sessions[0]
     assert session.said == []
@@ -239,29 +254,34 @@ async def test_texts_wait_for_an_active_session_and_rejected_texts_are_reported(
     run.call.close()
 
 
-async def test_speech_seconds_bounds_the_time_of_unspoken_texts(fake: FakeEngine):
+async def test_speech_seconds_is_the_time_of_texts_and_of_their_turn(fake: FakeEngine):
     run = CallRun(fake)
-    run.call.say("Hello there.")
+    run.call.speech.say(text("Hello there."))
     assert run.call.speech_seconds == 0  # no session can speak it
     run.call.open(ANNA, SAMPLING)
     pending = run.call.speech_seconds
-    assert 1 < pending < 10
+    assert 1 < pending < 5
     run.call.tick()
     await run.next()
-    assert pending < run.call.speech_seconds < 15
+    assert run.call.speech_seconds == pending
     for _ in range(12):  # two pieces and a gap
         assert run.call.speech_seconds > 0
         run.push_frame()
-        await run.next_frame()
+        while not isinstance(await run.next(), SessionFrame):
+            pass
     assert run.call.speech_seconds == 0
-    run.call.say("Goodbye.")
+    run.call.speech.say(text("Goodbye."))
     assert run.call.speech_seconds > 0
     # A text belongs to the session that received it.
     run.call.open(BERT, SAMPLING)
     run.call.tick()
     await run.until(started(fake.sessions[1]))
     assert run.call.speech_seconds == 0
-    run.call.say("Goodbye.")
+    event = await run.next()
+    assert isinstance(event, SpeechEnded)
+    assert (event.speech.text, event.speech.state) == ("Goodbye.", "cut")
+    assert event.session_id == fake.sessions[0].id
+    run.call.speech.say(text("Goodbye."))
     run.call.close()
     assert run.call.speech_seconds == 0
 
@@ -269,9 +289,9 @@ async def test_speech_seconds_bounds_the_time_of_unspoken_texts(fake: FakeEngine
 async def test_speech_seconds_is_at_most_what_a_session_accepts():
     with FakeEngine(ready=False) as fake:
         run = CallRun(fake)
-        run.call.say("word " * 100_000)
+        run.call.speech.say(text("word " * 100_000))
         run.call.open(ANNA, SAMPLING)
-        assert run.call.speech_seconds == 120
+        assert 120 <= run.call.speech_seconds < 121
         run.call.close()
 
 

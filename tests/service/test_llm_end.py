@@ -90,6 +90,25 @@ async def test_a_greeting_is_spoken_if_the_session_becomes_ready_after_the_end_f
     assert words(pipeline) == "We are closed."
 
 
+async def test_a_text_after_which_the_model_does_not_stop_is_waited_for_a_limited_time(
+    fake: FakeEngine,
+    clock: ManualClock,
+    warnings_logged: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("pipecat_personaplex.service.llm._STALL_SECONDS", 0.2)
+    async with on_call(fake, clock) as (service, pipeline, _):
+        await pipeline.send(TTSSpeakFrame("Bye."))
+        await pipeline.until_count(TTSSpeakFrame, 1)
+        fake.sessions[0].pieces += [" and"] * 10_000
+        await send_end(pipeline, service)
+        begun = time.monotonic()
+        await pipeline.end_while_time_passes()
+        assert time.monotonic() - begun < 5
+    assert words(pipeline).startswith("Bye. and")
+    assert not [message for message in warnings_logged if "forced speech" in message]
+
+
 async def test_an_interruption_does_not_stop_forced_speech(fake: FakeEngine, clock: ManualClock):
     async with on_call(fake, clock) as (service, pipeline, _):
         await pipeline.send(TTSSpeakFrame(GOODBYE))
@@ -126,7 +145,6 @@ async def test_a_stalled_engine_delays_the_end_for_a_limited_time(
     stalled: str,
 ):
     monkeypatch.setattr("pipecat_personaplex.service.llm._STALL_SECONDS", 0.2)
-    monkeypatch.setattr("pipecat_personaplex.service.forced_speech._SLACK_FRAMES", 0)
     with FakeEngine(ready=stalled == "the model") as fake:
         service = PersonaPlexLLMService(fake, clock=clock, greeting="Bye.")
         pipeline = RunningPipeline([service], clock=clock)

@@ -51,13 +51,11 @@ async def test_a_call_with_a_greeting_and_a_new_persona(engine: Engine):
             if index == 80:
                 delta = Settings(voice=second, system_instruction="You sell tea.")
                 await pipeline.send(LLMUpdateSettingsFrame(delta=delta))
-        await started(pipeline, events, 2)
+        await pipeline.until(lambda: events.named("on_prompt_changed"))
         await pipeline.until_count(SpeechOutputAudioRawFrame, 39)
     assert not any(isinstance(frame, ErrorFrame) for frame in pipeline.up)
-    assert events.named("on_session_started") == [
-        (Persona(first, "You enjoy tea."),),
-        (Persona(second, "You sell tea."),),
-    ]
+    assert events.named("on_session_started") == [(Persona(first, "You enjoy tea."),)]
+    assert events.named("on_prompt_changed") == [(Persona(second, "You sell tea."),)]
     assert "Hello there!" in "".join(frame.text for frame in pipeline.seen(TTSTextFrame))
     assert np.abs(pipeline.audio()).max() > 1_000
     assert np.diff(arrivals).max() <= 0.2
@@ -75,6 +73,8 @@ async def test_forced_speech_is_spoken_completely_before_the_end():
         # No audio arrives: the clock task keeps the model running after the EndFrame.
         spoken = "".join(frame.text for frame in pipeline.seen(TTSTextFrame))
         assert spoken.endswith("Congratulations, Zoë... and goodbye!")
-        # The words take 34 frames and the gap ten more; the service waits for at most 122.
-        assert 40 <= len(pipeline.seen(SpeechOutputAudioRawFrame)) <= 80
+        [(speech,)] = events.named("on_speech_done")
+        assert (speech.words, speech.state) == (4, "said")
+        # The words take about 40 frames at the model's pace, and the gap ten more.
+        assert 40 <= len(pipeline.seen(SpeechOutputAudioRawFrame)) <= 120
         assert nano.stats().sessions == 0

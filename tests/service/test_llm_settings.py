@@ -1,7 +1,8 @@
-"""Settings at the start of a call and changes during it."""
+"""Settings at the start of a call, and changes on an engine that opens a session for a persona."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipecat.services.settings import LLMSettings
 from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.errors import ConfigError, EngineFull, SessionFailed
+from pipecat_personaplex.interface import ALL_FEATURES
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from tests.helpers.engines import FakeEngine
 from tests.helpers.pipelines import (
@@ -30,6 +32,13 @@ from tests.helpers.pipelines import (
 )
 
 Settings = PersonaPlexLLMService.Settings
+HAND_OVER = ALL_FEATURES - {"prompt"}
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeEngine]:
+    with FakeEngine(features=HAND_OVER) as engine:
+        yield engine
 
 
 async def test_sampling_changes_apply_to_the_running_session(fake: FakeEngine, clock: ManualClock):
@@ -113,7 +122,7 @@ async def test_frames_in_flight_at_a_persona_change_are_still_played(
 
 
 async def test_no_slot_for_a_new_persona_keeps_the_old_one(clock: ManualClock):
-    with FakeEngine(max_sessions=1) as fake:
+    with FakeEngine(max_sessions=1, features=HAND_OVER) as fake:
         service = PersonaPlexLLMService(
             fake, clock=clock, settings=Settings(system_instruction="You sell hats.")
         )
@@ -177,7 +186,7 @@ async def test_the_sampling_of_a_rejected_persona_stays(fake: FakeEngine, clock:
 
 
 async def test_the_sampling_of_a_persona_without_a_slot_is_refused_too(clock: ManualClock):
-    with FakeEngine(max_sessions=1) as fake:
+    with FakeEngine(max_sessions=1, features=HAND_OVER) as fake:
         service = PersonaPlexLLMService(fake, clock=clock)
         pipeline = RunningPipeline([service], clock=clock)
         events = Events(service)
@@ -209,7 +218,7 @@ async def test_settings_match_a_session_that_cannot_change_its_sampling(
 
 @pytest.mark.parametrize("refused", ["at once", "while pending", "after another change"])
 async def test_a_refused_persona_keeps_the_appended_instruction(clock: ManualClock, refused: str):
-    with FakeEngine(max_sessions=1 if refused == "at once" else 3) as fake:
+    with FakeEngine(max_sessions=1 if refused == "at once" else 3, features=HAND_OVER) as fake:
         first = Settings(system_instruction="You sell hats.")
         service = PersonaPlexLLMService(fake, clock=clock, settings=first)
         service.append_system_instruction("Be brief.")
@@ -238,7 +247,7 @@ async def test_a_refused_persona_keeps_the_appended_instruction(clock: ManualClo
 
 
 async def test_a_pending_session_gives_up_its_slot_to_a_new_persona(clock: ManualClock):
-    with FakeEngine(max_sessions=1, ready=False) as fake:
+    with FakeEngine(max_sessions=1, ready=False, features=HAND_OVER) as fake:
         service = PersonaPlexLLMService(fake, clock=clock)
         pipeline = RunningPipeline([service], clock=clock)
         events = Events(service)

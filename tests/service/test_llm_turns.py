@@ -89,6 +89,7 @@ async def test_the_greeting_is_spoken_once_the_session_is_ready(clock: ManualClo
             await pipeline.send(TTSSpeakFrame("And now this."))
             await pipeline.until_count(TTSSpeakFrame, 1)
             assert fake.sessions[0].said == ["Good morning!", "And now this."]
+            assert fake.sessions[0].said_when == ["now", "pause"]
             await pipeline.end_while_time_passes()
 
 
@@ -168,11 +169,12 @@ async def test_the_first_context_may_set_the_role(fake: FakeEngine, clock: Manua
     async with on_call(fake, clock) as (_, pipeline, events):
         context = LLMContext([{"role": "system", "content": "You sell tea."}])
         await pipeline.send(LLMContextFrame(context))
-        await started(pipeline, events, 2)
+        await pipeline.until(lambda: events.named("on_prompt_changed"))
         later = LLMContext([{"role": "system", "content": "You sell coffee."}])
         await pipeline.send(LLMContextFrame(later))
         await pipeline.until_count(LLMContextFrame, 2)
-    assert [s.persona.text_prompt for s in fake.sessions] == ["", "You sell tea."]
+    [session] = fake.sessions
+    assert [persona.text_prompt for persona in session.prompts] == ["You sell tea."]
 
 
 async def test_a_context_changes_nothing_when_the_role_is_set(fake: FakeEngine, clock: ManualClock):

@@ -1,0 +1,177 @@
+"""The part of the service that applies settings to the call, and undoes what is refused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Set
+from dataclasses import asdict, replace
+from typing import Any
+
+from loguru import logger
+from pipecat.frames.frames import LLMContextFrame
+from pipecat.services.llm_service import LLMService, LLMWithBackendRole
+from pipecat.services.settings import LLMSettings
+from pipecat.utils.errors import ErrorCategory
+
+from pipecat_personaplex.errors import ConfigError, PersonaPlexError
+from pipecat_personaplex.interface import EngineLike
+from pipecat_personaplex.service.call import Call
+from pipecat_personaplex.service.context import has_tools, system_prompt_of
+from pipecat_personaplex.service.errors import as_personaplex_error, category_of
+from pipecat_personaplex.service.requested_settings import RequestedSettings
+from pipecat_personaplex.service.settings import (
+    PERSONA_FIELDS,
+    SAMPLING_FIELDS,
+    PersonaPlexLLMSettings,
+)
+
+
+class SettingsService(LLMService):
+    """A service with a call whose persona and sampling follow its settings.
+
+    It warns of what has no effect: settings of other models, and tools. ``PersonaPlexLLMService``
+    adds the frames of the pipeline.
+
+    Args:
+        engine: A started engine.
+        settings: Settings that differ from the defaults.
+        clock: Returns monotonic seconds; paces the call's input.
+        **kwargs: Passed to ``LLMService``.
+
+    Raises:
+        ConfigError: ``engine`` is not an engine, or a setting has an invalid value.
+    """
+
+    Settings = PersonaPlexLLMSettings
+    _settings: PersonaPlexLLMSettings
+
+    def __init__(
+        self,
+        engine: EngineLike,
+        settings: PersonaPlexLLMSettings | None,
+        clock: Callable[[], float] = time.monotonic,
+        **kwargs: Any,
+    ):
+        if not callable(getattr(engine, "open_session", None)):
+            raise ConfigError(
+                f"engine must be a started Engine or RemoteEngine, not {type(engine).__name__}; "
+                "Engine.load(...) makes one"
+            )
+        complete = self.Settings.defaults()
+        given = {} if settings is None else complete.apply_update(settings)
+        # Validate now, not when the first caller connects.
+        complete.persona([])
+        complete.sampling()
+        super().__init__(settings=complete, **kwargs)
+        self._engine = engine
+        self._call = Call(engine, clock)
+        self._requested = RequestedSettings()
+        self._started = False
+        self._context_seen = self._tools_seen = False
+        self._warn_without_effect(given.keys())
+
+    @property
+    def session_id(self) -> str | None:
+        """The public id of the current session, as in every log line about it.
+
+        None if no session is open.
+        """
+        session = self._call.session
+        return None if session is None else session.id
+
+    def llm_with_backend_role_objection(self, role: LLMWithBackendRole) -> str:
+        """Decline both roles: the model calls no tools and does not respond to text."""
+        return (
+            f"{type(self).__name__} cannot be an LLMWithBackend {role}: its model calls no tools "
+            "and does not respond to text. Use the service by itself, and put the facts that the "
+            "agent must know into Settings(system_instruction=...)"
+        )
+
+    def register_function(self, function_name: str | None, handler: Any, **options: Any) -> None:
+        """Register a function and warn that the model never calls it."""
+        self._warn_of_tools()
+        super().register_function(function_name, handler, **options)
+
+    def _open_session(self) -> None:
+        persona = self._settings.persona(self._engine.voices)
+        self._call.open(persona, self._settings.sampling())
+        requested = self.Settings(
+            voice=self._settings.voice, system_instruction=self._base_system_instruction
+        )
+        self._requested.add(persona, requested)
+
+    async def _update_settings(  # type: ignore[override]
+        self, delta: LLMSettings
+    ) -> dict[str, Any]:
+        prompt = self._base_system_instruction
+        changed = await super()._update_settings(delta)
+        self._warn_without_effect(changed.keys())
+        if not self._started:
+            return changed
+        try:
+            if changed.keys() & PERSONA_FIELDS:
+                self._open_session()
+            elif changed.keys() & SAMPLING_FIELDS:
+                self._call.update(self._settings.sampling())
+        except Exception as error:
+            if "system_instruction" in changed:
+                changed["system_instruction"] = prompt  # without what LLMService appended
+            return await self._restore_settings(changed, as_personaplex_error(error))
+        return changed
+
+    async def _restore_settings(
+        self, changed: dict[str, Any], error: PersonaPlexError
+    ) -> dict[str, Any]:
+        """Undo changes that the engine refused; returns the changes that remain."""
+        refused = changed.keys() & (PERSONA_FIELDS | SAMPLING_FIELDS)
+        await super()._update_settings(self.Settings(**{name: changed[name] for name in refused}))
+        if self._call.persona is None:
+            await self._fail_call(error)
+        else:
+            await self._push_application_error(f"the settings were not changed: {error}", error)
+        return {name: old for name, old in changed.items() if name not in refused}
+
+    async def _restore_persona(self, error: PersonaPlexError) -> None:
+        """Set the settings back to those of the active session."""
+        persona, sampling = self._call.persona, self._call.sampling
+        if persona is not None and sampling is not None:
+            await super()._update_settings(replace(self._requested.of(persona), **asdict(sampling)))
+        await self._push_application_error(f"the persona was not changed: {error}", error)
+
+    async def _read_context(self, frame: LLMContextFrame) -> None:
+        if frame.speculation:
+            # LLMService holds back the response to a speculative context until the user's turn is
+            # over. This model responds to no particular turn and must not be silenced.
+            self._speculation_gate.begin_speculation(False)
+        if has_tools(frame.context):
+            self._warn_of_tools()
+        first, self._context_seen = not self._context_seen, True
+        # Later contexts are the aggregators' record of what the model has already heard.
+        if first and self._settings.system_instruction is None:
+            role = system_prompt_of(frame.context)
+            if role:
+                await self._update_settings(self.Settings(system_instruction=role))
+
+    def _warn_without_effect(self, names: Set[str]) -> None:
+        without_effect = names - PERSONA_FIELDS - SAMPLING_FIELDS
+        if without_effect:
+            self._warn(f"settings without effect: {', '.join(sorted(without_effect))}")
+
+    def _warn_of_tools(self) -> None:
+        if not self._tools_seen:
+            self._warn("tools have no effect, this model calls no functions")
+        self._tools_seen = True
+
+    def _warn(self, message: str) -> None:
+        logger.bind(session=self.session_id or "").warning(f"{self}: {message}")
+
+    async def _push_application_error(self, message: str, error: PersonaPlexError) -> None:
+        """Report an error after which the call continues, so the service stays usable."""
+        await self.push_error(message, error, category=ErrorCategory.APPLICATION)
+
+    async def _fail_call(self, error: PersonaPlexError) -> None:
+        """Report that this call cannot continue."""
+        await self.push_error(str(error), error, force_treat_as_permanent=True)
+
+    def _classify_error(self, exception: Exception) -> ErrorCategory | None:
+        return category_of(exception)
