@@ -33,7 +33,7 @@ from pipecat_personaplex.engine.memory_plan import plan_engine, require_memory, 
 from pipecat_personaplex.engine.prompt import build_prompt, speech_tokens, text_prompt_tokens
 from pipecat_personaplex.engine.step_loop import PendingSession, StepLoop
 from pipecat_personaplex.errors import EngineFailed, EngineFull, EngineStopped, PersonaPlexError
-from pipecat_personaplex.interface import EngineStats, SessionFrame
+from pipecat_personaplex.interface import ALL_FEATURES, EngineStats, Feature, SessionFrame
 from pipecat_personaplex.models.device import (
     cpu_threads,
     prepare_device,
@@ -188,6 +188,11 @@ class Engine:
     def healthy(self) -> bool:
         """False once the device or the model thread has failed; then load another engine."""
         return self._failure is None
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What its sessions can do."""
+        return ALL_FEATURES
 
     @property
     def voices(self) -> list[str]:
