@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.errors import LimitReached, PersonaPlexError
-from pipecat_personaplex.interface import EngineLike, SessionFrame, SessionLike
+from pipecat_personaplex.interface import CallHistory, EngineLike, SessionFrame, SessionLike
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class Draining:
     """The server is stopping; the session ends after this many seconds."""
 
     seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A speech or a prompt update has changed; see ``AsyncSession.notify``."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Ended:
 SessionEvent = Ready | SessionFrame | Ended
 """What an engine's session reports, in this order: Ready, frames, Ended."""
 
-Event = SessionEvent | Draining
+Event = SessionEvent | Draining | Progress
 """What ``AsyncSession.next`` returns."""
 
 
@@ -54,6 +59,7 @@ def open_session(
     persona: Persona,
     sampling: SamplingParams,
     deliver: Callable[[SessionEvent], object],
+    history: CallHistory | None = None,
 ) -> SessionLike:
     """Open a session whose callbacks become calls of ``deliver`` on the running event loop.
 
@@ -63,6 +69,7 @@ def open_session(
         sampling: How tokens are sampled.
         deliver: Called on the event loop with each event, in order. It is never called before
             this function returns.
+        history: A call to continue.
 
     Raises:
         PersonaPlexError: As ``Engine.open_session``.
@@ -80,6 +87,7 @@ def open_session(
         on_ready=lambda: report(Ready()),
         on_frame=report,
         on_end=lambda error: report(Ended(error)),
+        history=history,
     )
 
 
@@ -108,16 +116,25 @@ class AsyncSession:
         self._max_waiting = max_waiting
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._session: SessionLike | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._progress_waits = False
         self._ended: Ended | None = None
         self._on_end: list[Callable[[Ended], object]] = []
 
-    def open(self, engine: EngineLike, persona: Persona, sampling: SamplingParams) -> None:
+    def open(
+        self,
+        engine: EngineLike,
+        persona: Persona,
+        sampling: SamplingParams,
+        history: CallHistory | None = None,
+    ) -> None:
         """Open the engine's session; to be called once.
 
         Raises:
             PersonaPlexError: As ``Engine.open_session``.
         """
-        self._session = open_session(engine, persona, sampling, self.put)
+        self._loop = asyncio.get_running_loop()
+        self._session = open_session(engine, persona, sampling, self.put, history)
 
     @property
     def engine_session(self) -> SessionLike:
@@ -151,7 +168,16 @@ class AsyncSession:
         """
         if self._ended is not None and self._events.empty():
             return self._ended
-        return await self._events.get()
+        event = await self._events.get()
+        if isinstance(event, Progress):
+            self._progress_waits = False
+        return event
+
+    def notify(self) -> None:
+        """Queue ``Progress`` from any thread; does nothing while one is in the queue."""
+        assert self._loop is not None, "open() comes first"
+        with suppress(RuntimeError):  # the loop is closed: it has no listener
+            self._loop.call_soon_threadsafe(self.put, Progress())
 
     def put(self, event: Event) -> None:
         """Queue an event; dropped once the session has ended."""
@@ -159,6 +185,11 @@ class AsyncSession:
             return
         if isinstance(event, Ended):
             self.end(event.error)
+        elif isinstance(event, Progress):
+            # One says as much as many: it does not count as an event that waits.
+            if not self._progress_waits:
+                self._progress_waits = True
+                self._events.put_nowait(event)
         elif self._events.qsize() >= self._max_waiting:
             self.end(LimitReached("the client does not read what it is sent"), drop_events=True)
         else:

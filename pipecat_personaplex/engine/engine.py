@@ -42,7 +42,13 @@ from pipecat_personaplex.engine.prompt_updates import PromptUpdates
 from pipecat_personaplex.engine.speech import AgentSpeech
 from pipecat_personaplex.engine.step_loop import StepLoop
 from pipecat_personaplex.errors import EngineFailed, EngineFull, EngineStopped, PersonaPlexError
-from pipecat_personaplex.interface import CallHistory, EngineStats, SessionFrame
+from pipecat_personaplex.interface import (
+    ALL_FEATURES,
+    CallHistory,
+    EngineStats,
+    Feature,
+    SessionFrame,
+)
 from pipecat_personaplex.models.device import (
     cpu_threads,
     prepare_device,
@@ -197,6 +203,11 @@ class Engine:
     def healthy(self) -> bool:
         """False once the device or the model thread has failed; then load another engine."""
         return self._failure is None
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What its sessions can do."""
+        return ALL_FEATURES
 
     @property
     def voices(self) -> list[str]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pipecat_personaplex import errors
 from pipecat_personaplex.config import SamplingParams
 from pipecat_personaplex.errors import BadMessage, PersonaPlexError, SessionFailed
+from pipecat_personaplex.interface import MAX_HOLD_SECONDS, Feature
 
 VERSION = 1
 SESSION_PATH = "/v1/session"
@@ -18,11 +19,20 @@ SUBPROTOCOL = "personaplex.v1"
 BEARER_SUBPROTOCOL = "bearer."
 """Prefix of the key in a browser's subprotocol: a browser cannot send an Authorization header."""
 MAX_MESSAGE_BYTES = 64 << 10
+MAX_HISTORY_FRAMES = 3_000
+"""Frames of a call that ``Open`` may continue."""
+MAX_HISTORY_AUDIO_FRAMES = 32
+"""Frames of the caller's audio that ``Open`` may send with them."""
+MAX_SPEECHES = 64
+"""Speeches of a session that may wait or be spoken at once."""
+BASIC_FEATURES: frozenset[Feature] = frozenset({"say", "sampling"})
+"""What a server without the field ``features`` in its hello supports."""
 
 # More than any server has, and small enough that sums stay exact.
 _MAX_COUNT = 10**6
 
 _Count = Annotated[int, Field(ge=0, le=_MAX_COUNT)]
+_Id = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 # A public id is written to logs: it must not contain spaces or line breaks.
 _PublicId = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{0,64}$")]
@@ -40,7 +50,12 @@ class _FromServer(_Message):
 
 
 class Hello(_FromServer):
-    """From the server: its model, voices and slots; the first message of every connection."""
+    """From the server: its model, voices and slots; the first message of every connection.
+
+    Attributes:
+        features: What its sessions can do, as ``Feature``, and perhaps features that this client
+            does not know; None from a server that is older than this field.
+    """
 
     type: Literal["hello"] = "hello"
     version: int = VERSION
@@ -49,16 +64,25 @@ class Hello(_FromServer):
     sessions: _Count
     max_sessions: _Count
     draining: bool
+    features: list[str] | None = None
 
 
 class Open(_Message):
-    """From a client: open a session."""
+    """From a client: open a session.
+
+    Attributes:
+        history: Frames of the call that the session continues; binary messages with their tokens
+            follow. None for a new call.
+        history_audio: Frames of the caller's audio in the messages after them.
+    """
 
     type: Literal["open"] = "open"
     voice: str
     text_prompt: str = ""
     sampling: SamplingParams = Field(default_factory=SamplingParams)
     audio: AudioFormat = "pcm16"
+    history: Annotated[int, Field(ge=1, le=MAX_HISTORY_FRAMES)] | None = None
+    history_audio: Annotated[int, Field(ge=0, le=MAX_HISTORY_AUDIO_FRAMES)] | None = None
 
 
 class Opened(_FromServer):
@@ -101,18 +125,68 @@ class Resumed(_FromServer):
     Attributes:
         next_frame: The input frame that the server expects next.
         ready: Whether the prompt is computed.
+        instructions: Instructions that the server has received in this session; None from a server
+            that is older than this field.
     """
 
     type: Literal["resumed"] = "resumed"
     next_frame: int = Field(ge=0)
     ready: bool
+    instructions: Annotated[int, Field(ge=0)] | None = None
 
 
 class Say(_Message):
-    """From a client: words that the agent says next."""
+    """From a client: words that the agent says.
+
+    Attributes:
+        id: Larger than those before it in the session; ``SpeechState`` then reports the progress.
+            None for no report.
+        when: As ``SessionLike.say``; None for its default.
+    """
 
     type: Literal["say"] = "say"
     text: str
+    id: _Id | None = None
+    when: Literal["pause", "now"] | None = None
+
+
+class Hush(_Message):
+    """From a client: drop the words that have not begun, of one speech or of all.
+
+    Attributes:
+        id: The speech; None for all.
+    """
+
+    type: Literal["hush"] = "hush"
+    id: _Id | None = None
+
+
+class Hold(_Message):
+    """From a client: keep the agent silent for some seconds, except for words to say."""
+
+    type: Literal["hold"] = "hold"
+    seconds: float = Field(ge=0, le=MAX_HOLD_SECONDS, allow_inf_nan=False)
+
+
+class Release(_Message):
+    """From a client: end a hold now."""
+
+    type: Literal["release"] = "release"
+
+
+class UpdatePrompt(_Message):
+    """From a client: replace the persona; ``Prompted`` reports the result.
+
+    Attributes:
+        id: Repeated in ``Prompted``.
+        history: Newest frames of the call to remember; None for as many as fit.
+    """
+
+    type: Literal["prompt"] = "prompt"
+    id: _Id = 0
+    voice: str
+    text_prompt: str = ""
+    history: _Count | None = None
 
 
 class Update(_Message):
@@ -144,6 +218,38 @@ class Stats(_FromServer):
     queued_frames: int
 
 
+class SpeechState(_FromServer):
+    """From the server: how far a speech has got. ``said`` and ``cut`` are final.
+
+    Attributes:
+        id: As in ``Say``.
+        state: As ``Speech.state``.
+        spoken: Words that have been heard.
+    """
+
+    type: Literal["speech"] = "speech"
+    id: _Id
+    state: Literal["waiting", "speaking", "said", "cut"]
+    spoken: _Count
+
+
+class Prompted(_FromServer):
+    """From the server: the result of ``UpdatePrompt``.
+
+    Attributes:
+        id: As in ``UpdatePrompt``.
+        ok: Whether the new prompt is in effect; if not, the old one is, and the other fields say
+            why, as in ``Error``.
+    """
+
+    type: Literal["prompted"] = "prompted"
+    id: _Id = 0
+    ok: bool
+    code: str = ""
+    message: str = ""
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
 class Draining(_FromServer):
     """From the server: it is stopping and ends the session after at most this many seconds."""
 
@@ -167,8 +273,12 @@ class Error(_FromServer):
     details: dict[str, Any] = Field(default_factory=dict)
 
 
-ClientMessage = Open | Resume | Say | Update | AskStats | Close
-ServerMessage = Hello | Opened | Ready | Resumed | Stats | Draining | Closed | Error
+Instruction = Say | Hush | Hold | Release | UpdatePrompt | Update
+"""What changes a running session. Server and client count instructions to resume exactly."""
+ClientMessage = Open | Resume | Instruction | AskStats | Close
+ServerMessage = (
+    Hello | Opened | Ready | Resumed | SpeechState | Prompted | Stats | Draining | Closed | Error
+)
 
 _M = TypeVar("_M", ClientMessage, ServerMessage)
 _CLIENT: TypeAdapter[ClientMessage] = TypeAdapter(
@@ -247,7 +357,17 @@ def error_message(error: PersonaPlexError, *, fatal: bool) -> Error:
     )
 
 
-def rebuild_error(message: Error) -> PersonaPlexError:
+def prompted_message(id: int, error: PersonaPlexError | None) -> Prompted:
+    """The report of a prompt update that succeeded, or that failed with this error."""
+    if error is None:
+        return Prompted(id=id, ok=True)
+    message = error_message(error, fatal=False)
+    return Prompted(
+        id=id, ok=False, code=message.code, message=message.message, details=message.details
+    )
+
+
+def rebuild_error(message: Error | Prompted) -> PersonaPlexError:
     """Convert a server's message back to an error; ``SessionFailed`` if its code is unknown."""
     kind = _BY_CODE.get(message.code, SessionFailed)
     if kind not in _DETAILS:

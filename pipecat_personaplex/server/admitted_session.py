@@ -16,7 +16,8 @@ from loguru import logger
 
 from pipecat_personaplex.async_session import AsyncSession, Draining, Ended
 from pipecat_personaplex.config import Persona, SamplingParams
-from pipecat_personaplex.errors import EngineDraining
+from pipecat_personaplex.errors import ConfigError, EngineDraining
+from pipecat_personaplex.interface import CallHistory
 from pipecat_personaplex.server.auth import ApiClient
 from pipecat_personaplex.server.limits import Limits, check_length
 from pipecat_personaplex.server.refusals import describe_error
@@ -42,7 +43,12 @@ class AdmittedSession:
 
 
 def open_admitted_session(
-    state: ServerState, client: ApiClient, path: str, persona: Persona, sampling: SamplingParams
+    state: ServerState,
+    client: ApiClient,
+    path: str,
+    persona: Persona,
+    sampling: SamplingParams,
+    history: CallHistory | None = None,
 ) -> AdmittedSession:
     """Request a permit for a client and open a session.
 
@@ -52,13 +58,17 @@ def open_admitted_session(
         path: Path of the endpoint, for metrics and log.
         persona: Voice and role.
         sampling: How tokens are sampled.
+        history: A call to continue.
 
     Raises:
         LimitReached: The prompt is too long, or the client has no session left.
         EngineDraining: The server is stopping.
+        ConfigError: The engine cannot continue a call.
         PersonaPlexError: As ``Engine.open_session``.
     """
     check_length("a text prompt", persona.text_prompt, state.config)
+    if history is not None and "history" not in state.engine.features:
+        raise ConfigError("this server cannot continue a call that began at another server")
     session = AsyncSession(state.config.max_unsent_frames)
     permit = state.admission.admit(
         client,
@@ -66,7 +76,7 @@ def open_admitted_session(
         on_deadline=lambda: session.end(EngineDraining("the server has stopped")),
     )
     try:
-        session.open(state.engine, persona, sampling)
+        session.open(state.engine, persona, sampling, history)
     except BaseException:
         permit.release()
         raise

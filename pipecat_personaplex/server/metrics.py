@@ -34,6 +34,7 @@ class Metrics:
         sessions_opened: Label ``endpoint``: ``sessions_opened.labels("/v1/session").inc()``.
         resumes: Sessions that continued on another connection.
         messages_refused: Invalid messages from clients.
+        prompt_updates: Label ``result``: ``done``, or ``refused`` if the old prompt stays.
 
     Example::
 
@@ -56,6 +57,14 @@ class Metrics:
         self.messages_refused = Counter(
             "personaplex_messages_refused", "Messages that were refused", registry=self._registry
         )
+        self.prompt_updates = Counter(
+            "personaplex_prompt_updates",
+            "Requests to replace the prompt of a running session",
+            ["result"],
+            registry=self._registry,
+        )
+        for result in ("done", "refused"):
+            self.prompt_updates.labels(result)  # 0 until the first, instead of no value
         self._registry.register(_CurrentState(stats, admission))
 
     def render(self) -> bytes:

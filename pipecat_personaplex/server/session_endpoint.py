@@ -21,7 +21,8 @@ from pipecat_personaplex.errors import (
     SessionLost,
     UserError,
 )
-from pipecat_personaplex.interface import SessionFrame
+from pipecat_personaplex.interface import CallHistory, SessionFrame
+from pipecat_personaplex.protocol.call_history import HistoryReader
 from pipecat_personaplex.protocol.session_frames import ClientFrame
 from pipecat_personaplex.protocol.session_messages import (
     AskStats,
@@ -29,20 +30,24 @@ from pipecat_personaplex.protocol.session_messages import (
     Closed,
     Draining,
     Hello,
+    Hold,
+    Hush,
+    Instruction,
     Open,
     Opened,
     Ready,
+    Release,
     Resume,
     Resumed,
     Say,
     ServerMessage,
     Stats,
     Update,
+    UpdatePrompt,
     error_message,
     parse_client,
 )
 from pipecat_personaplex.server.auth import ApiClient
-from pipecat_personaplex.server.limits import check_length
 from pipecat_personaplex.server.sessions import ResumableSession, SessionRegistry
 from pipecat_personaplex.server.state import ServerState
 from pipecat_personaplex.server.websocket import (
@@ -88,14 +93,15 @@ class _Connection:
         try:
             async with asyncio.timeout(self._state.config.hello_seconds):
                 first = await self._socket.receive()
+                if isinstance(first, bytes):
+                    error = BadMessage("open or resume comes before audio")
+                    await self._refuse(error, UNSUPPORTED)
+                    return
+                request, history = await self._receive_request(first)
+            resumable, resume = self._open_or_find(request, history)
         except TimeoutError:
             await self._refuse(LimitReached("neither open nor resume came in time"))
             return
-        if isinstance(first, bytes):
-            await self._refuse(BadMessage("open or resume comes before audio"), UNSUPPORTED)
-            return
-        try:
-            resumable, resume = self._open_or_find(first)
         except PersonaPlexError as error:
             await self._refuse(error)
             return
@@ -112,19 +118,36 @@ class _Connection:
             sessions=stats.sessions,
             max_sessions=stats.max_sessions,
             draining=self._state.admission.draining,
+            features=sorted(self._state.engine.features),
         )
 
-    def _open_or_find(self, first: str) -> tuple[ResumableSession, Resume | None]:
-        """Return the session that a client's first message opens or resumes."""
+    async def _receive_request(self, first: str) -> tuple[Open | Resume, CallHistory | None]:
+        """Parse a client's first message, and receive the history that follows it, if any.
+
+        Raises:
+            BadMessage: A message is invalid.
+            Disconnected: The client has disconnected.
+        """
         match parse_client(first):
             case Open() as message:
-                return self._registry.open(self._client, message), None
+                reader = HistoryReader(message)
+                while not reader.complete:
+                    reader.accept(await self._socket.receive())
+                return message, reader.history
             case Resume() as message:
-                resumable = self._registry.find(self._client, message.session)
-                resumable.check_next(message.next_frame)
-                return resumable, message
+                return message, None
             case message:
                 raise BadMessage(f"open or resume comes first, not {message.type}")
+
+    def _open_or_find(
+        self, request: Open | Resume, history: CallHistory | None
+    ) -> tuple[ResumableSession, Resume | None]:
+        """Return the session that a client opens or resumes."""
+        if isinstance(request, Open):
+            return self._registry.open(self._client, request, history), None
+        resumable = self._registry.find(self._client, request.session)
+        resumable.check_next(request.next_frame)
+        return resumable, request
 
     async def _refuse(self, error: PersonaPlexError, code: int | None = None) -> None:
         """End a connection that has no session."""
@@ -169,6 +192,9 @@ class _Connection:
             match await session.next():
                 case SessionFrame() as frame:
                     await self._socket.send(resumable.pack(frame))
+                    await self._send_reports(resumable)
+                case async_session.Progress():
+                    await self._send_reports(resumable)
                 case async_session.Ready() if not ready_sent:
                     await self._send(Ready())
                 case async_session.Draining(seconds):
@@ -186,10 +212,24 @@ class _Connection:
             return
         self._state.metrics.resumes.inc()
         resumable.log.info("session resumed; frames sent again: {}", len(missed))
-        await self._send(Resumed(next_frame=resumable.next_frame, ready=resumable.session.ready))
+        await self._send(
+            Resumed(
+                next_frame=resumable.next_frame,
+                ready=resumable.session.ready,
+                instructions=resumable.executor.received,
+            )
+        )
         if self._state.admission.draining:
             await self._send(Draining(seconds=self._state.admission.seconds_left))
-        for message in missed:
+        for frame in missed:
+            await self._socket.send(frame)
+        for report in resumable.reports_since(next_frame):
+            await self._socket.send(report)
+
+    async def _send_reports(self, resumable: ResumableSession) -> None:
+        # All are stored before the first is sent: this connection may break meanwhile.
+        messages = [resumable.pack_report(report) for report in resumable.executor.reports()]
+        for message in messages:
             await self._socket.send(message)
 
     async def _conclude(self, error: PersonaPlexError | None, code: int | None = None) -> None:
@@ -220,14 +260,12 @@ class _Connection:
         Raises:
             BadMessage: The message is invalid, or does not belong into a running session.
         """
-        engine_session = resumable.session.engine_session
         try:
             match parse_client(text):
-                case Say(text=words):
-                    check_length("words to say", words, self._state.config)
-                    engine_session.say(words)
-                case Update(sampling=sampling):
-                    engine_session.update(sampling)
+                case (
+                    Say() | Hush() | Hold() | Release() | UpdatePrompt() | Update()
+                ) as instruction:
+                    await self._execute(resumable, instruction)
                 case AskStats():
                     await self._send(_stats(resumable))
                 case Close():
@@ -236,14 +274,30 @@ class _Connection:
                     raise BadMessage(f"the session is open already; {message.type} is out of place")
         except BadMessage:
             raise
-        except UserError as error:  # The session is unchanged and goes on.
-            self._state.count_invalid_message(error)
-            self._state.refusals.record(
-                error, client=self._client.label, session=resumable.session.id
-            )
+        except UserError as error:  # An invalid sampling parameter: the session goes on.
+            resumable.executor.received += 1
+            self._record_refusal(resumable, error)
             await self._send(error_message(error, fatal=False))
+
+    async def _execute(self, resumable: ResumableSession, instruction: Instruction) -> None:
+        try:
+            resumable.executor.execute(instruction)
+        except BadMessage:
+            raise
+        except UserError as error:  # The session is unchanged and goes on.
+            self._record_refusal(resumable, error)
+            report = resumable.executor.refuse(instruction, error)
+            packed = None if report is None else resumable.pack_report(report)
+            if not isinstance(instruction, UpdatePrompt):  # its report contains the error
+                await self._send(error_message(error, fatal=False))
+            if packed is not None:
+                await self._socket.send(packed)
         except EngineError:  # The session has ended; its Ended event is in the queue.
             pass
+
+    def _record_refusal(self, resumable: ResumableSession, error: UserError) -> None:
+        self._state.count_invalid_message(error)
+        self._state.refusals.record(error, client=self._client.label, session=resumable.session.id)
 
 
 def _stats(resumable: ResumableSession) -> Stats:

@@ -13,16 +13,19 @@ from itertools import islice
 from pipecat_personaplex.config import Persona
 from pipecat_personaplex.constants import FRAME_SECONDS
 from pipecat_personaplex.errors import BadMessage, EngineError, SessionLost
-from pipecat_personaplex.interface import SessionFrame
+from pipecat_personaplex.interface import CallHistory, SessionFrame
 from pipecat_personaplex.protocol.audio import FrameCodec, open_codec
 from pipecat_personaplex.protocol.session_frames import ClientFrame, ServerFrame
 from pipecat_personaplex.protocol.session_messages import SESSION_PATH, Open
 from pipecat_personaplex.server.admitted_session import AdmittedSession, open_admitted_session
 from pipecat_personaplex.server.auth import ApiClient
 from pipecat_personaplex.server.config import ServerConfig
+from pipecat_personaplex.server.instructions import InstructionExecutor, Report
 from pipecat_personaplex.server.state import ServerState
 
 _SECRET_BYTES = 32
+# Reports that may have to be sent again: more than a client may have speeches that wait.
+_MAX_STORED_REPORTS = 128
 
 
 class ResumableSession:
@@ -32,6 +35,7 @@ class ResumableSession:
         client: The client that opened it.
         admitted: The open session, its limits and its log.
         codec: Audio format of its messages.
+        executor: Executes the client's instructions.
         config: The server's limits.
 
     Attributes:
@@ -39,6 +43,7 @@ class ResumableSession:
         owner: Name of the client.
         session: The engine's session as events.
         log: Writes lines with the session's public id and its client.
+        executor: Executes the client's instructions.
         next_frame: Sequence number that the client's next frame must have.
     """
 
@@ -47,6 +52,7 @@ class ResumableSession:
         client: ApiClient,
         admitted: AdmittedSession,
         codec: FrameCodec,
+        executor: InstructionExecutor,
         config: ServerConfig,
     ):
         self.secret = secrets.token_urlsafe(_SECRET_BYTES)
@@ -54,6 +60,7 @@ class ResumableSession:
         self.owner = client.name
         self.session = admitted.session
         self.log = admitted.log
+        self.executor = executor
         self.next_frame = 0
         self._limits = admitted.limits
         self._codec = codec
@@ -62,6 +69,9 @@ class ResumableSession:
         max_stored = config.max_unsent_frames + math.ceil(config.resume_seconds / FRAME_SECONDS)
         self._stored: deque[bytes] = deque(maxlen=max_stored)
         self._frames_sent = 0
+        # The latest report of each speech and prompt update, with the frames sent before it; the
+        # oldest report first. Bounded by _MAX_STORED_REPORTS.
+        self._reports: dict[tuple[str, int], tuple[int, str]] = {}
         self._handover = asyncio.Lock()
         self._conversation: asyncio.Task[None] | None = None
         self._expiry: asyncio.TimerHandle | None = None
@@ -94,6 +104,16 @@ class ResumableSession:
         self._frames_sent = frame.index + 1
         return message
 
+    def pack_report(self, report: Report) -> str:
+        """Encode a report as a message, and store it in case it must be sent again."""
+        message = report.model_dump_json()
+        key = report.type, report.id
+        self._reports.pop(key, None)
+        self._reports[key] = self._frames_sent, message
+        if len(self._reports) > _MAX_STORED_REPORTS:
+            del self._reports[next(iter(self._reports))]
+        return message
+
     def check_next(self, next_frame: int) -> None:
         """Check the frame number from which a client wants to resume.
 
@@ -106,7 +126,7 @@ class ResumableSession:
             )
 
     def sent_since(self, next_frame: int) -> Sequence[bytes]:
-        """Return the stored messages from a frame on.
+        """Return the stored frames from a frame on, as messages.
 
         Raises:
             SessionLost: The frame is not stored any more.
@@ -115,6 +135,13 @@ class ResumableSession:
         if next_frame < dropped:
             raise SessionLost(f"frames before {dropped} are not stored any more")
         return list(islice(self._stored, next_frame - dropped, None))
+
+    def reports_since(self, next_frame: int) -> Sequence[str]:
+        """Return the stored reports that a client may have missed, as messages.
+
+        A report states the whole truth about its speech or prompt: it may arrive twice.
+        """
+        return [message for sent, message in self._reports.values() if sent >= next_frame]
 
     # One connection at a time.
 
@@ -171,8 +198,15 @@ class SessionRegistry:
         self._state = state
         self._sessions: dict[str, ResumableSession] = {}
 
-    def open(self, client: ApiClient, message: Open) -> ResumableSession:
+    def open(
+        self, client: ApiClient, message: Open, history: CallHistory | None = None
+    ) -> ResumableSession:
         """Open a session.
+
+        Args:
+            client: Who opens it.
+            message: What the client requests.
+            history: A call to continue.
 
         Raises:
             PersonaPlexError: As ``open_admitted_session``, or Opus is not installed.
@@ -180,10 +214,12 @@ class SessionRegistry:
         codec = open_codec(message.audio)
         persona = Persona(message.voice, message.text_prompt)
         admitted = open_admitted_session(
-            self._state, client, SESSION_PATH, persona, message.sampling
+            self._state, client, SESSION_PATH, persona, message.sampling, history
         )
         try:
-            resumable = ResumableSession(client, admitted, codec, self._state.config)
+            state = self._state
+            executor = InstructionExecutor(admitted.session, state.config, state.metrics)
+            resumable = ResumableSession(client, admitted, codec, executor, state.config)
         except BaseException:
             admitted.session.end(None, reason="the server failed to open it")
             raise

@@ -159,7 +159,7 @@ async def test_a_message_of_more_than_64_kib(server: LiveServer, fake: ServedFak
 async def test_errors_that_are_not_fatal(
     server: LiveServer, fake: ServedFakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_long(self: FakeSession, text: str) -> None:
+    def too_long(self: FakeSession, text: str, **options: object) -> None:
         raise SpeechTooLong(1_600, 1_500)
 
     async with SessionClient.opened(server.ws_url) as client:

@@ -1,0 +1,194 @@
+"""Executes the instructions of a session's client, and reports what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from pipecat_personaplex.async_session import AsyncSession
+from pipecat_personaplex.config import Persona
+from pipecat_personaplex.errors import BadMessage, LimitReached, PersonaPlexError
+from pipecat_personaplex.interface import Speech
+from pipecat_personaplex.protocol.session_messages import (
+    MAX_SPEECHES,
+    Hold,
+    Hush,
+    Instruction,
+    Prompted,
+    Release,
+    Say,
+    SpeechState,
+    Update,
+    UpdatePrompt,
+    prompted_message,
+)
+from pipecat_personaplex.server.config import ServerConfig
+from pipecat_personaplex.server.limits import check_length
+from pipecat_personaplex.server.metrics import Metrics
+from pipecat_personaplex.server.token_bucket import TokenBucket
+
+# A prompt update costs the model's time. The burst lets a client that sends one a second
+# be a little early.
+_PROMPTS_PER_SECOND = 1.0
+_PROMPT_BURST = 2.0
+
+Report = SpeechState | Prompted
+
+
+@dataclass(eq=False)
+class _SentSpeech:
+    """A speech that the engine has accepted, and what the client knows of it.
+
+    Attributes:
+        speech: The engine's handle. Its words and its state may change at any time until ``done``.
+        done: Whether the engine has finished with it; set on the engine's thread.
+        reported: State and spoken words as last reported.
+    """
+
+    speech: Speech
+    done: bool = False
+    reported: tuple[str, int] = ("waiting", 0)
+
+    def state(self, id: int) -> SpeechState:
+        """The report for the client; final only once the count of spoken words is final."""
+        done = self.done  # before the rest: what follows is then final
+        state = self.speech.state
+        if not done and state in ("said", "cut"):
+            state = "speaking" if self.speech.spoken else "waiting"
+        return SpeechState(id=id, state=state, spoken=self.speech.spoken)
+
+
+class InstructionExecutor:
+    """Executes a client's instructions in its session.
+
+    Args:
+        session: The session, open.
+        config: The server's limits.
+        metrics: Counts prompt updates.
+
+    Attributes:
+        received: Instructions so far, refused ones included.
+
+    Example::
+
+        executor = InstructionExecutor(session, config, metrics)
+        executor.execute(Say(text="Good morning!", id=1))
+        for report in executor.reports():
+            await socket.send(report.model_dump_json())
+    """
+
+    def __init__(self, session: AsyncSession, config: ServerConfig, metrics: Metrics):
+        self.received = 0
+        self._session = session
+        self._config = config
+        self._metrics = metrics
+        # Speeches with an id that are not finished; at most MAX_SPEECHES.
+        self._speeches: dict[int, _SentSpeech] = {}
+        self._last_id = -1
+        # The id of the prompt update in flight, and its result once the engine has reported it.
+        self._prompt_id: int | None = None
+        self._prompt_result: tuple[PersonaPlexError | None] | None = None
+        now = asyncio.get_running_loop().time()
+        self._prompts = TokenBucket(_PROMPTS_PER_SECOND, _PROMPT_BURST, now)
+
+    def execute(self, instruction: Instruction) -> None:
+        """Do what a client requests.
+
+        Raises:
+            BadMessage: The id of a speech is not larger than those before it.
+            UserError: The instruction is refused; the session is unchanged.
+            EngineError: The session has ended.
+        """
+        self.received += 1
+        session = self._session.engine_session
+        match instruction:
+            case Say():
+                self._say(instruction)
+            case Hush(id=None):
+                session.hush()
+            case Hush(id=int(id)):
+                if (sent := self._speeches.get(id)) is not None:
+                    session.hush(sent.speech)
+            case Hold(seconds=seconds):
+                session.hold(seconds)
+            case Release():
+                session.release()
+            case Update(sampling=sampling):
+                session.update(sampling)
+            case UpdatePrompt():
+                self._update_prompt(instruction)
+
+    def refuse(self, instruction: Instruction, error: PersonaPlexError) -> Report | None:
+        """The report that a refused instruction requires, if any."""
+        match instruction:
+            case Say(id=int(id)):
+                return SpeechState(id=id, state="cut", spoken=0)
+            case UpdatePrompt(id=id):
+                self._metrics.prompt_updates.labels("refused").inc()
+                return prompted_message(id, error)
+        return None
+
+    def reports(self) -> list[Report]:
+        """What has changed since the last call."""
+        changed: list[Report] = []
+        for id, sent in list(self._speeches.items()):
+            report = sent.state(id)
+            if (report.state, report.spoken) != sent.reported:
+                sent.reported = report.state, report.spoken
+                changed.append(report)
+            if report.state in ("said", "cut"):
+                del self._speeches[id]
+        if self._prompt_id is not None and self._prompt_result is not None:
+            (error,) = self._prompt_result
+            changed.append(prompted_message(self._prompt_id, error))
+            self._metrics.prompt_updates.labels("refused" if error else "done").inc()
+            self._prompt_id = self._prompt_result = None
+        return changed
+
+    def _say(self, message: Say) -> None:
+        if message.id is not None:
+            if message.id <= self._last_id:
+                raise BadMessage(
+                    f"the id of a speech must be larger than {self._last_id}, not {message.id}"
+                )
+            self._last_id = message.id
+        check_length("words to say", message.text, self._config)
+        if len(self._speeches) >= MAX_SPEECHES:
+            raise LimitReached(f"{MAX_SPEECHES} speeches already wait")
+        session, when = self._session.engine_session, message.when or "pause"
+        if message.id is None:
+            session.say(message.text, when=when)
+            return
+        # The engine may report the end before ``say`` has returned.
+        sent = _SentSpeech(Speech(message.text, 0))
+
+        def finish(speech: Speech) -> None:
+            sent.speech, sent.done = speech, True
+            self._session.notify()
+
+        speech = session.say(message.text, when=when, on_done=finish)
+        if not sent.done:
+            sent.speech = speech
+        self._speeches[message.id] = sent
+
+    def _update_prompt(self, message: UpdatePrompt) -> None:
+        check_length("a text prompt", message.text_prompt, self._config)
+        if self._prompt_id is not None:
+            raise LimitReached("a prompt update is in progress; wait for its result")
+        if not self._prompts.take(asyncio.get_running_loop().time()):
+            raise LimitReached("a session may update its prompt once a second")
+
+        def finish(error: PersonaPlexError | None) -> None:
+            self._prompt_result = (error,)
+            self._session.notify()
+
+        self._prompt_id = message.id
+        try:
+            self._session.engine_session.update_prompt(
+                Persona(message.voice, message.text_prompt),
+                history=message.history,
+                on_done=finish,
+            )
+        except BaseException:
+            self._prompt_id = self._prompt_result = None
+            raise
