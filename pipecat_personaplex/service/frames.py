@@ -38,14 +38,9 @@ class AgentOutput:
         """Set the sample rate of the audio, in Hz."""
         self._resampler = StreamResampler(SAMPLE_RATE, rate)
 
-    def frames(self, model_frame: SessionFrame, *, mid_speech: bool = False) -> Iterator[Frame]:
-        """Yield the Pipecat frames for 80 ms of the model, in the order to push them.
-
-        Args:
-            model_frame: What the model has generated.
-            mid_speech: As in ``Transcript.push``.
-        """
-        yield from self._transcript.push(model_frame.text, mid_speech=mid_speech)
+    def frames(self, model_frame: SessionFrame) -> Iterator[Frame]:
+        """Yield the Pipecat frames for 80 ms of the model, in the order to push them."""
+        yield from self._transcript.push(model_frame.text)
         pcm = model_frame.pcm
         pcm, silent = self._gate.process(pcm) if self._gate else (pcm, False)
         if not (silent and self._playout is not None and self._playout.long):

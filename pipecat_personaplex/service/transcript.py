@@ -40,13 +40,8 @@ class Transcript:
         self._quiet_frames = 0
         self._decoder = PieceDecoder()
 
-    def push(self, piece: str, *, mid_speech: bool = False) -> list[Frame]:
-        """Add the piece of one model frame and return the frames to push.
-
-        Args:
-            piece: The text piece; empty for padding.
-            mid_speech: Whether forced words are still to come, so that a gap is only a pause.
-        """
+    def push(self, piece: str) -> list[Frame]:
+        """Add the piece of one model frame, empty for padding; returns the frames to push."""
         ended = self.close() if self._interrupted else []
         text = self._decoder.decode(piece)
         if not self._open:
@@ -60,7 +55,7 @@ class Transcript:
         if piece:
             return ended  # the start of a character, or a space before the first word
         self._quiet_frames += 1
-        if self._quiet_frames >= TURN_GAP_FRAMES and not mid_speech:
+        if self._quiet_frames >= TURN_GAP_FRAMES:
             return ended + self.close()
         return ended + self._end_word()
 
