@@ -195,5 +195,12 @@ class Persona:
 
     def __post_init__(self) -> None:
         for name in ("voice", "text_prompt"):
-            if not isinstance(getattr(self, name), str):
-                raise ConfigError(f"{name} must be text, not {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise ConfigError(f"{name} must be text, not {value!r}")
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise ConfigError(
+                    f"{name} is not valid text: character {error.start} is half of a surrogate pair"
+                ) from None

@@ -225,13 +225,11 @@ class Session:
             persona: The new voice and role. ``Session.persona`` changes when it is in effect.
             history: Newest frames to remember; None for as many as fit into the window.
             on_done: Called once on the model thread, before ``on_end``; must return at once. With
-                None when the new prompt is in effect, or with the error that left the old one in
-                effect: a later prompt has replaced it, or the session has ended.
+                None, or with the error that left the old prompt in effect: a later one has
+                replaced this one, the session has ended, or it could not be computed.
 
         Raises:
-            PromptTooLong: The prompt has too many frames.
-            VoiceNotFound: The engine has no voice of the persona's name.
-            ConfigError: An argument is invalid.
+            UserError: The prompt is too long, the voice unknown, or an argument invalid.
             SessionFailed: The session is over.
         """
         self._require_open()

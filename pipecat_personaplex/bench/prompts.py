@@ -26,13 +26,9 @@ def measure_prompts(model: LoadedModel, options: BenchOptions, echo: Echo) -> di
         options: Give the length of the prompt and of one prefill chunk.
         echo: Prints one line of results.
     """
-    config, lm, device, window = model.config, model.lm, model.device, model.window
+    lm, device, window = model.lm, model.device, model.window
     frames, chunk = options.prompt_frames, options.engine.prefill_chunk
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(
-        0, min(config.lm.card, config.lm.text_card), (frames, STREAMS), generator=generator
-    )
-    prompt = Prompt(("bench", ()), prompt_columns(tokens, config), None)
+    prompt = random_prompt(model, frames)
     runner = new_runner(model, 1)
 
     def compute() -> Prefix:
@@ -76,6 +72,18 @@ def measure_prompts(model: LoadedModel, options: BenchOptions, echo: Echo) -> di
         f"{first_token_ms:,.2f} ms"
     )
     return report
+
+
+def random_prompt(model: LoadedModel, frames: int) -> Prompt:
+    """Return a prompt of random tokens."""
+    config = model.config
+    tokens = torch.randint(
+        0,
+        min(config.lm.card, config.lm.text_card),
+        (frames, STREAMS),
+        generator=torch.Generator().manual_seed(0),
+    )
+    return Prompt(("bench", ()), prompt_columns(tokens, config), None)
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ from pipecat_personaplex.bench.models import RANDOM_MODELS, load_model, read_arc
 from pipecat_personaplex.bench.parts import measure_parts
 from pipecat_personaplex.bench.peer import measure_peer
 from pipecat_personaplex.bench.prompts import measure_prompts
+from pipecat_personaplex.bench.replays import measure_replays
 from pipecat_personaplex.bench.steps import measure_steps
 from pipecat_personaplex.bench.timing import free_memory
 from pipecat_personaplex.engine.memory_plan import (
@@ -86,6 +87,8 @@ def run(options: BenchOptions, echo: Echo) -> Result:
         echo("weights are random: the speed is that of the model, the sound is noise")
     if "prompts" in options.measure:
         report["prefill"] = measure_prompts(model, options, echo)
+        free_memory(device)
+        report["replays"] = measure_replays(model, options, fill, echo)
         free_memory(device)
     result = Result(report)
     if "steps" in options.measure:

@@ -27,7 +27,16 @@ personaplex bench --random-7b --measure parts,bandwidth --markdown
 The last line is JSON, for scripts: personaplex bench --random-7b | tail -n 1 | jq .sessions"""
 
 
-@engine_options()
+@engine_options(
+    "model",
+    "device",
+    "dtype",
+    "quantization",
+    "kv_dtype",
+    "context",
+    "threads",
+    "cuda_graphs",
+)
 def bench(
     ctx: typer.Context,
     options: EngineOptions,
@@ -52,7 +61,8 @@ def bench(
         str,
         typer.Option(
             metavar="WHAT,WHAT,...",
-            help="[bold]prompts[/bold]: prefill step by step, in parallel and from the cache. "
+            help="[bold]prompts[/bold]: prefill step by step, in parallel, and from the cache; and "
+            "a new prompt for a running call, beside the callers of the largest batch. "
             "[bold]steps[/bold]: the whole step, from audio in to audio out. "
             "[bold]parts[/bold]: each part of a step, and how long it would take to only read its "
             "bytes once. [bold]bandwidth[/bold]: bytes per second of attention over full windows "

@@ -301,11 +301,6 @@ class Engine:
             max_queued_frames=self.config.max_queued_frames,
         )
         prompt = self._build_prompt(persona)
-        if lm.context <= prompt.frames:
-            # The user chose a configured context; a small checkpoint has no other.
-            level = "WARNING" if self.config.context else "DEBUG"
-            message = "the prompt of {} frames is longer than context {}: its start is forgotten"
-            logger.bind(session=session.id).log(level, message, prompt.frames, lm.context)
         with self._lock:
             self._require_slot()
             self._open.add(session)
@@ -358,23 +353,13 @@ class Engine:
         """Metrics of the engine; cheap enough to read every second."""
         with self._lock:
             open_sessions = [session for session in self._open if not session.closed]
-        counters, prefixes = self._loop.counters, self._loop.prefixes
-        return EngineStats(
+        return self._loop.counters.stats(
+            self._loop.prefixes,
             healthy=self.healthy,
             sessions=len(open_sessions),
             queued_frames=sum(session.queued_frames for session in open_sessions),
             max_sessions=self.max_sessions,
-            steps=counters.steps,
-            frames=counters.frames,
-            late_frames=counters.late_frames,
             refused=self._refused,
-            step_p50_ms=counters.recent_step_ms(50),
-            step_p99_ms=counters.recent_step_ms(99),
-            step_seconds_total=counters.step_seconds_total,
-            step_histogram=tuple(counters.step_histogram),
-            prefix_hits=prefixes.hits,
-            prefix_misses=prefixes.misses,
-            prefix_bytes=prefixes.nbytes,
         )
 
     # The following methods run on the model thread.

@@ -39,6 +39,9 @@ class History:
     Args:
         window: Frames to store. Older ones are overwritten.
         past: The call that the session continues, if any. Its frames come first.
+
+    Attributes:
+        frames: Frames added so far, those of the past call included.
     """
 
     def __init__(self, window: int, past: CallHistory | None = None):
@@ -46,7 +49,6 @@ class History:
         self._ring: Tokens = np.empty((window, STREAMS), dtype=np.int16)  # frame f: f % window
         self._caller: deque[Pcm] = deque(maxlen=WARM_UP_FRAMES)  # [1920] each
         self.frames = 0
-        """Frames added so far, those of the past call included."""
         if past is not None:
             for row in past.tokens[-window:]:
                 self._ring[self.frames] = row

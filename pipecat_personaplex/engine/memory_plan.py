@@ -94,7 +94,9 @@ class MemoryPlan:
         # Small numbers of slots need no spare slot: see ``spare_slots``.
         while count and self._of_slots(count, spare_slots(count) * self.spare_slots) > room:
             count -= 1
-        return count
+        # One session runs also without room for a replay; see ``require_memory``.
+        alone = self.fixed - self.replay + self._of_slots(1, 0)
+        return count or int(alone <= available)
 
     def describe(self, available: int | None) -> str:
         """The plan as a sum in GiB, on one line.
@@ -247,6 +249,14 @@ def require_memory(plan: MemoryPlan, device: torch.device, filled: int = 1) -> N
     if available is None or plan.total <= available:
         return
     if device.type == "cuda":
+        if plan.slots == 1 and plan.total - plan.replay <= available:
+            logger.warning(
+                "memory in GiB: {}: too little for a replay, so update_prompt may be refused and "
+                "the persona forgotten; {} need less",
+                plan.describe(available),
+                plan.suggestions(),
+            )
+            return
         raise ConfigError(_refusal(plan, plan.describe(available), plan.fitting_slots(available)))
     weights = plan.weights + plan.codec
     required = weights + filled * plan.per_slot

@@ -40,6 +40,9 @@ class PromptUpdates:
 
     Args:
         build: Makes the prompt of a persona. It may raise ``UserError``.
+
+    Attributes:
+        waiting: The newest request that has not begun. The model thread reads it without the lock.
     """
 
     def __init__(self, build: Callable[[Persona], Prompt]):
@@ -49,7 +52,6 @@ class PromptUpdates:
         self._current: PromptUpdate | None = None
         self._closed = False
         self.waiting: PromptUpdate | None = None
-        """The newest request that has not begun. Read it without the lock."""
 
     def request(self, persona: Persona, history: int | None, on_done: OnDone | None) -> None:
         """Request a new prompt; safe on any thread.

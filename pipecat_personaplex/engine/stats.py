@@ -5,10 +5,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipecat_personaplex.interface import STEP_BOUNDS_MS
+from pipecat_personaplex.interface import STEP_BOUNDS_MS, EngineStats
+
+if TYPE_CHECKING:
+    from pipecat_personaplex.engine.prefill import PrefixCache
 
 _RECENT_STEPS = 1024
 
@@ -38,3 +42,32 @@ class Counters:
         # list() copies a deque under the interpreter lock, while the model thread may append.
         recent = list(self.step_seconds)
         return float(np.percentile(recent, percentile)) * 1e3 if recent else 0.0
+
+    def stats(
+        self,
+        prefixes: PrefixCache,
+        *,
+        healthy: bool,
+        sessions: int,
+        queued_frames: int,
+        max_sessions: int,
+        refused: int,
+    ) -> EngineStats:
+        """These totals with the engine's state, as its users see them; safe on any thread."""
+        return EngineStats(
+            healthy=healthy,
+            sessions=sessions,
+            queued_frames=queued_frames,
+            max_sessions=max_sessions,
+            steps=self.steps,
+            frames=self.frames,
+            late_frames=self.late_frames,
+            refused=refused,
+            step_p50_ms=self.recent_step_ms(50),
+            step_p99_ms=self.recent_step_ms(99),
+            step_seconds_total=self.step_seconds_total,
+            step_histogram=tuple(self.step_histogram),
+            prefix_hits=prefixes.hits,
+            prefix_misses=prefixes.misses,
+            prefix_bytes=prefixes.nbytes,
+        )

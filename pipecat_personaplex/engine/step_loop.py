@@ -57,6 +57,7 @@ class StepLoop:
         self._config = config
         self._ended = ended
         self._device = checkpoint.mimi.frequencies.device
+        self._context = checkpoint.config.lm.context
         self._runner = ModelRunner(
             checkpoint.config,
             checkpoint.lm,
@@ -118,6 +119,9 @@ class StepLoop:
         elif self._pending:
             self._replay_is_next = True
             self._advance_prompt()
+        if slot is not None or self._pending:
+            # The thread would otherwise queue many pieces on the device in front of the next step.
+            self._synchronize()
         return slot is not None or self._has_work()
 
     # Sessions and slots.
@@ -131,6 +135,14 @@ class StepLoop:
                 session.persona.voice,
                 pending.prompt.frames,
             )
+            if pending.prompt.frames >= self._context:
+                # The user chose a configured context; a small checkpoint has no other.
+                logger.bind(session=session.id).log(
+                    "WARNING" if self._config.context else "DEBUG",
+                    "the prompt of {} frames is longer than context {}: its start is forgotten",
+                    pending.prompt.frames,
+                    self._context,
+                )
 
     def _release_closed(self) -> None:
         """End the sessions that have been closed and free their slots."""

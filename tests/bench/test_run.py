@@ -77,6 +77,15 @@ def test_prompts(short_run: Run) -> None:
     assert prefill["cold_ms"] > 5 * prefill["cached_ms"]
 
 
+def test_replays(short_run: Run) -> None:
+    replays = short_run.report["replays"]
+    assert set(replays) == {"24"}  # 47 frames of window, of which the prompt takes 23
+    for row in replays.values():
+        assert row["total_ms"] > row["swap_ms"] > 0
+        assert row["late"] <= row["stepped"]
+    assert any("new prompt for a call of 24 frames" in line for line in short_run.lines)
+
+
 def test_memory(short_run: Run) -> None:
     memory = short_run.report["memory"]
     assert memory["slot_bytes"] == memory["plan"]["kv_per_slot"] + memory["plan"]["codec_per_slot"]

@@ -13,13 +13,13 @@ from pipecat_personaplex.config import EngineConfig
 
 ALL = {
     *("--model", "--device", "--dtype", "--quantization", "--kv-dtype", "--context", "--threads"),
-    "--cuda-graphs",
+    *("--cuda-graphs", "--keep-persona"),
 }
 OF_COMMANDS = {
     "offline": ALL,
-    "bench": ALL,
+    "bench": ALL - {"--keep-persona"},
     "serve": ALL,
-    "drift": ALL - {"--cuda-graphs"},
+    "drift": ALL - {"--cuda-graphs", "--keep-persona"},
     # --quantization is a required option of the command itself.
     "quantize": {"--model", "--device", "--quantization"},
     "voices list": {"--model", "--device"},
@@ -29,6 +29,7 @@ OF_COMMANDS = {
 VALUES = [
     *("--model", "nano", "--device", "cuda:1", "--dtype", "bfloat16", "--quantization", "int8"),
     *("--kv-dtype", "fp8", "--context", "500", "--threads", "3", "--no-cuda-graphs"),
+    "--no-keep-persona",
 ]
 
 
@@ -56,6 +57,7 @@ def test_options_become_one_object() -> None:
         context=500,
         cpu_threads=3,
         cuda_graphs=False,
+        keep_persona=False,
     )
     assert parse(*VALUES, "--size", "2") == (EngineOptions("nano", config), 2)
 

@@ -197,7 +197,7 @@ def test_a_failing_prompt_fails_its_own_session_only(
         raise MemoryError("no room for the prompt")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipecat_personaplex.engine.step_loop.Prefill.advance", fail)
+        patch.setattr("pipecat_personaplex.engine.pending.Prefill.advance", fail)
         call = Call(engine, Persona(voice="NATF2", text_prompt="A prompt that is not cached."))
         error = call.ends.get(timeout=WAIT)
     assert isinstance(error, SessionFailed)

@@ -139,6 +139,7 @@ PLAN = MemoryPlan(
     slots=8,
     spare_slots=1,
     prompts=2 * GIB,
+    replay=0,
     workspace=GIB,
     workspace_per_slot=0,
     quantization=None,
@@ -163,6 +164,23 @@ def test_a_gpu_that_is_too_small(monkeypatch: pytest.MonkeyPatch, free: float, f
         "kv_dtype fp8, a smaller context, quantization int8 or quantization int4 need less",
     ):
         assert part in message
+
+
+def test_one_session_runs_without_room_for_a_replay(
+    monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    one = replace(PLAN, slots=1, spare_slots=0, replay=GIB)
+    free = one.total - GIB
+    monkeypatch.setattr(memory, "available_bytes", lambda device: free)
+    assert one.fitting_slots(free) == 1
+    require_memory(one, CUDA)
+    assert "too little for a replay" in messages[-1]
+    assert one.fitting_slots(free - 1) == 0
+    with pytest.raises(ConfigError):
+        require_memory(replace(one, slots=2), CUDA)
+    free -= 1
+    with pytest.raises(ConfigError, match=r"replay 1.00 .* not even one session fits"):
+        require_memory(one, CUDA)
 
 
 def test_few_sessions_need_no_spare_slot() -> None:
@@ -204,12 +222,13 @@ def resolved_sessions(
     ("device", "free", "sessions"),
     [
         (CUDA, 79, 8),
-        (CUDA, 23.5, 2),
-        (CUDA, 22, 1),
+        (CUDA, 25, 2),
+        (CUDA, 23.5, 1),
+        (CUDA, 22, 1),  # without room for a replay
         (CUDA, 10, 1),  # not even one fits
         (CUDA, None, 8),
         (CPU, 64, 8),
-        (CPU, 48, 5),
+        (CPU, 48, 4),
         (CPU, None, 8),
     ],
 )
@@ -321,4 +340,6 @@ def test_the_plan_depends_on_window_and_slots() -> None:
     config = replace(read_config(CHECKPOINT / "config.json"), mimi=MimiConfig())
     whole, part = plan(config), plan(config, window=24, slots=1)
     assert whole.kv_per_slot == part.kv_per_slot * 47 / 24
-    assert whole.total - part.total == 2 * whole.per_slot + whole.kv_per_slot - part.kv_per_slot
+    shorter = whole.kv_per_slot - part.kv_per_slot
+    # Keys and values of two slots more, of one longer slot, and of a longer replay.
+    assert whole.total - part.total == 2 * whole.per_slot + 2 * shorter

@@ -164,6 +164,8 @@ def test_a_persona_that_cannot_be_used_is_refused_at_once(
         call.update(Persona("NATF2", "good conversation " * 4000))
     with pytest.raises(VoiceNotFound):
         call.update(Persona("NATX9"))
+    with pytest.raises(ConfigError, match="text_prompt is not valid text: character 3"):
+        call.update(Persona("NATF2", "Hi \ud800"))
     said += [tokens(call.answer(pcm)) for pcm in USER[5:10]]
     assert said == expected[:10]
     call.hang_up()

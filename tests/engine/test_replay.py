@@ -59,11 +59,17 @@ class Caller:
 
 
 def run(
-    engine: Engine, callers: list[Caller], swaps: dict[int, list[int]], forced: dict[int, int]
+    engine: Engine,
+    callers: list[Caller],
+    swaps: dict[int, list[int]],
+    forced: dict[int, int],
+    fixed: bool = False,
 ) -> None:
     """Step all callers together. ``swaps``: frame -> callers; ``forced``: frame -> text token."""
     checkpoint = engine.checkpoint
-    runner = ModelRunner(checkpoint.config, checkpoint.lm, checkpoint.mimi, len(callers), CPU)
+    runner = ModelRunner(
+        checkpoint.config, checkpoint.lm, checkpoint.mimi, len(callers), CPU, fixed=fixed
+    )
     for slot, caller in enumerate(callers):
         runner.join(slot, prefix_of(engine, caller.prompt), caller.sampling)
     batch = Batch.of(range(len(callers)), CPU)
@@ -129,6 +135,17 @@ def test_the_same_prompt_and_all_frames_give_the_same_tokens(
         torch.testing.assert_close(
             torch.stack(one.audio), torch.stack(other.audio), atol=1e-5, rtol=0
         )
+
+
+def test_a_swap_between_steps_at_fixed_addresses(loaded_engine: Engine) -> None:
+    """As with CUDA graphs: the step takes nothing but its buffers from the host."""
+    random = np.random.default_rng(3)
+    callers = new_callers(loaded_engine, random, 40, 2)
+    undisturbed = [Caller(c.prompt, c.sampling, c.pcm) for c in callers]
+    run(loaded_engine, undisturbed, {}, {}, fixed=True)
+    run(loaded_engine, callers, {0: [0, 1], 3: [0], 17: [1, 0], 30: [1]}, {}, fixed=True)
+    for one, other in zip(undisturbed, callers, strict=True):
+        assert torch.equal(one.table(), other.table())
 
 
 def test_extending_a_prompt_equals_a_longer_prompt(loaded_engine: Engine) -> None:
