@@ -25,6 +25,7 @@ from pipecat_personaplex.interface import Speech
 from pipecat_personaplex.session import Session
 from pipecat_personaplex.words import words_of
 from training.nano import script, wordings
+from training.nano.calls import reference
 from training.nano.clips import Background, speak_turn
 from training.nano.codec_data import add_at
 from training.nano.espeak import Pcm, speaker
@@ -34,7 +35,6 @@ from training.nano.evaluate import (
     agent_text_between,
     audible,
     nearest_sentence,
-    reference,
 )
 from training.nano.noise import rms
 from training.nano.voices import AGENT_VOICES, held_out_voices
