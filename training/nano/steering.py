@@ -1,7 +1,7 @@
 """Measures what a session's ``say``, ``hush`` and ``hold`` do with nano and spoken callers.
 
-Run ``python -m training.nano.steering``; the last line is JSON. Times are those of the audio: from
-the frame before which a method was called to the sample at which the agent is heard.
+Run ``python -m training.nano.steering``. Times are those of the audio: from the frame before which
+a method was called to the sample at which the agent is heard.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import numpy as np
 import typer
@@ -271,52 +271,89 @@ def released(engine: Engine, seed: int) -> bool:
     return scene.answers(engine, talk, intent, end - 0.2)
 
 
-def measure(engine: Engine, share: float = 1.0) -> dict[str, object]:
-    """Run all scenes on a started engine.
+class Runner(Protocol):
+    """Runs a scene once for each seed from 0 to ``count - 1``; the results in that order."""
 
-    Args:
-        engine: A running engine with nano.
-        share: Share of the scenes to run.
-    """
+    def __call__(self, run: Callable[[Engine, int], T], count: int) -> list[T]:
+        """Run a scene ``count`` times."""
+        ...
 
-    def each(run: Callable[[Engine, int], T], count: int) -> list[T]:
-        with ThreadPoolExecutor(_CONCURRENT_CALLS) as pool:
-            return list(pool.map(partial(run, engine), range(max(1, round(count * share)))))
 
+def speech_of_a_silent_call(each: Runner) -> dict[str, object]:
+    """S1: how clearly and how soon a known sentence is heard, and what the agent adds."""
     stoi, delays, behind = zip(*each(forced, 24), strict=True)
-    placed, heard, words, counted = np.sum(each(talked_over, 24), axis=0)
-    cuts = each(interrupted, 16)
-    holds = each(held, 80)
     return {
-        "s1_stoi_median": float(np.median(stoi)),
-        "s1_delay_p50_s": float(np.median(delays)),
-        "s1_delay_p95_s": float(np.percentile(delays, 95)),
-        "s1_calls": len(stoi),
-        "s2_words": int(words),
-        "s2_placed": int(placed),
-        "s2_sound": float(heard / placed),
-        "s2_counted": int(counted),
-        "s2_calls_with_words_behind": sum(count > 0 for count in behind),
-        "s3_quiet_after_hush_s": sorted(round(cut.quiet_after_hush, 2) for cut in cuts),
-        "s3_quiet_after_caller_s": sorted(round(cut.quiet_after_caller, 2) for cut in cuts),
-        "s3_answered": sum(cut.answered for cut in cuts),
-        "s3_spoken_exact": sum(cut.spoken == cut.heard for cut in cuts),
-        "s3_spoken_and_heard": [(cut.spoken, cut.heard) for cut in cuts],
-        "s3_calls": len(cuts),
-        "h1_audible_hops": sum(hops for hops, _ in holds),
-        "h1_holds": len(holds),
-        "h1_said_after": sum(said for _, said in holds),
-        "h1_right_after_release": sum(each(released, 16)),
+        "calls": len(stoi),
+        "stoi_median": float(np.median(stoi)),
+        "delay_p50_s": float(np.median(delays)),
+        "delay_p95_s": float(np.percentile(delays, 95)),
+        "calls_with_words_behind": sum(count > 0 for count in behind),
     }
 
 
+def speech_under_a_talking_caller(each: Runner) -> dict[str, object]:
+    """S2: whether the words of a text are heard, and whether the session counts them right."""
+    placed, heard, words, counted = np.sum(each(talked_over, 24), axis=0)
+    return {
+        "words": int(words),
+        "placed": int(placed),
+        "sound": float(heard / placed),
+        "counted": int(counted),
+    }
+
+
+def interruptions(each: Runner) -> dict[str, object]:
+    """S3: a caller asks something while the agent speaks, and its words are cut."""
+    cuts = each(interrupted, 16)
+    return {
+        "calls": len(cuts),
+        "quiet_after_hush_s": sorted(round(cut.quiet_after_hush, 2) for cut in cuts),
+        "quiet_after_caller_s": sorted(round(cut.quiet_after_caller, 2) for cut in cuts),
+        "answered": sum(cut.answered for cut in cuts),
+        "spoken_exact": sum(cut.spoken == cut.heard for cut in cuts),
+        "spoken_and_heard": [(cut.spoken, cut.heard) for cut in cuts],
+    }
+
+
+def holds(each: Runner) -> dict[str, object]:
+    """H1: silence during a hold, and what the agent says after it."""
+    results = each(held, 80)
+    right = each(released, 16)
+    return {
+        "holds": len(results),
+        "audible_hops": sum(hops for hops, _ in results),
+        "said_after": sum(said for _, said in results),
+        "releases": len(right),
+        "right_after_release": sum(right),
+    }
+
+
+MEASUREMENTS: dict[str, Callable[[Runner], dict[str, object]]] = {
+    "s1": speech_of_a_silent_call,
+    "s2": speech_under_a_talking_caller,
+    "s3": interruptions,
+    "h1": holds,
+}
+
+
 def main(
+    only: Annotated[
+        list[str] | None, typer.Option(help="s1, s2, s3 or h1; all of them if not given.")
+    ] = None,
     share: Annotated[float, typer.Option(help="Share of the scenes to run.", min=0.0)] = 1.0,
 ) -> None:
-    """Measure say, hush and hold with nano."""
+    """Measure say, hush and hold with nano; prints a line of JSON for each measurement."""
     config = EngineConfig(device="cpu", max_sessions=_CONCURRENT_CALLS)
-    with Engine.load("nano", config) as engine:
-        print(json.dumps(measure(engine, share)))
+    with (
+        Engine.load("nano", config) as engine,
+        ThreadPoolExecutor(_CONCURRENT_CALLS) as pool,
+    ):
+
+        def each(run: Callable[[Engine, int], T], count: int) -> list[T]:
+            return list(pool.map(partial(run, engine), range(max(1, round(count * share)))))
+
+        for name in only or MEASUREMENTS:
+            print(json.dumps({name: MEASUREMENTS[name](each)}), flush=True)
 
 
 if __name__ == "__main__":
