@@ -220,8 +220,9 @@ class SpeechDetector:
 
     A frame's level is its RMS without its mean, so that a DC offset is not sound. The noise floor
     is the lowest level of the last 2 s. Noise that starts suddenly therefore counts as speech for
-    up to 2 s, and so does any other sound that rises and falls; this decides when an agent gives
-    way, not what it hears.
+    up to 2 s, and so does any other sound that rises and falls; a caller who speaks from the first
+    frame on counts from the first gap between words on. The result decides when an agent gives way,
+    not what it hears.
 
     Levels are computed when ``speaking`` is read: a detector that only collects frames costs almost
     nothing.
@@ -237,7 +238,7 @@ class SpeechDetector:
 
     def __init__(self) -> None:
         self._new: deque[Pcm] = deque(maxlen=_FLOOR_FRAMES)  # frames without a level yet
-        self._levels = deque([0.0] * _FLOOR_FRAMES, maxlen=_FLOOR_FRAMES)
+        self._levels: deque[float] = deque(maxlen=_FLOOR_FRAMES)
 
     def push(self, frame: Pcm) -> None:
         """Add the next frame, float32 [1920]; it must not change afterwards."""
@@ -248,8 +249,10 @@ class SpeechDetector:
         """Whether the caller speaks in the newest frame."""
         while self._new:
             self._levels.append(_level(self._new.popleft()))
-        threshold = max(_SPEECH_RMS, _SPEECH_RATIO * min(self._levels))
-        return any(self._levels[-age] >= threshold for age in range(1, _HANGOVER_FRAMES + 1))
+        if not self._levels:
+            return False
+        loudest = max(list(self._levels)[-_HANGOVER_FRAMES:])
+        return loudest >= max(_SPEECH_RMS, _SPEECH_RATIO * min(self._levels))
 
 
 def _level(frame: Pcm) -> float:

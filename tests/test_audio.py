@@ -14,7 +14,9 @@ from hypothesis.extra.numpy import arrays
 
 from pipecat_personaplex.audio import (
     FrameBuffer,
+    SpeechDetector,
     float_to_pcm16,
+    is_audible,
     normalize_loudness,
     pcm16_to_float,
     read_audio,
@@ -188,3 +190,81 @@ def test_loudness_needs_a_recording_of_400_ms() -> None:
 def test_a_silent_recording_is_refused(level: float) -> None:
     with pytest.raises(InvalidAudio, match="is silent"):
         normalize_loudness(np.full(RATE, level, np.float32))
+
+
+MENU_QUESTION = Path(__file__).parent / "bots" / "data" / "what_is_on_the_menu.flac"
+
+
+def noise(frames: int, rms: float) -> np.ndarray:
+    samples = np.random.default_rng(1).normal(0, rms, frames * FRAME_SAMPLES)
+    return samples.astype(np.float32)
+
+
+def speaking(pcm: np.ndarray) -> list[bool]:
+    """What a detector says of each whole frame."""
+    detector = SpeechDetector()
+    states = []
+    for frame in pcm[: len(pcm) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES):
+        detector.push(frame)
+        states.append(detector.speaking)
+    return states
+
+
+def question(before: int, after: int) -> tuple[np.ndarray, int]:
+    """A spoken question between frames of silence, and its length in frames."""
+    words = read_audio(MENU_QUESTION)
+    frames = len(words) // FRAME_SAMPLES
+    silence = np.zeros
+    pcm = np.concatenate(
+        [
+            silence(before * FRAME_SAMPLES, np.float32),
+            words[: frames * FRAME_SAMPLES],
+            silence(after * FRAME_SAMPLES, np.float32),
+        ]
+    )
+    return pcm, frames
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.005, -0.3])
+@pytest.mark.parametrize("hiss", [0.0, 0.001, 0.01])
+def test_speech_is_detected_in_noise_and_with_a_dc_offset(offset: float, hiss: float) -> None:
+    pcm, frames = question(before=40, after=40)
+    pcm += offset + noise(80 + frames, hiss)
+    states = speaking(pcm)
+    assert not any(states[:40])
+    assert all(states[43 : 40 + frames - 3])
+    assert not any(states[40 + frames + 4 :])
+
+
+@pytest.mark.parametrize("level", [0.0, 0.002, 0.02, 0.2])
+def test_steady_noise_is_no_speech(level: float) -> None:
+    assert not any(speaking(noise(60, level)))
+    quiet = np.zeros(5 * FRAME_SAMPLES, np.float32)
+    states = speaking(np.concatenate([quiet, noise(60, level)]))
+    assert any(states) == (level > 0.003)
+    assert not any(states[5 + 28 :])  # noise that starts is speech for 2 s and the hangover
+
+
+def test_a_gap_between_words_is_speech_and_a_pause_is_not() -> None:
+    gap, pause = np.zeros((2, 3 * FRAME_SAMPLES), np.float32), np.zeros((2, 9 * FRAME_SAMPLES))
+    word = tone(0.32)
+    parts = [gap[1], word, gap[0], word, pause[0].astype(np.float32)]
+    states = speaking(np.concatenate(parts))
+    assert states == [False] * 3 + [True] * (4 + 3 + 4 + 3) + [False] * 6
+
+
+def test_a_detector_that_was_not_read_knows_the_last_two_seconds() -> None:
+    pcm, frames = question(before=40, after=0)
+    detector, read = SpeechDetector(), SpeechDetector()
+    for frame in (pcm + noise(40 + frames, 0.01)).reshape(-1, FRAME_SAMPLES)[:50]:
+        detector.push(frame)
+        read.push(frame)
+        expected = read.speaking
+    assert detector.speaking == expected is True
+
+
+def test_an_audible_frame_has_20_ms_above_the_silence() -> None:
+    frame = noise(1, 0.001)
+    assert not is_audible(frame)
+    frame[480:960] = tone(0.02, peak=0.05)
+    assert is_audible(frame)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipecat_personaplex.cli.call_script import SCRIPT_HELP, CallScript
 from pipecat_personaplex.cli.files import check_outputs, whole_files
 from pipecat_personaplex.cli.options import EngineOptions, engine_options
 from pipecat_personaplex.cli.progress import progress_bar
@@ -32,7 +33,22 @@ personaplex offline --voice owen.wav --text-prompt "You enjoy having a good conv
 --input caller.flac --output agent.wav --output-text agent.json
 
 personaplex offline --model ./personaplex-7b-v1 --greedy --dtype float32 --device cpu \
---voice NATM1 --input caller.wav --output agent.wav --save-tokens agent.npz"""
+--voice NATM1 --input caller.wav --output agent.wav --save-tokens agent.npz
+
+personaplex offline --input caller.wav --output agent.wav --output-text agent.json \
+--script script.txt
+
+[bold]A script[/bold]
+
+2.0  say "One moment, please."
+
+3.5  hold 1.0
+
+5.2  say "Your table is ready." now
+
+6    hush
+
+8    prompt "You work for a bakery and your name is Ann." voice=NATF2"""
 
 
 @engine_options()
@@ -99,6 +115,14 @@ def offline(
             rich_help_panel="Conversation",
         ),
     ] = "",
+    script: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.txt",
+            help=SCRIPT_HELP,
+            rich_help_panel="Conversation",
+        ),
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(
@@ -164,13 +188,17 @@ def offline(
     voice_file = None if voice is None else _voice_file(voice)
     outputs = {"--output": output, "--output-text": output_text, "--save-tokens": save_tokens}
     requested = {option: path for option, path in outputs.items() if path is not None}
-    check_outputs(requested, [input_] if voice_file is None else [input_, voice_file])
+    inputs = [path for path in (input_, voice_file, script) if path is not None]
+    check_outputs(requested, inputs)
+    call_script = None if script is None else CallScript(script)
 
     from pipecat_personaplex.audio import read_audio, write_wav
     from pipecat_personaplex.checkpoint.voices import VoiceLibrary
     from pipecat_personaplex.engine.engine import Engine
 
     pcm = read_audio(input_)
+    if call_script is not None:
+        call_script.check_times(_frames(pcm))
     model = options.resolve_model()
     show_progress = sys.stderr.isatty()
     if voice_file is None:
@@ -185,15 +213,21 @@ def offline(
     persona = Persona(name, text_prompt)
     started = time.monotonic()
     with engine:
-        conversation = _converse(engine, persona, pcm, sampling)
+        conversation = _converse(engine, persona, pcm, sampling, call_script)
     elapsed = time.monotonic() - started
 
     with whole_files(list(requested.values())) as temporary:
         paths = dict(zip(requested, temporary, strict=True))
         write_wav(paths["--output"], conversation.pcm)
         if "--output-text" in paths:
-            settings = {"model": model, "voice": voice or name, "text_prompt": text_prompt}
+            settings: dict[str, Any] = {
+                "model": model,
+                "voice": voice or name,
+                "text_prompt": text_prompt,
+            }
             settings |= dataclasses.asdict(sampling)
+            if call_script is not None:
+                settings["script"] = call_script.results()
             _write_text(paths["--output-text"], conversation, settings)
         if "--save-tokens" in paths:
             _write_tokens(paths["--save-tokens"], conversation)
@@ -233,12 +267,27 @@ def _voice_file(voice: str) -> Path | None:
     return None
 
 
-def _converse(engine: Engine, persona: Persona, pcm: Pcm, sampling: SamplingParams) -> Conversation:
+def _frames(pcm: Pcm) -> int:
+    """Frames of a recording; the last one may be incomplete."""
+    return -(-len(pcm) // FRAME_SAMPLES)
+
+
+def _converse(
+    engine: Engine,
+    persona: Persona,
+    pcm: Pcm,
+    sampling: SamplingParams,
+    script: CallScript | None,
+) -> Conversation:
     """Run the conversation, with a progress bar if standard error is a terminal."""
-    frames = -(-len(pcm) // FRAME_SAMPLES)
+    frames = _frames(pcm)
     with progress_bar("conversation") as progress:
         return engine.converse(
-            persona, pcm, sampling, on_frame=lambda frame: progress(frame.index + 1, frames)
+            persona,
+            pcm,
+            sampling,
+            on_frame=lambda frame: progress(frame.index + 1, frames),
+            actions=None if script is None else script.actions(persona),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,14 @@ from pipecat_personaplex.session import Session
 
 # Frames in flight, so that the model thread always has the next one.
 _FRAMES_AHEAD = 2
+
+
+Actions = Mapping[int, Callable[[Session], object]]
+"""What to do during a conversation, by frame index: for example, to say something.
+
+An action is called in the calling thread when all earlier frames have been computed, and before
+the frame of its index is. It therefore takes effect at the same frame in every run.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ def converse(
     pcm: Pcm,
     max_queued_frames: int,
     on_frame: Callable[[SessionFrame], object] | None = None,
+    actions: Actions | None = None,
 ) -> Conversation:
     """Run the conversation; see ``Engine.converse`` for its result and errors.
 
@@ -58,7 +67,9 @@ def converse(
         pcm: The user's audio, float32 mono 24 kHz.
         max_queued_frames: Input frames that may wait in the session; never exceeded.
         on_frame: Called with each frame in the calling thread.
+        actions: See ``Actions``.
     """
+    actions = actions or {}
     pcm = checked_pcm(pcm)
     count = -(-len(pcm) // FRAME_SAMPLES)
     padded = np.zeros((count, FRAME_SAMPLES), dtype=np.float32)
@@ -69,14 +80,20 @@ def converse(
     frames: list[SessionFrame] = []
     try:
         ahead = min(_FRAMES_AHEAD, max_queued_frames)
-        for index in range(count + ahead):
-            if index >= ahead:
+        for index in range(count + 1):
+            action = actions.get(index)
+            # With an action, and at the end, no frame may be in flight.
+            in_flight = 0 if action or index == count else ahead - 1
+            while len(frames) < index - in_flight:
                 event = events.get()
                 if not isinstance(event, SessionFrame):
                     raise event or SessionFailed("the session was closed")
                 frames.append(event)
                 if on_frame is not None:
                     on_frame(event)
+            if action is not None:
+                session.wait_ready()
+                action(session)
             if index < count:
                 session.push(padded[index])
     finally:

@@ -28,7 +28,7 @@ from pipecat_personaplex.checkpoint.progress_bars import loading_bar
 from pipecat_personaplex.checkpoint.voices import Voice, VoiceLibrary, encode_voice, load_voice_file
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.engine.codec_slots import encode_stream
-from pipecat_personaplex.engine.converse import Conversation, converse
+from pipecat_personaplex.engine.converse import Actions, Conversation, converse
 from pipecat_personaplex.engine.history import History, checked_history
 from pipecat_personaplex.engine.memory_plan import plan_engine, require_memory, resolve_max_sessions
 from pipecat_personaplex.engine.pending import PendingSession
@@ -332,6 +332,7 @@ class Engine:
         sampling: SamplingParams | None = None,
         *,
         on_frame: Callable[[SessionFrame], object] | None = None,
+        actions: Actions | None = None,
     ) -> Conversation:
         """Run a whole conversation with a recorded user, as fast as the machine computes it.
 
@@ -340,6 +341,8 @@ class Engine:
             pcm: The user's audio, float32 mono 24 kHz. The last frame is padded with silence.
             sampling: How tokens are sampled; the defaults of ``SamplingParams`` if not given.
             on_frame: Called with each frame in the calling thread, for progress.
+            actions: Functions by frame index. Each is called with the session in the calling
+                thread, between the frame before and the frame of its index.
 
         Raises:
             PersonaPlexError: Any error of ``open_session``, or the error that ends the session.
@@ -347,7 +350,7 @@ class Engine:
         if threading.current_thread() is self._thread:
             raise EngineStopped("converse waits for frames; it cannot be called from a callback")
         open_session = partial(self.open_session, persona, sampling)
-        return converse(open_session, pcm, self.config.max_queued_frames, on_frame)
+        return converse(open_session, pcm, self.config.max_queued_frames, on_frame, actions)
 
     def stats(self) -> EngineStats:
         """Metrics of the engine; cheap enough to read every second."""

@@ -19,6 +19,7 @@ from pipecat_personaplex.engine.batch import Batch
 from pipecat_personaplex.engine.cuda_graphs import Capturer, batch_sizes, spare_slots
 from pipecat_personaplex.engine.model_runner import ModelRunner
 from pipecat_personaplex.engine.prefill import Prefill, Prefix
+from pipecat_personaplex.engine.speaker import only_if_word
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.quantization.kv import KVTensor
 from tests.engine.test_batching import (
@@ -146,6 +147,7 @@ def steps(
     """Tokens of three of six slots over 30 frames; one joins late, one changes its sampling."""
     noise = np.random.default_rng(3).uniform(-0.3, 0.3, (30, 3, FRAME_SAMPLES))
     tokens = []
+    placed: dict[int, int] = {}
     for tick, pcm in enumerate(torch.from_numpy(noise.astype(np.float32))):
         if tick == 0:
             runner.join(1, prefix, SamplingParams(seed=1))
@@ -156,8 +158,13 @@ def steps(
             runner.set_sampling(4, SamplingParams(seed=9, temperature_text=2.0, top_k_audio=40))
         between(tick)
         slots = [1, 4] if tick < 9 else [1, 2, 4]
-        forced = torch.tensor([-1, 5, -1][: len(slots)]) if tick % 7 == 3 else None
+        # One token is forced, and one is placed where the model samples a word.
+        codes = {3: [-1, 5, -1], 5: [only_if_word(6), -1, 7]}.get(tick % 7)
+        forced = torch.tensor(codes[: len(slots)]) if codes else None
         output = runner.step(Batch.of(slots, CPU), pcm[: len(slots)], forced)
+        if placed.keys() == set(slots):
+            assert placed == dict(zip(slots, output.text.tolist(), strict=True))
+        placed = dict(zip(slots, output.next_text.tolist(), strict=True))
         tokens += output.tokens().tolist()
         assert output.finite.all()
     return tokens

@@ -120,6 +120,7 @@ def test_a_step_with_kernels_takes_fewer_than_a_thousand_launches(
     layers, codec_layers = 32, 2 * 8
     for size in batch_sizes(CALLERS):
         triton_launches.clear()
+        # Forced text takes six: two of a sample, and four that let it wait for a word.
         assert step(runner, size) < 420
         assert triton_launches == {
             # Two attention and two MLP products in each temporal layer and, for each of 8 codes,

@@ -82,7 +82,7 @@ def run(
         text = torch.full((len(callers),), forced[frame]) if frame in forced else None
         output = runner.step(batch, pcm, text)
         for row, caller in enumerate(callers):
-            caller.tokens.append(output.tokens()[row].clone())
+            caller.tokens.append(output.tokens()[row, :STREAMS].clone())
             caller.audio.append(output.pcm[row].clone())
 
 

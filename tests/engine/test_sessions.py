@@ -1,4 +1,4 @@
-"""Valid and invalid input of a session: audio, personas, sampling parameters and forced text."""
+"""Valid and invalid input of a session: audio, personas and sampling parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from pipecat_personaplex.errors import (
     InvalidAudio,
     PromptTooLong,
     SessionFailed,
-    SpeechTooLong,
     VoiceNotFound,
 )
 from tests.golden_data import CHECKPOINT, conversation
@@ -192,14 +191,6 @@ def test_a_prompt_may_have_no_text(engine: Engine) -> None:
     call.hang_up()
 
 
-def test_say_forces_the_text(engine: Engine) -> None:
-    call = Call(engine, sampling=SamplingParams(seed=3))
-    call.session.say("Hello there, welcome.")
-    pieces = [call.answer().text for _ in range(40)]
-    assert "Hello there, welcome." in "".join(pieces)
-    call.hang_up()
-
-
 def test_sampling_can_change_during_a_session(engine: Engine) -> None:
     user = conversation("friend").user_pcm.reshape(-1, FRAME_SAMPLES)
     call = Call(engine, sampling=SamplingParams.greedy())
@@ -211,14 +202,8 @@ def test_sampling_can_change_during_a_session(engine: Engine) -> None:
     call.hang_up()
 
 
-def test_forced_text_is_bounded(engine: Engine) -> None:
+def test_a_closed_session_refuses_new_sampling(engine: Engine) -> None:
     call = Call(engine)
-    with pytest.raises(SpeechTooLong, match=r"1500 may wait; say less at once"):
-        call.session.say("much too long a speech " * 200)
-    call.session.say("Short.")
-    assert call.answer().index == 0
     call.hang_up()
-    with pytest.raises(SessionFailed, match="closed"):
-        call.session.say("late")
     with pytest.raises(SessionFailed, match="closed"):
         call.session.update(SamplingParams())

@@ -1,0 +1,42 @@
+"""Forced speech and hold with nano: a few scenes of ``training.nano.steering``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pipecat_personaplex import Engine, EngineConfig
+from training.nano import steering
+
+
+@pytest.fixture(scope="module")
+def nano() -> Iterator[Engine]:
+    with Engine.load("nano", EngineConfig(device="cpu", max_sessions=2)) as engine:
+        yield engine
+
+
+def test_forced_words_are_heard_soon_and_clearly(nano: Engine) -> None:
+    stoi, delays, behind = zip(*(steering.forced(nano, seed) for seed in range(3)), strict=True)
+    assert sorted(stoi)[1] >= 0.8
+    assert max(delays) <= 0.24
+    assert sum(count > 0 for count in behind) <= 1
+
+
+def test_words_sound_while_a_caller_talks_over_them(nano: Engine) -> None:
+    placed, heard, words, counted = steering.talked_over(nano, 1)
+    assert placed == words
+    assert heard >= placed - 1
+    assert abs(counted - heard) <= 1
+
+
+def test_hush_makes_the_agent_quiet_and_the_caller_is_answered(nano: Engine) -> None:
+    cuts = [steering.interrupted(nano, seed) for seed in range(2)]
+    assert all(cut.quiet_after_hush <= 0.5 for cut in cuts)
+    assert any(cut.answered for cut in cuts)
+    assert all(abs(cut.spoken - cut.heard) <= 1 for cut in cuts)
+
+
+def test_a_held_agent_is_silent_and_can_speak_afterwards(nano: Engine) -> None:
+    assert [steering.held(nano, seed) for seed in (0, 2)] == [(0, True)] * 2
+    assert any(steering.released(nano, seed) for seed in range(2))

@@ -1,0 +1,360 @@
+"""Measures what a session's ``say``, ``hush`` and ``hold`` do with nano and spoken callers.
+
+Run ``python -m training.nano.steering``. Times are those of the audio: from the frame before which
+a method was called to the sample at which the agent is heard.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Protocol, TypeVar
+
+import numpy as np
+import typer
+
+from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
+from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
+from pipecat_personaplex.engine.converse import Conversation
+from pipecat_personaplex.engine.engine import Engine
+from pipecat_personaplex.interface import Speech
+from pipecat_personaplex.session import Session
+from pipecat_personaplex.words import words_of
+from training.nano import script, wordings
+from training.nano.calls import reference
+from training.nano.clips import Background, speak_turn
+from training.nano.codec_data import add_at
+from training.nano.espeak import Pcm, speaker
+from training.nano.evaluate import (
+    _speech_stoi,
+    _without_name,
+    agent_text_between,
+    audible,
+    nearest_sentence,
+)
+from training.nano.noise import rms
+from training.nano.voices import AGENT_VOICES, held_out_voices
+
+_HOP_SECONDS = 0.02
+_CONCURRENT_CALLS = 4
+# What the agent is told to say when a caller interrupts it: known to nano, and long.
+_LONG = {
+    "restaurant": "Hello, this is {name}. What can I get you?",
+    "teacher": "Hi, I am {name}, your teacher. What shall we learn?",
+}
+_HOLD_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+_ESPEAK = threading.Lock()  # the library has one instance, for one thread at a time
+T = TypeVar("T")
+
+
+@dataclass
+class Scene:
+    """One call: the agent, the caller's audio, and actions by frame index.
+
+    Attributes:
+        seed: Seed of the call and of its sampling.
+        voice: The agent's voice.
+        character: The agent's role and name.
+        actions: What is done, by frame index.
+        speeches: What the agent was told to say.
+    """
+
+    seed: int
+    voice: str = field(init=False)
+    character: script.Character = field(init=False)
+    actions: dict[int, Callable[[Session], object]] = field(default_factory=dict)
+    speeches: list[Speech] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = np.random.default_rng([77, self.seed])
+        self.character = script.sample_character(self.random)
+        self.voice = list(AGENT_VOICES)[self.seed % 2]
+        self._parts: list[tuple[float, Pcm]] = []
+
+    def say(self, at: float, text: str, when: str = "pause") -> None:
+        """Have the agent say a text from a time on."""
+        self.do(at, lambda session: self.speeches.append(session.say(text, when=when)))  # type: ignore[arg-type]
+
+    def do(self, at: float, action: Callable[[Session], object]) -> None:
+        """Call ``action`` before the first frame that starts at or after a time."""
+        self.actions[frame_at(at)] = action
+
+    def ask(self, at: float, intent: str) -> float:
+        """Have the caller ask for an intent; returns the end of the question in seconds."""
+        text = str(self.random.choice(wordings.wordings(intent, held_out=True)))
+        return self.tell(at, text)
+
+    def tell(self, at: float, text: str) -> float:
+        """Have the caller speak a text; returns its end in seconds."""
+        manners = held_out_voices()
+        with _ESPEAK:
+            turn = speak_turn(text, manners[self.seed % len(manners)], self.random, False)
+        self._parts.append((at, turn.pcm))
+        return at + len(turn.pcm) / SAMPLE_RATE
+
+    def run(self, engine: Engine, seconds: float) -> Conversation:
+        """Run the call."""
+        pcm = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+        for at, words in self._parts:
+            add_at(words, pcm, int(at * SAMPLE_RATE))
+        if self._parts:
+            background = Background.sample(self.random, held_out=True)
+            pcm = background.over(pcm, rms(self._parts[0][1]), self.random)
+        persona = Persona(self.voice, self.character.prompt)
+        sampling = SamplingParams(seed=self.seed)
+        return engine.converse(persona, pcm, sampling, actions=self.actions)
+
+    def intent(self) -> str:
+        """A random intent of the role, not a greeting."""
+        known = script.intents(self.character.role)
+        return known[int(self.random.integers(2, len(known)))]
+
+    def answers(self, engine: Engine, talk: Conversation, intent: str, end: float) -> bool:
+        """Whether the agent answers this intent within 4.5 s after a time."""
+        text = agent_text_between(engine, talk, end, end + 4.5)
+        found = nearest_sentence(text, list(script.all_sentences()))
+        expected = self.character.answer(intent)
+        return found is not None and _without_name(found) == _without_name(expected)
+
+
+def frame_at(seconds: float) -> int:
+    """The first frame that starts at or after a time."""
+    return int(np.ceil(round(seconds / FRAME_SECONDS, 6)))
+
+
+def first_sound(talk: Conversation, at: float) -> float:
+    """Seconds from the frame of a time to the first audible hop after it; infinite if none."""
+    first = frame_at(at) * FRAME_SAMPLES
+    hops = np.flatnonzero(audible(talk.pcm[first:]))
+    return float(hops[0]) * _HOP_SECONDS if len(hops) else float("inf")
+
+
+def audible_hops(talk: Conversation, start: float, end: float) -> int:
+    """Audible hops of 20 ms between two times."""
+    first, last = (int(time / _HOP_SECONDS) for time in (start, end))
+    return int(audible(talk.pcm)[first:last].sum())
+
+
+def word_starts(talk: Conversation) -> list[int]:
+    """The frames in which the agent's words start."""
+    return [
+        round(word.start / FRAME_SECONDS) for word in words_of(frame.text for frame in talk.frames)
+    ]
+
+
+def sounds(talk: Conversation, frame: int) -> bool:
+    """Whether a word whose text starts in a frame is heard in this frame or the next three."""
+    start = frame * FRAME_SECONDS
+    return audible_hops(talk, start, start + 4 * FRAME_SECONDS) > 0
+
+
+# S1 and the words behind: a silent caller.
+
+
+def forced(engine: Engine, seed: int) -> tuple[float, float, int]:
+    """STOI, delay of the first sound, and words that the agent adds within 3 s."""
+    scene = Scene(seed)
+    at = 1.0 + scene.random.uniform(0, 1.0)
+    text = scene.character.answer(scene.intent())
+    scene.say(at, text)
+    with _ESPEAK:
+        words = reference(scene.voice, text)
+    end = at + 1.0 + len(words) / SAMPLE_RATE
+    talk = scene.run(engine, end + 4.0)
+    delay = first_sound(talk, at)
+    onset = frame_at(at) * FRAME_SECONDS + delay
+    starts = [frame for frame in word_starts(talk) if frame > frame_at(at)]
+    behind = len(starts) - len(text.split())
+    return _speech_stoi(talk.pcm, onset, words), delay, behind
+
+
+# S2: a caller who talks over the agent.
+
+
+def talked_over(engine: Engine, seed: int) -> tuple[int, int, int, int]:
+    """Words placed, words that sound, words of the text, and words counted by the session."""
+    scene = Scene(seed)
+    text = _LONG[scene.character.role].format(name=scene.character.name or "Owen")
+    scene.say(1.0, text, when="now")
+    story = str(scene.random.choice(wordings.stories(held_out=True)))
+    end = scene.tell(1.0 + scene.random.uniform(0.4, 1.0), story)
+    talk = scene.run(engine, end + 6.0)
+    first = frame_at(1.0)
+    starts = [frame for frame in word_starts(talk) if frame > first][: len(text.split())]
+    heard = sum(sounds(talk, frame) for frame in starts)
+    return len(starts), heard, len(text.split()), scene.speeches[0].spoken
+
+
+# S3: a caller who interrupts, and hush.
+
+
+@dataclass
+class Interruption:
+    """What happened after an interruption; times in seconds."""
+
+    quiet_after_hush: float
+    quiet_after_caller: float
+    answered: bool
+    spoken: int
+    heard: int
+
+
+def interrupted(engine: Engine, seed: int) -> Interruption:
+    """The agent is hushed 0.24 s after the caller has started a question."""
+    scene = Scene(seed)
+    text = _LONG[scene.character.role].format(name=scene.character.name or "Owen")
+    scene.say(1.0, text)
+    begins = 1.0 + scene.random.uniform(0.9, 1.3)
+    intent = scene.intent()
+    end = scene.ask(begins, intent)
+    scene.do(begins + 0.24, lambda session: session.hush())
+    talk = scene.run(engine, end + 5.0)
+    hushed = frame_at(begins + 0.24) * FRAME_SECONDS
+    speaking = audible(talk.pcm)
+    first = int(hushed / _HOP_SECONDS)
+    quiet = next(
+        (hop for hop in range(first, len(speaking)) if not speaking[hop : hop + 10].any()),
+        len(speaking),
+    )
+    quiet_at = quiet * _HOP_SECONDS
+    # Words heard by time: those that start in the same sentence of the synthesiser before the
+    # agent becomes quiet.
+    onset = frame_at(1.0) * FRAME_SECONDS + first_sound(talk, 1.0)
+    with _ESPEAK:
+        onsets = [at for _, at in speaker().say(text, AGENT_VOICES[scene.voice]).words]
+    heard = sum(onset + each - onsets[0] < quiet_at - 0.06 for each in onsets)
+    return Interruption(
+        quiet_after_hush=quiet_at - hushed,
+        quiet_after_caller=quiet_at - begins,
+        answered=scene.answers(engine, talk, intent, end - 0.2),
+        spoken=scene.speeches[0].spoken,
+        heard=heard,
+    )
+
+
+# H1: hold.
+
+
+def held(engine: Engine, seed: int) -> tuple[int, bool]:
+    """Audible hops during a hold, and whether a text said after it is spoken in full."""
+    scene = Scene(seed)
+    seconds = _HOLD_SECONDS[seed % len(_HOLD_SECONDS)]
+    intent = scene.intent()
+    end = scene.ask(1.0, intent)
+    scene.do(1.2, lambda session: session.hold(30.0))
+    said_at = end + seconds
+    text = scene.character.answer(intent)
+
+    def say(session: Session) -> None:
+        scene.speeches.append(session.say(text))
+        session.release()
+
+    scene.do(said_at, say)
+    talk = scene.run(engine, said_at + 6.0)
+    speech = scene.speeches[0]
+    hops = audible_hops(talk, 1.2 + 2 * FRAME_SECONDS, frame_at(said_at) * FRAME_SECONDS)
+    return hops, speech.state == "said" and speech.spoken == speech.words
+
+
+def released(engine: Engine, seed: int) -> bool:
+    """Whether the agent answers by itself after a hold that ends 1 s after the question."""
+    scene = Scene(seed)
+    intent = scene.intent()
+    end = scene.ask(1.0, intent)
+    scene.do(1.2, lambda session: session.hold(30.0))
+    scene.do(end + 1.0, Session.release)
+    talk = scene.run(engine, end + 7.0)
+    return scene.answers(engine, talk, intent, end - 0.2)
+
+
+class Runner(Protocol):
+    """Runs a scene once for each seed from 0 to ``count - 1``; the results in that order."""
+
+    def __call__(self, run: Callable[[Engine, int], T], count: int) -> list[T]:
+        """Run a scene ``count`` times."""
+        ...
+
+
+def speech_of_a_silent_call(each: Runner) -> dict[str, object]:
+    """S1: how clearly and how soon a known sentence is heard, and what the agent adds."""
+    stoi, delays, behind = zip(*each(forced, 24), strict=True)
+    return {
+        "calls": len(stoi),
+        "stoi_median": float(np.median(stoi)),
+        "delay_p50_s": float(np.median(delays)),
+        "delay_p95_s": float(np.percentile(delays, 95)),
+        "calls_with_words_behind": sum(count > 0 for count in behind),
+    }
+
+
+def speech_under_a_talking_caller(each: Runner) -> dict[str, object]:
+    """S2: whether the words of a text are heard, and whether the session counts them right."""
+    placed, heard, words, counted = np.sum(each(talked_over, 24), axis=0)
+    return {
+        "words": int(words),
+        "placed": int(placed),
+        "sound": float(heard / placed),
+        "counted": int(counted),
+    }
+
+
+def interruptions(each: Runner) -> dict[str, object]:
+    """S3: a caller asks something while the agent speaks, and its words are cut."""
+    cuts = each(interrupted, 16)
+    return {
+        "calls": len(cuts),
+        "quiet_after_hush_s": sorted(round(cut.quiet_after_hush, 2) for cut in cuts),
+        "quiet_after_caller_s": sorted(round(cut.quiet_after_caller, 2) for cut in cuts),
+        "answered": sum(cut.answered for cut in cuts),
+        "spoken_exact": sum(cut.spoken == cut.heard for cut in cuts),
+        "spoken_and_heard": [(cut.spoken, cut.heard) for cut in cuts],
+    }
+
+
+def holds(each: Runner) -> dict[str, object]:
+    """H1: silence during a hold, and what the agent says after it."""
+    results = each(held, 80)
+    right = each(released, 16)
+    return {
+        "holds": len(results),
+        "audible_hops": sum(hops for hops, _ in results),
+        "said_after": sum(said for _, said in results),
+        "releases": len(right),
+        "right_after_release": sum(right),
+    }
+
+
+MEASUREMENTS: dict[str, Callable[[Runner], dict[str, object]]] = {
+    "s1": speech_of_a_silent_call,
+    "s2": speech_under_a_talking_caller,
+    "s3": interruptions,
+    "h1": holds,
+}
+
+
+def main(
+    only: Annotated[
+        list[str] | None, typer.Option(help="s1, s2, s3 or h1; all of them if not given.")
+    ] = None,
+    share: Annotated[float, typer.Option(help="Share of the scenes to run.", min=0.0)] = 1.0,
+) -> None:
+    """Measure say, hush and hold with nano; prints a line of JSON for each measurement."""
+    config = EngineConfig(device="cpu", max_sessions=_CONCURRENT_CALLS)
+    with (
+        Engine.load("nano", config) as engine,
+        ThreadPoolExecutor(_CONCURRENT_CALLS) as pool,
+    ):
+
+        def each(run: Callable[[Engine, int], T], count: int) -> list[T]:
+            return list(pool.map(partial(run, engine), range(max(1, round(count * share)))))
+
+        for name in only or MEASUREMENTS:
+            print(json.dumps({name: MEASUREMENTS[name](each)}), flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
