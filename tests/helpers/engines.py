@@ -114,7 +114,7 @@ class FakeSession:
         self._tokens = list(history.tokens) if history is not None else []
         self._caller: list[Pcm] = []
         if history is not None:
-            self._caller += history.caller.reshape(-1, FRAME_SAMPLES)
+            self._caller.extend(history.caller.reshape(-1, FRAME_SAMPLES))
 
     def push(self, pcm: Pcm) -> None:
         self._require_open()
