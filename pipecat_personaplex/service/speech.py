@@ -73,6 +73,11 @@ class CallSpeech:
         return estimated_seconds(texts) + _GAP_SECONDS if texts or self._turn_open else 0.0
 
     @property
+    def speaking(self) -> bool:
+        """Whether a text has begun and is neither said nor cut."""
+        return bool(self._speaking)
+
+    @property
     def unfinished(self) -> bool:
         """Whether a text is neither said nor cut."""
         return bool(self._requested or self._waiting or self._speaking)

@@ -83,9 +83,11 @@ def test_the_start_of_each_speech_is_reported_once() -> None:
     first, second = mouth.speeches
     assert speech.push("") == []
     first.state = "speaking"
+    assert not speech.speaking
     assert speech.push(" One") == [first]
-    assert speech.push("") == []
+    assert speech.push("") == [] and speech.speaking
     assert not finish(speech, mouth)
+    assert not speech.speaking
     # The second one begins and ends between two frames.
     assert finish(speech, mouth, 1)
     assert not speech.unfinished
