@@ -77,6 +77,17 @@ def test_words_of_the_models_own_extend_the_turn() -> None:
     assert speech.seconds_left == 0
 
 
+def test_a_turn_of_a_model_that_does_not_stop_is_over_after_five_seconds() -> None:
+    mouth = Mouth()
+    speech = texts(mouth, ("Bye.", True))
+    finish(speech, mouth)
+    frames = 0
+    while speech.seconds_left:
+        speech.push(" and")
+        frames += 1
+    assert 60 <= frames <= 65
+
+
 def test_the_start_of_each_speech_is_reported_once() -> None:
     mouth = Mouth()
     speech = texts(mouth, ("One.", True), ("Two.", True))
