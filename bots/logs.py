@@ -46,7 +46,7 @@ def configure_bot_logging(level: str, *, as_json: bool) -> None:
 
     At the level INFO a call is a handful of lines: accepted, session started, ended, or refused.
     Pipecat's INFO lines, some of which contain what a caller typed, need the level DEBUG, and so
-    do uvicorn's lines about requests and connections.
+    do those of the service and uvicorn's lines about requests and connections.
 
     Args:
         level: The least severe level that is written.
@@ -55,7 +55,9 @@ def configure_bot_logging(level: str, *, as_json: bool) -> None:
     Raises:
         ConfigError: There is no such level.
     """
-    configure_logging(level, as_json=as_json, quiet=["pipecat"])
+    # LoggedEngine logs the sessions of a call, with the client; the service would log them again.
+    quiet = ["pipecat", "pipecat_personaplex.service"]
+    configure_logging(level, as_json=as_json, quiet=quiet)
     setattr(runner, "logger", _RunnerLogger())  # noqa: B010  mypy: not a loguru Logger
     # The runner calls uvicorn.run with the default configuration, this dictionary. Without
     # handlers of their own, uvicorn's loggers pass their records on to the root logger, which

@@ -38,9 +38,14 @@ class AgentOutput:
         """Set the sample rate of the audio, in Hz."""
         self._resampler = StreamResampler(SAMPLE_RATE, rate)
 
-    def frames(self, model_frame: SessionFrame) -> Iterator[Frame]:
-        """Yield the Pipecat frames for 80 ms of the model, in the order to push them."""
-        yield from self._transcript.push(model_frame.text)
+    def frames(self, model_frame: SessionFrame, *, keep_turn: bool) -> Iterator[Frame]:
+        """Yield the Pipecat frames for 80 ms of the model, in the order to push them.
+
+        Args:
+            model_frame: The model's frame.
+            keep_turn: As for ``Transcript.push``.
+        """
+        yield from self._transcript.push(model_frame.text, keep_turn=keep_turn)
         pcm = model_frame.pcm
         pcm, silent = self._gate.process(pcm) if self._gate else (pcm, False)
         if not (silent and self._playout is not None and self._playout.long):

@@ -343,7 +343,7 @@ class PersonaPlexLLMService(SettingsService):
                 await self._call_event_handler("on_speech_cut", speech.text, speech.spoken)
 
     async def _push_output(self, model_frame: SessionFrame) -> None:
-        for frame in self._output.frames(model_frame):
+        for frame in self._output.frames(model_frame, keep_turn=self._call.speech.speaking):
             await self.push_frame(frame)
         if self._metrics_window.add(model_frame):
             await self._call_event_handler("on_late_frame", model_frame.timings)

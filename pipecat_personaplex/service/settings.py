@@ -21,8 +21,9 @@ class PersonaPlexLLMSettings(LLMSettings):
     """Settings of ``PersonaPlexLLMService``; change them with an ``LLMUpdateSettingsFrame``.
 
     A new ``voice`` or ``system_instruction`` is a new persona. It takes over without a gap once
-    its prompt is computed, and does not know the conversation so far. The other fields apply from
-    the next frame on. Fields of ``LLMSettings`` that are not listed here have no effect.
+    its prompt is computed, and remembers the call; only on an engine that cannot do so, another
+    session without this memory takes over. The other fields apply from the next frame on. Fields
+    of ``LLMSettings`` that are not listed here have no effect.
 
     Parameters:
         voice: A name in ``Engine.voices``; None for the first of them.

@@ -18,6 +18,8 @@ _BYTES_PER_FRAME = 1.2
 # Of each word: the padding before it, and a pause after it.
 _WORD_OVERHEAD_FRAMES = 3
 _GAP_SECONDS = TURN_GAP_FRAMES * FRAME_SECONDS
+# A turn counts as over this long after its text: the model may go on with words of its own.
+_MAX_TURN_FRAMES = 63
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +61,7 @@ class CallSpeech:
         self._requested: list[RequestedText] = []  # for a session that is not active yet
         self._waiting: dict[Speech, RequestedText] = {}  # not seen to have begun
         self._speaking: dict[Speech, RequestedText] = {}
-        self._turn_open = False  # the turn of the last text is not over yet
+        self._turn_frames = 0  # within which the turn of the last text ends, at the latest
         self._quiet_frames = 0
 
     @property
@@ -70,7 +72,12 @@ class CallSpeech:
         """
         texts = [text.text for text in (*self._speaking.values(), *self._waiting.values())]
         texts += [text.text for text in self._requested]
-        return estimated_seconds(texts) + _GAP_SECONDS if texts or self._turn_open else 0.0
+        return estimated_seconds(texts) + _GAP_SECONDS if texts or self._turn_frames else 0.0
+
+    @property
+    def speaking(self) -> bool:
+        """Whether a text has begun and is neither said nor cut."""
+        return bool(self._speaking)
 
     @property
     def unfinished(self) -> bool:
@@ -99,7 +106,7 @@ class CallSpeech:
         self._session = None
         self._waiting.clear()
         self._speaking.clear()
-        self._turn_open = False
+        self._turn_frames = 0
 
     def say(self, text: RequestedText) -> None:
         """Have the agent speak a text as soon as a session is active."""
@@ -125,8 +132,9 @@ class CallSpeech:
             The speeches that have begun since the last call.
         """
         self._quiet_frames = 0 if piece else self._quiet_frames + 1
+        self._turn_frames = max(0, self._turn_frames - 1)
         if self._quiet_frames >= TURN_GAP_FRAMES:
-            self._turn_open = False
+            self._turn_frames = 0
         begun = [speech for speech in self._waiting if speech.state == "speaking"]
         for speech in begun:
             self._speaking[speech] = self._waiting.pop(speech)
@@ -140,8 +148,8 @@ class CallSpeech:
         """
         waited = self._waiting.pop(speech, None) is not None
         self._speaking.pop(speech, None)
-        if speech.state == "said":
-            self._turn_open = self._quiet_frames < TURN_GAP_FRAMES
+        if speech.state == "said" and self._quiet_frames < TURN_GAP_FRAMES:
+            self._turn_frames = _MAX_TURN_FRAMES
         return waited and (speech.state == "said" or speech.spoken > 0)
 
     def interrupt(self) -> None:

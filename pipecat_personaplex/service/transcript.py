@@ -40,8 +40,16 @@ class Transcript:
         self._quiet_frames = 0
         self._decoder = PieceDecoder()
 
-    def push(self, piece: str) -> list[Frame]:
-        """Add the piece of one model frame, empty for padding; returns the frames to push."""
+    def push(self, piece: str, *, keep_turn: bool = False) -> list[Frame]:
+        """Add the piece of one model frame.
+
+        Args:
+            piece: The text; empty for padding.
+            keep_turn: Whether a gap ends no turn now, because words are known to follow.
+
+        Returns:
+            The frames to push.
+        """
         ended = self.close() if self._interrupted else []
         text = self._decoder.decode(piece)
         if not self._open:
@@ -55,7 +63,7 @@ class Transcript:
         if piece:
             return ended  # the start of a character, or a space before the first word
         self._quiet_frames += 1
-        if self._quiet_frames >= TURN_GAP_FRAMES:
+        if self._quiet_frames >= TURN_GAP_FRAMES and not keep_turn:
             return ended + self.close()
         return ended + self._end_word()
 

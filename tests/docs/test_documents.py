@@ -46,7 +46,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert len(blocks("python")) == 4
+    assert len(blocks("python")) == 6
     assert len(blocks("bash")) >= 2
 
 
@@ -56,7 +56,7 @@ def the_block(part: str) -> str:
 
 
 def test_the_engine_in_a_program(folder: Path) -> None:
-    code = the_block("engine.open_session(").replace(MODEL, str(CHECKPOINT))
+    code = the_block("engine.converse(").replace(MODEL, str(CHECKPOINT))
     out = run([sys.executable, "-W", "error", "-c", code], folder)
     assert "voices: NATF2, NATM1" in out
     assert "ended: closed" in out
@@ -71,9 +71,22 @@ def test_the_engine_elsewhere(folder: Path) -> None:
     assert "voices: NATF2, NATM1" in out
 
 
+def test_steering_a_session(folder: Path) -> None:
+    out = run([sys.executable, "-W", "error", "-c", the_block("session.update_prompt(")], folder)
+    assert "said 9 of 9 words" in out
+    assert out.endswith("new prompt: in effect\n")
+
+
+def test_steering_a_call_of_the_service(folder: Path) -> None:
+    out = run([sys.executable, "-c", the_block("agent.say(")], folder)
+    spoken = ["Hello, this is Anna. What can I get you?", "Thank you, bye bye!"]
+    assert [line[8:] for line in out.splitlines() if line.startswith("spoken: ")] == spoken
+    assert "closes in ten minutes" in out and "interrupted" not in out
+
+
 def test_the_readme_shows_the_minimal_bot() -> None:
     """tests/bots/test_minimal.py runs it."""
-    assert the_block("pipecat.pipeline") == (ROOT / "bots" / "minimal.py").read_text()
+    assert the_block("create_transport") == (ROOT / "bots" / "minimal.py").read_text()
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="without it a card keeps more")
@@ -89,5 +102,5 @@ def test_callers_that_fit(folder: Path) -> None:
 @pytest.mark.parametrize("block", blocks("bash"))
 def test_shell(block: str, folder: Path) -> None:
     run(["bash", "-euo", "pipefail", "-c", block.replace(MODEL, str(CHECKPOINT))], folder)
-    made = {path.name for path in folder.iterdir()} - {"caller.wav", "owen.wav"}
+    made = {path.name for path in folder.iterdir()} - {"caller.wav", "owen.wav", "steering.txt"}
     assert made in ({"agent.wav", "agent.json"}, {"owen.pt"}, set())

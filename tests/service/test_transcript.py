@@ -54,6 +54,18 @@ def test_a_piece_before_the_gap_ends_continues_the_turn():
         assert transcript.push("") == []
 
 
+def test_a_gap_within_given_words_ends_no_turn():
+    transcript = Transcript()
+    frames = [f for piece in (" and", *[""] * 20) for f in transcript.push(piece, keep_turn=True)]
+    frames += transcript.push(" goodbye", keep_turn=True)
+    assert types(frames) == OPENING + PIECE
+    assert types(transcript.push("", keep_turn=True)) == PIECE
+    frames = [f for _ in range(20) for f in transcript.push("", keep_turn=True)]
+    assert frames == []
+    # The gap counts from the last word, also if it began while words were expected.
+    assert types(transcript.push("")) == CLOSING
+
+
 def test_the_pieces_of_a_word_become_one_frame():
     transcript = Transcript()
     frames = [f for piece in (" Sh", "ak", "sh", "uka", ",", " s") for f in transcript.push(piece)]
