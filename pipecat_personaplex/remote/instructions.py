@@ -149,13 +149,15 @@ class Instructions:
                 if saying.speech.state in ("waiting", "speaking")
                 and speech in (None, saying.speech)
             ]
+            sent = [saying for saying in cut if saying.sent]
             for saying in cut:
                 saying.speech.state = "cut"
                 if not saying.sent:
                     self._unsent.remove(saying)
                     self._finish(saying)
-                elif self._progress:
-                    self._unsent.append(Hush(id=saying.id))
+            if sent and self._progress:
+                # Every speech that the server has is cut now: one message is enough for all.
+                self._unsent.append(Hush() if speech is None else Hush(id=sent[0].id))
         return [saying.speech for saying in cut]
 
     def hold(self, seconds: float) -> None:

@@ -124,8 +124,8 @@ class SessionTask:
             await run_until_first_ends(channel.run(), self._wait_until_draining(server, channel))
             if not await self._move(f"{server.address.url} is stopping"):
                 await channel.run()  # to its end
-        except TakenOver:
-            raise
+        except TakenOver as taken:  # the call goes on at the other client
+            raise SessionLost(str(taken)) from taken
         except _MOVES_AFTER as error:
             if not self._can_move(server) or not await self._move(str(error)):
                 raise

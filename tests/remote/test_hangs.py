@@ -42,7 +42,7 @@ def test_an_input_frame_without_output_ends_the_session(monkeypatch: pytest.Monk
         caller = Caller(engine)
         caller.session.push(np.concatenate([tone(0), tone(1)]))
         error = caller.ready().ended()
-        assert type(error) is SessionFailed and "has not returned a frame for 1.5 s" in str(error)
+        assert type(error) is SessionLost and "has not returned a frame for 1.5 s" in str(error)
 
 
 def test_a_caller_who_pushes_no_audio_keeps_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
