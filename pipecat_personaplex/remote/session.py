@@ -156,15 +156,11 @@ class RemoteSession:
         return speech
 
     def hush(self, speech: Speech | None = None) -> list[Speech]:
-        """Drop the words that have not begun, of one speech or of all; finish the current word.
+        """Drop the words that have not begun, as ``SessionLike.hush``.
 
         Returns:
             The speeches that were cut, in order. One whose last word the server has just reached
             may still end as ``said``.
-
-        Raises:
-            ConfigError: The server does not support forced speech.
-            SessionFailed: The session is over.
         """
         self._require("say")
         cut = self.instructions.hush(speech)
@@ -172,23 +168,13 @@ class RemoteSession:
         return cut
 
     def hold(self, seconds: float) -> None:
-        """Keep the agent silent for this time, except for words to say. A new hold replaces it.
-
-        Raises:
-            ConfigError: Not a number from 0 to ``MAX_HOLD_SECONDS``, or not supported.
-            SessionFailed: The session is over.
-        """
+        """Keep the agent silent for this time, as ``SessionLike.hold``."""
         self._require("hold")
         self.instructions.hold(seconds)
         self._wake()
 
     def release(self) -> None:
-        """End a hold now.
-
-        Raises:
-            ConfigError: The server does not support holds.
-            SessionFailed: The session is over.
-        """
+        """End a hold now, as ``SessionLike.release``."""
         self._require("hold")
         self.instructions.release()
         self._wake()
