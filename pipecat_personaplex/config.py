@@ -204,3 +204,27 @@ class Persona:
                 raise ConfigError(
                     f"{name} is not valid text: character {error.start} is half of a surrogate pair"
                 ) from None
+
+
+def checked_persona(persona: Persona) -> Persona:
+    """Return the persona.
+
+    Raises:
+        ConfigError: It is not a ``Persona``.
+    """
+    if not isinstance(persona, Persona):
+        raise ConfigError(
+            f"persona must be a Persona (voice and text_prompt), not {type(persona).__name__}"
+        )
+    return persona
+
+
+def checked_sampling(sampling: SamplingParams) -> SamplingParams:
+    """Return the parameters.
+
+    Raises:
+        ConfigError: They are not ``SamplingParams``.
+    """
+    if not isinstance(sampling, SamplingParams):
+        raise ConfigError(f"sampling must be SamplingParams, not {type(sampling).__name__}")
+    return sampling

@@ -9,10 +9,14 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Literal
 
 from pipecat_personaplex.audio import InputQueue, Pcm, QueuedFrame, checked_pcm
-from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.config import (
+    Persona,
+    SamplingParams,
+    checked_persona,
+    checked_sampling,
+)
 from pipecat_personaplex.constants import FRAME_SECONDS
 from pipecat_personaplex.errors import (
-    ConfigError,
     PersonaPlexError,
     SessionFailed,
 )
@@ -72,13 +76,9 @@ class Session:
         past: History,
         max_queued_frames: int,
     ):
-        if not isinstance(persona, Persona):
-            raise ConfigError(
-                f"persona must be a Persona (voice and text_prompt), not {type(persona).__name__}"
-            )
         self.id = new_session_id()
-        self.persona = persona
-        self.sampling = _checked(sampling)
+        self.persona = checked_persona(persona)
+        self.sampling = checked_sampling(sampling)
         self.error: PersonaPlexError | None = None
         self._on_ready = on_ready
         self._on_frame = on_frame
@@ -210,7 +210,7 @@ class Session:
         """
         self._require_open()
         with self._lock:
-            self.sampling = self._new_sampling = _checked(sampling)
+            self.sampling = self._new_sampling = checked_sampling(sampling)
 
     def update_prompt(
         self,
@@ -378,9 +378,3 @@ class Session:
             raise SessionFailed(
                 f"the session's {name} callback raised {type(error).__name__}: {error}"
             ) from error
-
-
-def _checked(sampling: SamplingParams) -> SamplingParams:
-    if not isinstance(sampling, SamplingParams):
-        raise ConfigError(f"sampling must be SamplingParams, not {type(sampling).__name__}")
-    return sampling

@@ -15,22 +15,15 @@ import torch
 from loguru import logger
 
 from pipecat_personaplex.audio import Pcm, read_audio
-from pipecat_personaplex.checkpoint.hub import resolve_folder, resolve_model
-from pipecat_personaplex.checkpoint.layout import CONFIG_FILE, MODEL_FILES, VOICES_FILE
 from pipecat_personaplex.checkpoint.loader import (
     Checkpoint,
-    load_checkpoint,
-    read_config,
-    require_files,
-    resolve_quantization,
 )
-from pipecat_personaplex.checkpoint.progress_bars import loading_bar
 from pipecat_personaplex.checkpoint.voices import Voice, VoiceLibrary, encode_voice, load_voice_file
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.engine.codec_slots import encode_stream
 from pipecat_personaplex.engine.converse import Actions, Conversation, converse
 from pipecat_personaplex.engine.history import History, checked_history
-from pipecat_personaplex.engine.memory_plan import plan_engine, require_memory, resolve_max_sessions
+from pipecat_personaplex.engine.loading import load_parts
 from pipecat_personaplex.engine.pending import PendingSession
 from pipecat_personaplex.engine.prompt import (
     Prompt,
@@ -52,8 +45,6 @@ from pipecat_personaplex.interface import (
 from pipecat_personaplex.models.device import (
     cpu_threads,
     prepare_device,
-    resolve_kv_dtype,
-    resolve_target,
 )
 from pipecat_personaplex.session import Session
 
@@ -126,23 +117,7 @@ class Engine:
                 these options, or the device has too little memory.
             VoiceError: The archive of voices cannot be read.
         """
-        config = config or EngineConfig()
-        target = resolve_target(config.device, config.dtype, config.quantization)
-        resolve_kv_dtype(config.kv_dtype, target.dtype, target.device)
-        resolved, note = resolve_model(str(model), config.device)
-        if note is not None:
-            logger.info(note)
-        folder = resolve_folder(resolved, progress=progress)
-        require_files(folder, (*MODEL_FILES, VOICES_FILE))
-        # Check the small files and the memory first: reading the weights takes long.
-        architecture = read_config(folder / CONFIG_FILE).with_context(config.context)
-        voices = VoiceLibrary.from_archive(folder / VOICES_FILE, architecture)
-        resolve_quantization(folder, architecture, config.quantization, target.device)
-        config = resolve_max_sessions(architecture, config, target)
-        require_memory(plan_engine(architecture, config, target), target.device)
-        with loading_bar(progress) as advance:
-            checkpoint = load_checkpoint(folder, **target._asdict(), progress=advance)
-        return cls(checkpoint, voices, config)
+        return cls(*load_parts(str(model), config or EngineConfig(), progress=progress))
 
     def __enter__(self) -> Self:
         self.start()

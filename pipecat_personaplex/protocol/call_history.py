@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pipecat_personaplex.audio import Pcm, float_to_pcm16, pcm16_to_float
 from pipecat_personaplex.constants import FRAME_SAMPLES, STREAMS
-from pipecat_personaplex.errors import BadMessage
+from pipecat_personaplex.errors import BadMessage, ConfigError
 from pipecat_personaplex.interface import CallHistory
 from pipecat_personaplex.protocol.session_messages import (
     MAX_HISTORY_AUDIO_FRAMES,
@@ -30,7 +30,22 @@ _MAX_AUDIO_FRAMES = 16
 
 
 def bounded_history(history: CallHistory) -> CallHistory:
-    """Return the newest part of a history that ``open`` may send."""
+    """Return the newest part of a history that ``open`` may send.
+
+    Raises:
+        ConfigError: The arrays are not those of a ``CallHistory``.
+    """
+    tokens, caller = history.tokens, history.caller
+    if tokens.dtype != np.int16 or tokens.ndim != 2 or tokens.shape[1] != STREAMS:
+        raise ConfigError(
+            f"the tokens of a history must be int16 [n, {STREAMS}], not {tokens.dtype} "
+            f"{list(tokens.shape)}"
+        )
+    if caller.dtype != np.float32 or caller.ndim != 1 or caller.size % FRAME_SAMPLES:
+        raise ConfigError(
+            f"the caller's audio of a history must be float32 [m] of whole frames "
+            f"({FRAME_SAMPLES} samples), not {caller.dtype} {list(caller.shape)}"
+        )
     return CallHistory(
         history.tokens[-MAX_HISTORY_FRAMES:],
         history.caller[-MAX_HISTORY_AUDIO_FRAMES * FRAME_SAMPLES :],

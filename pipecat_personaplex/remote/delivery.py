@@ -1,7 +1,8 @@
 """Exactly-once, in-order delivery of a session's messages over connections that may break.
 
 ``SendWindow`` stores what was sent until the server has confirmed it, and sends it again after a
-resumption. ``ReceiveWindow`` drops what arrives a second time.
+resumption. ``ReceiveWindow`` drops what arrives a second time. Each belongs to one server: a call
+that moves gets new ones.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TypeVar
 
 from loguru import logger
 
-from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.audio import Pcm, QueuedFrame
 from pipecat_personaplex.errors import BadMessage, SessionFailed
 from pipecat_personaplex.interface import SessionFrame
 from pipecat_personaplex.protocol.session_frames import ClientFrame, ServerFrame
@@ -23,13 +24,15 @@ from pipecat_personaplex.protocol.session_messages import (
     Closed,
     Draining,
     Error,
+    Instruction,
+    Prompted,
     Ready,
-    Say,
     ServerMessage,
+    SpeechState,
     Stats,
-    Update,
     parse_server,
 )
+from pipecat_personaplex.remote.instructions import encode
 from pipecat_personaplex.remote.session import RemoteSession
 
 # In transit or in the server's queue. More than the longest round trip needs, and few enough that
@@ -50,22 +53,26 @@ class _Sent:
     Attributes:
         sequence: The input frame's sequence number; for an instruction, that of the next frame.
         message: The encoded message.
-        arrived: When the caller pushed the frame's last sample; None for an instruction.
         sent: When the message was first sent.
+        frame: The input frame; None for an instruction.
+        instruction: The instruction; None for an input frame.
+        number: How many instructions were sent before this message.
     """
 
     sequence: int
     message: str | bytes
-    arrived: float | None
     sent: float
+    frame: QueuedFrame | None
+    instruction: Instruction | None
+    number: int
 
 
 class SendWindow:
     """Takes input frames and instructions from a session and puts them into sending order.
 
     The server confirms an input frame by the output frame it returns for it. Instructions (``say``,
-    ``update``) have no confirmation of their own: the connection preserves the order, so an output
-    frame also confirms every instruction sent before its input frame.
+    ``hold`` and others) have no confirmation of their own: the connection preserves the order, so
+    an output frame also confirms every instruction sent before its input frame.
 
     Args:
         session: The source of frames and instructions.
@@ -81,11 +88,12 @@ class SendWindow:
         self._resend: deque[str | bytes] = deque()
         self._next_sequence = 0
         self._frames = 0  # frames in _sent; the rest of _sent are instructions
+        self._instructions = 0  # sent so far
 
     @property
     def oldest_sent(self) -> float:
         """When the oldest unconfirmed input frame was sent (monotonic); infinity if none is."""
-        return next((sent.sent for sent in self._sent if sent.arrived is not None), math.inf)
+        return next((sent.sent for sent in self._sent if sent.frame is not None), math.inf)
 
     def next(self) -> str | bytes | None:
         """The next message to send; None if there is none."""
@@ -98,40 +106,46 @@ class SendWindow:
     def _next_instruction(self) -> str | None:
         if len(self._sent) - self._frames >= _MAX_IN_FLIGHT_INSTRUCTIONS:
             return None
-        sampling = self._session.take_sampling()
-        if sampling is not None:
-            return self._record(Update(sampling=sampling).model_dump_json(), None)
-        text = self._session.take_text()
-        return None if text is None else self._record(Say(text=text).model_dump_json(), None)
+        instruction = self._session.instructions.take()
+        if instruction is None:
+            return None
+        message = self._record(encode(instruction), None, instruction)
+        self._instructions += 1
+        return message
 
     def _next_frame(self) -> bytes | None:
         frame = self._session.take_frame() if self._frames < MAX_IN_FLIGHT_FRAMES else None
         if frame is None:
             return None
         message = ClientFrame(self._next_sequence, self._encode(frame.pcm)).pack()
-        self._record(message, frame.arrived)
+        self._record(message, frame, None)
         self._next_sequence += 1
         self._frames += 1
         return message
 
-    def _record(self, message: _M, arrived: float | None) -> _M:
-        self._sent.append(_Sent(self._next_sequence, message, arrived, time.monotonic()))
+    def _record(
+        self, message: _M, frame: QueuedFrame | None, instruction: Instruction | None
+    ) -> _M:
+        now, number = time.monotonic(), self._instructions
+        self._sent.append(_Sent(self._next_sequence, message, now, frame, instruction, number))
         return message
 
-    def confirm(self) -> float:
+    def confirm(self) -> QueuedFrame:
         """Remove the oldest input frame and the instructions before it.
 
         Returns:
-            When the caller pushed the frame's last sample (monotonic seconds).
+            The input frame.
 
         Raises:
             BadMessage: Every frame is confirmed already.
         """
         while self._sent:
-            arrived = self._sent.popleft().arrived
-            if arrived is not None:
+            sent = self._sent.popleft()
+            if sent.instruction is not None:
+                self._session.instructions.confirm(sent.instruction)
+            if sent.frame is not None:
                 self._frames -= 1
-                return arrived
+                return sent.frame
         raise BadMessage("an output frame came for an input frame that was not sent")
 
     def discard(self, frames: int) -> int:
@@ -145,11 +159,20 @@ class SendWindow:
             self.confirm()
         return dropped
 
-    def resume_from(self, next_frame: int) -> None:
-        """Send again everything from the frame that the server expects next.
+    def unconfirmed(self) -> list[QueuedFrame]:
+        """The input frames that are sent and not confirmed, in order."""
+        return [sent.frame for sent in self._sent if sent.frame is not None]
+
+    def resume_from(self, next_frame: int, instructions: int | None) -> None:
+        """Send again everything that the server does not have.
+
+        Args:
+            next_frame: The frame that the server expects next.
+            instructions: Instructions that the server has; None if it does not say.
 
         Raises:
-            BadMessage: The server has confirmed that frame already, or it was never sent.
+            BadMessage: The server has confirmed that frame already, or it was never sent, or the
+                server counts more instructions than were sent.
         """
         first = self._next_sequence - self._frames
         if not first <= next_frame <= self._next_sequence:
@@ -157,7 +180,19 @@ class SendWindow:
                 f"the server wants frame {next_frame} next; it must be from {first} to "
                 f"{self._next_sequence}"
             )
-        self._resend = deque(s.message for s in self._sent if s.sequence >= next_frame)
+        if instructions is not None and instructions > self._instructions:
+            raise BadMessage(
+                f"the server has {instructions} instructions, and {self._instructions} were sent"
+            )
+        self._resend = deque(
+            sent.message
+            for sent in self._sent
+            if (
+                sent.sequence >= next_frame
+                if sent.frame is not None or instructions is None
+                else sent.number >= instructions
+            )
+        )
 
 
 class ReceiveWindow:
@@ -181,6 +216,7 @@ class ReceiveWindow:
         on_draining: Callable[[], object],
     ):
         self.next_frame = 0
+        self._first_index = session.next_index  # not 0 if the call has moved here
         self._on_draining = on_draining
         self._session = session
         self._send_window = send_window
@@ -220,10 +256,10 @@ class ReceiveWindow:
             raise BadMessage(
                 f"frame {frame.sequence} came where frame {self.next_frame} was expected"
             )
-        arrived = self._send_window.confirm()
+        confirmed = self._send_window.confirm()
         self.next_frame += 1
         output = SessionFrame(
-            frame.sequence,
+            self._first_index + frame.sequence,
             self._decode(frame.audio),
             frame.text,
             frame.text_token,
@@ -231,13 +267,21 @@ class ReceiveWindow:
             frame.user_codes,
             frame.timings,
         )
-        self._session.deliver(output, time.monotonic() - arrived)
+        seconds = time.monotonic() - confirmed.arrived
+        self._session.deliver(output, seconds, confirmed.pcm)
+        self._session.run_callbacks()
 
     def _handle_control(self, message: ServerMessage) -> Error | None:
         log = logger.bind(session=self._session.id)
         match message:
             case Ready():
                 self.mark_ready()
+            case SpeechState() as report:
+                self._session.instructions.handle_speech(report)
+                self._session.run_callbacks()
+            case Prompted() as result:
+                self._session.handle_prompted(result)
+                self._session.run_callbacks()
             case Stats(dropped_frames=dropped):
                 # The server's counter is a total: only its growth is new.
                 new = self._send_window.discard(dropped - self._reported_drops)

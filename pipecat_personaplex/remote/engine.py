@@ -17,22 +17,26 @@ from pipecat_personaplex.errors import (
     EngineUnreachable,
     PersonaPlexError,
 )
-from pipecat_personaplex.interface import SessionFrame, SessionStats
+from pipecat_personaplex.interface import CallHistory, Feature, SessionFrame, SessionStats
 from pipecat_personaplex.protocol.audio import open_codec
+from pipecat_personaplex.protocol.call_history import bounded_history
 from pipecat_personaplex.protocol.moshi import OggOpusWriter
 from pipecat_personaplex.protocol.session_messages import AudioFormat
 from pipecat_personaplex.remote.address import ServerAddress
 from pipecat_personaplex.remote.connection import PermanentlyUnreachable
 from pipecat_personaplex.remote.delivery import MAX_IN_FLIGHT_FRAMES
+from pipecat_personaplex.remote.instructions import require_fits
 from pipecat_personaplex.remote.moshi import MoshiServer
-from pipecat_personaplex.remote.native import NativeServer, open_message
+from pipecat_personaplex.remote.native import NativeServer
+from pipecat_personaplex.remote.native_channel import open_message
 from pipecat_personaplex.remote.server import Server
 from pipecat_personaplex.remote.server_pool import (
+    NO_FEATURES,
     all_voices,
     require_available,
     unreachable_reason,
 )
-from pipecat_personaplex.remote.session import RemoteSession, require_fits
+from pipecat_personaplex.remote.session import RemoteSession
 from pipecat_personaplex.remote.session_task import SessionTask
 from pipecat_personaplex.remote.stats import RemoteStats, sum_stats
 
@@ -44,7 +48,9 @@ class RemoteEngine:
 
     A new session goes to the least loaded server that has its voice, and to the next one if that
     server refuses it. A session whose connection breaks resumes at its server, which preserves the
-    conversation.
+    conversation. If the server has ended, has lost the session or is stopping, the call moves to
+    another server: a new session there remembers it, and the frame indices continue. A speech that
+    was being spoken continues there with its next word.
 
     Use the engine as a context manager, or call ``start`` and ``stop``. Both block; on an event
     loop, call them in a thread. All other methods return at once and may be called from any thread
@@ -61,9 +67,10 @@ class RemoteEngine:
 
     Args:
         urls: One or several servers, as ``wss://host:8998``. A path that ends in ``/api/chat``
-            selects NVIDIA's protocol: ``say`` and ``update`` then raise ``ConfigError``, sessions
-            cannot resume, text comes with the next audio frame (80 ms late), and frames have -1 for
-            their text token and codes. Proxies of the environment are not used.
+            selects NVIDIA's protocol: ``say``, ``update`` and the other instructions then raise
+            ``ConfigError``, sessions can neither resume nor move, text comes with the next audio
+            frame (80 ms late), and frames have -1 for their text token and codes. Proxies of the
+            environment are not used.
         api_key: For servers that require one.
         audio: The encoding of audio on the connection. ``"pcm16"`` is exact, adds no delay and
             needs 0.4 Mbit/s each way. ``"opus"`` needs a tenth of that, adds 6.5 ms each way, loses
@@ -72,6 +79,8 @@ class RemoteEngine:
         max_queued_frames: Input frames (80 ms each) that may wait in a session; when the queue is
             full, the oldest frame is dropped and counted.
         start_seconds: How long ``start`` waits for a server.
+        move_calls: Whether a call moves to another server when its own one is lost; if not, its
+            session ends.
 
     Raises:
         ConfigError: A URL or an option is not valid.
@@ -86,6 +95,7 @@ class RemoteEngine:
         ssl_context: ssl.SSLContext | None = None,
         max_queued_frames: int = EngineConfig.max_queued_frames,
         start_seconds: float = 10.0,
+        move_calls: bool = True,
     ):
         urls = [urls] if isinstance(urls, str) else list(dict.fromkeys(urls))
         if not urls:
@@ -97,6 +107,7 @@ class RemoteEngine:
         self._addresses = [ServerAddress.parse(url, api_key, ssl_context) for url in urls]
         self._audio: AudioFormat = audio
         self._start_seconds = start_seconds
+        self._move_calls = move_calls
         self._servers: list[Server] = []
 
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -217,6 +228,7 @@ class RemoteEngine:
         on_frame: Callable[[SessionFrame], object],
         on_ready: Callable[[], object] | None = None,
         on_end: Callable[[PersonaPlexError | None], object] | None = None,
+        history: CallHistory | None = None,
     ) -> RemoteSession:
         """Open a session; returns at once, while a slot is requested from a server.
 
@@ -230,6 +242,7 @@ class RemoteEngine:
             on_ready: Called once, when the prompt is computed and before the first frame.
             on_end: Called once, after the last frame, with the error that ended the session or
                 None after ``close``.
+            history: A call to continue; the newest 3,000 of its frames are sent.
 
         Raises:
             EngineStopped: The engine is not running.
@@ -238,9 +251,11 @@ class RemoteEngine:
             EngineFull: Every slot was taken when the servers were last polled.
             VoiceNotFound: No reachable server has the persona's voice.
             LimitReached: The persona does not fit into a message.
-            ConfigError: ``persona`` is not a ``Persona`` or ``sampling`` is not a
-                ``SamplingParams``.
+            ConfigError: ``persona`` is not a ``Persona``, ``sampling`` is not a
+                ``SamplingParams``, or no server supports ``history``.
         """
+        if history is not None and not len(history.tokens):
+            history = None
         session = RemoteSession(
             persona,
             SamplingParams() if sampling is None else sampling,
@@ -249,18 +264,22 @@ class RemoteEngine:
             on_end=on_end,
             wake=lambda: self._post(task.wake),
             max_queued_frames=self._max_queued_frames,
-            # Until a server is chosen, say and update are refused only if every server would.
-            control_refusal=min((server.control_refusal for server in self._servers), default=""),
+            # Until a server is chosen, what no server supports is refused.
+            features=NO_FEATURES.union(*(server.features for server in self._servers)),
+            history=None if history is None else bounded_history(history),
         )
-        task = SessionTask(session, self._servers, self._on_session_ended)
-        require_fits("persona", open_message(session, self._audio).model_dump_json())
+        task = SessionTask(
+            session, self._servers, self._on_session_ended, move_calls=self._move_calls
+        )
+        require_fits("persona", open_message(session, self._audio))
+        required: frozenset[Feature] = frozenset({"history"}) if history else NO_FEATURES
         with self._lock:
             if not self._running:
                 raise EngineStopped(
                     "the engine is not running; use it in a with statement, or call start()"
                 )
             try:
-                require_available(self._servers, persona.voice)
+                require_available(self._servers, persona.voice, required)
             except PersonaPlexError:
                 self._refused += 1
                 raise

@@ -14,7 +14,7 @@ from loguru import logger
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from pipecat_personaplex.audio import FrameBuffer, Pcm
+from pipecat_personaplex.audio import FrameBuffer, Pcm, QueuedFrame
 from pipecat_personaplex.constants import CODEBOOKS, ZERO_TOKEN
 from pipecat_personaplex.errors import (
     BadMessage,
@@ -27,7 +27,7 @@ from pipecat_personaplex.interface import FrameTimings, SessionFrame
 from pipecat_personaplex.protocol.moshi import Kind, OggOpusReader, OggOpusWriter, pack, unpack
 from pipecat_personaplex.remote.address import ServerAddress
 from pipecat_personaplex.remote.connection import open_websocket, probe
-from pipecat_personaplex.remote.server import Server
+from pipecat_personaplex.remote.server import Server, never
 from pipecat_personaplex.remote.session import RemoteSession
 from pipecat_personaplex.remote.tasks import run_until_first_ends, wait_until_cancelled
 
@@ -69,7 +69,6 @@ class MoshiServer(Server):
     def __init__(self, address: ServerAddress):
         super().__init__(address)
         self.voices = RELEASED_VOICES
-        self.control_refusal = f"{address.url}: NVIDIA's protocol supports neither say nor update"
 
     async def poll(self) -> None:
         """Test whether the server accepts TCP connections.
@@ -95,10 +94,18 @@ class MoshiChannel:
     Args:
         address: The session's server.
         session: The caller's side.
+
+    Attributes:
+        draining: Never set: the protocol does not announce the end.
+        can_move: Not used: the protocol sends no tokens, so that a call cannot move.
+        server_id: Empty: the protocol has no ids.
     """
 
     def __init__(self, address: ServerAddress, session: RemoteSession):
         self.session = session
+        self.draining = asyncio.Event()
+        self.can_move = never
+        self.server_id = ""
         self._address = address
         self._writer = OggOpusWriter()
         self._reader = OggOpusReader()
@@ -115,6 +122,10 @@ class MoshiChannel:
         # Input frames sent since the last output frame, and when the first of them was sent.
         self._unanswered = 0
         self._unanswered_since = 0.0
+
+    def unconfirmed(self) -> list[QueuedFrame]:
+        """Empty: output frames do not name their input frames."""
+        return []
 
     def wake(self) -> None:
         """Notify the channel that the session has something to send."""

@@ -11,7 +11,9 @@ from typing import Protocol
 
 from loguru import logger
 
-from pipecat_personaplex.errors import EngineFull, EngineUnreachable
+from pipecat_personaplex.audio import QueuedFrame
+from pipecat_personaplex.errors import EngineFull, EngineUnreachable, SessionLost
+from pipecat_personaplex.interface import Feature
 from pipecat_personaplex.remote.address import ServerAddress
 from pipecat_personaplex.remote.session import RemoteSession
 from pipecat_personaplex.remote.stats import ServerStats
@@ -21,10 +23,29 @@ _POLL_SECONDS = 2.0
 _FRESH_SECONDS = 5.0
 
 
+class TakenOver(SessionLost):
+    """Another client has resumed the session, which goes on there."""
+
+
+def never() -> bool:
+    """The ``can_move`` of a channel whose call cannot move."""
+    return False
+
+
 class Channel(Protocol):
-    """One session's connection to one server; used on the remote engine's thread only."""
+    """One session's connection to one server; used on the remote engine's thread only.
+
+    Attributes:
+        session: The caller's side.
+        draining: Set once the server reports that it is stopping.
+        can_move: Returns whether another server can take the call.
+        server_id: The session's public id at this server; empty if unknown.
+    """
 
     session: RemoteSession
+    draining: asyncio.Event
+    can_move: Callable[[], bool]
+    server_id: str
 
     async def open(self) -> None:
         """Request a slot.
@@ -43,6 +64,9 @@ class Channel(Protocol):
     def wake(self) -> None:
         """Notify the channel that the session has something to send."""
 
+    def unconfirmed(self) -> list[QueuedFrame]:
+        """The input frames that are sent and not confirmed, in order."""
+
     async def close(self) -> None:
         """Give the slot back and disconnect; never raises."""
 
@@ -57,7 +81,8 @@ class Server(ABC):
         voices: The voices it reported last.
         draining: Whether it is stopping and takes no new sessions.
         max_sessions: Its slots; 0 if it does not report them.
-        control_refusal: Why its sessions refuse ``say`` and ``update``; empty if they work.
+        features: What its sessions can do.
+        progress: Whether it reports the progress of speeches.
         error: Why it is not reachable; None if it is.
     """
 
@@ -66,7 +91,8 @@ class Server(ABC):
         self.voices: Sequence[str] = ()
         self.draining = False
         self.max_sessions = 0
-        self.control_refusal = ""
+        self.features: frozenset[Feature] = frozenset()
+        self.progress = False
         self.error: EngineUnreachable | None = EngineUnreachable(f"{address.url}: not polled yet")
         self._channels: set[Channel] = set()
         # Tasks that close channels, and those of them that may free a slot. A channel that the

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from pipecat_personaplex.errors import (
+    ConfigError,
     EngineDraining,
     EngineFull,
     EngineUnreachable,
@@ -13,15 +14,26 @@ from pipecat_personaplex.errors import (
     PersonaPlexError,
     VoiceNotFound,
 )
+from pipecat_personaplex.interface import Feature
 from pipecat_personaplex.remote.server import Server
 
+NO_FEATURES: frozenset[Feature] = frozenset()
 
-def require_available(servers: Iterable[Server], voice: str) -> None:
+
+def require_available(
+    servers: Iterable[Server], voice: str, features: frozenset[Feature] = NO_FEATURES
+) -> None:
     """Refuse a session that certainly no server takes.
+
+    Args:
+        servers: The servers to choose from.
+        voice: The voice that the session needs.
+        features: What the session's server must be able to do.
 
     Raises:
         EngineUnreachable: No server is reachable.
         VoiceNotFound: No reachable server has the voice.
+        ConfigError: No reachable server with the voice has the features.
         EngineDraining: Every reachable server with the voice is stopping.
         EngineFull: Every reachable server with the voice that is not stopping is full.
     """
@@ -32,7 +44,10 @@ def require_available(servers: Iterable[Server], voice: str) -> None:
     with_voice = [server for server in reachable if server.has_voice(voice)]
     if not with_voice:
         raise VoiceNotFound(voice, known=all_voices(reachable))
-    staying = [server for server in with_voice if not server.draining]
+    able = [server for server in with_voice if features <= server.features]
+    if not able:
+        raise ConfigError(f"no reachable server supports {', '.join(sorted(features))}")
+    staying = [server for server in able if not server.draining]
     if not staying:
         raise EngineDraining("every reachable server is stopping")
     if all(server.full for server in staying):
@@ -40,9 +55,18 @@ def require_available(servers: Iterable[Server], voice: str) -> None:
 
 
 def least_loaded(
-    servers: Iterable[Server], voice: str, tried: Sequence[Server] = ()
+    servers: Iterable[Server],
+    voice: str,
+    tried: Collection[Server] = (),
+    features: frozenset[Feature] = NO_FEATURES,
 ) -> Server | None:
     """The server for the next session; None if no suitable server is left.
+
+    Args:
+        servers: The servers to choose from.
+        voice: The voice that the session needs.
+        tried: Servers to leave out.
+        features: What the session's server must be able to do.
 
     Servers with the same load are chosen at random, so that many clients do not pick the same one.
     """
@@ -51,6 +75,7 @@ def least_loaded(
         for server in servers
         if server.reachable
         and server.has_voice(voice)
+        and features <= server.features
         and not server.draining
         and server not in tried
     ]

@@ -5,16 +5,30 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+from loguru import logger
 
 from pipecat_personaplex.audio import InputQueue, Pcm, QueuedFrame, checked_pcm
-from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.config import (
+    Persona,
+    SamplingParams,
+    checked_persona,
+    checked_sampling,
+)
 from pipecat_personaplex.constants import FRAME_SECONDS
-from pipecat_personaplex.errors import ConfigError, LimitReached, PersonaPlexError, SessionFailed
-from pipecat_personaplex.interface import SessionFrame, SessionStats, new_session_id
-from pipecat_personaplex.protocol.session_messages import MAX_MESSAGE_BYTES, Say
-
-_MAX_UNSENT_TEXTS = 64
+from pipecat_personaplex.errors import ConfigError, PersonaPlexError, SessionFailed
+from pipecat_personaplex.interface import (
+    CallHistory,
+    Feature,
+    SessionFrame,
+    SessionStats,
+    Speech,
+    new_session_id,
+)
+from pipecat_personaplex.protocol.session_messages import Prompted
+from pipecat_personaplex.remote.instructions import Instructions, PromptDone, SpeechDone, When
+from pipecat_personaplex.remote.record import CallRecord
 
 
 class RemoteSession:
@@ -27,14 +41,23 @@ class RemoteSession:
 
     Attributes:
         id: The session's public id in the logs. The server assigns its own id when it opens the
-            session; the value changes once, before ``on_ready``.
-        persona: Voice and role.
+            session; the value changes once, before ``on_ready``. It remains when the call moves to
+            another server.
+        persona: Voice and role; a prompt update changes it when it is in effect.
         sampling: The sampling parameters requested last.
         error: The error that ended the session; None while it runs and after ``close``.
-        control_refusal: Why this session refuses ``say`` and ``update``; empty if it supports them.
+        instructions: What the caller wants of the agent; for the channel to the server.
+        record: The call so far.
 
     Raises:
         ConfigError: ``persona`` is not a ``Persona`` or ``sampling`` is not a ``SamplingParams``.
+
+    Example::
+
+        session = engine.open_session(Persona("NATF2"), on_frame=print)
+        speech = session.say("Good morning!", on_done=print)
+        session.hush(speech)
+        session.update_prompt(Persona("NATF2", "You sell tea."))
     """
 
     def __init__(
@@ -47,27 +70,25 @@ class RemoteSession:
         on_end: Callable[[PersonaPlexError | None], object] | None,
         wake: Callable[[], None],
         max_queued_frames: int,
-        control_refusal: str = "",
+        features: frozenset[Feature],
+        history: CallHistory | None = None,
     ):
-        if not isinstance(persona, Persona):
-            raise ConfigError(
-                f"persona must be a Persona (voice and text_prompt), not {type(persona).__name__}"
-            )
         self.id = new_session_id()
-        self.persona = persona
-        self.sampling = _validated(sampling)
+        self.persona = checked_persona(persona)
+        self.sampling = checked_sampling(sampling)
         self.error: PersonaPlexError | None = None
-        self.control_refusal = control_refusal
+        self.instructions = Instructions()
+        self.record = CallRecord(history)
         self._on_ready = on_ready
         self._on_frame = on_frame
         self._on_end = on_end
         self._wake = wake
+        self._features = features
         self._input = InputQueue(max_queued_frames)
         # Guards the fields that callers and the engine's thread both change.
         self._lock = threading.Lock()
-        # Bounded by _MAX_UNSENT_TEXTS: at the limit, say() raises LimitReached.
-        self._unsent_texts: deque[str] = deque()
-        self._unsent_sampling: SamplingParams | None = None
+        # Input frames that a lost server has not confirmed; they come before those in the queue.
+        self._returned: deque[QueuedFrame] = deque()
         self._frames = 0
         self._late_frames = 0
         self._dropped_by_server = 0
@@ -81,6 +102,14 @@ class RemoteSession:
     def closed(self) -> bool:
         """Whether the session is over, by ``close`` or by an error."""
         return self._closed.is_set()
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What the session's server can do; until one is chosen, what any server can do.
+
+        What waits then and the chosen server cannot do is cut, or fails.
+        """
+        return self._features
 
     @property
     def dropped_frames(self) -> int:
@@ -102,27 +131,85 @@ class RemoteSession:
         if self._input.push(checked_pcm(pcm), time.monotonic()):
             self._wake()
 
-    def say(self, text: str) -> None:
-        """Have the agent say these words next, after any that still wait.
+    def say(self, text: str, *, when: When = "pause", on_done: SpeechDone | None = None) -> Speech:
+        """Have the agent speak a text, after the texts that wait already; returns at once.
 
-        Returns at once. If the server then refuses the words as too many, that is only logged.
+        A speech that the server refuses is cut. A server without progress reports confirms that it
+        has the text: the speech then counts as said, and ``hush`` has no effect there.
 
         Args:
             text: A sentence or more, in plain words.
+            when: As ``SessionLike.say``; a server without progress reports ignores it.
+            on_done: Called once on the engine's thread, when the text was said or cut.
+
+        Returns:
+            A handle that shows the progress.
 
         Raises:
-            ConfigError: The server does not support forced speech.
-            LimitReached: Too many texts wait to be sent, or the text exceeds one message.
+            ConfigError: The server does not support forced speech, or the text has no words.
+            LimitReached: Too many texts wait, or the text exceeds one message.
             SessionFailed: The session is over.
         """
-        self._require_open()
-        self._require_control()
-        require_fits("words to say", Say(text=text).model_dump_json())
-        with self._lock:
-            if len(self._unsent_texts) >= _MAX_UNSENT_TEXTS:
-                raise LimitReached(f"{_MAX_UNSENT_TEXTS} texts already wait to be sent")
-            self._unsent_texts.append(text)
+        self._require("say")
+        speech = self.instructions.say(text, when, on_done)
         self._wake()
+        return speech
+
+    def hush(self, speech: Speech | None = None) -> list[Speech]:
+        """Drop the words that have not begun, as ``SessionLike.hush``.
+
+        Returns:
+            The speeches that were cut, in order. One whose last word the server has just reached
+            may still end as ``said``.
+        """
+        self._require("say")
+        cut = self.instructions.hush(speech)
+        self._wake()
+        return cut
+
+    def hold(self, seconds: float) -> None:
+        """Keep the agent silent for this time, as ``SessionLike.hold``."""
+        self._require("hold")
+        self.instructions.hold(seconds)
+        self._wake()
+
+    def release(self) -> None:
+        """End a hold now, as ``SessionLike.release``."""
+        self._require("hold")
+        self.instructions.release()
+        self._wake()
+
+    def update_prompt(
+        self, persona: Persona, *, history: int | None = None, on_done: PromptDone | None = None
+    ) -> None:
+        """Replace the persona while the call goes on; returns at once.
+
+        A server takes one update a second, so an update may wait here; a later one replaces it.
+
+        Args:
+            persona: The new voice and role.
+            history: Newest frames to remember; None for as many as fit into the window.
+            on_done: Called once on the engine's thread: with None when the new prompt is in
+                effect, or with the error that left the old one in effect, ``PromptTooLong`` and
+                ``VoiceNotFound`` included.
+
+        Raises:
+            ConfigError: An argument is not valid, or the server does not support this.
+            LimitReached: The persona does not fit into a message.
+            SessionFailed: The session is over.
+        """
+        self._require("prompt")
+        self.instructions.update_prompt(persona, history, on_done)
+        self._wake()
+
+    def history(self) -> CallHistory:
+        """The newest 3,000 frames of the call, for ``open_session`` of this or another engine.
+
+        Raises:
+            ConfigError: The server does not support this.
+        """
+        self._require_feature("history")
+        return self.record.snapshot()
 
     def update(self, sampling: SamplingParams) -> None:
         """Sample with these parameters from the next frame on.
@@ -131,11 +218,11 @@ class RemoteSession:
             ConfigError: ``sampling`` is not a ``SamplingParams``, or the server cannot change it.
             SessionFailed: The session is over.
         """
-        self._require_open()
-        self._require_control()
-        sampling = _validated(sampling)
+        self._require("sampling")
+        sampling = checked_sampling(sampling)
         with self._lock:
-            self.sampling = self._unsent_sampling = sampling
+            self.sampling = sampling
+            self.instructions.update(sampling)
         self._wake()
 
     def wait_ready(self, timeout: float | None = None) -> bool:
@@ -174,9 +261,20 @@ class RemoteSession:
             self._raise_error()
             raise SessionFailed("the session is closed; open another")
 
-    def _require_control(self) -> None:
-        if self.control_refusal:
-            raise ConfigError(self.control_refusal)
+    def _require(self, feature: Feature) -> None:
+        self._require_open()
+        self._require_feature(feature)
+
+    def _require_feature(self, feature: Feature) -> None:
+        if not self._features:
+            raise ConfigError(
+                "NVIDIA's protocol supports neither say nor update, hold, prompt or history; use "
+                "personaplex serve"
+            )
+        if feature not in self._features:
+            raise ConfigError(
+                f"the server does not support {feature}, only {', '.join(sorted(self._features))}"
+            )
 
     def _raise_error(self) -> None:
         if self.error is not None:
@@ -194,20 +292,46 @@ class RemoteSession:
         """Use the id that the server has assigned, so that both logs name the session alike."""
         self.id = server_id
 
+    def use_features(self, features: frozenset[Feature], *, progress: bool) -> None:
+        """Take what the chosen server supports, and whether it reports the progress of speeches."""
+        self._features = features
+        self.instructions.adapt(features, progress=progress)
+        self.run_callbacks()
+
+    @property
+    def next_index(self) -> int:
+        """Index of the next output frame."""
+        return self._frames
+
     def take_frame(self) -> QueuedFrame | None:
         """Remove and return the oldest input frame; None if no complete frame waits."""
-        return self._input.take()
+        return self._returned.popleft() if self._returned else self._input.take()
 
-    def take_text(self) -> str | None:
-        """Remove and return the oldest text of ``say`` that has not been sent; None if none."""
-        with self._lock:
-            return self._unsent_texts.popleft() if self._unsent_texts else None
+    def restart(self, unconfirmed: Iterable[QueuedFrame]) -> None:
+        """Prepare for a new server: the call has moved.
 
-    def take_sampling(self) -> SamplingParams | None:
-        """Return the parameters of the latest ``update`` if they have not been sent."""
-        with self._lock:
-            sampling, self._unsent_sampling = self._unsent_sampling, None
-            return sampling
+        Args:
+            unconfirmed: Input frames that the last server has not confirmed; at most those in
+                flight.
+        """
+        self._returned.extendleft(reversed(list(unconfirmed)))
+        self.instructions.restart()
+        self.run_callbacks()
+
+    def handle_prompted(self, report: Prompted) -> None:
+        """Take the server's report of a prompt update."""
+        persona = self.instructions.handle_prompted(report)
+        if persona is not None:
+            self.persona = persona
+
+    def run_callbacks(self) -> None:
+        """Run the ``on_done`` callbacks that are due.
+
+        Raises:
+            SessionFailed: A callback raised.
+        """
+        for callback in self.instructions.take_callbacks():
+            self._call_back("on_done", callback)
 
     def count_dropped(self, frames: int) -> None:
         """Add to the frames that the server dropped; negative if a frame was counted too early."""
@@ -224,12 +348,13 @@ class RemoteSession:
         if self._on_ready is not None and not self.closed:
             self._call_back("on_ready", self._on_ready)
 
-    def deliver(self, frame: SessionFrame, seconds: float) -> None:
-        """Pass an output frame to the caller.
+    def deliver(self, frame: SessionFrame, seconds: float, caller: Pcm | None = None) -> None:
+        """Record an output frame and pass it to the caller.
 
         Args:
             frame: The output frame.
             seconds: Time since the last sample of its input frame was pushed.
+            caller: The input frame, float32 [1920], for the record; None for no record.
 
         Raises:
             SessionFailed: The ``on_frame`` callback raised.
@@ -237,6 +362,8 @@ class RemoteSession:
         with self._lock:
             self._frames += 1
             self._late_frames += seconds > FRAME_SECONDS
+        if caller is not None:
+            self.record.add(frame, caller)
         if not self.closed:
             self._call_back("on_frame", self._on_frame, frame)
 
@@ -246,12 +373,21 @@ class RemoteSession:
             return
         self.error = error
         self._closed.set()
+        self.instructions.end()
         try:
+            self._run_last_callbacks()
             if self._on_end is not None:
                 self._on_end(error)
         finally:
             self._ended.set()
             self._ready.set()  # wakes wait_ready, which then raises the error
+
+    def _run_last_callbacks(self) -> None:
+        for callback in self.instructions.take_callbacks():
+            try:
+                self._call_back("on_done", callback)
+            except SessionFailed as raised:  # on_end must follow
+                logger.bind(session=self.id).error("{}", raised)
 
     def _call_back(self, name: str, callback: Callable[..., object], *args: object) -> None:
         try:
@@ -260,26 +396,3 @@ class RemoteSession:
             raise SessionFailed(
                 f"the session's {name} callback raised {type(error).__name__}: {error}"
             ) from error
-
-
-def _validated(sampling: SamplingParams) -> SamplingParams:
-    if not isinstance(sampling, SamplingParams):
-        raise ConfigError(f"sampling must be SamplingParams, not {type(sampling).__name__}")
-    return sampling
-
-
-def require_fits(what: str, message: str) -> None:
-    """Refuse a message that is too long for a server, which would close the connection.
-
-    Args:
-        what: What the message contains, for the error.
-        message: The message as JSON.
-
-    Raises:
-        LimitReached: The message is too long.
-    """
-    size = len(message.encode())
-    if size > MAX_MESSAGE_BYTES:
-        raise LimitReached(
-            f"the {what} need a message of {size} bytes; a server accepts {MAX_MESSAGE_BYTES}"
-        )

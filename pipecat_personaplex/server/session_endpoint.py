@@ -105,6 +105,8 @@ class _Connection:
         except PersonaPlexError as error:
             await self._refuse(error)
             return
+        except Disconnected:
+            raise
         except Exception as error:
             await self._conclude(report_defect(error, logger.bind(client=self._client.label)))
             return

@@ -324,7 +324,7 @@ def test_an_engine_is_refused_before_weights_are_read(
     def read(*args: object, **kwargs: object) -> None:
         raise AssertionError("the weights were read")
 
-    monkeypatch.setattr("pipecat_personaplex.engine.engine.load_checkpoint", read)
+    monkeypatch.setattr("pipecat_personaplex.engine.loading.load_checkpoint", read)
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1 << 20)
     with pytest.raises(ConfigError, match="not even one session fits"):
         Engine.load(CHECKPOINT, EngineConfig(device="cpu"))

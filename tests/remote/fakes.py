@@ -65,6 +65,7 @@ class FakeServer:
         self.draining = False
         self.resume_seconds = 3.0
         self.public_id = ""
+        self.features: list[str] | None = None  # None as from a server that is older than the field
         self.status: int | None = None
         self.body = "no"
         self.location = ""
@@ -169,6 +170,7 @@ class FakeServer:
             sessions=len(self.open),
             max_sessions=self.max_sessions,
             draining=self.draining,
+            **({} if self.features is None else {"features": self.features}),
         )
         first = json.loads(await websocket.recv())
         if first["type"] == "resume":

@@ -7,7 +7,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection
 
 from pipecat_personaplex.errors import EngineUnreachable, SessionFailed, SessionLost
-from pipecat_personaplex.remote import RemoteEngine, native
+from pipecat_personaplex.remote import RemoteEngine, native_channel
 from tests.remote.fakes import FakeServer, say
 from tests.remote.helpers import Caller, log_lines, resuming, tone
 from tests.remote.test_server_pool import greet
@@ -22,7 +22,7 @@ async def listen(websocket: ServerConnection) -> None:
 
 
 def test_a_prompt_that_is_never_computed_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_READY_SECONDS", 0.5)
+    monkeypatch.setattr(native_channel, "_READY_SECONDS", 0.5)
     with FakeServer(talk=listen) as server, RemoteEngine(server.url) as engine:
         error = Caller(engine).ended()
         assert type(error) is SessionFailed and "has not computed the prompt within 0.5 s" in str(
@@ -32,7 +32,7 @@ def test_a_prompt_that_is_never_computed_ends_the_session(monkeypatch: pytest.Mo
 
 
 def test_an_input_frame_without_output_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_CONFIRM_SECONDS", 1.5)
+    monkeypatch.setattr(native_channel, "_CONFIRM_SECONDS", 1.5)
 
     async def talk(websocket: ServerConnection) -> None:
         await say(websocket, type="ready")
@@ -42,12 +42,12 @@ def test_an_input_frame_without_output_ends_the_session(monkeypatch: pytest.Monk
         caller = Caller(engine)
         caller.session.push(np.concatenate([tone(0), tone(1)]))
         error = caller.ready().ended()
-        assert type(error) is SessionFailed and "has not returned a frame for 1.5 s" in str(error)
+        assert type(error) is SessionLost and "has not returned a frame for 1.5 s" in str(error)
 
 
 def test_a_caller_who_pushes_no_audio_keeps_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_CONFIRM_SECONDS", 0.5)
-    monkeypatch.setattr(native, "_STATS_SECONDS", 0.1)
+    monkeypatch.setattr(native_channel, "_CONFIRM_SECONDS", 0.5)
+    monkeypatch.setattr(native_channel, "_STATS_SECONDS", 0.1)
     with FakeServer() as server, RemoteEngine(server.url) as engine:
         caller = Caller(engine).ready()
         caller.talk(0)
@@ -56,7 +56,7 @@ def test_a_caller_who_pushes_no_audio_keeps_the_session(monkeypatch: pytest.Monk
 
 
 def test_open_without_a_response_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_OPEN_SECONDS", 0.5)
+    monkeypatch.setattr(native_channel, "_OPEN_SECONDS", 0.5)
 
     async def script(websocket: ServerConnection) -> None:
         await greet(websocket)

@@ -9,7 +9,7 @@ import pytest
 from pipecat_personaplex.config import SamplingParams
 from pipecat_personaplex.constants import FRAME_SECONDS
 from pipecat_personaplex.errors import LimitReached, SessionLost
-from pipecat_personaplex.remote import RemoteEngine, native
+from pipecat_personaplex.remote import RemoteEngine, native_channel
 from pipecat_personaplex.remote.delivery import MAX_IN_FLIGHT_FRAMES
 from tests.remote.fakes import FakeServer
 from tests.remote.helpers import Caller, log_lines, resuming, tone, until
@@ -148,7 +148,7 @@ def test_closing_a_disconnected_session_returns_at_once() -> None:
 
 def test_closing_a_disconnected_session_frees_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     # The client stays disconnected until the session is closed.
-    monkeypatch.setattr(native, "_MIN_BACKOFF_SECONDS", 60.0)
+    monkeypatch.setattr(native_channel, "_MIN_BACKOFF_SECONDS", 60.0)
     with FakeServer() as server, RemoteEngine(server.url) as engine, log_lines() as lines:
         caller = Caller(engine).ready()
         caller.talk(0)

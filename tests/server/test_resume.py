@@ -37,7 +37,12 @@ async def test_frames_are_sent_again_byte_for_byte(server: LiveServer, audio: st
         await cut(client)
     async with SessionClient.connect(server.ws_url) as again:
         resumed = await again.resume(client.secret, 4)
-        assert resumed == {"type": "resumed", "next_frame": 10, "ready": True}
+        assert resumed == {
+            "type": "resumed",
+            "next_frame": 10,
+            "ready": True,
+            "instructions": 0,
+        }
         assert [await again.packet() for _ in range(6)] == packets[4:]
         await again.push(encode(loud(500)))
         assert (await again.frame()).sequence == 10

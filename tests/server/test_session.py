@@ -69,6 +69,7 @@ async def test_hello_has_model_voices_and_slots(server: LiveServer, fake: Served
             "sessions": 1,
             "max_sessions": 4,
             "draining": False,
+            "features": ["history", "hold", "prompt", "sampling", "say"],
         }
     await close_all(server, fake)
 
