@@ -16,7 +16,6 @@ from pipecat_personaplex.checkpoint.loader import (
 from pipecat_personaplex.checkpoint.progress_bars import loading_bar
 from pipecat_personaplex.checkpoint.voices import VoiceLibrary
 from pipecat_personaplex.config import EngineConfig
-from pipecat_personaplex.engine.loading import load_parts
 from pipecat_personaplex.engine.memory_plan import plan_engine, require_memory, resolve_max_sessions
 from pipecat_personaplex.models.device import (
     resolve_kv_dtype,
