@@ -62,7 +62,11 @@ class ClientMessages(FrameProcessor):
             case "say":
                 text = _text(data, "text")
                 interruptible = data.get("interruptible", True)
-                self._agent.say(text, interruptible=bool(interruptible))
+                if not isinstance(interruptible, bool):
+                    raise ConfigError(
+                        f"interruptible must be true or false, not {interruptible!r:.40}"
+                    )
+                self._agent.say(text, interruptible=interruptible)
             case "hush":
                 self._agent.hush()
             case "hold":
