@@ -98,6 +98,13 @@ def _text(data: dict[str, Any], name: str) -> str:
     return value
 
 
+def _flag(data: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = data.get(name, default)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, not {value!r:.40}")
+    return value
+
+
 def _number(data: dict[str, Any], name: str) -> float:
     value = data.get(name)
     if not isinstance(value, int | float) or isinstance(value, bool):
