@@ -62,7 +62,11 @@ class ClientMessages(FrameProcessor):
             case "say":
                 text = _text(data, "text")
                 interruptible = data.get("interruptible", True)
-                self._agent.say(text, interruptible=bool(interruptible))
+                if not isinstance(interruptible, bool):
+                    raise ConfigError(
+                        f"interruptible must be true or false, not {interruptible!r:.40}"
+                    )
+                self._agent.say(text, interruptible=interruptible)
             case "hush":
                 self._agent.hush()
             case "hold":
@@ -91,6 +95,13 @@ def _text(data: dict[str, Any], name: str) -> str:
     value = data.get(name)
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{name} must be a text, not {value!r:.40}")
+    return value
+
+
+def _flag(data: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = data.get(name, default)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, not {value!r:.40}")
     return value
 
 

@@ -71,6 +71,7 @@ async def test_messages_act_on_the_running_call() -> None:
         ("say", None, "text must be a text, not None"),
         ("say", {"text": " "}, "text must be a text"),
         ("say", ["Hello."], "must be an object"),
+        ("say", {"text": "Hello.", "interruptible": "no"}, "interruptible must be true or false"),
         ("hold", {"seconds": "long"}, "seconds must be a number, not 'long'"),
         ("hold", {"seconds": 31}, "30 s"),
         ("hold", {"seconds": float("nan")}, "30 s"),

@@ -22,7 +22,7 @@ from pipecat.frames.frames import (
 
 from pipecat_personaplex.errors import ConfigError, SessionFailed
 from pipecat_personaplex.interface import ALL_FEATURES
-from pipecat_personaplex.service.control_frames import PersonaPlexHoldFrame, PersonaPlexReleaseFrame
+from pipecat_personaplex.service import PersonaPlexHoldFrame, PersonaPlexReleaseFrame
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from tests.helpers.engines import FakeEngine, FakeSession
 from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, errors, on_call, tone
