@@ -138,8 +138,8 @@ def checked_history(history: CallHistory, lm: LMConfig) -> CallHistory:
     sizes = np.array([lm.text_card, *[lm.card] * 2 * CODEBOOKS])  # [17]
     if ((tokens < 0) | (tokens >= sizes)).any():
         raise ConfigError(
-            f"history.tokens must be text tokens from 0 to {lm.text_card - 1} and audio codes from 0 "
-            f"to {lm.card - 1}; is the history of another model?"
+            f"history.tokens must be text tokens from 0 to {lm.text_card - 1} and audio codes from "
+            f"0 to {lm.card - 1}; is the history of another model?"
         )
     if not np.isfinite(caller).all():
         raise ConfigError("history.caller must be finite; it contains NaN or infinite samples")
