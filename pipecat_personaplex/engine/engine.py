@@ -260,9 +260,7 @@ class Engine:
             self._require_slot()  # refuse before any work
         lm = self.checkpoint.config.lm
         if history is not None:
-            history = checked_history(
-                history, text_card=lm.text_card, card=lm.card, window=lm.window
-            )
+            history = checked_history(history, lm)
         session = Session(
             persona,
             SamplingParams() if sampling is None else sampling,

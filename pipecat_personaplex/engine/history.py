@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,9 @@ from pipecat_personaplex.constants import (
 )
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.interface import CallHistory, SessionFrame
+
+if TYPE_CHECKING:
+    from pipecat_personaplex.models.config import LMConfig
 
 WARM_UP_FRAMES = 32
 """Frames of both speakers' sound that bring a new codec close to the state of a running one."""
@@ -93,19 +97,17 @@ class History:
         return CallHistory(tokens, np.concatenate(caller))
 
 
-def checked_history(history: CallHistory, *, text_card: int, card: int, window: int) -> CallHistory:
+def checked_history(history: CallHistory, lm: LMConfig) -> CallHistory:
     """Validate a history that came from elsewhere, and copy it.
 
     Args:
         history: The history.
-        text_card: Size of the text vocabulary.
-        card: Size of a codebook.
-        window: Frames that the model attends to.
+        lm: The model, for its vocabularies and its window.
 
     Raises:
         ConfigError: It is not a history of this model.
     """
-    most = max(window, MAX_PROMPT_FRAMES)
+    most = max(lm.window, MAX_PROMPT_FRAMES)
     if not isinstance(history, CallHistory):
         raise ConfigError(f"history must be a CallHistory, not {type(history).__name__}")
     tokens, caller = history.tokens, history.caller
@@ -133,11 +135,11 @@ def checked_history(history: CallHistory, *, text_card: int, card: int, window: 
         )
     tokens = tokens.copy()
     caller = caller[-WARM_UP_FRAMES * FRAME_SAMPLES :].copy()
-    sizes = np.array([text_card, *[card] * 2 * CODEBOOKS])  # [17]
+    sizes = np.array([lm.text_card, *[lm.card] * 2 * CODEBOOKS])  # [17]
     if ((tokens < 0) | (tokens >= sizes)).any():
         raise ConfigError(
-            f"history.tokens must be text tokens from 0 to {text_card - 1} and audio codes from 0 "
-            f"to {card - 1}; is the history of another model?"
+            f"history.tokens must be text tokens from 0 to {lm.text_card - 1} and audio codes from "
+            f"0 to {lm.card - 1}; is the history of another model?"
         )
     if not np.isfinite(caller).all():
         raise ConfigError("history.caller must be finite; it contains NaN or infinite samples")

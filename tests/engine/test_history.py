@@ -17,6 +17,7 @@ from pipecat_personaplex.constants import FRAME_SAMPLES, STREAMS, TEXT_PAD
 from pipecat_personaplex.engine.history import WARM_UP_FRAMES, History, checked_history
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.interface import CallHistory, FrameTimings
+from pipecat_personaplex.models.config import ModelConfig
 from tests.helpers.calls import WAIT, Call
 from tests.helpers.questions import question_and_pause
 
@@ -191,7 +192,7 @@ def test_a_history_of_another_type_is_refused(nano: Engine, wrong: Any) -> None:
 
 def test_a_history_is_copied() -> None:
     rows, caller = GOOD.copy(), QUIET.copy()
-    checked = checked_history(CallHistory(rows, caller), text_card=800, card=512, window=100)
+    checked = checked_history(CallHistory(rows, caller), ModelConfig().lm)
     rows[:] = 999
     caller[:] = np.nan
     assert not checked.tokens.any() and not checked.caller.any()
