@@ -65,7 +65,7 @@ _CONFIRM_SECONDS = 10.0
 _MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 1.0
 _TAKEN_OVER = 4001
 # A server whose machine refuses connections this often has ended, and its sessions with it.
-_MAX_REFUSALS = 3
+_MAX_REFUSALS = 2
 # Close codes about the content of messages: a new connection would end in the same way.
 _FINAL_CLOSE_CODES = (1002, 1003, 1007, 1008, 1009, 1010)
 

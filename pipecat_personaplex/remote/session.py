@@ -117,16 +117,7 @@ class RemoteSession:
         return self._input.dropped + self._dropped_by_server
 
     def push(self, pcm: Pcm) -> None:
-        """Queue the caller's audio; never blocks.
-
-        Args:
-            pcm: float32 [n], mono, 24 kHz, any length; samples outside -1 to 1 are clipped.
-
-        Raises:
-            InvalidAudio: ``pcm`` is not finite float32 mono. Nothing is queued; the session
-                continues.
-            SessionFailed: The session is over.
-        """
+        """Queue the caller's audio, as ``SessionLike.push``; samples out of range are clipped."""
         self._require_open()
         if self._input.push(checked_pcm(pcm), time.monotonic()):
             self._wake()
@@ -203,21 +194,12 @@ class RemoteSession:
         self._wake()
 
     def history(self) -> CallHistory:
-        """The newest 3,000 frames of the call, for ``open_session`` of this or another engine.
-
-        Raises:
-            ConfigError: The server does not support this.
-        """
+        """The newest 3,000 frames of the call, as ``SessionLike.history``."""
         self._require_feature("history")
         return self.record.snapshot()
 
     def update(self, sampling: SamplingParams) -> None:
-        """Sample with these parameters from the next frame on.
-
-        Raises:
-            ConfigError: ``sampling`` is not a ``SamplingParams``, or the server cannot change it.
-            SessionFailed: The session is over.
-        """
+        """Sample with these parameters from the next frame on, as ``SessionLike.update``."""
         self._require("sampling")
         sampling = checked_sampling(sampling)
         with self._lock:
