@@ -40,6 +40,8 @@ _TAIL_FRAMES = 12
 # A word sounds if the agent is audible in one of the three frames that start with its first piece.
 # Frames are counted from the step that has placed the piece, which ends one frame earlier.
 _SOUND_FRAMES = range(2, 5)
+# Frames of silence of the agent's voice after which it gives way to a caller.
+_SILENT_FRAMES = 1
 
 
 def only_if_word(token: int) -> int:
@@ -112,6 +114,7 @@ class Speaker:
         self._yielded = 0  # frames that the next word has given way to the caller
         self._last = TEXT_PAD  # text token of the newest frame
         self._padded = _GAP_FRAMES  # frames of padding in a row
+        self._silent = 0  # frames in a row in which the agent was not audible
         self._tail = 0  # frames in which the model's own words are suppressed
         self._held = 0  # frames of silence left
         self._unheard: deque[_Unheard] = deque()
@@ -142,7 +145,7 @@ class Speaker:
     @property
     def listening(self) -> bool:
         """Whether ``sounded`` needs to know if the agent is audible."""
-        return bool(self._unheard)
+        return self._current is not None or bool(self._unheard)
 
     def say(self, speech: Speech, words: Sequence[tuple[str, list[int]]], at_once: bool) -> None:
         """Queue a speech.
@@ -245,16 +248,25 @@ class Speaker:
         self._current = self._queue.popleft()
         self._current.speech.state = "speaking"
         self._word, self._since_word = None, 0
-        self._yielded = self._tail = 0
+        self._yielded = self._tail = self._silent = 0
 
     def _next_word(self, current: _Utterance, caller_speaks: bool) -> int:
-        if self._word is None and self._last != TEXT_EPAD:
-            return TEXT_EPAD  # as the model begins a sentence
+        due = self._word is None or self._is_overdue(caller_speaks)
+        if due and self._last != TEXT_EPAD:
+            return TEXT_EPAD  # as the model begins to speak
+        if not due and caller_speaks and self._is_silent:
+            # The model has given way. A word that it samples now, as a listener does, would take
+            # the token and not the voice.
+            return only_if_word(TEXT_PAD)
         word = current.words[0]
         self._candidate = current, word
         # The model always samples a word after EPAD.
-        due = self._last == TEXT_EPAD or self._is_overdue(caller_speaks)
-        return word.pieces[0] if due else only_if_word(word.pieces[0])
+        return word.pieces[0] if self._last == TEXT_EPAD else only_if_word(word.pieces[0])
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether the agent's voice pauses, and not only because the last word is yet to sound."""
+        return self._since_word >= _SOUND_FRAMES[-1] and self._silent >= _SILENT_FRAMES
 
     def _is_overdue(self, caller_speaks: bool) -> bool:
         """Whether the next word has waited long enough for the model, and for the caller."""
@@ -291,6 +303,7 @@ class Speaker:
 
     def sounded(self, audible: bool) -> None:
         """Take whether the agent's audio of this frame is louder than silence."""
+        self._silent = 0 if audible else self._silent + 1
         waiting, self._unheard = self._unheard, deque()
         for word in waiting:
             word.frames += 1

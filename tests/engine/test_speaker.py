@@ -116,7 +116,7 @@ def test_a_word_is_forced_if_the_model_does_not_continue() -> None:
     agent.say("a b")
     tokens = agent.steps(15)
     # Behind the first word at index 1: its one frame, and the patience of ten.
-    assert tokens.index(100 + ord("b")) == 1 + 1 + 10 + 1
+    assert tokens[1 + 1 + 10 + 1 :] == [TEXT_EPAD, 100 + ord("b")]
 
 
 def test_a_word_waits_for_the_caller_for_ten_seconds_at_most() -> None:
@@ -125,7 +125,18 @@ def test_a_word_waits_for_the_caller_for_ten_seconds_at_most() -> None:
     agent.steps(2)
     # Its length and the patience, then 10 s.
     assert agent.steps(11 + 124, caller_speaks=True) == [TEXT_PAD] * (11 + 124)
-    assert agent.step(caller_speaks=True) == 100 + ord("b")
+    assert agent.steps(2, caller_speaks=True) == [TEXT_EPAD, 100 + ord("b")]
+
+
+def test_the_models_words_for_a_caller_are_not_replaced_once_its_voice_pauses() -> None:
+    agent = Agent()
+    agent.say("ab cd")
+    agent.steps(3)
+    agent.audible = False
+    agent.steps(5, caller_speaks=True)
+    agent.sample = lambda tokens: OWN_WORD  # for example "uh-huh"
+    assert agent.steps(3, caller_speaks=True) == [TEXT_PAD] * 3
+    assert agent.step() == 100 + ord("c")
 
 
 def test_a_word_continues_when_the_caller_has_finished() -> None:
@@ -133,7 +144,7 @@ def test_a_word_continues_when_the_caller_has_finished() -> None:
     agent.say("a b")
     agent.steps(2)
     agent.steps(40, caller_speaks=True)
-    assert agent.step() == 100 + ord("b")
+    assert agent.steps(2) == [TEXT_EPAD, 100 + ord("b")]
 
 
 def test_only_padding_is_allowed_behind_a_speech() -> None:
