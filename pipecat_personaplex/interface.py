@@ -18,7 +18,7 @@ Codes = npt.NDArray[np.int64]
 """Audio codes of one frame, int64 [8]: one per codebook."""
 
 MAX_SPEECH_FRAMES = 1_500
-"""Tokens of forced text that may wait in a session. Each frame takes one: two minutes."""
+"""About how many frames of forced speech may wait in a session: two minutes."""
 
 STEP_BOUNDS_MS = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 100, 160, 320)
 """Upper bounds of the step-time histogram, fine up to the 80 ms that a step may take."""
