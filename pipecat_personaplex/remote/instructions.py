@@ -182,7 +182,7 @@ class Instructions:
             self._held_until = -math.inf
 
     def update(self, sampling: SamplingParams) -> None:
-        """Queue a change of the sampling instead of the one that waits."""
+        """Queue a change of the sampling; it replaces one that still waits."""
         with self._lock:
             self._sampling = sampling
 

@@ -157,7 +157,7 @@ class Server(ABC):
         )
 
     def mark_reachable(self, sessions: int) -> None:
-        """Store that the server has just reported this many sessions."""
+        """Store the number of sessions that the server has just reported."""
         self._reported_sessions = sessions
         self._reported_at = time.monotonic()
         self.error = None
