@@ -30,7 +30,7 @@ format: install  ## Let ruff format and fix
 	$(BIN)/ruff format .
 
 test: check  ## Check, then run every test that needs no GPU
-	$(BIN)/pytest -n 3 --dist worksteal -m "not (gpu or realtime or serial)"
+	$(BIN)/pytest -n 3 --dist worksteal -m "not (gpu or measurement or realtime or serial)"
 	$(BIN)/pytest -n 3 --dist loadfile -m "realtime and not gpu"
 	$(BIN)/pytest -m "serial and not gpu"
 

@@ -22,7 +22,7 @@ from training.nano.evaluate import _without_name, nearest_sentence
 from training.nano.script import NAMES, Character, RoleName
 from training.nano.voices import AGENT_VOICES, held_out_voices
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.measurement, pytest.mark.timeout(1800)]
 
 SENTENCES = list(script.all_sentences())
 ANSWER_SECONDS = 4.8
