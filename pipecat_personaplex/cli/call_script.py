@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from pipecat_personaplex.config import Persona
 from pipecat_personaplex.constants import FRAME_SECONDS
 from pipecat_personaplex.errors import PersonaPlexError, UserError
-from pipecat_personaplex.interface import MAX_HOLD_SECONDS, SessionLike, Speech
+
+if TYPE_CHECKING:
+    from pipecat_personaplex.interface import SessionLike, Speech
 
 SCRIPT_HELP = """A file of what happens when, one line each: the time in seconds, the action, and \
 its text in quotes. Empty lines and lines that start with # are ignored. The actions are \
@@ -164,6 +166,8 @@ class CallScript:
         options = _options(action, words[2:])
         if options is None:
             raise self._error(number, f"write the action as: {_USAGE[action]}")
+        from pipecat_personaplex.interface import MAX_HOLD_SECONDS  # imports NumPy; --help must not
+
         if action == "hold" and not 0 <= options["seconds"] <= MAX_HOLD_SECONDS:
             message = f"a hold takes from 0 to {MAX_HOLD_SECONDS:g} seconds, not {words[2]}"
             raise self._error(number, message)
