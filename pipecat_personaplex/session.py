@@ -297,7 +297,7 @@ class Session:
         return self._input.has_frame
 
     def take(self) -> QueuedFrame | None:
-        """Remove and return the oldest complete input frame; None if there is none."""
+        """Remove and return the oldest complete input frame; None if no frame waits."""
         return self._input.take()
 
     def next_forced_text(self, pcm: Pcm) -> int:

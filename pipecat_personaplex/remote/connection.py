@@ -1,4 +1,4 @@
-"""WebSocket connections to a server, and one-line reasons when there is none."""
+"""WebSocket connections to a server, and one-line reasons for those that fail."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def _redirect_reason(address: ServerAddress, response: Response) -> str:
 
 
 def _error_message_of(response: Response) -> str:
-    """The message of the ``error`` in a response's body, on one line; empty if there is none."""
+    """The text of the ``error`` in a response's body, on one line; empty without an error."""
     try:
         message = parse_server((response.body or b"").decode(errors="replace"))
     except BadMessage:

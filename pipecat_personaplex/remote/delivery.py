@@ -96,7 +96,7 @@ class SendWindow:
         return next((sent.sent for sent in self._sent if sent.frame is not None), math.inf)
 
     def next(self) -> str | bytes | None:
-        """The next message to send; None if there is none."""
+        """The next message to send; None if nothing waits."""
         if self._resend:
             return self._resend.popleft()
         if not self._session.ready:

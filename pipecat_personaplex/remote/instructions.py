@@ -212,7 +212,7 @@ class Instructions:
     # For the remote engine's thread.
 
     def take(self) -> Instruction | None:
-        """Return the next instruction to send; None if there is none now."""
+        """Return the next instruction to send; None if nothing waits."""
         with self._lock:
             if (sampling := self._sampling) is not None:
                 self._sampling = None

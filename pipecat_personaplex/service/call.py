@@ -58,7 +58,7 @@ class Call:
         clock: Returns monotonic seconds.
 
     Attributes:
-        speech: The texts that the agent is told to speak.
+        speech: The texts that the agent has to speak.
 
     Example::
 
@@ -91,7 +91,7 @@ class Call:
 
     @property
     def session(self) -> SessionLike | None:
-        """The current session; None if there is none."""
+        """The current session; None before the first and after the last."""
         return self._current.session if self._current else None
 
     @property

@@ -41,7 +41,7 @@ class CallSession:
                             (closed)                (closed)                           (closed)
 
     - PENDING: the prompt is being computed. The session gets no audio.
-    - ACTIVE: the session gets the caller's audio and speaks the texts that it is told to.
+    - ACTIVE: the session gets the caller's audio and speaks the given texts.
     - DRAINING: the session gets no more audio, and returns the frames that are in flight.
 
     Attributes:

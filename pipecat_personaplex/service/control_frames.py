@@ -9,7 +9,7 @@ from pipecat.frames.frames import ControlFrame
 
 @dataclass
 class PersonaPlexHoldFrame(ControlFrame):
-    """Keeps the agent silent, except for texts that it is told to speak.
+    """Keeps the agent silent, except for given texts.
 
     Parameters:
         seconds: For how long, at most 30 s. A later hold replaces an earlier one.

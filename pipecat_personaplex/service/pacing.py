@@ -99,7 +99,7 @@ class InputPacer:
             self._append(np.zeros(missing, dtype=np.float32))
 
     def take(self) -> Pcm | None:
-        """Remove and return the oldest whole frame, float32 [1920]; None if there is none."""
+        """Remove and return the oldest whole frame, float32 [1920]; None if no frame waits."""
         return self._frames.popleft() if self._frames else None
 
     def trim(self, frames: int) -> None:

@@ -1,4 +1,4 @@
-"""Texts that the agent is told to speak, and how far it has got with them."""
+"""Texts that the agent has to speak, and how far it has got with them."""
 
 from __future__ import annotations
 
