@@ -16,12 +16,13 @@ from torch import nn
 from pipecat_personaplex.checkpoint.loader import Checkpoint, load_checkpoint, random_model
 from pipecat_personaplex.config import QUANTIZATIONS
 from pipecat_personaplex.errors import CheckpointError, ConfigError
-from pipecat_personaplex.models.config import LMConfig, MimiConfig, ModelConfig
+from pipecat_personaplex.models.config import LMConfig, ModelConfig
 from pipecat_personaplex.models.low_bit_linear import BlockLinear, Int4Linear, Int8Linear
 from tests.golden_data import CHECKPOINT
 from tests.helpers.checkpoints import (
     MIMI_FILE,
     MODEL_FILE,
+    SMALL_MIMI,
     TOKENIZER_FILE,
     WIDE,
     Tensors,
@@ -32,15 +33,6 @@ from tests.helpers.checkpoints import (
 from tests.helpers.memory import loading_peak
 
 CPU = torch.device("cpu")
-MIMI = MimiConfig(
-    dimension=16,
-    n_filters=2,
-    num_heads=2,
-    num_layers=1,
-    dim_feedforward=32,
-    codebook_dim=8,
-    context=10,
-)
 LM = LMConfig(
     dim=32,
     num_layers=2,
@@ -59,7 +51,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, **options: object) ->
 
 
 def config_with(dep_q: int) -> ModelConfig:
-    return ModelConfig(lm=dataclasses.replace(LM, dep_q=dep_q), mimi=MIMI)
+    return ModelConfig(lm=dataclasses.replace(LM, dep_q=dep_q), mimi=SMALL_MIMI)
 
 
 def assert_same(one: nn.Module, other: nn.Module) -> None:
@@ -221,7 +213,7 @@ load(sys.argv[2])  # so that libraries and kernels allocate their memory first
 @pytest.mark.parametrize("quantization", [None, *QUANTIZATIONS])
 def test_weights_are_never_in_memory_twice(tmp_path: Path, quantization: str | None) -> None:
     lm = dataclasses.replace(LM, dim=512, num_layers=16, num_heads=8)
-    folder = write_checkpoint(tmp_path / "model", ModelConfig(lm=lm, mimi=MIMI))
+    folder = write_checkpoint(tmp_path / "model", ModelConfig(lm=lm, mimi=SMALL_MIMI))
     small = write_checkpoint(tmp_path / "small", config_with(16))
     options = [] if quantization is None else [quantization]
     peak, result = loading_peak(LOAD, str(folder), str(small), *options)

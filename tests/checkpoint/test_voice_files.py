@@ -27,9 +27,9 @@ from pipecat_personaplex.checkpoint.voices import (
 )
 from pipecat_personaplex.engine.codec_slots import encode_stream
 from pipecat_personaplex.errors import VoiceError
-from pipecat_personaplex.models.config import LMConfig, MimiConfig, ModelConfig
+from pipecat_personaplex.models.config import LMConfig, ModelConfig
 from tests.golden_data import CHECKPOINT, VOICE_SAMPLE
-from tests.helpers.checkpoints import preset, pt
+from tests.helpers.checkpoints import SMALL_MIMI, preset, pt
 
 CONFIG = ModelConfig(lm=LMConfig(dim=64, num_heads=4, text_card=320))
 ARCHIVE = CHECKPOINT / "voices.tgz"
@@ -63,7 +63,7 @@ def test_an_exported_voice_loads_again(tmp_path: Path, suffix: str) -> None:
             depformer_num_heads=2,
             depformer_num_layers=1,
         ),
-        mimi=MimiConfig(dimension=16, n_filters=2, num_layers=1, num_heads=2, codebook_dim=8),
+        mimi=SMALL_MIMI,
     )
     lm, _ = random_model(config, device=torch.device("cpu"), dtype=torch.bfloat16)
     codes = torch.randint(0, 2048, (9, 8), generator=torch.Generator().manual_seed(1))

@@ -21,6 +21,16 @@ MODEL_FILE = "model.safetensors"
 MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
 TOKENIZER_FILE = "tokenizer_spm_32k_3.model"
 
+SMALL_MIMI = MimiConfig(
+    dimension=32,
+    n_filters=4,
+    num_heads=4,
+    num_layers=2,
+    dim_feedforward=64,
+    context=20,
+    codebook_dim=16,
+)
+
 # Weights that are large enough to be packed, and to be quantised if requested.
 WIDE = ModelConfig(
     lm=LMConfig(
@@ -35,15 +45,7 @@ WIDE = ModelConfig(
         depformer_num_heads=4,
         depformer_num_layers=1,
     ),
-    mimi=MimiConfig(
-        dimension=32,
-        n_filters=4,
-        num_heads=4,
-        num_layers=2,
-        dim_feedforward=64,
-        context=20,
-        codebook_dim=16,
-    ),
+    mimi=SMALL_MIMI,
 )
 
 Tensors = dict[str, Tensor]

@@ -18,8 +18,8 @@ from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES
 from pipecat_personaplex.engine.batch import Batch
 from pipecat_personaplex.engine.codec_slots import CodecSlots, encode_stream
 from pipecat_personaplex.engine.kv_cache import RingCache
-from pipecat_personaplex.models.config import LMConfig, MimiConfig, ModelConfig
-from tests.helpers.checkpoints import write_checkpoint
+from pipecat_personaplex.models.config import LMConfig, ModelConfig
+from tests.helpers.checkpoints import SMALL_MIMI, write_checkpoint
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(
@@ -35,15 +35,7 @@ CONFIG = ModelConfig(
         depformer_num_heads=4,
         depformer_num_layers=3,
     ),
-    mimi=MimiConfig(
-        dimension=64,
-        n_filters=8,
-        num_heads=4,
-        num_layers=3,
-        dim_feedforward=128,
-        context=50,
-        codebook_dim=32,
-    ),
+    mimi=SMALL_MIMI,
 )
 FRAMES = 100  # longer than the windows of both transformers
 
