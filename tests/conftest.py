@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from tests.helpers.triton_interpreter import use_interpreter
 
 use_interpreter()  # before any test imports Triton
 torch.set_num_threads(1)  # small models: a second one costs more than it gives
+os.environ["OMP_NUM_THREADS"] = "1"  # the same for processes that tests start
 
 
 @pytest.fixture(scope="session")

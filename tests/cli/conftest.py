@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import soundfile
-from loguru import logger
 
 from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE
 from tests.golden_data import conversation
+from tests.helpers.logs import logging_restored
 
 
 @pytest.fixture(autouse=True)
@@ -21,14 +19,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """Restore logging: a command logs to the standard error of its test, closed afterwards."""
-    root = logging.getLogger()
-    before = root.level, root.handlers[:]
-    yield
-    root.level, root.handlers[:] = before
-    logger.remove()
-    logger.configure(extra={})
-    logger.add(sys.__stderr__)
+    with logging_restored():
+        yield
 
 
 @pytest.fixture(scope="session")

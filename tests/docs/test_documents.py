@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from pipecat_personaplex import Engine, EngineConfig
+from pipecat_personaplex.cli import main
 from tests.golden_data import CHECKPOINT, VOICE_SAMPLE
-from tests.helpers.servers import ServeProcess
+from tests.helpers.logs import logging_restored
+from tests.helpers.servers import RunningServer
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,13 +38,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(command: list[str], folder: Path) -> str:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    result = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+@pytest.fixture
+def run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[[str], str]]:
+    """Run a program in ``folder``, in this process; returns what it prints."""
+    monkeypatch.chdir(folder)
+
+    def execute(code: str) -> str:
+        exec(compile(code, "block", "exec"), {"__name__": "__main__"})
+        return capsys.readouterr().out
+
+    with logging_restored():
+        yield execute
 
 
 def test_there_are_blocks_to_run() -> None:
@@ -55,30 +63,30 @@ def the_block(part: str) -> str:
     return block
 
 
-def test_the_engine_in_a_program(folder: Path) -> None:
-    code = the_block("engine.converse(").replace(MODEL, str(CHECKPOINT))
-    out = run([sys.executable, "-W", "error", "-c", code], folder)
+def test_the_engine_in_a_program(run: Callable[[str], str]) -> None:
+    out = run(the_block("engine.converse(").replace(MODEL, str(CHECKPOINT)))
     assert "voices: NATF2, NATM1" in out
     assert "ended: closed" in out
     assert "(24000,)" in out
 
 
-def test_the_engine_elsewhere(folder: Path) -> None:
-    with ServeProcess() as one, ServeProcess() as other:
+def test_the_engine_elsewhere(run: Callable[[str], str]) -> None:
+    config = EngineConfig(device="cpu", dtype="float32")
+    servers = [RunningServer(Engine.load(CHECKPOINT, config)) for _ in range(2)]
+    with servers[0] as one, servers[1] as other:
         code = the_block("RemoteEngine").replace("ws://engine-a:8998", one.ws_url)
-        code = code.replace("ws://engine-b:8998", other.ws_url)
-        out = run([sys.executable, "-c", code], folder)
+        out = run(code.replace("ws://engine-b:8998", other.ws_url))
     assert "voices: NATF2, NATM1" in out
 
 
-def test_steering_a_session(folder: Path) -> None:
-    out = run([sys.executable, "-W", "error", "-c", the_block("session.update_prompt(")], folder)
+def test_steering_a_session(run: Callable[[str], str]) -> None:
+    out = run(the_block("session.update_prompt("))
     assert "said 9 of 9 words" in out
     assert out.endswith("new prompt: in effect\n")
 
 
-def test_steering_a_call_of_the_service(folder: Path) -> None:
-    out = run([sys.executable, "-c", the_block("agent.say(")], folder)
+def test_steering_a_call_of_the_service(run: Callable[[str], str]) -> None:
+    out = run(the_block("agent.say("))
     spoken = ["Hello, this is Anna. What can I get you?", "Thank you, bye bye!"]
     assert [line[8:] for line in out.splitlines() if line.startswith("spoken: ")] == spoken
     assert "closes in ten minutes" in out and "interrupted" not in out
@@ -90,17 +98,27 @@ def test_the_readme_shows_the_minimal_bot() -> None:
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="without it a card keeps more")
-def test_callers_that_fit(folder: Path) -> None:
+def test_callers_that_fit(run: Callable[[str], str]) -> None:
     """The table's last column is what the code below it prints."""
-    out = run([sys.executable, "-c", the_block("plan_engine")], folder)
+    out = run(the_block("plan_engine"))
     printed = re.findall(r"^([\d.]+) GiB free: (\d+) callers$", out, re.M)
     document = (ROOT / "docs" / "performance.md").read_text()
     table = re.findall(r"^\|.*\| ([\d.]+) GiB \|.*\| (\d+)(?:,[^|]*)? \|$", document, re.M)
     assert len(printed) == 5 and table == printed
 
 
+# The shell reads a block and stores the arguments of each command, which then runs in this process.
+SHELL = "personaplex() { printf '%s\\0' \"$@\" '' >>commands; }\n"
+
+
 @pytest.mark.parametrize("block", blocks("bash"))
-def test_shell(block: str, folder: Path) -> None:
-    run(["bash", "-euo", "pipefail", "-c", block.replace(MODEL, str(CHECKPOINT))], folder)
-    made = {path.name for path in folder.iterdir()} - {"caller.wav", "owen.wav", "steering.txt"}
+def test_shell(block: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    block = block.replace(MODEL, str(CHECKPOINT)).replace("--frames 300", "--frames 30")
+    subprocess.run(["bash", "-euo", "pipefail", "-c", SHELL + block], check=True)
+    commands = (folder / "commands").read_text().removesuffix("\0\0").split("\0\0")
+    with logging_restored():
+        assert [main(command.split("\0")) for command in commands] == [0] * len(commands)
+    given = {"caller.wav", "owen.wav", "steering.txt", "commands"}
+    made = {path.name for path in folder.iterdir()} - given
     assert made in ({"agent.wav", "agent.json"}, {"owen.pt"}, set())

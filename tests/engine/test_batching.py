@@ -62,17 +62,17 @@ def callers(engine: Engine) -> list[Caller]:
         Caller(
             replace(RESTAURANT, voice=female),
             SamplingParams(seed=11),
-            restaurant.user_pcm[: 30 * FRAME_SAMPLES],
+            restaurant.user_pcm[: 20 * FRAME_SAMPLES],
         ),
         Caller(
             replace(FRIEND, voice=male),
             SamplingParams.greedy(),
-            friend.user_pcm[: 40 * FRAME_SAMPLES],
+            friend.user_pcm[: 26 * FRAME_SAMPLES],
         ),
         Caller(
             Persona(voice=male),
             SamplingParams(seed=1 << 40, top_k_audio=40, temperature_text=1.5, top_k_text=300),
-            friend.user_pcm[: 25 * FRAME_SAMPLES][::-1].copy(),
+            friend.user_pcm[: 16 * FRAME_SAMPLES][::-1].copy(),
         ),
     ]
 
@@ -111,7 +111,7 @@ def run_alone(engine: Engine, alone: list[Caller]) -> list[Caller]:
 def run_together(engine: Engine, together: list[Caller]) -> list[Caller]:
     """Open the sessions at ticks 0, 5 and 12, and close each after its last frame."""
     opens = {0: 0, 1: 5, 2: 12}
-    for tick in range(60):
+    for tick in range(40):
         present = []
         for index, caller in enumerate(together):
             if opens[index] == tick:
@@ -163,7 +163,7 @@ def friend_prompt(engine: Engine) -> Prompt:
     return build_prompt(engine._voices.get(FRIEND.voice), tokens, checkpoint.config)
 
 
-def test_500_frames_past_the_window_match_one_pass_over_all_frames(loaded_engine: Engine) -> None:
+def test_150_frames_past_the_window_match_one_pass_over_all_frames(loaded_engine: Engine) -> None:
     """Step until the ring has wrapped around, then run the same inputs in one masked pass."""
     checkpoint = loaded_engine.checkpoint
     config, lm = checkpoint.config, checkpoint.lm
@@ -176,7 +176,7 @@ def test_500_frames_past_the_window_match_one_pass_over_all_frames(loaded_engine
     columns = [*prompt.columns[:-1]]
     stepped: list[torch.Tensor] = []
     run_step = record(runner, columns, stepped)
-    frames = 500 + config.lm.window
+    frames = 150 + config.lm.window
     noise = np.random.default_rng(5).uniform(-0.3, 0.3, (frames, 1, FRAME_SAMPLES))
     for pcm in torch.from_numpy(noise.astype(np.float32)):
         run_step(pcm)

@@ -34,6 +34,11 @@ class Call:
         assert self.session.wait_ended(WAIT)
 
 
+def tokens(frame: SessionFrame) -> list[int]:
+    """The tokens of a frame: text, 8 codes of the agent, 8 of the user."""
+    return [frame.text_token, *frame.agent_codes, *frame.user_codes]
+
+
 def says(engine: Engine) -> list[int]:
     """Text tokens of a short greedy conversation: a probe of the engine's state."""
     pcm = conversation("friend").user_pcm[: 6 * FRAME_SAMPLES]

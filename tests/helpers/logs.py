@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,3 +46,15 @@ def recorded(level: str = "INFO") -> Iterator[LogRecords]:
         yield log
     finally:
         logger.remove(sink)
+
+
+@contextmanager
+def logging_restored() -> Iterator[None]:
+    """Restore logging: a command logs to the standard error of its test, closed afterwards."""
+    root = logging.getLogger()
+    before = root.level, root.handlers[:]
+    yield
+    root.level, root.handlers[:] = before
+    logger.remove()
+    logger.configure(extra={})
+    logger.add(sys.__stderr__)
