@@ -93,7 +93,7 @@ from pipecat_personaplex.checkpoint.loader import random_model
 from tests.helpers.checkpoints import SMALL_MIMI
 
 config = RANDOM_MODELS["random-1b"]
-lm = replace(config.lm, dim=1024, num_layers=6, text_card=2_000)
+lm = replace(config.lm, dim=1024, num_layers=2, text_card=2_000)
 config = replace(config, lm=lm, mimi=SMALL_MIMI)
 
 def load(quantization):
@@ -108,5 +108,5 @@ def test_loading_takes_little_more_than_the_result() -> None:
     # Like a file's tensors, those of random weights come one at a time.
     for peak, result in loading_peaks(LOAD, ["int8", "int4"]):
         print(f"\n{result / 1e9:.2f} GB, peak {peak / 1e9:.2f} GB")
-        assert result > 0.1e9
+        assert result > 0.05e9
         assert peak < 1.35 * result

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 # The resident set includes mapped pages of the file, which the kernel may drop at any time. RssAnon
 # counts only the process's own memory; it is sampled while the model is loaded.
 _MEASURE = """
-import gc, sys, threading, torch
+import gc, os, sys, threading, torch
 {setup}
+status = os.open("/proc/self/status", os.O_RDONLY)
+
 def anonymous():
-    for line in open("/proc/self/status"):
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) << 10
+    return int(os.pread(status, 4096, 0).partition(b"RssAnon:")[2].split(None, 1)[0]) << 10
 
 def sample():
     global peak
-    while not done.wait(0.0005):
+    while not done.wait(0.001):
         peak = max(peak, anonymous())
 
 def measure(variant):

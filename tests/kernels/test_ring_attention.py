@@ -89,8 +89,9 @@ def close(got: Tensor, expected: Tensor) -> None:
 )
 def test_rings_of_every_length(kv_dtype: torch.dtype, head_dim: int) -> None:
     torch.manual_seed(0)
-    window = 2_999
+    window = 399  # several splits, and a last block that is not full
     rings = Rings(9, 1, window, head_dim, kv_dtype)
+    assert rings.plan.splits > 2 and window % rings.plan.block
     block, anywhere = rings.plan.block, random.Random(head_dim).randrange(1, window)
     # Empty, around a block's edge, anywhere, just full, and wrapped at a position past 2**31.
     starts = [0, block - 1, block, anywhere, window - 1, (1 << 33) + 17]
@@ -103,7 +104,7 @@ def test_rings_of_every_length(kv_dtype: torch.dtype, head_dim: int) -> None:
         close(got[row], rings.expected(q[row], slot, start))
 
 
-@pytest.mark.parametrize("rows", range(1, 9))
+@pytest.mark.parametrize("rows", [1, 2, 5, 8])
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES, ids=str)
 def test_rows_do_not_depend_on_the_batch(rows: int, kv_dtype: torch.dtype) -> None:
     torch.manual_seed(rows)
