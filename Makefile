@@ -15,8 +15,8 @@ install: $(STAMP)  ## Create .venv with the package and all that its tests need
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet --no-deps moshi==0.2.13  # a test peer: its model code only
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --no-deps moshi==0.2.13  # a test peer: its model code only
 	@touch $@
 
 check: install  ## Style, types and layers

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,17 @@ from tests.helpers.triton_interpreter import use_interpreter
 use_interpreter()  # before any test imports Triton
 torch.set_num_threads(1)  # small models: a second one costs more than it gives
 os.environ["OMP_NUM_THREADS"] = "1"  # the same for processes that tests start
+
+# Markers of few tests: the imports of all test files take longer than some of these groups.
+SMALL_GROUPS = ("browser", "measurement", "realtime", "serial")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-m MARKER ...``, import only the files that name this marker."""
+    marker = config.option.markexpr.partition(" ")[0]
+    if marker in SMALL_GROUPS and collection_path.name.startswith("test_"):
+        return marker not in collection_path.read_text() or None
+    return None
 
 
 @pytest.fixture(scope="session")

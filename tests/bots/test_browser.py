@@ -157,10 +157,10 @@ def test_the_agents_audio_has_no_gaps_and_its_words_are_shown(browser: Browser) 
             "words => document.body.innerText.replace(/\\s/g, '').includes(words)",
             arg=GREETING.replace(" ", ""),
         )
-        peaks = listen(page, 20.0)
+        peaks = listen(page, 10.0)
     times, microphone, agent = peaks.T
     gap = longest_silence(times, agent)
-    print(f"agent: longest silence in 20 s {gap * 1e3:.0f} ms, median peak {np.median(agent):.3f}")
+    print(f"agent: longest silence in 10 s {gap * 1e3:.0f} ms, median peak {np.median(agent):.3f}")
     assert microphone.max() > 0.3, "the microphone does not play the tones"
     assert gap <= 0.2
 
@@ -186,7 +186,7 @@ def test_a_tone_comes_back_in_time(browser: Browser) -> None:
     Chromium's jitter buffer. Excludes the sound card and the model's step.
     """
     with BotProcess("tests.bots.loopback_assistant") as bot, talking(browser, bot) as page:
-        times, microphone, agent = listen(page, 30.0).T
+        times, microphone, agent = listen(page, 20.0).T
     went_in, came_out = onsets(times, microphone), onsets(times, agent)
     following = np.searchsorted(came_out, went_in)
     returned = following < len(came_out)
@@ -195,5 +195,5 @@ def test_a_tone_comes_back_in_time(browser: Browser) -> None:
     print(
         f"delay over {len(delays)} tones: p50 {p50:.0f} ms, p95 {p95:.0f}, max {delays.max():.0f}"
     )
-    assert len(delays) >= 25
+    assert len(delays) >= 16
     assert p95 <= 250

@@ -109,14 +109,14 @@ def new_callers(
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("checkpoint", ["tiny", "nano"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_same_prompt_and_all_frames_give_the_same_tokens(
     request: pytest.FixtureRequest, checkpoint: str, batch: int, seed: int
 ) -> None:
-    """32 calls in all, with four swaps each at random frames; with forced text in between."""
+    """16 calls in all, with four swaps each at random frames; with forced text in between."""
     engine = request.getfixturevalue("loaded_engine" if checkpoint == "tiny" else "nano")
     random = np.random.default_rng([seed, batch])
-    frames = 80
+    frames = 60
     callers = new_callers(engine, random, frames, batch)
     forced = {int(frame): 40 + int(frame) for frame in random.choice(frames, 3, replace=False)}
     undisturbed = [Caller(c.prompt, c.sampling, c.pcm) for c in callers]

@@ -19,7 +19,7 @@ from tests.remote.helpers import WAIT, tone, until
 pytestmark = pytest.mark.serial
 
 CALLERS = 20
-SECONDS = float(os.environ.get("PERSONAPLEX_LOAD_SECONDS", "15"))
+SECONDS = float(os.environ.get("PERSONAPLEX_LOAD_SECONDS", "8"))
 
 
 class Talker:
