@@ -34,6 +34,14 @@ def measure(*arguments: str | Path, **changes: str) -> subprocess.CompletedProce
     )
 
 
+def fails(folder: Path) -> str:
+    """A program that fails as ``personaplex bench`` does for a model that is not there."""
+    python = folder / "python"
+    python.write_text("#!/bin/sh\nexit 2\n")
+    python.chmod(0o755)
+    return str(python)
+
+
 def test_run_writes_results_tables_and_picture(tmp_path: Path) -> None:
     result = measure(tmp_path, "many-int8")
     assert result.returncode == 0, result.stdout
@@ -49,14 +57,14 @@ def test_run_writes_results_tables_and_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"MODEL": "--model /nowhere/at/all"}, "one-int4: exit code 2"),
+        ({}, "one-int4: exit code 2"),
         ({"BUDGET_SECONDS": "0"}, "one-int4: skipped"),
     ],
 )
 def test_skipped_and_failed_runs_are_named(
     tmp_path: Path, changes: dict[str, str], expected: str
 ) -> None:
-    result = measure(tmp_path, "one-int4", "many-bf16", **changes)
+    result = measure(tmp_path, "one-int4", "many-bf16", PYTHON=fails(tmp_path), **changes)
     assert result.returncode == 1
     assert expected in result.stdout
     assert result.stdout.endswith("not measured: one-int4 many-bf16\n")
@@ -70,7 +78,7 @@ def test_batch_size_follows_the_card_memory(tmp_path: Path, mib: str, callers: s
     tool.write_text(f"#!/bin/sh\necho {mib}\n")
     tool.chmod(0o755)
     path = f"{tool.parent}:{os.environ['PATH']}"
-    result = measure(tmp_path, "many-int8", PATH=path, CALLERS="", MODEL="--model /nowhere/at/all")
+    result = measure(tmp_path, "many-int8", PATH=path, CALLERS="", PYTHON=fails(tmp_path))
     assert f"--sessions {callers} --quantization int8" in result.stdout
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
 from bots.options import BotParser, check_transport
 from pipecat_personaplex.errors import ConfigError, VoiceError
-from tests.helpers.bots import run_bot
+from tests.helpers.logs import logging_restored
 
 TWILIO = {"TWILIO_ACCOUNT_SID": "AC0", "TWILIO_AUTH_TOKEN": "secret"}
 # Every PERSONAPLEX_ variable that sets an option.
@@ -207,7 +209,6 @@ class TestCredentials:
             check_transport("daily", None, {})
         check_transport("daily", None, {"DAILY_API_KEY": "k"})
 
-    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -219,11 +220,22 @@ class TestCredentials:
             (["--engine", " , "], "--engine needs an address"),
         ],
     )
-    def test_the_process_exits_with_a_one_line_error(
-        self, arguments: list[str], message: str
+    def test_the_bot_exits_with_a_one_line_error(
+        self,
+        arguments: list[str],
+        message: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
     ) -> None:
-        ended = run_bot("bots.assistant", *arguments)
-        assert ended.returncode == 2
-        errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and message in errors[0], ended.stderr
-        assert "Traceback" not in ended.stderr and "Uvicorn" not in ended.stderr
+        """As ``python -m bots.assistant``, in this process; test_logs.py has one of its own."""
+        for name in TWILIO:
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("sys.argv", ["assistant", *arguments])
+        monkeypatch.delitem(sys.modules, "bots.assistant", raising=False)
+        with logging_restored(), pytest.raises(SystemExit) as ended:
+            runpy.run_module("bots.assistant", run_name="__main__", alter_sys=True)
+        assert ended.value.code == 2
+        stderr = capfd.readouterr().err
+        errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and message in errors[0], stderr
+        assert "Traceback" not in stderr and "Uvicorn" not in stderr
