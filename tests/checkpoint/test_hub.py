@@ -22,8 +22,6 @@ from pipecat_personaplex.errors import DownloadError
 from tests.golden_data import CHECKPOINT
 from tests.helpers.hub import FakeHub
 
-pytestmark = pytest.mark.realtime
-
 REPO = "nvidia/tiny-personaplex"
 TOKEN = "hf_averysecrettoken"
 FILES = {path.name: path.read_bytes() for path in CHECKPOINT.iterdir()}

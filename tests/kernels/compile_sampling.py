@@ -54,7 +54,7 @@ def report(name: str, capability: int, logits: str, sizes: dict[str, int]) -> di
 
 def main() -> None:
     """Print a line of JSON for each kernel, GPU and type of logits."""
-    for capability, logits in ((80, "*fp32"), (90, "*bf16"), (100, "*fp32")):
+    for capability, logits in ((80, "*fp32"), (100, "*bf16")):
         print(json.dumps(report("_sample", capability, logits, _AUDIO)))
     for name, sizes in (("_shortlist", _PART), ("_sample", _TEXT)):
         print(json.dumps(report(name, 90, "*fp32", sizes)))
