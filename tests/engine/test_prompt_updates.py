@@ -29,7 +29,7 @@ from tests.helpers.questions import question_and_pause
 
 WAITER = Persona("NATF2", RESTAURANT)
 TEACHER = Persona("NATM1", "You are a wise and friendly teacher.")
-USER = question_and_pause(80)
+USER = question_and_pause(60)
 SAMPLED = SamplingParams(seed=5)
 
 
@@ -93,11 +93,11 @@ def test_the_same_prompt_changes_no_token_of_the_call_or_its_neighbour(
     for index, pcm in enumerate(USER):
         call.session.push(pcm)
         neighbour.session.push(pcm)
-        if index in (0, 1, 17, 40, 66):
+        if index in (0, 1, 17, 34, 48):
             call.update(WAITER)
         assert tokens(call.frames.get(timeout=WAIT)) == expected[index]
         assert tokens(neighbour.frames.get(timeout=WAIT)) == alone[index]
-        if index in (12, 30, 60, 79):  # between them the replay runs beside the steps
+        if index in (12, 30, 46, 59):  # between them the replay runs beside the steps
             assert call.result() is None
             swaps += 1
     assert swaps == 4 and nano._loop.counters.replays >= 4
@@ -111,12 +111,12 @@ def test_a_new_prompt_takes_effect_without_a_gap(nano: Engine, expected: list[li
     call.update(TEACHER)
     assert call.result() is None
     assert call.session.persona == TEACHER
-    said += [call.answer(pcm) for pcm in USER[20:60]]
-    assert [frame.index for frame in said] == list(range(60))
+    said += [call.answer(pcm) for pcm in USER[20:50]]
+    assert [frame.index for frame in said] == list(range(50))
     assert [tokens(frame) for frame in said[:20]] == expected[:20]
-    assert [tokens(frame) for frame in said[20:]] != expected[20:60]
+    assert [tokens(frame) for frame in said[20:]] != expected[20:50]
     # What the caller says is encoded by a codec that has not been touched.
-    assert [tokens(frame)[9:] for frame in said] == [row[9:] for row in expected[:60]]
+    assert [tokens(frame)[9:] for frame in said] == [row[9:] for row in expected[:50]]
     call.hang_up()
 
 
@@ -360,10 +360,10 @@ def test_no_use_of_updates_changes_another_session(
 
 def test_a_prompt_longer_than_the_window_can_be_replaced(engine: Engine) -> None:
     call = Updated(engine, Persona("NATF2", "Hello."))
-    for pcm in USER[:60]:
+    for pcm in USER[:50]:
         call.answer(pcm)
     call.update(Persona("NATM1", "Good conversation."))
     assert call.result() is None
-    said = [call.answer(pcm) for pcm in USER[60:]]
-    assert [frame.index for frame in said] == list(range(60, 80))
+    said = [call.answer(pcm) for pcm in USER[50:]]
+    assert [frame.index for frame in said] == list(range(50, 60))
     call.hang_up()
