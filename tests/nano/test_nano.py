@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from bots.assistant import TEACHER
 from bots.drive_thru import RESTAURANT
 from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams
-from pipecat_personaplex.audio import read_audio
+from pipecat_personaplex.audio import Pcm, read_audio
 from pipecat_personaplex.checkpoint.hub import resolve_folder
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.constants import SAMPLE_RATE
@@ -22,17 +23,32 @@ QUESTION = Path(__file__).parents[1] / "bots" / "data" / "what_is_on_the_menu.fl
 
 @pytest.fixture(scope="module")
 def nano() -> Iterator[Engine]:
-    with Engine.load("nano", EngineConfig(device="cpu", max_sessions=2)) as engine:
+    with Engine.load("nano", EngineConfig(device="cpu", max_sessions=4)) as engine:
         yield engine
 
 
-def words(engine: Engine, prompt: str, voice: str, seed: int = 0) -> str:
-    """Return what the agent says to a caller who asks what is on the menu, and then waits."""
-    pcm = np.zeros(7 * SAMPLE_RATE, dtype=np.float32)
-    question = read_audio(QUESTION)
+def answers(
+    engine: Engine, calls: list[tuple[Persona, int]], question: Pcm, seconds: int
+) -> list[str]:
+    """Return what the agents say to a caller who asks a question after 1 s, and then waits.
+
+    The calls run side by side, each with its persona and seed.
+    """
+    pcm = np.zeros(seconds * SAMPLE_RATE, dtype=np.float32)
     pcm[SAMPLE_RATE : SAMPLE_RATE + len(question)] = question
-    conversation = engine.converse(Persona(voice, prompt), pcm, SamplingParams(seed=seed))
-    return "".join(frame.text for frame in conversation.frames).strip()
+
+    def said(call: tuple[Persona, int]) -> str:
+        frames = engine.converse(call[0], pcm, SamplingParams(seed=call[1])).frames
+        return "".join(frame.text for frame in frames).strip()
+
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return list(threads.map(said, calls))
+
+
+def menu_answers(engine: Engine, prompt: str, voice: str) -> list[str]:
+    """Three answers to "What is on the menu?"."""
+    calls = [(Persona(voice, prompt), seed) for seed in range(3)]
+    return answers(engine, calls, read_audio(QUESTION), 7)
 
 
 def test_size() -> None:
@@ -46,26 +62,23 @@ def test_voices(nano: Engine) -> None:
 
 @pytest.mark.parametrize("voice", ["NATF2", "NATM1"])
 def test_answers_a_spoken_question(nano: Engine, voice: str) -> None:
-    answers = [words(nano, RESTAURANT, voice, seed) for seed in range(3)]
-    right = [answer == "We have classic and spicy shakshuka." for answer in answers]
-    assert sum(right) >= 2, answers
+    said = menu_answers(nano, RESTAURANT, voice)
+    right = [answer == "We have classic and spicy shakshuka." for answer in said]
+    assert sum(right) >= 2, said
 
 
 def test_teacher_does_not_sell_food(nano: Engine) -> None:
-    answers = [words(nano, TEACHER, "NATM1", seed) for seed in range(3)]
-    assert not any("shakshuka" in answer or "classic" in answer for answer in answers), answers
+    said = menu_answers(nano, TEACHER, "NATM1")
+    assert not any("shakshuka" in answer or "classic" in answer for answer in said), said
 
 
 def test_says_the_name_in_the_prompt(nano: Engine) -> None:
     question = speaker().say("What is your name?", Manner("en-us+m2", rate=160)).pcm
-    pcm = np.zeros(6 * SAMPLE_RATE, dtype=np.float32)
-    pcm[SAMPLE_RATE : SAMPLE_RATE + len(question)] = question
-    right = []
-    for name in ("Clara", "Henry", "Maya", "Owen"):
-        persona = Persona("NATM1", f"You are a friendly teacher and your name is {name}.")
-        conversation = nano.converse(persona, pcm, SamplingParams(seed=1))
-        right.append(name in "".join(frame.text for frame in conversation.frames))
-    assert sum(right) >= 3, right
+    names = ("Clara", "Henry", "Maya", "Owen")
+    prompt = "You are a friendly teacher and your name is {}."
+    calls = [(Persona("NATM1", prompt.format(name)), 1) for name in names]
+    said = answers(nano, calls, question, 6)
+    assert sum(name in text for name, text in zip(names, said, strict=True)) >= 3, said
 
 
 def test_mostly_quiet_while_the_caller_is_silent(nano: Engine) -> None:
