@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import pytest
 
 from pipecat_personaplex import Engine, EngineConfig
 from training.nano import steering
 
+T = TypeVar("T")
+
 
 @pytest.fixture(scope="module")
 def nano() -> Iterator[Engine]:
-    with Engine.load("nano", EngineConfig(device="cpu", max_sessions=2)) as engine:
+    with Engine.load("nano", EngineConfig(device="cpu", max_sessions=3)) as engine:
         yield engine
 
 
+def each(run: Callable[[Engine, int], T], engine: Engine, *seeds: int) -> list[T]:
+    """Run scenes side by side."""
+    with ThreadPoolExecutor(len(seeds)) as threads:
+        return list(threads.map(lambda seed: run(engine, seed), seeds))
+
+
 def test_forced_words_are_heard_soon_and_clearly(nano: Engine) -> None:
-    stoi, delays, behind = zip(*(steering.forced(nano, seed) for seed in range(3)), strict=True)
+    stoi, delays, behind = zip(*each(steering.forced, nano, 0, 1, 2), strict=True)
     assert sorted(stoi)[1] >= 0.8
     assert max(delays) <= 0.24
     assert sum(count > 0 for count in behind) <= 1
@@ -31,12 +41,12 @@ def test_words_sound_while_a_caller_talks_over_them(nano: Engine) -> None:
 
 
 def test_hush_makes_the_agent_quiet_and_the_caller_is_answered(nano: Engine) -> None:
-    cuts = [steering.interrupted(nano, seed) for seed in range(2)]
+    cuts = each(steering.interrupted, nano, 0, 1)
     assert all(cut.quiet_after_hush <= 0.5 for cut in cuts)
     assert any(cut.answered for cut in cuts)
     assert all(abs(cut.spoken - cut.heard) <= 1 for cut in cuts)
 
 
 def test_a_held_agent_is_silent_and_can_speak_afterwards(nano: Engine) -> None:
-    assert [steering.held(nano, seed) for seed in (0, 2)] == [(0, True)] * 2
-    assert any(steering.released(nano, seed) for seed in range(2))
+    assert each(steering.held, nano, 0, 2) == [(0, True)] * 2
+    assert any(each(steering.released, nano, 0, 1))
