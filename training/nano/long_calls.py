@@ -18,7 +18,6 @@ import numpy as np
 import typer
 
 from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
-from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.engine.converse import Conversation
 from pipecat_personaplex.engine.engine import Engine
 from training.nano import script
@@ -81,21 +80,26 @@ def run_calls(calls: Sequence[TestCall], keep_persona: bool) -> list[Minute]:
     """Run the calls side by side; the results by minute."""
     config = EngineConfig(device="cpu", max_sessions=_CONCURRENT_CALLS, keep_persona=keep_persona)
 
-    def run(index: int) -> Conversation:
+    def run(index: int) -> dict[int, Minute]:
+        # The audio of a long call is large: only its results outlive this function.
         persona = Persona(calls[index].voice, calls[index].character.prompt)
-        return engine.converse(persona, calls[index].pcm, SamplingParams(seed=index))
+        talk = engine.converse(persona, calls[index].pcm, SamplingParams(seed=index))
+        return _judge_call(engine, calls[index], talk)
 
     with Engine.load("nano", config) as engine, ThreadPoolExecutor(_CONCURRENT_CALLS) as pool:
-        talks = list(pool.map(run, range(len(calls))))
-    results: dict[int, Minute] = {}
-    for call, talk in zip(calls, talks, strict=True):
-        ends = [turn.start for turn in call.turns[1:]] + [len(call.pcm) / SAMPLE_RATE]
-        for turn, end in zip(call.turns, ends, strict=True):
-            end = min(end, turn.end + _ANSWER_SECONDS)
-            text = agent_text_between(engine, talk, turn.end - 0.3, end)
-            minute = int(turn.start // _MINUTE)
-            results[minute] = results.get(minute, Minute()) + judge(call.character, turn, text)
-    return [results[minute] for minute in sorted(results)]
+        results = list(pool.map(run, range(len(calls))))
+    minutes = sorted(set().union(*results))
+    return [sum((result[minute] for result in results), Minute()) for minute in minutes]
+
+
+def _judge_call(engine: Engine, call: TestCall, talk: Conversation) -> dict[int, Minute]:
+    minutes: dict[int, Minute] = {}
+    for turn in call.turns:
+        end = turn.end + _ANSWER_SECONDS  # the next turn is not earlier
+        text = agent_text_between(engine, talk, turn.end - 0.3, end)
+        minute = int(turn.start // _MINUTE)
+        minutes[minute] = minutes.get(minute, Minute()) + judge(call.character, turn, text)
+    return minutes
 
 
 def judge(character: script.Character, turn: CallerTurn, text: str) -> Minute:
