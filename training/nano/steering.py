@@ -183,6 +183,7 @@ class TalkedOver:
         words: Words of the text.
         placed: Words whose text was placed.
         heard: Placed words that sound.
+        repeated: Words that were placed twice, because the caller has silenced them.
         counted: Words that the session counts as spoken.
         behind: What the agent says behind the text, at any time.
     """
@@ -190,6 +191,7 @@ class TalkedOver:
     words: int
     placed: int
     heard: int
+    repeated: int
     counted: int
     behind: str
 
@@ -202,11 +204,22 @@ def talked_over(engine: Engine, seed: int) -> TalkedOver:
     story = str(scene.random.choice(wordings.stories(held_out=True)))
     end = scene.tell(1.0 + scene.random.uniform(0.4, 1.0), story)
     talk = scene.run(engine, end + 6.0)
-    first, words = frame_at(1.0), len(text.split())
-    starts = [frame for frame in word_starts(talk) if frame > first]
-    heard = sum(sounds(talk, frame) for frame in starts[:words])
-    behind = "".join(frame.text for frame in talk.frames[starts[words] :]) if starts[words:] else ""
-    return TalkedOver(words, len(starts[:words]), heard, scene.speeches[0].spoken, behind.strip())
+    said = [
+        (word.word, round(word.start / FRAME_SECONDS))
+        for word in words_of(frame.text for frame in talk.frames)
+        if round(word.start / FRAME_SECONDS) > frame_at(1.0)
+    ]
+    placed = heard = repeated = 0
+    for word in text.split():
+        # A word that the caller has silenced is said again.
+        attempts = [frame for each, frame in said[:2] if each == word]
+        del said[: len(attempts)]
+        placed += len(attempts) > 0
+        repeated += len(attempts) > 1
+        heard += any(sounds(talk, frame) for frame in attempts)
+    behind = " ".join(word for word, _ in said)
+    spoken = scene.speeches[0].spoken
+    return TalkedOver(len(text.split()), placed, heard, repeated, spoken, behind)
 
 
 # S3: a caller who interrupts, and hush.
@@ -320,6 +333,7 @@ def speech_under_a_talking_caller(each: Runner) -> dict[str, object]:
         "words": sum(call.words for call in calls),
         "placed": placed,
         "sound": sum(call.heard for call in calls) / placed,
+        "repeated": sum(call.repeated for call in calls),
         "counted": sum(call.counted for call in calls),
         "calls_with_words_behind": len(behind),
         "words_behind": behind,
