@@ -212,7 +212,7 @@ def talked_over(engine: Engine, seed: int) -> TalkedOver:
     placed = heard = repeated = 0
     for word in text.split():
         # A word that the caller has silenced is said again.
-        attempts = [frame for each, frame in said[:2] if each == word]
+        attempts = [frame for each, frame in said[:2] if each.startswith(word)]
         del said[: len(attempts)]
         placed += len(attempts) > 0
         repeated += len(attempts) > 1
