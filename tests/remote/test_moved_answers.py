@@ -14,8 +14,8 @@ from pipecat_personaplex.interface import SessionFrame
 from pipecat_personaplex.remote import RemoteEngine
 from tests.helpers.servers import ServeProcess
 from tests.remote.helpers import Caller, log_lines, until
-from training.nano import script
-from training.nano.calls import CallerTurn, TestCall, _CallerTrack
+from training.nano import calls, script
+from training.nano.calls import CallerTurn
 from training.nano.clips import Background
 from training.nano.evaluate import _without_name, nearest_sentence
 from training.nano.voices import AGENT_VOICES, held_out_voices
@@ -31,7 +31,7 @@ SILENCE = np.zeros(FRAME_SAMPLES, dtype=np.float32)
 class Talk:
     """A call of two questions, in the middle of the first of which a server is killed."""
 
-    call: TestCall
+    call: calls.TestCall
     caller: Caller
 
     def frame(self, index: int) -> np.ndarray:
@@ -46,21 +46,21 @@ class Talk:
         return found is not None and _without_name(found) == _without_name(expected)
 
 
-def call(seed: int) -> TestCall:
+def call(seed: int) -> calls.TestCall:
     """Two questions; the middle of the first is 2.5 s after the start."""
     random = np.random.default_rng([31, seed])
     character = script.sample_character(random)
     known = script.intents(character.role)
     intents = [known[int(random.integers(2, len(known)))] for _ in range(2)]
     manner = held_out_voices()[seed % len(held_out_voices())]
-    track = _CallerTrack(random, manner, [])
+    track = calls._CallerTrack(random, manner, [])
     turns = [track.say(intent, wait=ANSWER_SECONDS) for intent in intents]
     pcm = track.record(Background.sample(random, held_out=True))
     shift = 2.5 - (turns[0].start + turns[0].end) / 2
     pcm = np.concatenate((np.zeros(max(0, round(shift * 24_000)), np.float32), pcm))
     pcm = pcm[max(0, round(-shift * 24_000)) :]
     moved = tuple(CallerTurn(t.intent, t.start + shift, t.end + shift) for t in turns)
-    return TestCall(character, list(AGENT_VOICES)[seed % 2], pcm, moved)
+    return calls.TestCall(character, list(AGENT_VOICES)[seed % 2], pcm, moved)
 
 
 def killed_in_the_question(seeds: range) -> tuple[list[Talk], list[Talk]]:
