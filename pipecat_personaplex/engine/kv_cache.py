@@ -153,11 +153,19 @@ class RingCache:
             keys: [layers, heads, n, head_dim].
             values: The same shape.
         """
-        positions = torch.arange(first, first + keys.shape[2], device=keys.device)
-        index = (slice(None), slice(None), positions % self.window)
+        n = keys.shape[2]
+        assert n <= self.window
+        start = first % self.window
+        wrapped = max(0, start + n - self.window)  # the last positions: at the start of the ring
+        # Copies of whole ranges: an index for each position would take several times as long.
+        runs = [(slice(0, n - wrapped), start)]
+        if wrapped:
+            runs.append((slice(n - wrapped, n), 0))
         # A few layers at a time: quantising to e4m3 takes several times the memory of its input.
-        count = max(1, _POSITIONS_WRITTEN // keys.shape[2])
-        for start in range(0, keys.shape[0], count):
-            layers = slice(start, start + count)
-            self.stored_keys[layers, slot].put(index, keys[layers])
-            self.stored_values[layers, slot].put(index, values[layers])
+        count = max(1, _POSITIONS_WRITTEN // max(1, n))
+        for layer in range(0, keys.shape[0], count):
+            layers = slice(layer, layer + count)
+            for run, at in runs:
+                index = (slice(None), slice(None), slice(at, at + run.stop - run.start))
+                self.stored_keys[layers, slot].put(index, keys[layers, :, run])
+                self.stored_values[layers, slot].put(index, values[layers, :, run])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from pipecat_personaplex.constants import FRAME_SECONDS, TEXT_EPAD, TEXT_PAD, ZERO_TOKEN
@@ -35,8 +35,8 @@ _YIELD_FRAMES = 125
 _GAP_FRAMES = 3
 # It interrupts the model's own sentence after 2.4 s.
 _START_FRAMES = 30
-# After the last word only padding is allowed for about a second: the model would continue.
-_TAIL_FRAMES = 12
+# After the last word only padding is allowed for 1.3 s: the model would continue.
+_TAIL_FRAMES = 16
 # A word sounds if the agent is audible in one of the three frames that start with its first piece.
 # Frames are counted from the step that has placed the piece, which ends one frame earlier.
 _SOUND_FRAMES = range(2, 5)
@@ -55,6 +55,7 @@ class _Word:
 
     text: str
     pieces: list[int]
+    repeated: bool = False  # placed a second time, because it did not sound
 
     @property
     def frames(self) -> int:
@@ -84,7 +85,8 @@ class _Unheard:
     """A word that has begun and of which it is not known whether it sounds."""
 
     speech: Speech
-    frames: int = field(default=0)
+    word: _Word
+    frames: int = 0
 
 
 class Speaker:
@@ -117,6 +119,7 @@ class Speaker:
         self._silent = 0  # frames in a row in which the agent was not audible
         self._tail = 0  # frames in which the model's own words are suppressed
         self._held = 0  # frames of silence left
+        self._caller_speaks = False  # in the newest frame
         self._unheard: deque[_Unheard] = deque()
         self._finished: deque[Speech] = deque()  # said or cut, not reported yet
 
@@ -212,6 +215,7 @@ class Speaker:
     def next(self, caller_speaks: bool) -> int:
         """Return the code for the next step: a token, ``only_if_word(token)``, or ``SAMPLE``."""
         self._candidate = None
+        spoke, self._caller_speaks = self._caller_speaks, caller_speaks
         held = self._held > 0
         self._held -= held
         if self._pieces:
@@ -225,8 +229,10 @@ class Speaker:
         if self._current is not None:  # its last word is being spoken
             return only_if_word(TEXT_PAD)
         if self._tail:
-            self._tail -= 1
-            return SAMPLE if caller_speaks else only_if_word(TEXT_PAD)
+            # An answer begins only after the caller's last word.
+            answers = spoke and not caller_speaks
+            self._tail = 0 if answers else self._tail - 1
+            return SAMPLE if answers else only_if_word(TEXT_PAD)
         return SAMPLE
 
     def _may_start(self, caller_speaks: bool) -> bool:
@@ -292,7 +298,7 @@ class Speaker:
             utterance.words.popleft()
         self._word, self._since_word, self._yielded = word, 0, 0
         self._pieces.extend(word.pieces[1:])
-        self._unheard.append(_Unheard(utterance.speech))
+        self._unheard.append(_Unheard(utterance.speech, word))
 
     def _end_speech(self, current: _Utterance) -> None:
         """Finish a speech if its last word has been spoken, and it is known whether it sounds."""
@@ -311,6 +317,19 @@ class Speaker:
                 word.speech.spoken += 1
             elif word.frames < _SOUND_FRAMES[-1]:
                 self._unheard.append(word)
+            else:
+                self._repeat(word.word)
+
+    def _repeat(self, word: _Word) -> None:
+        """Say a word again that did not sound because the model gave way to the caller.
+
+        The caller may begin in the frame in which a word has been placed. Once for each word: the
+        caller's noise cannot stop a speech.
+        """
+        last = word is self._word and not self._pieces
+        if self._current is not None and last and self._caller_speaks and not word.repeated:
+            word.repeated = True
+            self._current.words.appendleft(word)
 
     def _is_unheard(self, speech: Speech) -> bool:
         return any(word.speech is speech for word in self._unheard)

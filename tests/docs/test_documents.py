@@ -121,4 +121,11 @@ def test_shell(block: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert [main(command.split("\0")) for command in commands] == [0] * len(commands)
     given = {"caller.wav", "owen.wav", "steering.txt", "commands"}
     made = {path.name for path in folder.iterdir()} - given
-    assert made in ({"agent.wav", "agent.json"}, {"owen.pt"}, set())
+    continued = {"monday.wav", "lesson.call", "tuesday.wav"}
+    assert made in (
+        {"agent.wav", "agent.json"},
+        {"agent.wav", "agent.json", "both.wav"},
+        {"owen.pt"},
+        continued,
+        set(),
+    )

@@ -151,7 +151,7 @@ def test_only_padding_is_allowed_behind_a_speech() -> None:
     agent = Agent(talkative)
     speech = agent.say("Bye.")
     agent.steps(2 + 3)
-    tokens = agent.steps(15)
+    tokens = agent.steps(19)
     assert speech.state == "said"
     assert OWN_WORD not in tokens
     assert OWN_WORD in agent.steps(6)
@@ -164,7 +164,8 @@ def test_the_model_may_answer_a_caller_right_behind_a_speech() -> None:
     while speech.state != "said":
         agent.step()
     agent.sample = lambda tokens: OWN_WORD
-    assert agent.step(caller_speaks=True) == OWN_WORD
+    assert agent.steps(5, caller_speaks=True) == [TEXT_PAD] * 5, "not while the caller speaks"
+    assert agent.steps(2) == [OWN_WORD] * 2
 
 
 def test_pause_waits_for_the_end_of_the_models_own_words() -> None:
@@ -266,6 +267,31 @@ def test_a_word_that_does_not_sound_is_not_spoken() -> None:
     assert (speech.state, speech.spoken) == ("said", 0)
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_word_that_the_caller_has_silenced_is_said_again_once(times: int) -> None:
+    agent = Agent(talkative)
+    speech = agent.say("a b c")
+    for letters in ("ab", "abb")[:times]:
+        for _ in range(20):
+            if agent.letters != letters:
+                agent.step()
+        # The caller begins in the frame in which the word was placed: the model gives way.
+        agent.audible, agent.sample = False, lambda tokens: TEXT_PAD
+        agent.steps(20, caller_speaks=True)
+        assert agent.letters == letters
+        agent.audible, agent.sample = True, talkative
+    agent.steps(40)
+    assert agent.letters == "abbc"
+    assert (speech.state, speech.spoken) == ("said", 4 - times)
+
+
+def test_a_word_that_does_not_sound_to_a_silent_caller_is_not_repeated() -> None:
+    agent = Agent(talkative, audible=False)
+    speech = agent.say("a bb c")
+    agent.steps(60)
+    assert (agent.letters, speech.state, speech.spoken) == ("abbc", "said", 0)
+
+
 def test_a_speech_that_does_not_fit_is_refused_whole() -> None:
     agent = Agent()
     agent.say("hello " * 100)
@@ -341,7 +367,7 @@ def test_any_interleaving_ends_every_speech_once_and_in_order(script: list, rand
     # Every wait ends, also with a caller who never stops and a model that never speaks.
     agent.speaker.release()
     agent.sample = lambda tokens: TEXT_PAD
-    limit = sum(150 * (speech.words + 2) for speech in speeches) + 50
+    limit = sum(300 * (speech.words + 2) for speech in speeches) + 50
     for _ in range(limit):
         if agent.speaker.idle:
             break

@@ -15,7 +15,7 @@ import pytest
 from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams, SessionFrame
 from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS
 from tests.helpers.calls import WAIT, Call
-from training.nano import script
+from training.nano import long_calls, script
 from training.nano.calls import CallerTurn, _CallerTrack
 from training.nano.clips import Background
 from training.nano.evaluate import _without_name, nearest_sentence
@@ -120,8 +120,9 @@ def other_intent(random: np.random.Generator, role: RoleName) -> str:
     return intents[int(random.integers(len(intents)))]
 
 
-def test_a_new_name_is_used(nano: Engine) -> None:
-    callers: list[tuple[TestCaller, Character]] = []
+def renamed_calls(swapped: bool) -> list[tuple[TestCaller, Character]]:
+    """Calls in which the agent gets another name before the second question, if ``swapped``."""
+    calls: list[tuple[TestCaller, Character]] = []
     for index in range(32):
         random = np.random.default_rng([9, index])
         old, new = random.choice(NAMES, 2, replace=False)
@@ -129,21 +130,28 @@ def test_a_new_name_is_used(nano: Engine) -> None:
         intents = [other_intent(random, role), "name", other_intent(random, role)]
         c = caller(11, index, character(role, str(old)), intents)
         renamed = character(role, str(new))
-        c.updates = {int((c.turns[1].start - 0.6) / FRAME_SECONDS): renamed}
-        callers.append((c, renamed))
-    in_batches(nano, [c for c, _ in callers])
+        if swapped:
+            c.updates = {int((c.turns[1].start - 0.6) / FRAME_SECONDS): renamed}
+        calls.append((c, renamed))
+    return calls
+
+
+def test_a_new_name_is_used(nano: Engine) -> None:
+    callers, controls = renamed_calls(swapped=True), renamed_calls(swapped=False)
+    in_batches(nano, [c for c, _ in (*callers, *controls)])
     new = sum(str(agent.name) in c.answer(1) for c, agent in callers)
     old = sum(str(c.first.name) in c.answer(1) for c, _ in callers)
+    control_name = sum(str(c.first.name) in c.answer(1) for c, _ in controls)
     right = sum(c.right(2, agent) for c, agent in callers)
-    before = sum(c.right(0, c.first) for c, _ in callers)
+    control = sum(c.right(2, agent) for c, agent in controls)
     unasked = sum(bool(c.text(c.turns[1].start - 0.6, c.turns[1].end - 0.3)) for c, _ in callers)
     print(
-        f"\nnew name {new}/32, old name {old}/32, next answer right {right}/32 (the one before "
-        f"{before}/32), unasked speech {unasked}/32"
+        f"\nnew name {new}/32 (without a change {control_name}/32), old name {old}/32, next answer "
+        f"right {right}/32 ({control}/32), unasked speech {unasked}/32"
     )
     assert old == 0
     assert new >= 28
-    assert right >= before - 2
+    assert right >= control - 1
     assert unasked <= 1
 
 
@@ -169,38 +177,18 @@ def test_a_new_prompt_in_the_middle_disturbs_no_answer(nano: Engine, when: str) 
     assert counts[True] >= counts[False] - 1
 
 
-def long_calls(keep: bool) -> tuple[int, int, int]:
-    """Names right, other turns right and turns of 12 calls of 200 s."""
-    config = EngineConfig(device="cpu", max_sessions=12, keep_persona=keep)
-    callers = []
-    for index in range(12):
-        random = np.random.default_rng([13, index])
-        role = roles(index)
-        agent = character(role, NAMES[index])
-        intents = [other_intent(random, role) for _ in range(8)]
-        c = caller(14, index, agent, intents)
-        # Silence in front, so that the persona has left the window before the last questions.
-        quiet = np.zeros((1250, FRAME_SAMPLES), dtype=np.float32)
-        last = caller(15, index, agent, [*intents[:4], "name"])
-        shift = (len(c.pcm) + len(quiet)) * FRAME_SECONDS
-        c.pcm = np.concatenate((c.pcm, quiet, last.pcm))
-        c.turns += [
-            CallerTurn(turn.intent, turn.start + shift, turn.end + shift) for turn in last.turns
-        ]
-        callers.append(c)
-    with Engine.load("nano", config) as engine:
-        run(engine, callers)
-    names = sum(str(c.first.name) in c.answer(len(c.turns) - 1) for c in callers)
-    others = [c.right(turn, c.first) for c in callers for turn in range(len(c.turns) - 1)]
-    return names, sum(others), len(others)
-
-
 def test_a_persona_is_known_after_the_window() -> None:
-    names, right, turns = long_calls(keep=True)
-    without, right_without, _ = long_calls(keep=False)
+    """The whole call is in the window in its first minute only."""
+    calls = [long_calls.long_call(index, minutes=4) for index in range(24)]
+    kept = long_calls.run_calls(calls, keep_persona=True)
+    lost = long_calls.run_calls(calls, keep_persona=False)
     print(
-        f"\nafter 170 to 180 s: name right {names}/12 (without keep_persona {without}/12), other "
-        f"turns right {right}/{turns} ({right_without}/{turns})"
+        f"\nin the fourth minute: name right {kept[3].name_right}/24, another name "
+        f"{kept[3].name_wrong}; without keep_persona {lost[3].name_right}/24 and "
+        f"{lost[3].name_wrong}; in the first minute {kept[0].name_right}/24. Other questions: "
+        f"{kept[3].other_right}/96, {lost[3].other_right}/96, first minute {kept[0].other_right}/96"
     )
-    assert names >= max(8, without + 4)
-    assert right >= right_without - 2
+    assert kept[3].name_right >= kept[0].name_right - 2
+    assert kept[3].name_right > lost[3].name_right
+    assert kept[3].name_wrong <= 1
+    assert kept[3].other_right >= lost[3].other_right - 4

@@ -63,8 +63,12 @@ class Pace:
         while not self._stop.wait(max(0, began + self.pushed * FRAME_SECONDS - time.monotonic())):
             for caller in self.callers:
                 if not caller.session.closed:
-                    caller.session.push(tone(self.pushed % 99))
+                    caller.session.push(self.audio(self.pushed))
             self.pushed += 1
+
+    def audio(self, index: int) -> np.ndarray:
+        """The frame of this index."""
+        return tone(index % 99)
 
 
 def test_tokens_equal_those_of_the_local_engine(loaded_engine: Engine) -> None:

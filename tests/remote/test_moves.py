@@ -10,6 +10,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
+from bots.drive_thru import RESTAURANT
 from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.errors import (
     EngineFailed,
@@ -20,7 +21,9 @@ from pipecat_personaplex.errors import (
 from pipecat_personaplex.interface import ALL_FEATURES
 from pipecat_personaplex.remote import RemoteEngine
 from pipecat_personaplex.server.config import ServerConfig
+from tests.helpers.calls import SILENCE
 from tests.helpers.engines import FakeSession
+from tests.helpers.questions import question_and_pause
 from tests.helpers.servers import RunningServer, ServedFakeEngine, ServeProcess
 from tests.remote.fakes import FakeServer
 from tests.remote.helpers import Caller, log_lines, tone, until
@@ -28,6 +31,10 @@ from tests.remote.proxy import Proxy
 from tests.remote.test_faults import Pace
 
 TEA = Persona("NATM1", "You sell tea.")
+WAITER = Persona("NATF2", RESTAURANT)
+GREEDY = SamplingParams.greedy()
+ASKED_AT = 21  # frame in which the question begins
+QUESTION = question_and_pause(40)
 
 
 class Node:
@@ -296,17 +303,25 @@ def test_close_while_a_call_moves(nodes: tuple[Node, Node]) -> None:
     until(lambda: not second.fake.open_sessions)
 
 
+class AskingPace(Pace):
+    """The callers ask what is on the menu, from frame ``ASKED_AT`` on for about 1.5 s."""
+
+    def audio(self, index: int) -> np.ndarray:
+        first = ASKED_AT - 4
+        return QUESTION[index - first] if 0 <= index - first < len(QUESTION) else SILENCE
+
+
 @pytest.mark.serial
 def test_a_killed_server_with_a_real_model() -> None:
-    """A call of a killed process goes on at another one; callers there lose no frame."""
+    """A call goes on at another server, also in mid-question; callers there lose no frame."""
     options = ("--model", "nano", "--max-sessions", 4)
     with ServeProcess(*options) as one, ServeProcess(*options) as two:
         with RemoteEngine([one.url, two.url]) as engine, log_lines() as lines:
             until(lambda: all(server.reachable for server in engine.stats().servers))
-            callers = [Caller(engine).ready() for _ in range(2)]
+            callers = [Caller(engine, WAITER, GREEDY).ready() for _ in range(2)]
             assert [server.sessions for server in engine.stats().servers] == [1, 1]
-            with Pace(*callers) as pace:
-                until(lambda: all(len(caller.frames) > 25 for caller in callers))
+            with AskingPace(*callers) as pace:
+                until(lambda: all(len(caller.frames) > ASKED_AT + 8 for caller in callers))
                 one.kill()
                 until(lambda: any("the connection broke" in message for _, message in lines))
                 noticed = time.monotonic()
@@ -325,6 +340,8 @@ def test_a_killed_server_with_a_real_model() -> None:
             moved = [owner for owner, message in lines if "the call has moved" in message]
             assert moved == [lost.session.id]
             for caller in callers:
+                said = "".join(frame.text for frame in caller.frames)
+                assert "shakshuka" in said, said  # the question is answered
                 until(
                     lambda caller=caller: (
                         len(caller.frames) + caller.session.dropped_frames == pace.pushed

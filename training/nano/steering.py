@@ -175,18 +175,51 @@ def forced(engine: Engine, seed: int) -> tuple[float, float, int]:
 # S2: a caller who talks over the agent.
 
 
-def talked_over(engine: Engine, seed: int) -> tuple[int, int, int, int]:
-    """Words placed, words that sound, words of the text, and words counted by the session."""
+@dataclass
+class TalkedOver:
+    """How a text was spoken under a talking caller.
+
+    Attributes:
+        words: Words of the text.
+        placed: Words whose text was placed.
+        heard: Placed words that sound.
+        repeated: Words that were placed twice, because the caller has silenced them.
+        counted: Words that the session counts as spoken.
+        behind: What the agent says behind the text, at any time.
+    """
+
+    words: int
+    placed: int
+    heard: int
+    repeated: int
+    counted: int
+    behind: str
+
+
+def talked_over(engine: Engine, seed: int) -> TalkedOver:
+    """The agent says a text while the caller tells a story."""
     scene = Scene(seed)
     text = _LONG[scene.character.role].format(name=scene.character.name or "Owen")
     scene.say(1.0, text, when="now")
     story = str(scene.random.choice(wordings.stories(held_out=True)))
     end = scene.tell(1.0 + scene.random.uniform(0.4, 1.0), story)
     talk = scene.run(engine, end + 6.0)
-    first = frame_at(1.0)
-    starts = [frame for frame in word_starts(talk) if frame > first][: len(text.split())]
-    heard = sum(sounds(talk, frame) for frame in starts)
-    return len(starts), heard, len(text.split()), scene.speeches[0].spoken
+    said = [
+        (word.word, round(word.start / FRAME_SECONDS))
+        for word in words_of(frame.text for frame in talk.frames)
+        if round(word.start / FRAME_SECONDS) > frame_at(1.0)
+    ]
+    placed = heard = repeated = 0
+    for word in text.split():
+        # A word that the caller has silenced is said again.
+        attempts = [frame for each, frame in said[:2] if each.startswith(word)]
+        del said[: len(attempts)]
+        placed += len(attempts) > 0
+        repeated += len(attempts) > 1
+        heard += any(sounds(talk, frame) for frame in attempts)
+    behind = " ".join(word for word, _ in said)
+    spoken = scene.speeches[0].spoken
+    return TalkedOver(len(text.split()), placed, heard, repeated, spoken, behind)
 
 
 # S3: a caller who interrupts, and hush.
@@ -272,7 +305,7 @@ def released(engine: Engine, seed: int) -> bool:
 
 
 class Runner(Protocol):
-    """Runs a scene once for each seed from 0 to ``count - 1``; the results in that order."""
+    """Runs a scene once for each of ``count`` seeds; the results in their order."""
 
     def __call__(self, run: Callable[[Engine, int], T], count: int) -> list[T]:
         """Run a scene ``count`` times."""
@@ -292,13 +325,19 @@ def speech_of_a_silent_call(each: Runner) -> dict[str, object]:
 
 
 def speech_under_a_talking_caller(each: Runner) -> dict[str, object]:
-    """S2: whether the words of a text are heard, and whether the session counts them right."""
-    placed, heard, words, counted = np.sum(each(talked_over, 24), axis=0)
+    """S2: whether the words of a text are heard and counted right, and what the agent adds."""
+    calls = each(talked_over, 24)
+    placed = sum(call.placed for call in calls)
+    behind = [call.behind for call in calls if call.behind not in ("", script.BACKCHANNEL)]
     return {
-        "words": int(words),
-        "placed": int(placed),
-        "sound": float(heard / placed),
-        "counted": int(counted),
+        "words": sum(call.words for call in calls),
+        "placed": placed,
+        "sound": sum(call.heard for call in calls) / placed,
+        "repeated": sum(call.repeated for call in calls),
+        "counted": sum(call.counted for call in calls),
+        "calls_with_words_behind": len(behind),
+        "words_behind": behind,
+        "listened": sum(call.behind == script.BACKCHANNEL for call in calls),
     }
 
 
@@ -341,6 +380,7 @@ def main(
         list[str] | None, typer.Option(help="s1, s2, s3 or h1; all of them if not given.")
     ] = None,
     share: Annotated[float, typer.Option(help="Share of the scenes to run.", min=0.0)] = 1.0,
+    first_seed: Annotated[int, typer.Option(help="Seed of the first scene.", min=0)] = 0,
 ) -> None:
     """Measure say, hush and hold with nano; prints a line of JSON for each measurement."""
     config = EngineConfig(device="cpu", max_sessions=_CONCURRENT_CALLS)
@@ -350,7 +390,8 @@ def main(
     ):
 
         def each(run: Callable[[Engine, int], T], count: int) -> list[T]:
-            return list(pool.map(partial(run, engine), range(max(1, round(count * share)))))
+            seeds = range(first_seed, first_seed + max(1, round(count * share)))
+            return list(pool.map(partial(run, engine), seeds))
 
         for name in only or MEASUREMENTS:
             print(json.dumps({name: MEASUREMENTS[name](each)}), flush=True)
