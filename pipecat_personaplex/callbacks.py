@@ -102,7 +102,7 @@ class CallbackGuard:
         finally:
             seconds = time.monotonic() - call.started
             with self._lock:
-                if not call.abandoned:
+                if self._running is call:  # not so if ``forget`` was called
                     self._running = outer
             if call.abandoned:
                 raise CallbackAbandoned(call)

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import traceback
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
@@ -16,6 +10,7 @@ from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.errors import EngineFailed, SessionFailed
 from tests.golden_data import CHECKPOINT, FRIEND
 from tests.helpers.calls import SILENCE, Call, says
+from tests.helpers.processes import in_child, run_program
 
 _EXIT = """
 import sys, threading, time
@@ -37,24 +32,6 @@ def talk():
 threading.Thread(target=talk, daemon=True).start()
 assert heard.wait(60)
 """
-
-
-def in_child(work: Callable[[], object]) -> str:
-    """Run a function in a forked child; return the traceback of what it raises."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:  # the child must not return into the test
-        try:
-            work()
-        except BaseException:
-            os.write(writer, traceback.format_exc().encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        output = pipe.read()
-    os.waitpid(pid, 0)
-    return output
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -104,18 +81,9 @@ def test_an_engine_that_does_not_run_starts_in_the_child(loaded_engine: Engine) 
 
 
 def test_exit_without_stop_ends_the_sessions_and_the_process_cleanly() -> None:
-    assert run(_EXIT) == "end the engine was stopped\n"
+    assert run_program(_EXIT, str(CHECKPOINT)) == "end the engine was stopped\n"
 
 
 def test_exit_does_not_wait_for_a_callback_that_never_returns() -> None:
     code = _EXIT.replace("heard.set()", "(heard.set(), time.sleep(1000))")
-    run(code)
-
-
-def run(code: str) -> str:
-    """Run a program with the path of the tiny checkpoint; return its output."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(CHECKPOINT)], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, (done.returncode, done.stderr)
-    return done.stdout
+    run_program(code, str(CHECKPOINT))
