@@ -19,7 +19,13 @@ from pipecat_personaplex.callbacks import Owner
 from pipecat_personaplex.checkpoint.loader import (
     Checkpoint,
 )
-from pipecat_personaplex.checkpoint.voices import Voice, VoiceLibrary, encode_voice, load_voice_file
+from pipecat_personaplex.checkpoint.voices import (
+    MAX_RECORDING_SECONDS,
+    Voice,
+    VoiceLibrary,
+    encode_voice,
+    load_voice_file,
+)
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.engine.codec_slots import encode_stream
 from pipecat_personaplex.engine.converse import Actions, Conversation, converse
@@ -219,7 +225,8 @@ class Engine:
         if path.suffix.lower() in (".pt", ".safetensors"):
             self._voices.add(load_voice_file(path, name, self.checkpoint.config))
         else:
-            self._voices.add(self.encode_voice(read_audio(path), name))
+            recording = read_audio(path, max_seconds=MAX_RECORDING_SECONDS)
+            self._voices.add(self.encode_voice(recording, name))
 
     def open_session(
         self,

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.config import Persona, SamplingParams, checked_text
 from pipecat_personaplex.errors import (
     ConfigError,
     LimitReached,
@@ -79,7 +79,7 @@ class Instructions:
         """
         if when not in ("pause", "now"):
             raise ConfigError(f"when must be pause or now, not {when!r}")
-        words = text.split()
+        words = checked_text("the text to say", text).split()
         if not words:
             raise ConfigError("there is nothing to say: the text has no words")
         with self._lock:

@@ -101,7 +101,7 @@ def connection_limits(config: ServerConfig) -> ConnectionLimits:
     # All clients behind one address may connect again at once, such as after a restart.
     return ConnectionLimits(
         config.address_rate,
-        burst=max(config.max_connections, config.address_rate),
+        burst=max(config.max_connections, 10 * config.address_rate),
         max_connections=config.max_connections + OTHER_CONNECTIONS,
     )
 

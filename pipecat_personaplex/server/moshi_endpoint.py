@@ -97,10 +97,11 @@ def _voice(requested: str, voices: Sequence[str]) -> str:
     if not requested and voices:
         return voices[0]
     # Clients send the file names of NVIDIA's release. The names are looked up, never opened.
-    names = [requested, *(requested.removesuffix(suffix) for suffix in _VOICE_SUFFIXES)]
-    for name in names:
-        if name in voices:
-            return name
+    name = requested
+    if requested not in voices and requested.lower().endswith(_VOICE_SUFFIXES):
+        name = requested.rpartition(".")[0]
+    if name in voices:
+        return name
     raise VoiceNotFound(requested[:100], voices)
 
 

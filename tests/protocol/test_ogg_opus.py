@@ -42,9 +42,9 @@ def test_the_duration_is_what_the_decoder_yields(loud: bool) -> None:
     assert seconds >= len(OggOpusReader().decode(data)) / SAMPLE_RATE - 1e-9
 
 
-def test_half_a_minute_of_silence_is_small_and_measured_in_no_time() -> None:
+def test_half_a_minute_of_silence_in_one_message_is_measured() -> None:
     data = stream(29)
-    assert len(data) < 12_000
+    assert len(data) < 64 << 10  # fits into one message
     assert OggOpusMeter().feed(data) == pytest.approx(29, abs=0.2)
 
 
