@@ -172,6 +172,8 @@ class FileSource:
 def _open(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
+    except UnicodeError:
+        raise CheckpointError(f"{path}: rename it so that its path is valid Unicode") from None
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is cut off or not a safetensors file ({error}); download it again"

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -90,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 for Ctrl-C.
     """
     settings = _Settings()
+    _prepare_streams()
     command = typer.main.get_command(app)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -111,6 +113,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
+def _prepare_streams() -> None:
+    """Let no output fail: a command that has done its work must not crash while it prints.
+
+    A console may have an encoding such as cp1252, which lacks most characters, and a name of a file
+    may hold bytes that are no characters. Both are written as escapes. A process without a console
+    has no streams.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif isinstance(stream, TextIOWrapper) and stream.errors != "backslashreplace":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _explain(error: BaseException) -> tuple[int, str] | None:
     """Return the exit code and the message of an error; None if it is a bug of this package."""
     match error:
@@ -130,6 +147,8 @@ def _explain(error: BaseException) -> tuple[int, str] | None:
             # Otherwise Python flushes the rest at exit and prints a second error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _FAILURE, "the output was closed before all of it was written"
+        case UnicodeError():
+            return _USER_ERROR, f"a name or a text is not valid Unicode: {error}"
         case OSError():
             path = "" if error.filename is None else f"{error.filename}: "
             code = _USER_ERROR if error.errno in _PATH_ERRNOS else _FAILURE

@@ -311,7 +311,9 @@ def _write_text(path: Path, conversation: Conversation, settings: dict[str, Any]
         "words": [dataclasses.asdict(word) for word in words_of(pieces)],
         "pieces": pieces,
     }
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    # A file name that is not valid Unicode is written as JSON escapes.
+    path.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def _write_tokens(path: Path, conversation: Conversation) -> None:

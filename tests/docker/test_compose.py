@@ -33,6 +33,7 @@ def test_every_service_is_locked_down(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert service["mem_limit"] and service["pids_limit"] <= 1024
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -111,6 +112,8 @@ def test_options_and_variables_of_the_bot_exist() -> None:
 
 def test_the_bot_finds_the_engine() -> None:
     port = options_of(ENGINE["command"])["--port"]
+    health = options_of(ENGINE["command"])["--health-port"]
+    assert ENGINE["environment"]["HEALTHCHECK_URL"] == f"http://127.0.0.1:{health}/healthz"
     assert SERVICES["bot"]["environment"]["PERSONAPLEX_ENGINE"] == f"ws://engine:{port}"
 
 

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from pipecat_personaplex import __version__
 from pipecat_personaplex.server.admission import AdmissionController
-from pipecat_personaplex.server.app import create_app
+from pipecat_personaplex.server.app import create_health_app
 from pipecat_personaplex.server.config import ServerConfig
 from pipecat_personaplex.server.state import ServerState
 from tests.docker.files import (
@@ -46,10 +46,11 @@ def test_the_image_is_of_this_version() -> None:
 
 @pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
 def test_probes_request_existing_pages(probe: str) -> None:
-    app = create_app(ServerState(ServerConfig(), "model", AdmissionController(ServerConfig())))
+    config = ServerConfig()
+    app = create_health_app(ServerState(config, "model", AdmissionController(config)))
     pages = {route.path for route in app.routes if isinstance(route, Route)}
     assert CONTAINER[probe]["httpGet"]["path"] in pages
-    assert CONTAINER[probe]["httpGet"]["port"] == CONTAINER["ports"][0]["name"]
+    assert CONTAINER[probe]["httpGet"]["port"] == "health"
 
 
 def test_only_a_failed_engine_is_restarted() -> None:
@@ -63,7 +64,11 @@ def test_the_engine_has_time_to_drain() -> None:
 
 def test_ports_agree() -> None:
     port = int(OPTIONS["--port"])
-    assert CONTAINER["ports"] == [{"name": "http", "containerPort": port}]
+    health = int(OPTIONS["--health-port"])
+    assert CONTAINER["ports"] == [
+        {"name": "http", "containerPort": port},
+        {"name": "health", "containerPort": health},
+    ]
     for name in ("engine", "engine-any"):
         (exposed,) = OBJECTS["Service", name]["spec"]["ports"]
         assert exposed == {"name": "http", "port": port, "targetPort": "http"}

@@ -134,5 +134,5 @@ def test_prometheus_scrapes_the_engines_port() -> None:
     (job,) = PROMETHEUS["scrape_configs"]
     (target,) = job["dns_sd_configs"]
     (name,) = target["names"]
-    assert str(target["port"]) == options_of(compose[name]["command"])["--port"]
+    assert str(target["port"]) == options_of(compose[name]["command"])["--health-port"]
     assert any(f'job="{job["job_name"]}"' in rule["expr"] for rule in RULES)
