@@ -43,6 +43,7 @@ class StubLLM:
 
     Attributes:
         delay: May be changed while it runs.
+        summary: The answer to requests that do not stream, as ``run_inference`` makes them.
         broken: If set, every request fails with this HTTP status.
         requests: Bodies of all requests so far.
         times: When each of them arrived, in monotonic seconds.
@@ -56,6 +57,7 @@ class StubLLM:
     def __init__(self, rules: Sequence[Rule] = (), delay: float = 0.0):
         self.rules = list(rules)
         self.delay = delay
+        self.summary = "nothing"
         self.broken: int | None = None
         self.requests: list[dict[str, Any]] = []
         self.times: list[float] = []
@@ -108,8 +110,7 @@ class StubLLM:
             return _closing(web.json_response({"error": {"message": "broken"}}, status=self.broken))
         await asyncio.sleep(self.delay)
         if not body.get("stream"):
-            content = self._answer(body["messages"], None)
-            message = {"role": "assistant", "content": content}
+            message = {"role": "assistant", "content": self.summary}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             completion = {"id": "1", "object": "chat.completion", "created": 1, "model": "stub"}
             return _closing(web.json_response(completion | {"choices": [choice]}))
