@@ -47,6 +47,7 @@ class StubLLM:
         broken: If set, every request fails with this HTTP status.
         requests: Bodies of all requests so far.
         times: When each of them arrived, in monotonic seconds.
+        written: When each answer without a tool call had been written.
 
     Example::
 
@@ -61,6 +62,7 @@ class StubLLM:
         self.broken: int | None = None
         self.requests: list[dict[str, Any]] = []
         self.times: list[float] = []
+        self.written: list[float] = []
         self._port = 0
 
     async def __aenter__(self) -> StubLLM:
@@ -143,6 +145,7 @@ class StubLLM:
             for word in re.findall(r"\S+\s*", answer):
                 await send({"role": "assistant", "content": word})
             await send({}, "stop")
+            self.written.append(time.monotonic())
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
