@@ -95,6 +95,11 @@ class Call:
         return self._current.session if self._current else None
 
     @property
+    def active(self) -> bool:
+        """Whether a session receives the caller's audio."""
+        return self._active is not None
+
+    @property
     def speech_seconds(self) -> float:
         """As ``CallSpeech.seconds_left``; 0 if there is no session that can speak."""
         return 0.0 if self._closed or self._current is None else self.speech.seconds_left

@@ -1,21 +1,39 @@
-"""What the service reads from an ``LLMContext``: the role, and whether tools are expected."""
+"""What the service reads from an ``LLMContext``: the role, facts, and whether it has tools."""
 
 from __future__ import annotations
 
-from pipecat.processors.aggregators.llm_context import LLMContext, is_given
+from pipecat.processors.aggregators.llm_context import (
+    LLMContext,
+    LLMContextMessage,
+    is_given,
+    standard_message_text,
+)
+
+_INSTRUCTING = ("system", "developer")
+
+
+def role_message_of(context: LLMContext) -> LLMContextMessage | None:
+    """The first message if it is a system or developer message."""
+    first = next(iter(context.get_messages()), None)
+    return first if isinstance(first, dict) and first.get("role") in _INSTRUCTING else None
 
 
 def system_prompt_of(context: LLMContext) -> str:
     """The text of the first message if it is a system or developer message, else empty."""
-    messages = context.get_messages()
-    first = messages[0] if messages else None
-    if not isinstance(first, dict) or first.get("role") not in ("system", "developer"):
-        return ""
-    content = first.get("content")
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return " ".join(part.get("text", "") for part in parts if isinstance(part, dict))
+    message = role_message_of(context)
+    return "" if message is None else standard_message_text(message)
+
+
+def facts_of(context: LLMContext, role_message: object) -> list[str]:
+    """The texts of all system and developer messages but one, oldest first."""
+    return [
+        text
+        for message in context.get_messages()
+        if isinstance(message, dict)
+        and message is not role_message
+        and message.get("role") in _INSTRUCTING
+        and (text := standard_message_text(message).strip())
+    ]
 
 
 def has_tools(context: LLMContext) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from loguru import logger
 from pipecat.frames.frames import (
@@ -28,9 +28,10 @@ from pipecat.frames.frames import (
 from pipecat.metrics.metrics import MetricsData
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
+from pipecat.utils.errors import ErrorCategory
 
-from pipecat_personaplex.errors import PersonaPlexError, SessionFailed
-from pipecat_personaplex.interface import EngineLike, SessionFrame, SessionLike
+from pipecat_personaplex.errors import SessionFailed
+from pipecat_personaplex.interface import EngineLike, SessionFrame
 from pipecat_personaplex.service.call_events import (
     Event,
     PersonaRejected,
@@ -43,13 +44,14 @@ from pipecat_personaplex.service.call_events import (
 )
 from pipecat_personaplex.service.caller_speech import CallerSpeech
 from pipecat_personaplex.service.control_frames import PersonaPlexHoldFrame, PersonaPlexReleaseFrame
+from pipecat_personaplex.service.delegation import Delegation as _Delegation
+from pipecat_personaplex.service.delegator import Delegator
 from pipecat_personaplex.service.errors import as_personaplex_error
 from pipecat_personaplex.service.frames import AgentOutput, CallerInput
 from pipecat_personaplex.service.metrics import MetricsWindow
 from pipecat_personaplex.service.playout import PlayoutMeter
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
-from pipecat_personaplex.service.settings_service import SettingsService
-from pipecat_personaplex.service.speech import RequestedText
+from pipecat_personaplex.service.steering_service import SteeringService
 
 _TICK_SECONDS = 0.02
 # About 5 s: every metrics frame becomes a message to the client.
@@ -67,10 +69,11 @@ _EVENTS = (
     "on_speech_cut",
     "on_speech_done",
     "on_late_frame",
+    "on_backend_error",
 )
 
 
-class PersonaPlexLLMService(SettingsService):
+class PersonaPlexLLMService(SteeringService):
     """PersonaPlex as one Pipecat service: the caller's audio in, the agent's audio and words out.
 
     The model listens and speaks at the same time and decides by itself when to do either. It
@@ -98,6 +101,7 @@ class PersonaPlexLLMService(SettingsService):
     - on_speech_cut(service, text, spoken): Only this many words of the text were spoken: the caller
       spoke, ``hush`` was called or the session ended.
     - on_late_frame(service, timings): A frame was received later than 80 ms after its input.
+    - on_backend_error(service, message): The backend of the delegation failed; the call goes on.
 
     Args:
         engine: A started engine, shared by every call of the process.
@@ -108,6 +112,7 @@ class PersonaPlexLLMService(SettingsService):
             too much audio waits to be played.
         noise_gate_dbfs: RMS level below which the agent's audio becomes digital silence, so that
             listeners can tell when it has stopped speaking; None for no gate.
+        delegation: An LLM with tools behind the voice; None for none.
         clock: Returns monotonic seconds; paces the input.
         **kwargs: Passed to ``LLMService``.
 
@@ -138,6 +143,8 @@ class PersonaPlexLLMService(SettingsService):
             await runner.run()
     """
 
+    Delegation = _Delegation
+
     def __init__(
         self,
         engine: EngineLike,
@@ -146,10 +153,12 @@ class PersonaPlexLLMService(SettingsService):
         greeting: str | None = None,
         playout: PlayoutMeter | None = None,
         noise_gate_dbfs: float | None = -50.0,
+        delegation: _Delegation | None = None,
         clock: Callable[[], float] = time.monotonic,
         **kwargs: Any,
     ):
         super().__init__(engine, settings, clock, **kwargs)
+        self._delegator = None if delegation is None else Delegator(self, delegation)
         self._input = CallerInput()
         self._caller_speech = CallerSpeech()
         self._output = AgentOutput(playout, noise_gate_dbfs)
@@ -172,59 +181,14 @@ class PersonaPlexLLMService(SettingsService):
             user_turn_strategies=ExternalUserTurnStrategies(enable_interruptions=False),
         )
 
-    # For applications, on the event loop of the pipeline.
-
-    def say(
-        self, text: str, *, interruptible: bool = True, when: Literal["pause", "now"] = "pause"
-    ) -> None:
-        """Have the agent speak a text word for word, after the texts that wait already.
-
-        The text waits until the session has started. If the session refuses it, an ``ErrorFrame``
-        is pushed and the call continues.
-
-        Args:
-            text: A sentence or more, in plain words.
-            interruptible: Whether the rest is cut when the caller speaks for 0.24 s, or on an
-                ``InterruptionFrame``; so are the interruptible texts behind it. A text that has not
-                begun by then is cut only behind one that has.
-            when: ``pause`` waits until neither the agent nor the caller speaks, for at most 2.4 s
-                and 10 s; ``now`` begins in the next frame.
-        """
-        self._call.speech.say(RequestedText(text, when, interruptible))
-
-    def hush(self) -> None:
-        """Cut all interruptible texts; the agent finishes the current word."""
-        self._call.speech.hush()
-
-    def hold(self, seconds: float) -> None:
-        """Keep the agent silent for this time, except for texts to speak. A new hold replaces it.
-
-        Raises:
-            ConfigError: Not a number from 0 to 30, or the engine does not support it.
-            SessionFailed: No session is open.
-        """
-        self._open_call_session().hold(seconds)
-
-    def release(self) -> None:
-        """End a hold now.
-
-        Raises:
-            ConfigError: The engine does not support it.
-            SessionFailed: No session is open.
-        """
-        self._open_call_session().release()
-
-    def _open_call_session(self) -> SessionLike:
-        if self._call.session is None:
-            raise SessionFailed("the call has no open session")
-        return self._call.session
-
     # For the pipeline.
 
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
         """Use the pipeline's output sample rate; each input frame carries its own."""
         await super().setup(setup)
         self._output.set_rate(setup.audio_out_sample_rate)
+        if self._delegator is not None:
+            await self._delegator.open()
 
     async def start(self, frame: StartFrame) -> None:
         """Open the session; its prompt is computed in the background."""
@@ -257,6 +221,8 @@ class PersonaPlexLLMService(SettingsService):
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Pass audio, texts, holds and settings to the call, and push every frame on."""
         await super().process_frame(frame, direction)
+        if self._delegator is not None and direction is FrameDirection.DOWNSTREAM:
+            self._delegator.process(frame)
         match frame:
             case InputAudioRawFrame():
                 pcm = self._input.pcm(frame)
@@ -284,15 +250,6 @@ class PersonaPlexLLMService(SettingsService):
                 return  # LLMService has pushed it on
         await self.push_frame(frame, direction)
 
-    async def _hold_or_release(self, frame: PersonaPlexHoldFrame | PersonaPlexReleaseFrame) -> None:
-        try:
-            if isinstance(frame, PersonaPlexHoldFrame):
-                self.hold(frame.seconds)
-            else:
-                self.release()
-        except PersonaPlexError as error:
-            await self._push_application_error(f"{frame.name} has no effect: {error}", error)
-
     # The call. Only the event task pushes the model's output, so that its frames stay in order.
 
     async def _follow_clock(self) -> None:
@@ -319,6 +276,7 @@ class PersonaPlexLLMService(SettingsService):
             case SessionStarted(persona, session_id):
                 logger.info(f"{self}: session {session_id} started with voice {persona.voice}")
                 self._requested.in_effect(persona)
+                self._apply_facts()  # that have come since the session was opened
                 await self._end_turn()
                 await self._call_event_handler("on_session_started", persona)
             case SessionEnded(persona, session_id, error):
@@ -331,18 +289,29 @@ class PersonaPlexLLMService(SettingsService):
                 logger.info(f"{self}: session {session_id} has a new prompt, voice {persona.voice}")
                 self._requested.in_effect(persona)
                 await self._call_event_handler("on_prompt_changed", persona)
-            case PersonaRejected(_, _, error):
-                await self._restore_persona(error or SessionFailed("the session was closed"))
+            case PersonaRejected(persona, _, error):
+                await self._reject_persona(
+                    persona, error or SessionFailed("the session was closed")
+                )
             case SpeechRejected(text, _, error):
+                if self._delegator is not None:
+                    self._delegator.speech_rejected(text)
                 await self._push_application_error(f"{text!r} cannot be spoken: {error}", error)
             case SpeechStarted(speech, _):
+                if self._delegator is not None:
+                    self._delegator.speech_started(speech)
                 await self._call_event_handler("on_speech_started", speech)
-            case SpeechEnded(speech, _) if speech.state == "said":
-                await self._call_event_handler("on_speech_done", speech)
             case SpeechEnded(speech, _):
-                await self._call_event_handler("on_speech_cut", speech.text, speech.spoken)
+                if self._delegator is not None:
+                    self._delegator.speech_ended(speech)
+                if speech.state == "said":
+                    await self._call_event_handler("on_speech_done", speech)
+                else:
+                    await self._call_event_handler("on_speech_cut", speech.text, speech.spoken)
 
     async def _push_output(self, model_frame: SessionFrame) -> None:
+        if self._delegator is not None:
+            self._delegator.push_output(model_frame)
         for frame in self._output.frames(model_frame, keep_turn=self._call.speech.speaking):
             await self.push_frame(frame)
         if self._metrics_window.add(model_frame):
@@ -364,7 +333,15 @@ class PersonaPlexLLMService(SettingsService):
         if data:
             await self.push_frame(MetricsFrame(data))
 
+    async def report_backend_error(self, message: str) -> None:
+        """Report that the backend failed; the call goes on."""
+        await self.push_error(message, category=ErrorCategory.APPLICATION)
+        await self._call_event_handler("on_backend_error", message)
+
     async def _teardown(self) -> None:
+        self._facts.close()
+        if self._delegator is not None:
+            await self._delegator.close()
         self._call.close()
         clock, self._clock_task = self._clock_task, None
         if clock is not None:

@@ -33,3 +33,7 @@ class RequestedSettings:
             voice=persona.voice, system_instruction=persona.text_prompt or None
         )
         return self._settings.get(persona, made)
+
+    def same_settings(self, persona: Persona, other: Persona) -> bool:
+        """Whether two personas differ by facts alone, which are in no settings."""
+        return self.of(persona) == self.of(other)

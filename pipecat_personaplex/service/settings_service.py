@@ -13,17 +13,28 @@ from pipecat.services.llm_service import LLMService, LLMWithBackendRole
 from pipecat.services.settings import LLMSettings
 from pipecat.utils.errors import ErrorCategory
 
-from pipecat_personaplex.errors import ConfigError, PersonaPlexError
+from pipecat_personaplex.config import Persona
+from pipecat_personaplex.errors import ConfigError, PersonaPlexError, PromptTooLong
 from pipecat_personaplex.interface import EngineLike
 from pipecat_personaplex.service.call import Call
-from pipecat_personaplex.service.context import has_tools, system_prompt_of
+from pipecat_personaplex.service.context import (
+    facts_of,
+    has_tools,
+    role_message_of,
+    system_prompt_of,
+)
 from pipecat_personaplex.service.errors import as_personaplex_error, category_of
+from pipecat_personaplex.service.knowledge import PromptFacts
 from pipecat_personaplex.service.requested_settings import RequestedSettings
 from pipecat_personaplex.service.settings import (
     PERSONA_FIELDS,
     SAMPLING_FIELDS,
     PersonaPlexLLMSettings,
 )
+
+# A replay that falls behind a loaded engine is tried again this often, and so much later.
+_FACTS_ATTEMPTS = 3
+_FACTS_RETRY_SECONDS = 5.0
 
 
 class SettingsService(LLMService):
@@ -67,6 +78,9 @@ class SettingsService(LLMService):
         self._call = Call(engine, clock)
         self._requested = RequestedSettings()
         self._started = False
+        self._facts = PromptFacts(self._apply_facts)
+        self._facts_failures = 0
+        self._role_message: object = None
         self._context_seen = self._tools_seen = False
         self._warn_without_effect(given.keys())
 
@@ -83,8 +97,8 @@ class SettingsService(LLMService):
         """Decline both roles: the model calls no tools and does not respond to text."""
         return (
             f"{type(self).__name__} cannot be an LLMWithBackend {role}: its model calls no tools "
-            "and does not respond to text. Use the service by itself, and put the facts that the "
-            "agent must know into Settings(system_instruction=...)"
+            "and does not respond to text. Give the service a backend of its own: "
+            "delegation=PersonaPlexLLMService.Delegation(backend=BackendLLMWorker(...))"
         )
 
     def register_function(self, function_name: str | None, handler: Any, **options: Any) -> None:
@@ -92,8 +106,43 @@ class SettingsService(LLMService):
         self._warn_of_tools()
         super().register_function(function_name, handler, **options)
 
-    def _open_session(self) -> None:
+    def set_fact(self, key: str, text: str) -> None:
+        """Give the agent a fact that it can use from then on, without a word spoken.
+
+        Facts follow the role in the prompt, newest first, about 400 tokens in all. Changes within
+        0.3 s are one new prompt. The engine must support new prompts; see ``SessionLike.features``.
+
+        Args:
+            key: Names the fact, to replace or drop it.
+            text: One or more sentences; empty removes the fact.
+        """
+        self._facts.set(key, text)
+
+    def drop_fact(self, key: str) -> None:
+        """Remove a fact; does nothing if there is no such fact."""
+        self._facts.drop(key)
+
+    def _persona(self) -> Persona:
         persona = self._settings.persona(self._engine.voices)
+        prompt = self._facts.knowledge.prompt(persona.text_prompt)
+        return replace(persona, text_prompt=prompt)
+
+    def _apply_facts(self) -> None:
+        """Replace the prompt of the running session by one with the facts as they are now."""
+        session = self._call.session
+        if session is None or "prompt" not in session.features or not self._call.active:
+            return
+        try:
+            if self._persona() != self._call.persona:
+                self._open_session()
+        except PromptTooLong as error:
+            if self._facts.knowledge.shrink(error.frames - error.limit):
+                self._facts.renew()
+        except PersonaPlexError as error:
+            self._warn(f"the facts were not changed: {error}")
+
+    def _open_session(self) -> None:
+        persona = self._persona()
         self._call.open(persona, self._settings.sampling())
         requested = self.Settings(
             voice=self._settings.voice, system_instruction=self._base_system_instruction
@@ -131,6 +180,25 @@ class SettingsService(LLMService):
             await self._push_application_error(f"the settings were not changed: {error}", error)
         return {name: old for name, old in changed.items() if name not in refused}
 
+    async def _reject_persona(self, persona: Persona, error: PersonaPlexError) -> None:
+        """Handle a new persona that failed: the old one stays in effect."""
+        current = self._call.persona
+        if current is None or self._requested.same_settings(persona, current):
+            await self._reject_facts(error)
+        else:
+            await self._restore_persona(error)
+
+    async def _reject_facts(self, error: PersonaPlexError) -> None:
+        """Try facts again that failed: with fewer of them, or later."""
+        if isinstance(error, PromptTooLong):
+            if self._facts.knowledge.shrink(error.frames - error.limit):
+                self._facts.renew()
+            return
+        self._facts_failures += 1
+        if self._facts_failures <= _FACTS_ATTEMPTS:
+            self._facts.renew(_FACTS_RETRY_SECONDS)
+        await self._push_application_error(f"the facts were not changed: {error}", error)
+
     async def _restore_persona(self, error: PersonaPlexError) -> None:
         """Set the settings back to those of the active session."""
         persona, sampling = self._call.persona, self._call.sampling
@@ -146,7 +214,10 @@ class SettingsService(LLMService):
         if has_tools(frame.context):
             self._warn_of_tools()
         first, self._context_seen = not self._context_seen, True
-        # Later contexts are the aggregators' record of what the model has already heard.
+        if first:
+            self._role_message = role_message_of(frame.context)
+        # The other messages of users and assistants are what the model has already heard.
+        self._facts.mirror("context:", facts_of(frame.context, self._role_message))
         if first and self._settings.system_instruction is None:
             role = system_prompt_of(frame.context)
             if role:
@@ -159,7 +230,10 @@ class SettingsService(LLMService):
 
     def _warn_of_tools(self) -> None:
         if not self._tools_seen:
-            self._warn("tools have no effect, this model calls no functions")
+            self._warn(
+                "tools have no effect, this model calls no functions; give the service an LLM that "
+                "does: delegation=PersonaPlexLLMService.Delegation(backend=BackendLLMWorker(...))"
+            )
         self._tools_seen = True
 
     def _warn(self, message: str) -> None:

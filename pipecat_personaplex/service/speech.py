@@ -162,6 +162,15 @@ class CallSpeech:
         if any(text.interruptible and speech.state == "speaking" for speech, text in texts):
             self.hush()
 
+    def cut(self, texts: Iterable[RequestedText]) -> None:
+        """Cut these texts as far as they have not been spoken."""
+        unwanted = set(texts)
+        self._requested = [text for text in self._requested if text not in unwanted]
+        for speech, text in (*self._speaking.items(), *self._waiting.items()):
+            if text in unwanted and self._session is not None:
+                with suppress(PersonaPlexError):
+                    self._session.hush(speech)
+
     def hush(self) -> None:
         """Cut all interruptible texts."""
         self._requested = [text for text in self._requested if not text.interruptible]

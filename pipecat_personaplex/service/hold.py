@@ -1,0 +1,103 @@
+"""When the agent keeps silent because a backend may have the answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.interface import MAX_HOLD_SECONDS
+
+Router = Callable[[str], bool | Awaitable[bool]]
+"""Tells from what the caller has said so far whether the backend is needed."""
+
+# Words that stand in descriptions of tools and say nothing of their subject.
+_COMMON = frozenset(
+    "about after also and any are ask call caller can for from function get give gives has have "
+    "how into its list look make not one other set tell tells that the their them then there these "
+    "this tool user what when where which who whose why will with you your".split()
+)
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Keeps the model from inventing an answer before the backend has spoken.
+
+    Make one with ``never``, ``when`` or ``until_decided``.
+
+    Attributes:
+        mode: Which of the three.
+        seconds: For ``until_decided``: how long the backend may take to begin an answer or a tool.
+        router: For ``when``: tells whether the backend is needed; None for the default router.
+
+    Example::
+
+        Hold.until_decided(1.0)
+        Hold.when(lambda text: "order" in text)
+    """
+
+    mode: Literal["never", "when", "until_decided"]
+    seconds: float = 1.0
+    router: Router | None = None
+
+    @classmethod
+    def never(cls) -> Hold:
+        """The model answers at once; the backend's answer follows at the next pause."""
+        return cls("never")
+
+    @classmethod
+    def when(cls, router: Router | None = None) -> Hold:
+        """Hold from the first transcript that a router accepts until the backend has spoken.
+
+        Args:
+            router: Called with what the caller has said so far, also with interim transcripts. It
+                may be a coroutine function. None accepts a text that shares a word with the names
+                and descriptions of the backend's tools.
+        """
+        if router is not None and not callable(router):
+            raise ConfigError(f"Hold.when takes a function of a text, not {router!r}")
+        return cls("when", router=router)
+
+    @classmethod
+    def until_decided(cls, seconds: float = 1.0) -> Hold:
+        """Hold from the start of the caller's turn until the backend has spoken.
+
+        If the backend neither answers nor calls a tool in this time after the end of the turn, the
+        model answers by itself. A model that was silent for more than about 2 s after a question
+        rarely still answers it.
+
+        Args:
+            seconds: More than 0, at most 30.
+
+        Raises:
+            ConfigError: ``seconds`` is out of range.
+        """
+        if not 0 < seconds <= MAX_HOLD_SECONDS:
+            raise ConfigError(
+                f"Hold.until_decided takes more than 0 and at most {MAX_HOLD_SECONDS:g} s, "
+                f"not {seconds}"
+            )
+        return cls("until_decided", seconds)
+
+
+def subject_words(texts: Iterable[str]) -> frozenset[str]:
+    """Words of these texts that name a subject: lower case, without a plural's s.
+
+    Example::
+
+        subject_words(["opening_hours", "When the shop is open"])  # {"opening", "hour", ...}
+    """
+    words = (word for text in texts for word in re.findall(r"[^\W\d_]+", text.lower()))
+    return frozenset(_singular(word) for word in words if len(word) > 2 and word not in _COMMON)
+
+
+def word_router(texts: Iterable[str]) -> Router:
+    """A router that accepts a text if it shares a subject word with these texts."""
+    known = subject_words(texts)
+    return lambda text: bool(known & subject_words([text]))
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word

@@ -1,0 +1,167 @@
+"""Facts that stand in the agent's prompt, within a budget of tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Callable
+
+FACT_TOKENS = 400
+"""Tokens of all facts together; each token is a frame of the model's window."""
+
+_MARK = "Information:"  # what precedes the facts in the prompts that the model was trained on
+_GATHER_SECONDS = 0.3
+
+
+def estimated_tokens(text: str) -> int:
+    """About how many tokens a text has, rather too many.
+
+    The tokeniser is the engine's. English has about four characters a token, and a number or a
+    name in another script at least one token for each character.
+    """
+    dense = sum(not char.isascii() or char.isdigit() for char in text)
+    return math.ceil((len(text) - dense) / 3.5) + dense
+
+
+class Knowledge:
+    """Facts by key. When they exceed the budget, the oldest are left out.
+
+    Args:
+        budget: Tokens of all facts together.
+
+    Example::
+
+        knowledge = Knowledge()
+        knowledge.set("caller", "The caller is Ann Lee, a member since 2019.")
+        knowledge.prompt("You work for Dr Jones.")
+        # "You work for Dr Jones. Information: The caller is Ann Lee, a member since 2019."
+    """
+
+    def __init__(self, budget: int = FACT_TOKENS):
+        self._budget = budget
+        self._facts: dict[str, str] = {}  # oldest first
+
+    def set(self, key: str, text: str) -> bool:
+        """Add a fact, or replace it; it is then the newest. An empty text removes it.
+
+        Returns:
+            Whether anything has changed.
+        """
+        text = _one_line(text)
+        if not text:
+            return self.drop(key)
+        if self._facts.get(key) == text:
+            return False
+        self._facts.pop(key, None)
+        self._facts[key] = text
+        return True
+
+    def drop(self, key: str) -> bool:
+        """Remove a fact; returns whether it was there."""
+        return self._facts.pop(key, None) is not None
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Keys that begin with a prefix, oldest first."""
+        return [key for key in self._facts if key.startswith(prefix)]
+
+    def shrink(self, tokens: int) -> bool:
+        """Reduce the budget by so many tokens, below what the facts take now.
+
+        Returns:
+            Whether fewer facts remain, so that the prompt has become shorter.
+        """
+        before = self._chosen()
+        used = sum(estimated_tokens(text) for text in before)
+        self._budget = max(0, min(self._budget, used) - max(1, tokens))
+        return self._chosen() != before
+
+    def prompt(self, base: str) -> str:
+        """The role followed by the facts, newest first."""
+        facts = " ".join(self._chosen())
+        if not facts:
+            return base
+        mark = "" if _MARK in base else f"{_MARK} "
+        return f"{base.rstrip()} {mark}{facts}".strip()
+
+    def _chosen(self) -> list[str]:
+        """The newest facts that fit; the newest of all is cut if it alone does not fit."""
+        chosen: list[str] = []
+        left = self._budget
+        for text in reversed(self._facts.values()):
+            if estimated_tokens(text) > left:
+                if not chosen:
+                    chosen += [cut] if (cut := _cut(text, left)) else []
+                break
+            chosen.append(text)
+            left -= estimated_tokens(text)
+        return chosen
+
+
+class PromptFacts:
+    """The facts of one call; gathers changes so that a burst of them is one new prompt.
+
+    Args:
+        apply: Called on the event loop when the prompt has to be replaced.
+    """
+
+    def __init__(self, apply: Callable[[], None]):
+        self.knowledge = Knowledge()
+        self._apply = apply
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, key: str, text: str) -> None:
+        """Add or replace a fact."""
+        if self.knowledge.set(key, text):
+            self.renew()
+
+    def drop(self, key: str) -> None:
+        """Remove a fact."""
+        if self.knowledge.drop(key):
+            self.renew()
+
+    def mirror(self, prefix: str, texts: list[str]) -> None:
+        """Make these texts the facts whose keys begin with a prefix."""
+        wanted = {f"{prefix}{text}": text for text in texts}
+        for key in self.knowledge.keys(prefix):
+            if key not in wanted:
+                self.drop(key)
+        for key, text in wanted.items():
+            self.set(key, text)
+
+    def renew(self, seconds: float = _GATHER_SECONDS) -> None:
+        """Replace the prompt after this time, together with other changes until then."""
+        if self._timer is None:
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:
+                return  # before the call: the first prompt has the facts
+            self._timer = loop.call_later(seconds, self._renew)
+
+    def close(self) -> None:
+        """Replace no prompt any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _renew(self) -> None:
+        self._timer = None
+        self._apply()
+
+
+def _one_line(text: str) -> str:
+    # The engine encloses the prompt in <system> tags.
+    return re.sub(r"\s+", " ", re.sub(r"[<>]", " ", text)).strip()
+
+
+def _cut(text: str, tokens: int) -> str:
+    """The first sentences of a text, or else the first words, that have so many tokens."""
+    for separator in (r"(?<=[.!?])\s", r"\s"):
+        kept = ""
+        for part in re.split(separator, text):
+            longer = f"{kept} {part}".strip()
+            if estimated_tokens(longer) > tokens:
+                break
+            kept = longer
+        if kept:
+            return kept
+    return ""

@@ -1,0 +1,83 @@
+"""Makes what a language model writes fit for being read out word for word."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+MAX_WORDS = 60
+"""Words of one answer that are spoken: about 25 s."""
+
+_LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
+_URL = re.compile(r"(?:https?://|www\.)\S+", re.I)
+_CODE_FENCE = re.compile(r"```.*?(?:```|\Z)", re.S)
+_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
+# Headings, quotes, bullets, numbers of a list, table rules at the start of a line.
+_LINE_START = re.compile(r"^\s*(?:#{1,6}\s+|>+\s*|[-*+•]\s+|\d{1,2}[.)]\s+)", re.M)
+_TABLE_RULE = re.compile(r"^\s*\|?[\s:|-]{3,}\|?\s*$", re.M)
+_MARKS = re.compile(r"(\*\*|__|~~|`)")
+_EMPHASIS = re.compile(r"(?<![\w*])[*_](?=\S)([^*_\n]+?)(?<=\S)[*_](?![\w*])")
+# A sentence ends with its mark and a space; "3.5" and "a.m." do not end one before a small letter.
+_SENTENCE_END = re.compile(r"(?<=[.!?…])[\"')\]]*\s+(?=[^a-z])")
+_ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|No|vs|approx|e\.g|i\.e)\.$", re.I)
+# Typographic quotes, dashes and spaces, and the separators of a table.
+_TYPOGRAPHY = str.maketrans("\u201c\u201d\u201e\u2018\u2019\u2013\u2014\u00a0|", '"""\'\'-, ,')
+
+
+def speakable(text: str, max_words: int = MAX_WORDS) -> list[str]:
+    """Split a text into sentences to speak.
+
+    Markdown, addresses, code blocks, emoji and control characters are removed, lines are joined.
+
+    Args:
+        text: What a language model wrote, of any length.
+        max_words: Sentences beyond this many words are left out. A first sentence that is longer is
+            cut after this many words.
+
+    Returns:
+        The sentences; empty if nothing of the text can be spoken.
+    """
+    sentences: list[str] = []
+    words = 0
+    for sentence in _sentences(_plain(text)):
+        count = len(sentence.split())
+        if words + count > max_words:
+            if not sentences:
+                sentences.append(" ".join(sentence.split()[:max_words]).rstrip(",;:-") + ".")
+            break
+        sentences.append(sentence)
+        words += count
+    return sentences
+
+
+def _plain(text: str) -> str:
+    text = _CODE_FENCE.sub(" ", text)
+    text = _LINK.sub(r"\1", text)
+    text = _URL.sub("", text)
+    text = _TAG.sub(" ", text)
+    text = _TABLE_RULE.sub("", text)
+    text = _LINE_START.sub("", text)
+    text = _EMPHASIS.sub(r"\1", _MARKS.sub("", text))
+    lines = (line.strip().strip("|").strip() for line in text.translate(_TYPOGRAPHY).splitlines())
+    # The items of a list become sentences.
+    joined = " ".join(line if line[-1] in ".!?,;:" else f"{line}." for line in lines if line)
+    spoken = "".join(char for char in joined if _is_spoken(char))
+    spoken = re.sub(r"\(\s*\)|\[\s*\]", "", spoken)
+    return re.sub(r"\s+([.,!?;:])", r"\1", re.sub(r"\s+", " ", spoken)).strip()
+
+
+def _is_spoken(char: str) -> bool:
+    category = unicodedata.category(char)
+    if char in "\u200d\ufe0f" or category in ("So", "Sk", "Cs", "Co", "Cn", "Cf"):
+        return False  # emoji and what joins them
+    return not category.startswith("C") and char not in "#*_~<>{}\\"
+
+
+def _sentences(text: str) -> list[str]:
+    found: list[str] = []
+    for part in _SENTENCE_END.split(text):
+        if found and _ABBREVIATION.search(found[-1]):
+            found[-1] += f" {part}"
+        elif re.search(r"\w", part):
+            found.append(part.strip())
+    return found

@@ -1,0 +1,174 @@
+"""An OpenAI-compatible server whose model follows rules, for a real ``OpenAILLMService``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from aiohttp import web
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.services.openai.llm import OpenAILLMService
+from pipecat.workers.llm.backend_llm_worker import BackendLLMWorker
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the model does with a request whose last user line matches.
+
+    Attributes:
+        pattern: A regular expression, searched without regard to case.
+        answer: What it writes; ``{result}`` is the tool's result. ``>>`` marks what is spoken.
+        tool: A function to call first; None for none.
+        arguments: Its arguments, as JSON or as they are (invalid JSON included).
+    """
+
+    pattern: str
+    answer: str
+    tool: str | None = None
+    arguments: dict[str, Any] | str = field(default_factory=dict)
+
+
+class StubLLM:
+    """The server. Its model answers what no rule matches with ``nothing``.
+
+    Args:
+        rules: The first that matches applies.
+        delay: Seconds before the first token of each answer.
+
+    Attributes:
+        delay: May be changed while it runs.
+        broken: If set, every request fails with this HTTP status.
+        requests: Bodies of all requests so far.
+        times: When each of them arrived, in monotonic seconds.
+
+    Example::
+
+        async with StubLLM([Rule("open", ">> We are open until nine.")]) as llm:
+            worker = llm.worker(tools=[])
+    """
+
+    def __init__(self, rules: Sequence[Rule] = (), delay: float = 0.0):
+        self.rules = list(rules)
+        self.delay = delay
+        self.broken: int | None = None
+        self.requests: list[dict[str, Any]] = []
+        self.times: list[float] = []
+        self._port = 0
+
+    async def __aenter__(self) -> StubLLM:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._complete)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._runner.cleanup()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/v1"
+
+    @property
+    def asked(self) -> list[str]:
+        """The last message of each request so far, if it is a user's."""
+        last = [body["messages"][-1] for body in self.requests]
+        return [_text(message) for message in last if message["role"] == "user"]
+
+    def service(self) -> OpenAILLMService:
+        return OpenAILLMService(
+            api_key="none",
+            base_url=self.url,
+            settings=OpenAILLMService.Settings(model="stub"),
+        )
+
+    def worker(self, tools: Sequence[Any] = (), **options: Any) -> BackendLLMWorker:
+        context = LLMContext(tools=list(tools)) if tools else LLMContext()
+        return BackendLLMWorker(llm=self.service(), context=context, **options)
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.requests.append(body)
+        self.times.append(time.monotonic())
+        if self.broken is not None:
+            return web.json_response({"error": {"message": "broken"}}, status=self.broken)
+        await asyncio.sleep(self.delay)
+        if not body.get("stream"):
+            content = self._answer(body["messages"], None)
+            message = {"role": "assistant", "content": content}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            return web.json_response(
+                {"id": "1", "object": "chat.completion", "created": 1, "model": "stub"}
+                | {"choices": [choice]}
+            )
+        return await self._stream(request, body)
+
+    async def _stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+
+        async def send(delta: dict[str, Any], finish: str | None = None) -> None:
+            choice = {"index": 0, "delta": delta, "finish_reason": finish}
+            chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "stub"}
+            await response.write(f"data: {json.dumps(chunk | {'choices': [choice]})}\n\n".encode())
+
+        rule = self._rule(body["messages"])
+        if rule and rule.tool and body["messages"][-1]["role"] != "tool" and body.get("tools"):
+            given = rule.arguments
+            arguments = given if isinstance(given, str) else json.dumps(given)
+            call = {
+                "index": 0,
+                "id": f"call_{len(self.requests)}",
+                "type": "function",
+                "function": {"name": rule.tool, "arguments": arguments},
+            }
+            await send({"role": "assistant", "tool_calls": [call]})
+            await send({}, "tool_calls")
+        else:
+            answer = self._answer(body["messages"], rule)
+            for word in re.findall(r"\S+\s*", answer):
+                await send({"role": "assistant", "content": word})
+            await send({}, "stop")
+        await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    def _rule(self, messages: list[dict[str, Any]]) -> Rule | None:
+        users = [_text(message) for message in messages if message["role"] == "user"]
+        if not users:
+            return None
+        lines = [line for line in users[-1].splitlines() if line.startswith("USER: ")]
+        question = lines[-1] if lines else users[-1]
+        return next((rule for rule in self.rules if re.search(rule.pattern, question, re.I)), None)
+
+    def _answer(self, messages: list[dict[str, Any]], rule: Rule | None) -> str:
+        if rule is None:
+            rule = self._rule(messages)
+        if rule is None:
+            return "nothing"
+        last = messages[-1]
+        result = _text(last) if last["role"] == "tool" else ""
+        return rule.answer.replace("{result}", result)
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return " ".join(part.get("text", "") for part in content)
+
+
