@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from loguru import logger
+from pipecat.audio.vad.silero import SileroVADAnalyzer
 from pipecat.audio.vad.vad_analyzer import VADParams
 from pipecat.frames.frames import Frame, InputAudioRawFrame
 from pipecat.pipeline.parallel_pipeline import ParallelPipeline
@@ -38,6 +40,8 @@ _SPEECH_PAUSE_SECONDS = 0.4
 _TURN_PAUSE_SECONDS = 0.2
 # Whisper shares the processor with whatever runs the calls.
 _WHISPER_THREADS = 2
+# How long the turn waits for a transcript that is late.
+_WHISPER_SECONDS = 2.0
 
 CreateStt = Callable[[], FrameProcessor]
 
@@ -97,12 +101,8 @@ def transcribe(stt: FrameProcessor) -> FrameProcessor:
     Args:
         stt: A speech-to-text service for audio at 16 kHz.
     """
-    # Only a transcribed call needs onnxruntime.
-    from pipecat.audio.vad.silero import SileroVADAnalyzer
-
-    params = VADParams(stop_secs=_SPEECH_PAUSE_SECONDS)
-    vad = VADProcessor(vad_analyzer=SileroVADAnalyzer(sample_rate=STT_RATE, params=params))
-    branch = [_AtSttRate(), vad, stt, _WithoutAudio()]
+    vad = _Silero(params=VADParams(stop_secs=_SPEECH_PAUSE_SECONDS))
+    branch = [_AtSttRate(), VADProcessor(vad_analyzer=vad), stt, _WithoutAudio()]
     return ParallelPipeline(branch, [IdentityFilter()])  # type: ignore[no-untyped-call]
 
 
@@ -110,6 +110,8 @@ def turn_strategies(*, transcribed: bool) -> UserTurnStrategies:
     """How the caller's turns are detected; none of these strategies interrupts the agent."""
     if not transcribed:
         return ExternalUserTurnStrategies(enable_interruptions=False)
+    # Its only warning, one a call, says that a pause of 0.4 s is not Pipecat's default.
+    logger.disable(SpeechTimeoutUserTurnStopStrategy.__module__)
     return UserTurnStrategies(
         start=[
             VADUserTurnStartStrategy(enable_interruptions=False),
@@ -117,6 +119,14 @@ def turn_strategies(*, transcribed: bool) -> UserTurnStrategies:
         ],
         stop=[SpeechTimeoutUserTurnStopStrategy(user_speech_timeout=_TURN_PAUSE_SECONDS)],
     )
+
+
+class _Silero(SileroVADAnalyzer):
+    """Silero for audio at 16 kHz in a pipeline of any rate."""
+
+    def set_sample_rate(self, sample_rate: int) -> None:
+        """Ignore the pipeline's rate, which Silero may refuse."""
+        super().set_sample_rate(STT_RATE)
 
 
 class _AtSttRate(FrameProcessor):
@@ -180,6 +190,7 @@ def _whisper(name: str) -> CreateStt:
     def create() -> FrameProcessor:
         service: FrameProcessor = SharedWhisper(
             sample_rate=STT_RATE,
+            ttfs_p99_latency=_WHISPER_SECONDS,
             settings=WhisperSTTService.Settings(model=name, language=Language.EN),
         )
         return service
