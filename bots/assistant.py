@@ -29,6 +29,7 @@ from bots.host import BotCall, BotHost
 from bots.notes import Notes
 from bots.stt import add_stt_options, choose_stt, transcribe, turn_strategies
 from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.service.delegation import Delegation
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from pipecat_personaplex.service.playout import PlayoutMeter
 
@@ -76,12 +77,12 @@ async def converse(call: BotCall) -> None:
     )
 
 
-def _delegation(args: argparse.Namespace) -> PersonaPlexLLMService.Delegation | None:
-    if args.create_backend is None:
+def _delegation(args: argparse.Namespace) -> Delegation | None:
+    if args.backends is None:
         return None
     tools = AssistantTools(args.notes_file, args.document_index)
-    backend = args.create_backend(INSTRUCTIONS, tools.all)
-    return PersonaPlexLLMService.Delegation(backend=backend, filler=_FILLER)
+    backend = args.backends.create(INSTRUCTIONS, tools.all)
+    return Delegation(backend=backend, filler=_FILLER)
 
 
 def _extend(parser: argparse.ArgumentParser) -> None:
@@ -104,11 +105,11 @@ def _extend(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    args.create_backend = choose_backend(args)
-    if args.documents and args.create_backend is None:
+    args.backends = choose_backend(args)
+    if args.documents and args.backends is None:
         raise ConfigError("--documents needs --backend")
     args.document_index = Documents(Path(args.documents)) if args.documents else None
-    args.notes_file = Notes(Path(args.notes)) if args.create_backend else None
+    args.notes_file = Notes(Path(args.notes)) if args.backends else None
     args.create_stt = choose_stt(args)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,6 @@ from pipecat.workers.llm.backend_llm_worker import BackendLLMWorker
 
 from bots.tool_calls import Tool
 from pipecat_personaplex.errors import ConfigError
-
-CreateBackend = Callable[[str, Sequence[Tool]], BackendLLMWorker]
-"""Creates the backend of one call from its instructions and its tools."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +73,53 @@ def add_backend_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def choose_backend(args: argparse.Namespace) -> CreateBackend | None:
+class Backends:
+    """Creates the backend of each call. All share one client, and so its connections.
+
+    Args:
+        service: An LLM service of Pipecat's, for OpenAI's protocol or Anthropic's.
+        model: Name of the model; None for the service's default.
+        options: Arguments of the service's constructor: address and key.
+
+    Example::
+
+        backends = choose_backend(args)
+        worker = backends.create("You take orders.", [add_to_order])
+    """
+
+    def __init__(self, service: Any, model: str | None, options: dict[str, Any]):
+        self._service = service
+        self._model = {"model": model} if model else {}
+        self._options = options
+        self._client: Any = None
+
+    def create(self, instructions: str, tools: Sequence[Tool]) -> BackendLLMWorker:
+        """The backend of one call.
+
+        Args:
+            instructions: What the model does, in plain words.
+            tools: What it may call.
+        """
+        settings = self._service.Settings(system_instruction=instructions, **self._model)
+        llm = self._service(settings=settings, **self._options)
+        # Each service makes a client, whose connections stay open until it is collected. A new
+        # one has none yet.
+        if self._client is None:
+            self._client = llm._client
+        llm._client = self._client
+        return BackendLLMWorker(llm=llm, context=LLMContext(tools=list(tools)))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            await self._client.close()
+
+
+def choose_backend(args: argparse.Namespace) -> Backends | None:
     """Check the options.
 
     Returns:
-        Creates the backend of one call; None for ``--backend none``.
+        Creates the backends of calls; None for ``--backend none``.
 
     Raises:
         ConfigError: An option, a package or a key is missing or does not fit.
@@ -105,15 +144,7 @@ def choose_backend(args: argparse.Namespace) -> CreateBackend | None:
         raise ConfigError(
             f"--backend {args.backend} needs a package: pip install 'pipecat-ai[{args.backend}]'"
         ) from None
-
-    def create(instructions: str, tools: Sequence[Tool]) -> BackendLLMWorker:
-        chosen = {"model": args.backend_model} if args.backend_model else {}
-        llm = service(
-            settings=service.Settings(system_instruction=instructions, **chosen), **options
-        )
-        return BackendLLMWorker(llm=llm, context=LLMContext(tools=list(tools)))
-
-    return create
+    return Backends(service, args.backend_model, options)
 
 
 def _connection(args: argparse.Namespace, provider: _Provider) -> dict[str, Any]:

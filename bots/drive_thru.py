@@ -35,6 +35,7 @@ from bots.host import BotCall, BotHost
 from bots.order_window.desk import OrderDesk, add_order_options, open_desk, print_receipts
 from bots.order_window.order import Order
 from bots.stt import add_stt_options, choose_stt, transcribe, turn_strategies
+from pipecat_personaplex.service.delegation import Delegation
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from pipecat_personaplex.service.playout import PlayoutMeter
 
@@ -82,9 +83,7 @@ async def take_order(
         # The order has the name of its transcript.
         delegation=None
         if desk is None
-        else PersonaPlexLLMService.Delegation(
-            backend=desk.backend(record.path.stem, show), filler=_FILLER
-        ),
+        else Delegation(backend=desk.backend(record.path.stem, show), filler=_FILLER),
     )
     # Pipecat's copy of the conversation: the backend reads it.
     context = LLMContext([{"role": "system", "content": call.args.prompt}])
@@ -139,9 +138,9 @@ def _check(args: argparse.Namespace) -> None:
         print_receipts(Path(args.orders))
         sys.exit()
     record_folder(args.records)
-    create_backend = choose_backend(args)
+    backends = choose_backend(args)
     args.create_stt = choose_stt(args)
-    args.desk = open_desk(args, create_backend) if create_backend else None
+    args.desk = open_desk(args, backends) if backends else None
     if args.desk and args.prompt == RESTAURANT:
         args.prompt = args.desk.role(_AGENT)
 

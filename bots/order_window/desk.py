@@ -13,7 +13,7 @@ from loguru import logger
 from pipecat.runner import run as runner
 from pipecat.workers.llm.backend_llm_worker import BackendLLMWorker
 
-from bots.backends import CreateBackend
+from bots.backends import Backends
 from bots.order_window.menu import DEFAULT_MENU, ONE_SIZE, Menu, MenuItem, money, read_menu
 from bots.order_window.order import Order
 from bots.order_window.page import PAGE, add_order_page
@@ -49,11 +49,11 @@ class OrderDesk:
 
     Attributes:
         store: Menu, stock and orders.
-        create_backend: Creates the backend of one call.
+        backends: Creates the backend of each call.
     """
 
     store: OrderStore
-    create_backend: CreateBackend
+    backends: Backends
 
     def role(self, agent: str) -> str:
         """The prompt of an agent of this name, with the menu if it is short."""
@@ -73,7 +73,7 @@ class OrderDesk:
         """
         menu = self.store.menu()
         instructions = _INSTRUCTIONS.format(restaurant=menu.restaurant, menu=describe(menu))
-        return self.create_backend(instructions, OrderTools(self.store, call, on_order).all)
+        return self.backends.create(instructions, OrderTools(self.store, call, on_order).all)
 
 
 def describe(menu: Menu) -> str:
@@ -125,7 +125,7 @@ def print_receipts(path: Path) -> None:
     store.close()
 
 
-def open_desk(args: argparse.Namespace, create_backend: CreateBackend) -> OrderDesk:
+def open_desk(args: argparse.Namespace, backends: Backends) -> OrderDesk:
     """Open or create the database, and serve the page with its orders.
 
     Raises:
@@ -139,4 +139,4 @@ def open_desk(args: argparse.Namespace, create_backend: CreateBackend) -> OrderD
     atexit.register(store.close)
     add_order_page(runner.app, store)
     logger.info("orders are in {}, and on the page {}", path, PAGE)
-    return OrderDesk(store, create_backend)
+    return OrderDesk(store, backends)
