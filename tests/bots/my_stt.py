@@ -9,6 +9,8 @@ from pipecat.frames.frames import Frame, TranscriptionFrame
 from pipecat.services.settings import STTSettings
 from pipecat.services.stt_service import SegmentedSTTService
 
+from tests.helpers.callers import ScriptedStt
+
 
 class LengthStt(SegmentedSTTService):
     """Transcribes a piece of speech as its length."""
@@ -27,6 +29,11 @@ class LengthStt(SegmentedSTTService):
 
 def create(sample_rate: int) -> LengthStt:
     return LengthStt(sample_rate=sample_rate)
+
+
+def create_order(sample_rate: int) -> ScriptedStt:
+    """A caller who orders after a second, and asks the time after ten."""
+    return ScriptedStt([(1.0, "Two spicy, please."), (10.0, "What time is it?")])
 
 
 def create_nothing(sample_rate: int) -> str:

@@ -116,9 +116,9 @@ async def take(
 ) -> list[Any]:
     """Take one call until a condition holds; returns the messages to the caller's page."""
     loop = asyncio.get_running_loop()
-    latest = loop.time() + 40
+    latest = loop.time() + 90
     caller = Caller(pcm, lambda: done() or loop.time() > latest)
-    await asyncio.wait_for(take_order(caller.call(engine, folder), stt, desk), 60)
+    await asyncio.wait_for(take_order(caller.call(engine, folder), stt, desk), 120)
     return caller.loudspeaker.messages
 
 
