@@ -122,12 +122,16 @@ class ScriptedStt(FrameProcessor):
     Args:
         script: Sentences, each with the condition under which it has been spoken. A number stands
             for so many seconds of the call's audio.
+
+    Attributes:
+        finished: When the last sentence was transcribed, by the event loop's clock; None before.
     """
 
     def __init__(self, script: list[tuple[float | Callable[[], object], str]]):
         super().__init__()
         self._script = list(script)
         self._seconds = 0.0
+        self.finished: float | None = None
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         await super().process_frame(frame, direction)
@@ -137,6 +141,8 @@ class ScriptedStt(FrameProcessor):
             if self._script and self._spoken(self._script[0][0]):
                 _, text = self._script.pop(0)
                 await self.push_frame(TranscriptionFrame(text, "caller", "now", finalized=True))
+                if not self._script:
+                    self.finished = asyncio.get_running_loop().time()
 
     def _spoken(self, when: float | Callable[[], object]) -> bool:
         return bool(when()) if callable(when) else self._seconds >= when

@@ -170,5 +170,3 @@ def _text(message: dict[str, Any]) -> str:
     if isinstance(content, str):
         return content
     return " ".join(part.get("text", "") for part in content)
-
-
