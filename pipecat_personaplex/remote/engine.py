@@ -206,6 +206,11 @@ class RemoteEngine:
         return all_voices(self._servers)
 
     @property
+    def features(self) -> frozenset[Feature]:
+        """What a session can do if the best of the servers serves it."""
+        return NO_FEATURES.union(*(server.features for server in self._servers))
+
+    @property
     def max_in_flight_frames(self) -> int:
         """Input frames of a session that may be sent before their output frames arrive."""
         return MAX_IN_FLIGHT_FRAMES
@@ -265,7 +270,7 @@ class RemoteEngine:
             wake=lambda: self._post(task.wake),
             max_queued_frames=self._max_queued_frames,
             # Until a server is chosen, what no server supports is refused.
-            features=NO_FEATURES.union(*(server.features for server in self._servers)),
+            features=self.features,
             history=None if history is None else bounded_history(history),
         )
         task = SessionTask(

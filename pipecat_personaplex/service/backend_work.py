@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-# Between a note and the spoken part of the same message.
+# Between a note or a tool call and the spoken part of the same message.
 _SAME_MESSAGE_SECONDS = 0.05
 
 
 class BackendWork:
-    """Requests that the backend has, its tool calls, and which request an output answers.
+    """Requests that the backend has, its tool calls, and which turn an output answers.
 
-    A request that arrives while the backend's model runs is not seen by that run, so the next
-    output is of the turn before: it is stale. A tool's result starts another run, which sees it.
+    Events and acknowledgements arrive in the order in which the backend sent them. Outputs before
+    the acknowledgement of a turn, and those of a run of the model that was in progress then, were
+    written without the turn in view: they are stale. A tool's result starts another run, which
+    sees every request.
 
     Attributes:
-        outstanding: Whether the backend has a request that it has not finished.
+        outstanding: Whether an answer to a request is expected.
         tools: Calls in flight.
     """
 
     def __init__(self) -> None:
         self.outstanding = False
         self.tools: set[str] = set()
-        self._unacknowledged: set[int] = set()
+        self._busy = False  # idle is still to be reported
+        self._unacknowledged: dict[int, bool] = {}  # by number; whether it is a turn
         self._idle_expected = False  # for the work before the newest request
         self._stale = False
         self._stale_until: float | None = None
@@ -32,12 +35,9 @@ class BackendWork:
             request: Its number.
             turn: Whether it is a turn of the caller, which makes earlier answers stale.
         """
-        if turn:
-            self._stale = self.outstanding and not self.tools
-            self._stale_until = None
-            self._idle_expected = self.outstanding
-        self.outstanding = True
-        self._unacknowledged.add(request)
+        self._idle_expected = self._busy
+        self._unacknowledged[request] = turn
+        self.outstanding = self._busy = True
 
     def acknowledge(self, request: int, *, idle: bool) -> bool:
         """The backend has taken or refused a request; returns whether it is known.
@@ -46,38 +46,45 @@ class BackendWork:
             request: Its number.
             idle: Whether the backend had nothing else to do.
         """
-        known = request in self._unacknowledged
-        self._unacknowledged.discard(request)
-        if known and idle:
-            self._stale = False
-        return known
+        turn = self._unacknowledged.pop(request, None)
+        if turn:
+            self._stale, self._stale_until = not idle and not self.tools, None
+        return turn is not None
 
-    def tool(self, call: str, *, ended: bool) -> None:
+    def tool(self, now: float, call: str, *, ended: bool) -> None:
         """A tool call has begun or ended."""
         if ended:
             self.tools.discard(call)
         else:
-            self._stale = False  # the run that calls it is over
             self.tools.add(call)
+            self.end_run(now)
 
-    def note(self, now: float) -> None:
-        """The model has written a note: the end of its run, unless a spoken part follows."""
+    def end_run(self, now: float) -> None:
+        """The model's run ends: it has written a note or calls a tool. A spoken part may follow."""
         if self._stale:
             self._stale_until = now + _SAME_MESSAGE_SECONDS
 
     def take_stale(self, now: float) -> bool:
-        """Whether a spoken output that arrives now is stale; the one after it is not."""
+        """Whether a spoken output that arrives now is stale; one ends the run that wrote it."""
+        if any(self._unacknowledged.values()):
+            return True
         over = self._stale_until is not None and now >= self._stale_until
         stale = self._stale and not over
         self._stale, self._stale_until = False, None
         return stale
 
     def idle(self) -> bool:
-        """The backend reports that it has nothing to do; returns whether this is so.
+        """The backend reports that it has nothing to do; returns whether it has finished.
 
-        It is not while a request is on its way that the report does not count.
+        It has not if a request is on its way: the report is of the work before.
         """
-        if self._idle_expected and self._unacknowledged:
+        if self._unacknowledged and self._idle_expected:
             self._idle_expected = False
             return False
+        self._busy = self._stale = False
         return self.outstanding
+
+    def finish(self) -> None:
+        """Expect nothing of the requests so far any more; what the backend still does counts."""
+        self.outstanding = False
+        self._unacknowledged.clear()

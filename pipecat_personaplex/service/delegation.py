@@ -38,6 +38,10 @@ class Delegation:
         sorry: Spoken once when the backend fails; empty for nothing.
         unanswered: Spoken when the backend, after a long hold, has nothing to add: the model
             rarely still answers then. Empty for nothing.
+        summary_secs: Every so many seconds of the call, the backend's model summarises it, and the
+            summary goes into the prompt: so the agent keeps what leaves its window, which is about
+            four minutes for the released model. None for no summaries, as for a backend that is
+            registered elsewhere.
         ground: A coroutine function of the service that returns facts for the prompt, such as the
             caller's account. The session waits for it up to 2 s; later facts follow when they come.
 
@@ -65,6 +69,7 @@ class Delegation:
     timeout_secs: float = 20.0
     sorry: str = "I could not find that out."
     unanswered: str = "Sorry, go ahead."
+    summary_secs: float | None = 110.0
     ground: Callable[[PersonaPlexLLMService], Awaitable[str | None]] | None = None
 
     def __post_init__(self) -> None:
@@ -84,6 +89,8 @@ class Delegation:
             raise ConfigError(f"filler_after must be at least 0, not {self.filler_after}")
         if not 0 < self.timeout_secs <= 600:
             raise ConfigError(f"timeout_secs must be from 0 to 600 s, not {self.timeout_secs}")
+        if self.summary_secs is not None and self.summary_secs <= 0:
+            raise ConfigError(f"summary_secs must be more than 0 s, not {self.summary_secs}")
         if self.ground is not None and not callable(self.ground):
             raise ConfigError(f"ground must be a coroutine function, not {self.ground!r}")
 

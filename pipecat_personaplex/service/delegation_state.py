@@ -209,7 +209,7 @@ class DelegationState:
 
     def tool(self, now: float, call: str, *, ended: bool) -> list[Action]:
         """A tool call of the backend has begun or ended."""
-        self._work.tool(call, ended=ended)
+        self._work.tool(now, call, ended=ended)
         if not ended and self._work.outstanding:
             self._expect_work(now)
         return self._settle(now)
@@ -236,7 +236,7 @@ class DelegationState:
 
     def noted(self, now: float, text: str) -> list[Action]:
         """The backend has written something that the caller need not hear."""
-        self._work.note(now)
+        self._work.end_run(now)
         if text.strip().strip(".!").lower() in _NOTHING:
             return self._settle(now)
         return [Remember(" ".join(text.split())), *self._settle(now)]
@@ -247,7 +247,7 @@ class DelegationState:
             return self._settle(now)
         actions: list[Action] = []
         waited = now - (self._words_ended if self._words_ended is not None else now)
-        silent = self.held and not self._answered and not self._filled and not self._caller_speaks
+        silent = self.held and not self._answered and not self._caller_speaks
         if silent and waited > LONG_HOLD_SECONDS and self._times.unanswered:
             actions += self._say(now, [self._times.unanswered], "sorry")
         self._rest()
@@ -258,8 +258,10 @@ class DelegationState:
         return self._fail(now, reason)
 
     def detached(self, now: float, reason: str) -> list[Action]:
-        """The backend is gone."""
-        return self._fail(now, reason)
+        """The backend is gone, and its work with it."""
+        actions = self._fail(now, reason)
+        self._work = BackendWork()
+        return actions
 
     # The agent's texts.
 
@@ -298,6 +300,7 @@ class DelegationState:
             if self._work.outstanding:
                 reason = f"the backend did not finish within {self._times.timeout:g} s"
                 actions += [*self._fail(now, reason), Reattach()]
+                self._work = BackendWork()
         if self._filler_at is not None and now >= self._filler_at:
             self._filler_at = None
             text = next(self._fillers)
@@ -348,8 +351,8 @@ class DelegationState:
             self._filler_at = now + self._times.filler_after
 
     def _rest(self) -> None:
-        """The backend does nothing any more."""
-        self._work = BackendWork()
+        """Expect nothing of the backend any more."""
+        self._work.finish()
         self._filler_at = self._timeout_at = None
         self._reasons.drop("decision", "work")
 

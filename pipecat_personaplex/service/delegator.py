@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 from pipecat.frames.frames import (
     Frame,
-    InterimTranscriptionFrame,
     LLMContextFrame,
-    TranscriptionFrame,
     UserStartedSpeakingFrame,
     UserStoppedSpeakingFrame,
 )
-from pipecat.observers.base_observer import BaseObserver, FramePushed
 from pipecat.processors.aggregators.llm_context import LLMContext, standard_message_text
 
-from pipecat_personaplex.errors import PersonaPlexError
-from pipecat_personaplex.interface import SessionFrame, Speech
+from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.constants import FRAME_SECONDS, SAMPLE_RATE
+from pipecat_personaplex.errors import ConfigError, PersonaPlexError
+from pipecat_personaplex.interface import EngineLike, Feature, SessionFrame, Speech
 from pipecat_personaplex.service.backend_link import (
     BackendError,
     BackendEvent,
@@ -32,6 +30,9 @@ from pipecat_personaplex.service.backend_link import (
     BackendUnavailable,
     transcript_request,
 )
+from pipecat_personaplex.service.backend_tools import BackendTools
+from pipecat_personaplex.service.call_memory import CallMemory
+from pipecat_personaplex.service.caller_speech import is_speech
 from pipecat_personaplex.service.delegation import PAIRING_INSTRUCTION, Delegation
 from pipecat_personaplex.service.delegation_actions import (
     Action,
@@ -45,11 +46,16 @@ from pipecat_personaplex.service.delegation_actions import (
     Send,
 )
 from pipecat_personaplex.service.delegation_state import DelegationState, DelegationTimes
-from pipecat_personaplex.service.hold import Router, word_router
 from pipecat_personaplex.service.speech import RequestedText
+from pipecat_personaplex.service.turn_router import TurnRouter
 
 if TYPE_CHECKING:
     from pipecat_personaplex.service.llm import PersonaPlexLLMService
+
+_NEEDED: frozenset[Feature] = frozenset(("say", "hold", "prompt"))
+
+NO_TRANSCRIPT_SECONDS = 30.0
+"""Seconds of the caller's speech without a transcript after which a warning is logged."""
 
 # Frames of padding after which the agent's own words count as over.
 _GAP_FRAMES = 3
@@ -63,9 +69,14 @@ class Delegator:
     Args:
         front: The service.
         config: What the user has set.
+        engine: The engine of the service.
+
+    Raises:
+        ConfigError: The engine cannot hold, speak given words and replace prompts.
     """
 
-    def __init__(self, front: PersonaPlexLLMService, config: Delegation):
+    def __init__(self, front: PersonaPlexLLMService, config: Delegation, engine: EngineLike):
+        _require_features(getattr(engine, "features", _NEEDED))
         self._front = front
         self._config = config
         self._state = DelegationState(
@@ -79,6 +90,11 @@ class Delegator:
             )
         )
         self._link = BackendLink(front, config.backend, self._on_backend, self._on_lost)
+        self._tools = BackendTools(config.worker, front.warn)
+        self._router = TurnRouter(front, config.hold, lambda: self._tools.texts, self._on_accepted)
+        self._memory = CallMemory(front, config)
+        self._frames = 0  # of the model, since the last summary
+        self._unwritten_seconds = 0.0  # of the caller's speech before the first transcript
         self._context: LLMContext | None = None
         self._delegated: Sequence[object] = ()  # messages that the backend has, by identity
         self._requested_before = False
@@ -90,15 +106,13 @@ class Delegator:
         self._requests: dict[int, str] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._router: Router | None = None
         self._open = False
 
     async def open(self) -> None:
         """Attach to the backend."""
         if self._config.worker is not None:
             self._config.worker.llm.append_system_instruction(PAIRING_INSTRUCTION)
-        if self._config.hold.mode == "when":
-            self._front.pipeline_worker.add_observer(_Transcripts(self._on_transcript))
+        self._router.open()
         self._open = True
         await self._link.open()
         self._tasks.append(self._front.create_task(self._run_errands(), f"{self._front}::errands"))
@@ -108,10 +122,28 @@ class Delegator:
         self._open = False
         if self._timer is not None:
             self._timer.cancel()
+        await self._router.close()
+        await self._memory.close()
         await self._link.close()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             await self._front.cancel_task(task)
+
+    async def ground(self, open_session: Callable[[], Awaitable[None]]) -> None:
+        """Open the session, with the facts for the start of the call if they come in time."""
+        if self._config.ground is None:
+            await open_session()
+            return
+
+        async def run() -> None:
+            await self._memory.ground()
+            await open_session()
+
+        self._tasks.append(self._front.create_task(run(), f"{self._front}::grounded"))
+
+    def register_function(self, name: str | None, handler: Any, options: dict[str, Any]) -> None:
+        """Have the backend call a function; see ``LLMService.register_function``."""
+        self._tools.register(name, handler, options)
 
     # What happens in the pipeline.
 
@@ -119,14 +151,29 @@ class Delegator:
         """Take a frame that the service processes."""
         match frame:
             case UserStartedSpeakingFrame():
+                self._router.new_turn()
                 self._do(self._state.caller_started(_now()))
             case UserStoppedSpeakingFrame():
                 self._do(self._state.caller_stopped(_now()))
             case LLMContextFrame():
                 self._take_context(frame.context)
 
+    def hear(self, pcm: Pcm) -> None:
+        """Take the caller's audio, to notice that no transcript follows: float32 [n] 24 kHz."""
+        if self._context is not None or self._unwritten_seconds > NO_TRANSCRIPT_SECONDS:
+            return
+        if len(pcm) and is_speech(pcm):
+            self._unwritten_seconds += len(pcm) / SAMPLE_RATE
+            if self._unwritten_seconds > NO_TRANSCRIPT_SECONDS:
+                self._front.warn(
+                    f"the backend has heard nothing: {NO_TRANSCRIPT_SECONDS:g} s of speech and no "
+                    "transcript; put a speech-to-text service and a user aggregator before the "
+                    "agent"
+                )
+
     def push_output(self, frame: SessionFrame) -> None:
         """Take a frame of the model, to know when the agent speaks words of its own."""
+        self._sum_up_in_time()
         own = bool(frame.text) and not self._front.speaks_given_text
         self._padding = 0 if own else self._padding + 1
         speaks = self._padding < _GAP_FRAMES if self._agent_speaks else own
@@ -155,10 +202,6 @@ class Delegator:
             self._forget(key)
             self._do(self._state.speech_ended(_now(), key, [], False))
 
-    def session_started(self) -> None:
-        """The session can hold from now on."""
-        self._do(self._state.agent_speaks(_now(), self._agent_speaks))
-
     def _key(self, speech: Speech) -> int | None:
         if speech in self._keys:
             return self._keys[speech]
@@ -173,8 +216,16 @@ class Delegator:
         self._texts.pop(key, None)
         self._keys = {speech: each for speech, each in self._keys.items() if each != key}
 
+    def _sum_up_in_time(self) -> None:
+        self._frames += 1
+        seconds = self._config.summary_secs
+        if seconds is not None and self._frames * FRAME_SECONDS >= seconds and self._context:
+            self._frames = 0
+            self._memory.sum_up(self._context)
+
     def _take_context(self, context: LLMContext) -> None:
         self._context = context
+        self._tools.pass_on(context)
         known = {id(message) for message in self._delegated}
         new = [message for message in context.get_messages() if id(message) not in known]
         asked = [
@@ -184,7 +235,7 @@ class Delegator:
         ]
         if not any(asked):
             return
-        self._route(" ".join(asked))
+        self._router.route(" ".join(asked))
         self._do(self._state.turn_ended(_now()))
 
     # What the backend reports.
@@ -205,48 +256,11 @@ class Delegator:
             case BackendError():
                 self._do(self._state.failed(_now(), event.error))
 
+    def _on_accepted(self) -> None:
+        self._do(self._state.accepted(_now()))
+
     def _on_lost(self, reason: str) -> None:
         self._do(self._state.detached(_now(), reason))
-
-    # The router of Hold.when.
-
-    def _on_transcript(self, text: str) -> None:
-        self._route(text)
-
-    def _route(self, text: str) -> None:
-        if self._config.hold.mode != "when" or not self._open:
-            return
-        try:
-            answer = self._find_router()(text)
-        except Exception as error:
-            logger.warning(f"{self._front}: the router of Hold.when raised {error!r}; no hold")
-            return
-        if inspect.isawaitable(answer):
-            self._tasks.append(
-                self._front.create_task(self._await_router(answer), f"{self._front}::router")
-            )
-        elif answer:
-            self._do(self._state.accepted(_now()))
-
-    async def _await_router(self, answer: Awaitable[bool]) -> None:
-        try:
-            if await answer:
-                self._do(self._state.accepted(_now()))
-        except Exception as error:
-            logger.warning(f"{self._front}: the router of Hold.when raised {error!r}; no hold")
-
-    def _find_router(self) -> Router:
-        if self._config.hold.router is not None:
-            return self._config.hold.router
-        if self._router is None:
-            self._router = word_router(self._tool_texts())
-        return self._router
-
-    def _tool_texts(self) -> list[str]:
-        worker = self._config.worker
-        tools: Any = worker.context.tools if worker is not None else None
-        schemas = getattr(tools, "standard_tools", [])
-        return [f"{schema.name.replace('_', ' ')} {schema.description}" for schema in schemas]
 
     # What the state wants done.
 
@@ -328,18 +342,14 @@ class Delegator:
         self._do(self._state.tick(_now()))
 
 
-class _Transcripts(BaseObserver):
-    """Sees transcripts that the user aggregator does not pass on, interim ones included."""
-
-    def __init__(self, on_text: Callable[[str], None]):
-        super().__init__()
-        self._on_text = on_text
-
-    async def on_push_frame(self, data: FramePushed) -> None:
-        if data.first_push and isinstance(
-            data.frame, InterimTranscriptionFrame | TranscriptionFrame
-        ):
-            self._on_text(data.frame.text)
+def _require_features(features: frozenset[Feature]) -> None:
+    missing = _NEEDED - features
+    if missing:
+        raise ConfigError(
+            f"delegation= needs an engine that supports {', '.join(sorted(_NEEDED))}, and this one "
+            f"does not support {', '.join(sorted(missing))}: use an Engine, or the server that "
+            "`personaplex serve` starts"
+        )
 
 
 def _now() -> float:

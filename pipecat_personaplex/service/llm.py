@@ -158,7 +158,8 @@ class PersonaPlexLLMService(SteeringService):
         **kwargs: Any,
     ):
         super().__init__(engine, settings, clock, **kwargs)
-        self._delegator = None if delegation is None else Delegator(self, delegation)
+        self._delegator = None if delegation is None else Delegator(self, delegation, engine)
+        self._delegates = delegation is not None
         self._input = CallerInput()
         self._caller_speech = CallerSpeech()
         self._output = AgentOutput(playout, noise_gate_dbfs)
@@ -169,6 +170,18 @@ class PersonaPlexLLMService(SteeringService):
             self.say(greeting, interruptible=False, when="now")
         for name in _EVENTS:
             self._register_event_handler(name)
+
+    def register_function(self, function_name: str | None, handler: Any, **options: Any) -> None:
+        """Register a function for the backend to call; without a delegation, warn.
+
+        Args:
+            function_name: Name of the function; None for all that have no handler.
+            handler: As for ``LLMService.register_function``; its parameters are the backend's.
+            **options: Passed on with it.
+        """
+        if self._delegator is not None:
+            self._delegator.register_function(function_name, handler, options)
+        super().register_function(function_name, handler, **options)
 
     def can_generate_metrics(self) -> bool:
         """Return True; see ``PersonaPlexMetricsData``."""
@@ -196,8 +209,15 @@ class PersonaPlexLLMService(SteeringService):
         self._started = True
         self._event_task = self.create_task(self._follow_events(), f"{self}::events")
         self._clock_task = self.create_task(self._follow_clock(), f"{self}::clock")
+        if self._delegator is None:
+            await self._open_call()
+        else:
+            await self._delegator.ground(self._open_call)
+
+    async def _open_call(self) -> None:
         try:
-            self._open_session()
+            if self._call.session is None:
+                self._open_session()
         except Exception as error:  # Pipecat would only log it, and the call would be silent
             await self._fail_call(as_personaplex_error(error))
 
@@ -205,7 +225,7 @@ class PersonaPlexLLMService(SteeringService):
         """Wait until all texts are spoken, then close the session."""
         await super().stop(frame)
         if not await self._call.wait_for_speech(_STALL_SECONDS):
-            self._warn("the call ends before all forced speech was spoken: the model stalled")
+            self.warn("the call ends before all forced speech was spoken: the model stalled")
         await self._teardown()
 
     async def cancel(self, frame: CancelFrame) -> None:
@@ -226,6 +246,8 @@ class PersonaPlexLLMService(SteeringService):
         match frame:
             case InputAudioRawFrame():
                 pcm = self._input.pcm(frame)
+                if self._delegator is not None:
+                    self._delegator.hear(pcm)
                 if self._caller_speech.push(pcm):
                     self._call.speech.interrupt()
                 self._call.push_audio(pcm)

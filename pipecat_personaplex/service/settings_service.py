@@ -55,6 +55,7 @@ class SettingsService(LLMService):
 
     Settings = PersonaPlexLLMSettings
     _settings: PersonaPlexLLMSettings
+    _delegates = False
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class SettingsService(LLMService):
         )
 
     def register_function(self, function_name: str | None, handler: Any, **options: Any) -> None:
-        """Register a function and warn that the model never calls it."""
+        """Register a function, and warn if nothing ever calls it."""
         self._warn_of_tools()
         super().register_function(function_name, handler, **options)
 
@@ -139,7 +140,7 @@ class SettingsService(LLMService):
             if self._facts.knowledge.shrink(error.frames - error.limit):
                 self._facts.renew()
         except PersonaPlexError as error:
-            self._warn(f"the facts were not changed: {error}")
+            self.warn(f"the facts were not changed: {error}")
 
     def _open_session(self) -> None:
         persona = self._persona()
@@ -226,17 +227,18 @@ class SettingsService(LLMService):
     def _warn_without_effect(self, names: Set[str]) -> None:
         without_effect = names - PERSONA_FIELDS - SAMPLING_FIELDS
         if without_effect:
-            self._warn(f"settings without effect: {', '.join(sorted(without_effect))}")
+            self.warn(f"settings without effect: {', '.join(sorted(without_effect))}")
 
     def _warn_of_tools(self) -> None:
-        if not self._tools_seen:
-            self._warn(
+        if not self._tools_seen and not self._delegates:
+            self.warn(
                 "tools have no effect, this model calls no functions; give the service an LLM that "
                 "does: delegation=PersonaPlexLLMService.Delegation(backend=BackendLLMWorker(...))"
             )
         self._tools_seen = True
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
+        """Log a warning about this call."""
         logger.bind(session=self.session_id or "").warning(f"{self}: {message}")
 
     async def _push_application_error(self, message: str, error: PersonaPlexError) -> None:

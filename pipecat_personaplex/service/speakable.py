@@ -13,8 +13,8 @@ _URL = re.compile(r"(?:https?://|www\.)\S+", re.I)
 _CODE_FENCE = re.compile(r"```.*?(?:```|\Z)", re.S)
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 # Headings, quotes, bullets, numbers of a list, table rules at the start of a line.
-_LINE_START = re.compile(r"^\s*(?:#{1,6}\s+|>+\s*|[-*+•]\s+|\d{1,2}[.)]\s+)", re.M)
-_TABLE_RULE = re.compile(r"^\s*\|?[\s:|-]{3,}\|?\s*$", re.M)
+_LINE_START = re.compile(r"^\s*(?:#{1,6}\s+|>+\s*|[-*+•]\s+|\d{1,2}[.)]\s+)")
+_TABLE_RULE = re.compile(r"^\s*\|?[\s:|-]{3,}\|?\s*$")
 _MARKS = re.compile(r"(\*\*|__|~~|`)")
 _EMPHASIS = re.compile(r"(?<![\w*])[*_](?=\S)([^*_\n]+?)(?<=\S)[*_](?![\w*])")
 # A sentence ends with its mark and a space; "3.5" and "a.m." do not end one before a small letter.
@@ -39,7 +39,7 @@ def speakable(text: str, max_words: int = MAX_WORDS) -> list[str]:
     """
     sentences: list[str] = []
     words = 0
-    for sentence in _sentences(_plain(text)):
+    for sentence in (each for block in _plain(text) for each in _sentences(block)):
         count = len(sentence.split())
         if words + count > max_words:
             if not sentences:
@@ -50,20 +50,29 @@ def speakable(text: str, max_words: int = MAX_WORDS) -> list[str]:
     return sentences
 
 
-def _plain(text: str) -> str:
-    text = _CODE_FENCE.sub(" ", text)
+def _plain(text: str) -> list[str]:
+    """The paragraphs, items and table rows of a text, each on one line and without marks."""
+    text = _CODE_FENCE.sub("\n\n", text)
     text = _LINK.sub(r"\1", text)
-    text = _URL.sub("", text)
-    text = _TAG.sub(" ", text)
-    text = _TABLE_RULE.sub("", text)
-    text = _LINE_START.sub("", text)
+    text = _TAG.sub(" ", _URL.sub("", text))
     text = _EMPHASIS.sub(r"\1", _MARKS.sub("", text))
-    lines = (line.strip().strip("|").strip() for line in text.translate(_TYPOGRAPHY).splitlines())
-    # The items of a list become sentences.
-    joined = " ".join(line if line[-1] in ".!?,;:" else f"{line}." for line in lines if line)
-    spoken = "".join(char for char in joined if _is_spoken(char))
+    blocks: list[str] = [""]
+    for line in text.splitlines():
+        content = _LINE_START.sub("", line)
+        own = content != line or "|" in line  # a heading, an item, a row of a table
+        if own or not content.strip() or _TABLE_RULE.match(line):
+            blocks.append("")
+        blocks[-1] += f" {'' if _TABLE_RULE.match(line) else content.strip().strip('|')}"
+        if line.lstrip().startswith("#"):
+            blocks.append("")
+    return [plain for block in blocks if (plain := _spoken(block))]
+
+
+def _spoken(block: str) -> str:
+    spoken = "".join(char for char in block.translate(_TYPOGRAPHY) if _is_spoken(char))
     spoken = re.sub(r"\(\s*\)|\[\s*\]", "", spoken)
-    return re.sub(r"\s+([.,!?;:])", r"\1", re.sub(r"\s+", " ", spoken)).strip()
+    spoken = re.sub(r"\s+([.,!?;:])", r"\1", re.sub(r"\s+", " ", spoken)).strip()
+    return spoken if not spoken or spoken[-1] in ".!?,;:\"')" else f"{spoken}."
 
 
 def _is_spoken(char: str) -> bool:

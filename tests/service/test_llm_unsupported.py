@@ -27,9 +27,9 @@ def test_registering_functions_warns_once(fake: FakeEngine, warnings_logged: lis
     service.register_function("weather", weather, cancel_on_interruption=True)
     service.register_function(None, weather)
     assert service.has_function("weather")
-    assert [message.strip() for message in warnings_logged] == [
-        f"{service}: tools have no effect, this model calls no functions"
-    ]
+    [message] = warnings_logged
+    assert message.startswith(f"{service}: tools have no effect, this model calls no functions; ")
+    assert "delegation=PersonaPlexLLMService.Delegation(backend=BackendLLMWorker(...))" in message
 
 
 @pytest.mark.parametrize(("tools", "warned"), [([weather], 1), ([], 0), (None, 0)])

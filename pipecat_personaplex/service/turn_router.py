@@ -1,0 +1,100 @@
+"""Finds out from transcripts whether a turn of the caller needs the backend."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+
+from loguru import logger
+from pipecat.frames.frames import InterimTranscriptionFrame, TranscriptionFrame
+from pipecat.observers.base_observer import BaseObserver, FramePushed
+from pipecat.processors.frame_processor import FrameProcessor
+
+from pipecat_personaplex.service.hold import Hold, Router, word_router
+
+
+class TurnRouter:
+    """Calls the router of ``Hold.when`` with what the caller says; does nothing for other holds.
+
+    Args:
+        front: The service.
+        hold: When the agent keeps silent.
+        tool_texts: Returns the names and descriptions of the tools, for the default router.
+        on_accepted: Called when the router has accepted a text.
+    """
+
+    def __init__(
+        self,
+        front: FrameProcessor,
+        hold: Hold,
+        tool_texts: Callable[[], list[str]],
+        on_accepted: Callable[[], None],
+    ):
+        self._front = front
+        self._hold = hold
+        self._tool_texts = tool_texts
+        self._on_accepted = on_accepted
+        self._turn = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def open(self) -> None:
+        """Listen to the transcripts of the pipeline."""
+        if self._hold.mode == "when":
+            self._front.pipeline_worker.add_observer(_Transcripts(self.route))
+
+    async def close(self) -> None:
+        """Stop the routers that are still at work."""
+        tasks, self._tasks = self._tasks, set()
+        for task in tasks:
+            await self._front.cancel_task(task)
+
+    def new_turn(self) -> None:
+        """Ignore what routers find out about the turn before."""
+        self._turn += 1
+
+    def route(self, text: str) -> None:
+        """Ask the router about what the caller has said so far."""
+        if self._hold.mode != "when":
+            return
+        try:
+            answer = self._router(text)
+        except Exception as error:
+            self._log(error)
+            return
+        if inspect.isawaitable(answer):
+            task = self._front.create_task(self._wait(answer, self._turn), f"{self._front}::router")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif answer:
+            self._on_accepted()
+
+    @property
+    def _router(self) -> Router:
+        return self._hold.router or word_router(self._tool_texts())
+
+    async def _wait(self, answer: Awaitable[bool], turn: int) -> None:
+        try:
+            accepted = await answer
+        except Exception as error:
+            self._log(error)
+        else:
+            if accepted and turn == self._turn:
+                self._on_accepted()
+
+    def _log(self, error: Exception) -> None:
+        logger.warning(f"{self._front}: the router of Hold.when raised {error!r}; no hold")
+
+
+class _Transcripts(BaseObserver):
+    """Sees transcripts that the user aggregator does not pass on, interim ones included."""
+
+    def __init__(self, on_text: Callable[[str], None]):
+        super().__init__()
+        self._on_text = on_text
+
+    async def on_push_frame(self, data: FramePushed) -> None:
+        if data.first_push and isinstance(
+            data.frame, InterimTranscriptionFrame | TranscriptionFrame
+        ):
+            self._on_text(data.frame.text)
