@@ -12,10 +12,16 @@ from pipecat.processors.aggregators.llm_context import (
 _INSTRUCTING = ("system", "developer")
 
 
-def role_message_of(context: LLMContext) -> LLMContextMessage | None:
-    """The first message if it is a system or developer message."""
+def role_message_of(context: LLMContext, *, developer: bool = True) -> LLMContextMessage | None:
+    """The first message if it is a system message.
+
+    Args:
+        context: A context.
+        developer: Whether a developer message counts as well.
+    """
+    roles = _INSTRUCTING if developer else _INSTRUCTING[:1]
     first = next(iter(context.get_messages()), None)
-    return first if isinstance(first, dict) and first.get("role") in _INSTRUCTING else None
+    return first if isinstance(first, dict) and first.get("role") in roles else None
 
 
 def system_prompt_of(context: LLMContext) -> str:

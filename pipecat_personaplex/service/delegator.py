@@ -71,6 +71,9 @@ class Delegator:
         config: What the user has set.
         engine: The engine of the service.
 
+    Attributes:
+        state: What the delegation does now.
+
     Raises:
         ConfigError: The engine cannot hold, speak given words and replace prompts.
     """
@@ -79,7 +82,7 @@ class Delegator:
         _require_features(getattr(engine, "features", _NEEDED))
         self._front = front
         self._config = config
-        self._state = DelegationState(
+        self.state = DelegationState(
             DelegationTimes(
                 config.hold,
                 tuple(config.filler),
@@ -152,9 +155,9 @@ class Delegator:
         match frame:
             case UserStartedSpeakingFrame():
                 self._router.new_turn()
-                self._do(self._state.caller_started(_now()))
+                self._do(self.state.caller_started(_now()))
             case UserStoppedSpeakingFrame():
-                self._do(self._state.caller_stopped(_now()))
+                self._do(self.state.caller_stopped(_now()))
             case LLMContextFrame():
                 self._take_context(frame.context)
 
@@ -179,13 +182,13 @@ class Delegator:
         speaks = self._padding < _GAP_FRAMES if self._agent_speaks else own
         if speaks != self._agent_speaks:
             self._agent_speaks = speaks
-            self._do(self._state.agent_speaks(_now(), speaks))
+            self._do(self.state.agent_speaks(_now(), speaks))
 
     def speech_started(self, speech: Speech) -> None:
         """A text has begun."""
         key = self._key(speech)
         if key is not None:
-            self._do(self._state.speech_started(_now(), key))
+            self._do(self.state.speech_started(_now(), key))
 
     def speech_ended(self, speech: Speech) -> None:
         """A text was spoken, or cut."""
@@ -193,14 +196,14 @@ class Delegator:
         if key is not None:
             self._forget(key)
             words = speech.text.split()[: speech.spoken]
-            self._do(self._state.speech_ended(_now(), key, words, speech.state == "said"))
+            self._do(self.state.speech_ended(_now(), key, words, speech.state == "said"))
 
     def speech_rejected(self, text: str) -> None:
         """The session refused a text."""
         key = next((key for key, each in self._texts.items() if each.text == text), None)
         if key is not None:
             self._forget(key)
-            self._do(self._state.speech_ended(_now(), key, [], False))
+            self._do(self.state.speech_ended(_now(), key, [], False))
 
     def _key(self, speech: Speech) -> int | None:
         if speech in self._keys:
@@ -236,7 +239,7 @@ class Delegator:
         if not any(asked):
             return
         self._router.route(" ".join(asked))
-        self._do(self._state.turn_ended(_now()))
+        self._do(self.state.turn_ended(_now()))
 
     # What the backend reports.
 
@@ -245,22 +248,22 @@ class Delegator:
             case BackendToolCall():
                 await self._front.push_frame(event.to_frame())
                 ended = event.phase == "cancelled" or (event.phase == "result" and event.is_final)
-                self._do(self._state.tool(_now(), event.tool_call_id, ended=ended))
+                self._do(self.state.tool(_now(), event.tool_call_id, ended=ended))
             case BackendOutput() if event.prefers_spoken:
                 logger.debug(f"{self._front}: to be spoken: {event.text!r}")
-                self._do(self._state.spoken(_now(), event.text))
+                self._do(self.state.spoken(_now(), event.text))
             case BackendOutput() if not event.is_thought:
-                self._do(self._state.noted(_now(), event.text))
+                self._do(self.state.noted(_now(), event.text))
             case BackendIdle():
-                self._do(self._state.idle(_now()))
+                self._do(self.state.idle(_now()))
             case BackendError():
-                self._do(self._state.failed(_now(), event.error))
+                self._do(self.state.failed(_now(), event.error))
 
     def _on_accepted(self) -> None:
-        self._do(self._state.accepted(_now()))
+        self._do(self.state.accepted(_now()))
 
     def _on_lost(self, reason: str) -> None:
-        self._do(self._state.detached(_now(), reason))
+        self._do(self.state.detached(_now(), reason))
 
     # What the state wants done.
 
@@ -324,14 +327,14 @@ class Delegator:
         try:
             idle = await self._link.send(self._requests.pop(send.request))
         except BackendUnavailable as error:
-            self._do(self._state.send_failed(_now(), send.request, str(error)))
+            self._do(self.state.send_failed(_now(), send.request, str(error)))
         else:
-            self._do(self._state.sent(_now(), send.request, idle))
+            self._do(self.state.sent(_now(), send.request, idle))
 
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        deadline = self._state.deadline
+        deadline = self.state.deadline
         self._timer = None
         if deadline is not None:
             # At least a little later: a deadline that stays in the past must not spin.
@@ -339,7 +342,7 @@ class Delegator:
             self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 
     def _tick(self) -> None:
-        self._do(self._state.tick(_now()))
+        self._do(self.state.tick(_now()))
 
 
 def _require_features(features: frozenset[Feature]) -> None:

@@ -28,7 +28,6 @@ from pipecat.frames.frames import (
 from pipecat.metrics.metrics import MetricsData
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
-from pipecat.utils.errors import ErrorCategory
 
 from pipecat_personaplex.errors import SessionFailed
 from pipecat_personaplex.interface import EngineLike, SessionFrame
@@ -44,6 +43,7 @@ from pipecat_personaplex.service.call_events import (
 )
 from pipecat_personaplex.service.caller_speech import CallerSpeech
 from pipecat_personaplex.service.control_frames import PersonaPlexHoldFrame, PersonaPlexReleaseFrame
+from pipecat_personaplex.service.delegating_service import DelegatingService
 from pipecat_personaplex.service.delegation import Delegation as _Delegation
 from pipecat_personaplex.service.delegator import Delegator
 from pipecat_personaplex.service.errors import as_personaplex_error
@@ -51,7 +51,6 @@ from pipecat_personaplex.service.frames import AgentOutput, CallerInput
 from pipecat_personaplex.service.metrics import MetricsWindow
 from pipecat_personaplex.service.playout import PlayoutMeter
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
-from pipecat_personaplex.service.steering_service import SteeringService
 
 _TICK_SECONDS = 0.02
 # About 5 s: every metrics frame becomes a message to the client.
@@ -73,7 +72,7 @@ _EVENTS = (
 )
 
 
-class PersonaPlexLLMService(SteeringService):
+class PersonaPlexLLMService(DelegatingService):
     """PersonaPlex as one Pipecat service: the caller's audio in, the agent's audio and words out.
 
     The model listens and speaks at the same time and decides by itself when to do either. It
@@ -158,8 +157,8 @@ class PersonaPlexLLMService(SteeringService):
         **kwargs: Any,
     ):
         super().__init__(engine, settings, clock, **kwargs)
-        self._delegator = None if delegation is None else Delegator(self, delegation, engine)
-        self._delegates = delegation is not None
+        if delegation is not None:
+            self._delegator = Delegator(self, delegation, engine)
         self._input = CallerInput()
         self._caller_speech = CallerSpeech()
         self._output = AgentOutput(playout, noise_gate_dbfs)
@@ -170,18 +169,6 @@ class PersonaPlexLLMService(SteeringService):
             self.say(greeting, interruptible=False, when="now")
         for name in _EVENTS:
             self._register_event_handler(name)
-
-    def register_function(self, function_name: str | None, handler: Any, **options: Any) -> None:
-        """Register a function for the backend to call; without a delegation, warn.
-
-        Args:
-            function_name: Name of the function; None for all that have no handler.
-            handler: As for ``LLMService.register_function``; its parameters are the backend's.
-            **options: Passed on with it.
-        """
-        if self._delegator is not None:
-            self._delegator.register_function(function_name, handler, options)
-        super().register_function(function_name, handler, **options)
 
     def can_generate_metrics(self) -> bool:
         """Return True; see ``PersonaPlexMetricsData``."""
@@ -354,11 +341,6 @@ class PersonaPlexLLMService(SteeringService):
             data.append(window.usage(self.name))
         if data:
             await self.push_frame(MetricsFrame(data))
-
-    async def report_backend_error(self, message: str) -> None:
-        """Report that the backend failed; the call goes on."""
-        await self.push_error(message, category=ErrorCategory.APPLICATION)
-        await self._call_event_handler("on_backend_error", message)
 
     async def _teardown(self) -> None:
         self._facts.close()

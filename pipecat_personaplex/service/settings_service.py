@@ -55,7 +55,6 @@ class SettingsService(LLMService):
 
     Settings = PersonaPlexLLMSettings
     _settings: PersonaPlexLLMSettings
-    _delegates = False
 
     def __init__(
         self,
@@ -216,7 +215,9 @@ class SettingsService(LLMService):
             self._warn_of_tools()
         first, self._context_seen = not self._context_seen, True
         if first:
-            self._role_message = role_message_of(frame.context)
+            self._role_message = role_message_of(
+                frame.context, developer=self._settings.system_instruction is None
+            )
         # The other messages of users and assistants are what the model has already heard.
         self._facts.mirror("context:", facts_of(frame.context, self._role_message))
         if first and self._settings.system_instruction is None:
@@ -230,7 +231,7 @@ class SettingsService(LLMService):
             self.warn(f"settings without effect: {', '.join(sorted(without_effect))}")
 
     def _warn_of_tools(self) -> None:
-        if not self._tools_seen and not self._delegates:
+        if not self._tools_seen:
             self.warn(
                 "tools have no effect, this model calls no functions; give the service an LLM that "
                 "does: delegation=PersonaPlexLLMService.Delegation(backend=BackendLLMWorker(...))"

@@ -105,20 +105,19 @@ class StubLLM:
         self.requests.append(body)
         self.times.append(time.monotonic())
         if self.broken is not None:
-            return web.json_response({"error": {"message": "broken"}}, status=self.broken)
+            return _closing(web.json_response({"error": {"message": "broken"}}, status=self.broken))
         await asyncio.sleep(self.delay)
         if not body.get("stream"):
             content = self._answer(body["messages"], None)
             message = {"role": "assistant", "content": content}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            return web.json_response(
-                {"id": "1", "object": "chat.completion", "created": 1, "model": "stub"}
-                | {"choices": [choice]}
-            )
+            completion = {"id": "1", "object": "chat.completion", "created": 1, "model": "stub"}
+            return _closing(web.json_response(completion | {"choices": [choice]}))
         return await self._stream(request, body)
 
     async def _stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        _closing(response)
         await response.prepare(request)
 
         async def send(delta: dict[str, Any], finish: str | None = None) -> None:
@@ -163,6 +162,12 @@ class StubLLM:
         last = messages[-1]
         result = _text(last) if last["role"] == "tool" else ""
         return rule.answer.replace("{result}", result)
+
+
+def _closing(response: web.StreamResponse) -> web.StreamResponse:
+    """End the connection with the response: the client of a finished call closes none itself."""
+    response.force_close()
+    return response
 
 
 def _text(message: dict[str, Any]) -> str:

@@ -1,0 +1,308 @@
+"""Facts, grounding, summaries and tools of a delegation, and what a prompt makes of them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from pipecat.adapters.llm.schemas.function_schema import FunctionSchema
+from pipecat.frames.frames import LLMContextFrame, LLMMessagesAppendFrame, TTSTextFrame
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.services.llm_service import FunctionCallParams
+
+from pipecat_personaplex.errors import (
+    ConfigError,
+    PersonaPlexError,
+    PromptTooLong,
+    SessionFailed,
+    SpeechTooLong,
+)
+from pipecat_personaplex.service import call_memory
+from pipecat_personaplex.service.delegation import Delegation
+from pipecat_personaplex.service.knowledge import estimated_tokens
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
+from tests.helpers.delegation import DelegatedCall, delegated_call
+from tests.helpers.engines import FakeEngine
+from tests.helpers.llm import Rule, StubLLM
+from tests.helpers.pipelines import ManualClock, errors, on_call
+
+pytestmark = pytest.mark.realtime
+
+ROLE = "You work for Yellow Bird."
+SERVICE = {"settings": PersonaPlexLLMService.Settings(system_instruction=ROLE)}
+
+
+def prompts(fake: FakeEngine) -> list[str]:
+    """The first prompt and those that replaced it."""
+    [session] = fake.sessions
+    return [persona.text_prompt for persona in session.prompts]
+
+
+async def test_notes_become_facts_in_one_new_prompt_without_a_word(fake: FakeEngine) -> None:
+    rule = Rule("kitchen", "The kitchen closes at eight.")
+    async with (
+        StubLLM([rule]) as llm,
+        delegated_call(fake, llm.worker(), service=SERVICE) as call,
+    ):
+        await call.says("When does the kitchen close?")
+        await call.until(lambda: prompts(fake))
+        assert prompts(fake) == [f"{ROLE} Information: The kitchen closes at eight."]
+        assert not call.ear.seen(TTSTextFrame) and not fake.sessions[0].said
+
+
+async def test_new_developer_messages_of_the_context_become_facts(
+    fake: FakeEngine, clock: ManualClock
+) -> None:
+    context = LLMContext([{"role": "system", "content": "ignored: the settings have a role"}])
+    async with on_call(fake, clock, **SERVICE) as (_, pipeline, _):
+        await pipeline.send(LLMContextFrame(context))
+        context.add_message({"role": "developer", "content": "The caller sounds upset."})
+        context.add_message({"role": "user", "content": "Hello."})
+        context.add_message({"role": "system", "content": [{"type": "text", "text": "It rains."}]})
+        await pipeline.send(LLMContextFrame(context))
+        await pipeline.until(lambda: len(prompts(fake)) == 1)
+        assert prompts(fake) == [f"{ROLE} Information: It rains. The caller sounds upset."]
+        # A message that is replaced, as memory processors do, replaces its fact.
+        context.set_messages([context.messages[0], {"role": "developer", "content": "Sun."}])
+        await pipeline.send(LLMContextFrame(context))
+        await pipeline.until(lambda: len(prompts(fake)) == 2)
+        assert prompts(fake)[1] == f"{ROLE} Information: Sun."
+        assert not errors(pipeline) and not fake.sessions[0].said
+
+
+async def test_appended_messages_that_ask_for_a_run_reach_the_model_at_once(
+    fake: FakeEngine,
+) -> None:
+    async with (
+        StubLLM() as llm,
+        delegated_call(fake, llm.worker(), service=SERVICE) as call,
+    ):
+        message = {"role": "developer", "content": "The caller is Ann."}
+        await call.worker.queue_frame(LLMMessagesAppendFrame([message], run_llm=True))
+        await call.until(lambda: prompts(fake))
+        assert prompts(fake) == [f"{ROLE} Information: The caller is Ann."]
+        assert not llm.requests  # no words of the caller, so nothing to delegate
+
+
+async def test_facts_of_the_application_are_set_replaced_and_dropped(
+    fake: FakeEngine, clock: ManualClock
+) -> None:
+    async with on_call(fake, clock, **SERVICE) as (service, pipeline, events):
+        service.set_fact("stock", "There is tea.")
+        service.set_fact("stock", "There is no tea.")
+        await pipeline.until(lambda: len(prompts(fake)) == 1)
+        service.drop_fact("stock")
+        await pipeline.until(lambda: len(prompts(fake)) == 2)
+        assert prompts(fake) == [f"{ROLE} Information: There is no tea.", ROLE]
+        await pipeline.until(lambda: len(events.named("on_prompt_changed")) == 2)
+        await service._update_settings(service.Settings(system_instruction="You are Bob."))
+        assert prompts(fake)[-1] == "You are Bob."
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_facts_that_do_not_fit_give_way_to_newer_ones(
+    fake: FakeEngine, clock: ManualClock, at_once: bool
+) -> None:
+    limit = 30
+
+    async with on_call(fake, clock, **SERVICE) as (service, pipeline, _):
+        [session] = fake.sessions
+        accept = session.update_prompt
+
+        def update_prompt(persona, *, history=None, on_done=None):
+            frames = estimated_tokens(persona.text_prompt)
+            if frames <= limit:
+                accept(persona, history=history, on_done=on_done)
+            elif at_once:
+                raise PromptTooLong(frames, limit)
+            else:  # as a server reports it
+                fake.do(lambda: on_done(PromptTooLong(frames, limit)))
+
+        session.update_prompt = update_prompt
+        for number in range(8):
+            service.set_fact(str(number), f"Fact {number} is known.")
+        await pipeline.until(lambda: prompts(fake))
+        [prompt] = prompts(fake)
+        assert estimated_tokens(prompt) <= limit and "Fact 7" in prompt and "Fact 0" not in prompt
+        assert not errors(pipeline)
+
+
+async def test_a_replay_that_fails_is_tried_again(
+    fake: FakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipecat_personaplex.service.settings_service._FACTS_RETRY_SECONDS", 0.1)
+    async with on_call(fake, clock, **SERVICE) as (service, pipeline, _):
+        [session] = fake.sessions
+        accept, failures = session.update_prompt, [SessionFailed("too slow")]
+
+        def update_prompt(persona, *, history=None, on_done=None):
+            if failures:
+                error: PersonaPlexError = failures.pop()
+                fake.do(lambda: on_done(error))
+            else:
+                accept(persona, history=history, on_done=on_done)
+
+        session.update_prompt = update_prompt
+        service.set_fact("a", "There is tea.")
+        await pipeline.until(lambda: prompts(fake))
+        assert [error.error for error in errors(pipeline)] == [
+            "the facts were not changed: too slow"
+        ]
+        assert prompts(fake) == [f"{ROLE} Information: There is tea."]
+
+
+async def test_a_call_starts_with_the_facts_of_its_caller(fake: FakeEngine) -> None:
+    async def account(service: PersonaPlexLLMService) -> str:
+        await asyncio.sleep(0.05)
+        return "The caller is Ann Lee."
+
+    async with (
+        StubLLM() as llm,
+        delegated_call(fake, llm.worker(), ground=account, service=SERVICE),
+    ):
+        assert fake.sessions[0].persona.text_prompt == f"{ROLE} Information: The caller is Ann Lee."
+
+
+async def test_facts_that_are_late_follow_by_a_new_prompt(
+    fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_memory, "GROUND_SECONDS", 0.05)
+
+    async def account(service: PersonaPlexLLMService) -> str:
+        await asyncio.sleep(0.5)
+        return "The caller is Ann Lee."
+
+    async with (
+        StubLLM() as llm,
+        delegated_call(fake, llm.worker(), ground=account, service=SERVICE) as call,
+    ):
+        assert fake.sessions[0].persona.text_prompt == ROLE
+        await call.until(lambda: prompts(fake))
+        assert "Ann Lee" in prompts(fake)[0]
+
+
+async def test_a_lookup_of_the_caller_that_fails_costs_the_facts_alone(fake: FakeEngine) -> None:
+    async def account(service: PersonaPlexLLMService) -> str:
+        raise OSError("no database")
+
+    async with (
+        StubLLM() as llm,
+        delegated_call(fake, llm.worker(), ground=account, service=SERVICE) as call,
+    ):
+        await call.until(lambda: call.errors)
+        assert "no database" in call.errors[0]
+        assert fake.sessions[0].persona.text_prompt == ROLE
+
+
+async def test_a_summary_of_the_call_stays_in_the_prompt(fake: FakeEngine) -> None:
+    async with StubLLM([Rule("big one", "The caller wants a burger.")]) as llm:
+        context = LLMContext([{"role": "user", "content": "I want a burger."}])
+        async with delegated_call(
+            fake, llm.worker(), context=context, summary_secs=0.3, service=SERVICE
+        ) as call:
+            await call.says("A big one.")
+            await call.until(lambda: prompts(fake))
+            summary = "Earlier in this call: The caller wants a burger."
+            assert prompts(fake)[-1] == f"{ROLE} Information: {summary}"
+            bodies = [body for body in llm.requests if not body.get("stream")]
+            assert "USER: I want a burger." in str(bodies[0])
+
+
+async def test_registered_functions_and_tools_of_the_context_are_the_backends(
+    fake: FakeEngine, warnings_logged: list[str]
+) -> None:
+    called: list[str] = []
+
+    async def order(params: FunctionCallParams) -> None:
+        called.append(params.arguments["item"])
+        await params.result_callback("ordered")
+
+    schema = FunctionSchema("order", "Order an item", {"item": {"type": "string"}}, ["item"])
+    rule = Rule("tea", ">> Your tea is on its way.", "order", {"item": "tea"})
+    async with StubLLM([rule]) as llm:
+        agent = PersonaPlexLLMService(fake, delegation=Delegation(llm.worker()), **SERVICE)
+        agent.register_function("order", order)
+        async with DelegatedCall(agent, LLMContext(tools=[schema])) as call:
+            await call.says("A tea please.")
+            await call.until_said("Your tea is on its way.")
+    assert called == ["tea"]
+    assert not [warning for warning in warnings_logged if "tools" in warning]
+
+
+async def test_a_backend_elsewhere_has_to_have_its_own_tools(
+    fake: FakeEngine, warnings_logged: list[str]
+) -> None:
+    async def order(params: FunctionCallParams) -> None:
+        """Order."""
+
+    async with delegated_call(
+        fake, "clerk", context=LLMContext(tools=[order]), service=SERVICE
+    ) as call:
+        await call.says("A tea please.")
+        await call.until(lambda: [w for w in warnings_logged if "the backend worker itself" in w])
+
+
+async def test_words_that_the_session_refuses_are_reported_and_told_to_the_backend(
+    fake: FakeEngine,
+) -> None:
+    async with (
+        StubLLM([Rule("close", ">> We close at nine.")]) as llm,
+        delegated_call(fake, llm.worker(), service=SERVICE) as call,
+    ):
+        [session] = fake.sessions
+        say = session.say
+
+        def refuse(text, **options):
+            session.say = say
+            raise SpeechTooLong(2_000, 1_500)
+
+        session.say = refuse
+        await call.says("When do you close?")
+        await call.until(lambda: call.error_frames)
+        assert "cannot be spoken" in call.error_frames[0].error
+        await call.says("Hello?")
+        await call.until(lambda: 'Not told to the user: "We close at nine."' in llm.asked[-1])
+
+
+async def test_an_interrupted_answer_stands_in_the_context_as_it_was_heard(
+    fake: FakeEngine,
+) -> None:
+    rule = Rule("close", ">> One two three four five six seven eight nine ten eleven twelve.")
+    async with (
+        StubLLM([rule]) as llm,
+        delegated_call(fake, llm.worker(), service=SERVICE) as call,
+    ):
+        await call.says("When do you close?")
+        await call.until_said("three")
+        call.agent.hush()
+        await call.until(lambda: len(call.messages) == 2)
+        role, heard = call.messages[1]
+        assert role == "assistant" and heard == call.words
+        assert heard.startswith("One two three") and "twelve" not in heard
+        await call.says("And now?")
+        await call.until(lambda: len(llm.asked) == 2)
+        assert f'after: "{heard}"' in llm.asked[1]
+
+
+def test_an_engine_that_cannot_steer_is_refused_when_the_service_is_made() -> None:
+    with FakeEngine(features=frozenset()) as engine:
+        with pytest.raises(ConfigError, match=r"engine that supports hold, prompt, say.*serve"):
+            PersonaPlexLLMService(engine, delegation=Delegation("clerk"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": None}, "backend must be a BackendLLMWorker"),
+        ({"backend": ""}, "backend must be a BackendLLMWorker"),
+        ({"hold": 1.0}, r"hold must be Hold\.never"),
+        ({"filler": "One moment."}, "filler is a list"),
+        ({"filler_after": -1}, "filler_after must be at least 0"),
+        ({"timeout_secs": 0}, "timeout_secs must be"),
+        ({"summary_secs": 0}, "summary_secs must be more than 0"),
+        ({"ground": "Ann"}, "ground must be a coroutine function"),
+    ],
+)
+def test_what_a_delegation_refuses(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Delegation(**{"backend": "clerk", **options})
