@@ -126,7 +126,7 @@ def print_receipts(path: Path) -> None:
 
 
 def open_desk(args: argparse.Namespace, backends: Backends) -> OrderDesk:
-    """Open or create the database, and serve the page with its orders.
+    """Open or create the database, and serve the page with its orders, except on the telephone.
 
     Raises:
         ConfigError: The database or the menu cannot be used.
@@ -137,6 +137,9 @@ def open_desk(args: argparse.Namespace, backends: Backends) -> OrderDesk:
     menu = read_menu(Path(args.menu) if args.menu and not path.exists() else DEFAULT_MENU)
     store = OrderStore(path, menu)
     atexit.register(store.close)
-    add_order_page(runner.app, store)
-    logger.info("orders are in {}, and on the page {}", path, PAGE)
+    if args.transport == "twilio":  # the whole internet reaches this bot's port
+        logger.info("orders are in {}", path)
+    else:
+        add_order_page(runner.app, store)
+        logger.info("orders are in {}, and on the page {}", path, PAGE)
     return OrderDesk(store, backends)
