@@ -182,6 +182,8 @@ async def test_a_spoken_order_reaches_the_database(
     assert str(order) == "1 small Coffee"
     assert "small coffee" in record_in(tmp_path)[1]["content"].lower()
     assert messages[0]["order"]["total"] == "$2.50"
+    services: list[Any] = [create_stt(), create_stt()]
+    assert services[0]._model is services[1]._model, "one model for all calls"
 
 
 @pytest.mark.realtime

