@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.golden_data import CHECKPOINT, VOICE_SAMPLE
+from tests.helpers.llm import Rule, StubLLM
 from tests.helpers.servers import ServeProcess
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +48,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert len(blocks("python")) == 6
+    assert len(blocks("python")) == 7
     assert len(blocks("bash")) >= 2
 
 
@@ -82,6 +84,25 @@ def test_steering_a_call_of_the_service(folder: Path) -> None:
     spoken = ["Hello, this is Anna. What can I get you?", "Thank you, bye bye!"]
     assert [line[8:] for line in out.splitlines() if line.startswith("spoken: ")] == spoken
     assert "closes in ten minutes" in out and "interrupted" not in out
+
+
+@pytest.mark.realtime
+async def test_a_backend_behind_the_voice(folder: Path) -> None:
+    rule = Rule("close", ">> We are open until nine tonight.", "opening_hours", {"day": "today"})
+    async with StubLLM([rule]) as llm:
+        program = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            the_block("Delegation("),
+            cwd=folder,
+            env=os.environ | {"OPENAI_BASE_URL": llm.url},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await asyncio.wait_for(program.communicate(b"When do you close?\n"), 60)
+        assert program.returncode == 0
+        assert "agent: We are open until nine tonight." in out.decode()
+        assert "nine tonight" in str(llm.requests[-1]["messages"])  # the tool's result
 
 
 def test_the_readme_shows_the_minimal_bot() -> None:

@@ -43,9 +43,11 @@ class StubLLM:
 
     Attributes:
         delay: May be changed while it runs.
+        summary: The answer to requests that do not stream, as ``run_inference`` makes them.
         broken: If set, every request fails with this HTTP status.
         requests: Bodies of all requests so far.
         times: When each of them arrived, in monotonic seconds.
+        written: When each answer without a tool call had been written.
 
     Example::
 
@@ -56,9 +58,11 @@ class StubLLM:
     def __init__(self, rules: Sequence[Rule] = (), delay: float = 0.0):
         self.rules = list(rules)
         self.delay = delay
+        self.summary = "nothing"
         self.broken: int | None = None
         self.requests: list[dict[str, Any]] = []
         self.times: list[float] = []
+        self.written: list[float] = []
         self._port = 0
 
     async def __aenter__(self) -> StubLLM:
@@ -108,8 +112,7 @@ class StubLLM:
             return _closing(web.json_response({"error": {"message": "broken"}}, status=self.broken))
         await asyncio.sleep(self.delay)
         if not body.get("stream"):
-            content = self._answer(body["messages"], None)
-            message = {"role": "assistant", "content": content}
+            message = {"role": "assistant", "content": self.summary}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             completion = {"id": "1", "object": "chat.completion", "created": 1, "model": "stub"}
             return _closing(web.json_response(completion | {"choices": [choice]}))
@@ -142,6 +145,7 @@ class StubLLM:
             for word in re.findall(r"\S+\s*", answer):
                 await send({"role": "assistant", "content": word})
             await send({}, "stop")
+            self.written.append(time.monotonic())
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response

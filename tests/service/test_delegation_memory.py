@@ -195,7 +195,8 @@ async def test_a_lookup_of_the_caller_that_fails_costs_the_facts_alone(fake: Fak
 
 
 async def test_a_summary_of_the_call_stays_in_the_prompt(fake: FakeEngine) -> None:
-    async with StubLLM([Rule("big one", "The caller wants a burger.")]) as llm:
+    async with StubLLM() as llm:
+        llm.summary = "The caller wants a burger."
         context = LLMContext([{"role": "user", "content": "I want a burger."}])
         async with delegated_call(
             fake, llm.worker(), context=context, summary_secs=0.3, service=SERVICE
