@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def add_order_page(app: FastAPI, store: OrderStore) -> None:
 
     @app.get(f"{PAGE}/data", include_in_schema=False)
     async def data() -> dict[str, Any]:
-        orders = await asyncio.to_thread(store.latest, _SHOWN)
+        orders = await store.run(store.latest, _SHOWN)
         return {
             "restaurant": store.restaurant,
             "orders": [order.as_message() for order in orders],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from bots.order_window.database import Database
 from bots.order_window.menu import (
@@ -29,6 +31,8 @@ from bots.order_window.rows import (
 )
 from bots.tool_problem import ToolProblem
 
+_Result = TypeVar("_Result")
+
 MAX_LINES = 30
 """How many different lines an order may contain."""
 
@@ -37,7 +41,7 @@ class OrderStore:
     """Menu, stock and orders of a restaurant in one SQLite file.
 
     Several calls, threads and processes may use a file at the same time. Methods block for a few
-    milliseconds; call them from a thread where an event loop runs.
+    milliseconds; an event loop calls them by ``run``.
 
     Every method that changes something takes the id of the tool call that requests it. The answer
     is stored in the transaction of the change, so a repeated tool call gets the same answer and
@@ -61,10 +65,18 @@ class OrderStore:
         self._database = Database(path, menu)
         with self._database.reading() as db:
             self.restaurant, self.currency = db.execute("SELECT * FROM restaurant").fetchone()
+        # One of its own: asyncio's threads may all be busy with transcription.
+        self._thread = ThreadPoolExecutor(1, "orders")
 
     def close(self) -> None:
         """Close the file."""
+        self._thread.shutdown()
         self._database.close()
+
+    async def run(self, method: Callable[..., _Result], *arguments: object) -> _Result:
+        """Call a method of this store in a thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, method, *arguments)
 
     def menu(self) -> Menu:
         """The menu with its current stock."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
@@ -62,7 +61,7 @@ class OrderTools:
             params: This tool call.
             item: Name of the item, or a part of it. Leave it empty for the whole menu.
         """
-        return await asyncio.to_thread(self._store.look_up, item)
+        return await self._store.run(self._store.look_up, item)
 
     @tool
     async def add_to_order(
@@ -107,7 +106,7 @@ class OrderTools:
     @tool
     async def read_back_order(self, params: FunctionCallParams) -> dict[str, Any]:
         """Read what the caller has ordered so far, and the total."""
-        order = await asyncio.to_thread(self._store.order, self._call)
+        order = await self._store.run(self._store.order, self._call)
         if order is None:
             raise ToolProblem("The order is empty.")
         return {"placed": bool(order.placed), **order.as_result()}
@@ -122,8 +121,11 @@ class OrderTools:
     async def _changed(
         self, change: Callable[..., dict[str, Any]], tool_call: str, *arguments: object
     ) -> dict[str, Any]:
-        result = await asyncio.to_thread(change, self._call, tool_call, *arguments)
-        order = await asyncio.to_thread(self._store.order, self._call)
+        result = await self._store.run(change, self._call, tool_call, *arguments)
+        order = await self._store.run(self._store.order, self._call)
         if order is not None:
-            await self._on_order(order)
+            try:
+                await self._on_order(order)
+            except Exception as error:  # the change is made, whether a page shows it or not
+                logger.warning("the order cannot be shown: {!r}", error)
         return result

@@ -97,9 +97,25 @@ def test_nothing_is_lost_when_the_process_is_killed(tmp_path: Path, steps: int) 
     connection.close()
 
 
-def test_a_full_or_locked_file_undoes_the_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_undoes_the_change(tmp_path: Path) -> None:
+    store = OrderStore(tmp_path / "orders.db", read_menu())
+    store.add("a", "0", "tea", 1)
+    with store._database.reading() as db:
+        pages = db.execute("PRAGMA page_count").fetchone()[0]
+        db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        for index in range(1, 1_000):
+            store.add("a", str(index), "spicy", 1, note=f"wish {index % 5} {'x' * 70}")
+            store.change("a", f"-{index}", "spicy", 0, note=f"wish {index % 5} {'x' * 70}")
+    order = store.order("a")
+    assert order is not None and str(order).startswith("1 Tea")
+    with store._database.reading() as db:
+        db.execute("PRAGMA max_page_count = 1000000")
+    assert store.add("a", "again", "tea", 1)["order"][0] == "2 Tea"
+    store.close()
+
+
+def test_a_locked_file_undoes_the_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bots.order_window.database._BUSY_SECONDS", 0.05)
     path = tmp_path / "orders.db"
     store = OrderStore(path, read_menu())

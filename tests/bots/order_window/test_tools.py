@@ -126,10 +126,16 @@ async def test_concurrent_callers_and_repeated_tool_calls(store: OrderStore) -> 
     assert {item.stock for item in store.menu().items if item.name != "Coffee"} == {90, 30, 60}
 
 
-async def test_a_failing_file_is_an_error_for_the_llm(
-    store: OrderStore, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_page_that_is_gone_does_not_undo_a_change(store: OrderStore) -> None:
+    async def show(order: Order) -> None:
+        raise ConnectionError("gone")
+
+    result = await use(OrderTools(store, "a", show).add_to_order, {"item": "tea"})
+    assert result["result"] == "Added 1 Tea."
+
+
+async def test_a_failing_file_is_an_error_for_the_llm(store: OrderStore) -> None:
     caller = Caller(store)
-    store.close()
+    store._database.close()
     result = await caller.use("add_to_order", item="tea")
     assert "Nothing was changed" in result["error"] and caller.shown == []
