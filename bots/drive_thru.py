@@ -1,20 +1,23 @@
-"""Takes orders for a restaurant and writes a transcript of every call.
+"""An order window: takes orders for a restaurant and writes a transcript of every call.
 
 python -m bots.drive_thru                         a web page on http://localhost:7860
-python -m bots.drive_thru --stt deepgram          with the caller's words (DEEPGRAM_API_KEY)
+python -m bots.drive_thru --stt whisper           with the caller's words in the transcript
+python -m bots.drive_thru --stt whisper --backend openai
+                                                  orders in a database, shown on /orders
+python -m bots.drive_thru --receipts              the receipts of all placed orders
 
 The model outputs the agent's words, but no transcript of the caller. For the caller's words a
-speech-to-text service runs in parallel; the conversation does not depend on it.
+speech-to-text service runs beside it. With these words, a backend LLM with tools takes the order
+while the agent talks; without a backend, nothing but the transcript is written.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
+from pathlib import Path
 
-from pipecat.pipeline.parallel_pipeline import ParallelPipeline
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.aggregators.llm_response_universal import (
     AssistantTurnStoppedMessage,
@@ -23,14 +26,16 @@ from pipecat.processors.aggregators.llm_response_universal import (
     UserTurnStoppedMessage,
 )
 from pipecat.processors.frame_processor import FrameProcessor
+from pipecat.processors.frameworks.rtvi import RTVIServerMessageFrame
 from pipecat.runner.types import RunnerArguments
-from pipecat.turns.user_start import TranscriptionUserTurnStartStrategy
-from pipecat.turns.user_stop import SpeechTimeoutUserTurnStopStrategy
-from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies, UserTurnStrategies
 
+from bots.backends import add_backend_options, choose_backend
 from bots.call_log import CallRecord, record_folder
 from bots.host import BotCall, BotHost
-from pipecat_personaplex.errors import ConfigError
+from bots.order_window.desk import OrderDesk, add_order_options, open_desk, print_receipts
+from bots.order_window.order import Order
+from bots.stt import add_stt_options, choose_stt, transcribe, turn_strategies
+from pipecat_personaplex.service.delegation import Delegation
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from pipecat_personaplex.service.playout import PlayoutMeter
 
@@ -40,41 +45,53 @@ RESTAURANT = (
     "Information: There are two shakshuka options: Classic (poached eggs, $9.50) and Spicy "
     "(scrambled eggs with jalapenos, $10.25)."
 )
-
-
-def speech_to_text(name: str) -> FrameProcessor | None:
-    """Create the service that transcribes the caller; None for ``"none"``."""
-    if name == "none":
-        return None
-    from pipecat.services.deepgram.stt import DeepgramSTTService
-
-    service: FrameProcessor = DeepgramSTTService(api_key=os.environ["DEEPGRAM_API_KEY"])
-    return service
+_AGENT = "Owen Foster"
+_FILLER = ("One moment, please.", "Let me check.")
 
 
 async def converse(call: BotCall) -> None:
     """Talk with one caller."""
-    await take_order(call, speech_to_text(call.args.stt))
+    create_stt = call.args.create_stt
+    await take_order(call, create_stt() if create_stt else None, call.args.desk)
 
 
-async def take_order(call: BotCall, stt: FrameProcessor | None) -> None:
+async def take_order(
+    call: BotCall, stt: FrameProcessor | None, desk: OrderDesk | None = None
+) -> None:
     """Talk with one caller and write the transcript.
 
     Args:
         call: The call.
         stt: Transcribes the caller; None leaves the caller's words out of the transcript.
+        desk: Takes the order; None for a conversation without consequences.
     """
     settings = call.settings
     about = {"role": "system", "content": settings.system_instruction, "voice": settings.voice}
     record = CallRecord(record_folder(call.args.records), about)
     playout = PlayoutMeter()
+
+    async def show(order: Order) -> None:
+        """Send the order to the caller's page."""
+        message = {"type": "order", "order": order.as_message()}
+        await agent.push_frame(RTVIServerMessageFrame(data=message))
+
     agent = PersonaPlexLLMService(
-        call.engine, settings=settings, greeting=call.args.greeting, playout=playout
+        call.engine,
+        settings=settings,
+        greeting=call.args.greeting,
+        playout=playout,
+        # The order has the name of its transcript.
+        delegation=None
+        if desk is None
+        else Delegation(backend=desk.backend(record.path.stem, show), filler=_FILLER),
     )
-    # Pipecat's copy of the conversation, for example for a summary or a hand-over to a person.
+    # Pipecat's copy of the conversation: the backend reads it.
     context = LLMContext([{"role": "system", "content": call.args.prompt}])
     aggregators = LLMContextAggregatorPair(
-        context, user_params=LLMUserAggregatorParams(user_turn_strategies=_turn_strategies(stt))
+        context,
+        user_params=LLMUserAggregatorParams(
+            user_turn_strategies=turn_strategies(transcribed=stt is not None)
+        ),
     )
     user, assistant = aggregators.user(), aggregators.assistant()
 
@@ -90,33 +107,23 @@ async def take_order(call: BotCall, stt: FrameProcessor | None) -> None:
     ) -> None:
         record.add_turn("assistant", message.content, message.timestamp)
 
-    # In parallel: the time that a transcription takes must not delay the model.
-    listening: list[FrameProcessor] = [user, agent]
-    if stt is not None:
-        listening = [ParallelPipeline([stt, user], [agent])]  # type: ignore[no-untyped-call]
     await call.run(
-        [call.transport.input(), *listening, call.transport.output(), playout, assistant]
-    )
-
-
-def _turn_strategies(stt: FrameProcessor | None) -> UserTurnStrategies:
-    """How the caller's turns are detected; none of these strategies interrupts the agent."""
-    if stt is None:
-        return ExternalUserTurnStrategies(enable_interruptions=False)
-    return UserTurnStrategies(
-        start=[TranscriptionUserTurnStartStrategy(enable_interruptions=False)],
-        stop=[SpeechTimeoutUserTurnStopStrategy()],
+        [
+            call.transport.input(),
+            *([transcribe(stt)] if stt else []),
+            user,
+            agent,
+            call.transport.output(),
+            playout,
+            assistant,
+        ]
     )
 
 
 def _extend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--stt",
-        choices=("none", "deepgram"),
-        default=os.environ.get("PERSONAPLEX_STT") or "none",
-        help="speech-to-text service for the caller's words; deepgram needs DEEPGRAM_API_KEY "
-        "(default: none; environment: PERSONAPLEX_STT)",
-    )
+    add_stt_options(parser)
+    add_backend_options(parser)
+    add_order_options(parser)
     parser.add_argument(
         "--records",
         metavar="FOLDER",
@@ -127,15 +134,15 @@ def _extend(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    # argparse does not check a default, which may come from the environment.
-    if args.stt not in ("none", "deepgram"):
-        raise ConfigError(f"PERSONAPLEX_STT is {args.stt!r}; it must be none or deepgram")
-    if args.stt == "deepgram":
-        if importlib.util.find_spec("deepgram") is None:
-            raise ConfigError("--stt deepgram needs a package: pip install 'pipecat-ai[deepgram]'")
-        if not os.environ.get("DEEPGRAM_API_KEY"):
-            raise ConfigError("--stt deepgram needs DEEPGRAM_API_KEY; get one on deepgram.com")
+    if args.receipts:
+        print_receipts(Path(args.orders))
+        sys.exit()
     record_folder(args.records)
+    backends = choose_backend(args)
+    args.create_stt = choose_stt(args)
+    args.desk = open_desk(args, backends) if backends else None
+    if args.desk and args.prompt == RESTAURANT:
+        args.prompt = args.desk.role(_AGENT)
 
 
 host = BotHost(

