@@ -15,9 +15,9 @@ from bots.options import BotParser
 from tests import golden_data
 from tests.helpers.bots import BotProcess, receive_audio, webrtc_caller
 from tests.helpers.engines import FakeEngine
+from tests.helpers.telephone import CREDENTIALS, OPTIONS, TwilioCall
 
 LOOPBACK = "tests.bots.loopback_assistant"
-TWILIO = {"TWILIO_ACCOUNT_SID": "AC0", "TWILIO_AUTH_TOKEN": "secret"}
 WAIT = 15.0
 
 
@@ -54,15 +54,13 @@ def test_the_roles_are_in_nvidias_words() -> None:
 
 
 async def test_a_connection_that_is_not_twilios_ends_alone() -> None:
-    with BotProcess(LOOPBACK, "-t", "twilio", "-x", "bot.example", **TWILIO) as bot:
-        async with aiohttp.ClientSession(bot.url) as http:
-            async with http.ws_connect("/ws") as call:
-                await call.send_json({"event": "hello"})
-                await call.send_json({"event": "world"})
-                message = await asyncio.wait_for(call.receive(), WAIT)
-                assert message.type is aiohttp.WSMsgType.CLOSE
-            async with http.get("/status") as response:
-                assert response.status == 200
+    with BotProcess(LOOPBACK, *OPTIONS, **CREDENTIALS) as bot:
+        async with TwilioCall(f"{bot.url.replace('http', 'ws')}/ws") as call:
+            await call.socket.send('{"event": "hello"}')
+            await call.socket.send('{"event": "world"}')
+            assert await call.close_code() is not None
+        async with aiohttp.ClientSession(bot.url) as http, http.get("/status") as response:
+            assert response.status == 200
         assert bot.log.count("call refused") == 1
         assert "Traceback" not in bot.log
 
