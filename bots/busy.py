@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 
 from loguru import logger
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipecat_personaplex.asgi.body_limit import MAX_BODY_BYTES, read_body, replay
 from pipecat_personaplex.asgi.responses import respond
@@ -32,6 +32,7 @@ _TWILIO_BUSY = (
     b'<?xml version="1.0" encoding="UTF-8"?>\n<Response><Reject reason="busy"/></Response>\n'
 )
 _SETUP_FAILED = "the call could not be set up; the bot's log says why"
+_BAD_OFFER = b'{"detail": "the offer could not be used"}'
 _BUSY = "every slot is in use; try again in a moment"
 
 
@@ -80,17 +81,32 @@ class RefuseWhenFull:
     async def _pass_on(
         self, request: tuple[str, str], scope: Scope, receive: Receive, send: Send
     ) -> None:
+        responded = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal responded
+            responded = True
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, noting_send)
         except Exception as error:
-            # Daily refused a room. The client needs a response; a traceback would not help.
-            if request not in _STARTS:
+            if responded:
+                raise  # the call itself has failed, which follows the response
+            # The client needs a response; a traceback would not help, and may quote the client.
+            if _OFFER.fullmatch(scope["path"]):
+                logger.bind(client=client_address.get()).warning(
+                    "an offer could not be used: {}", type(error).__name__
+                )
+                await _respond(send, 400, "application/json", _BAD_OFFER)
+            elif request in _STARTS:  # such as a room that Daily refused
+                logger.bind(client=client_address.get()).error(
+                    "a call could not start: {}", error_summary(error)
+                )
+                body = json.dumps({"detail": _SETUP_FAILED}).encode()
+                await _respond(send, 502, "application/json", body)
+            else:
                 raise
-            logger.bind(client=client_address.get()).error(
-                "a call could not start: {}", error_summary(error)
-            )
-            body = json.dumps({"detail": _SETUP_FAILED}).encode()
-            await _respond(send, 502, "application/json", body)
 
 
 def error_summary(error: Exception) -> str:

@@ -50,6 +50,7 @@ from pipecat_personaplex.interface import EngineLike
 from pipecat_personaplex.protocol.moshi import MOSHI_PATH
 from pipecat_personaplex.server.listen import open_socket
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
+from pipecat_personaplex.service.webrtc_clock import use_monotonic_time
 
 # WebSocket close code "try again later".
 _WS_TRY_AGAIN_LATER = 1013
@@ -227,6 +228,7 @@ class BotHost:
                 if self._check is not None:
                     self._check(args)
                 self._args = args
+                use_monotonic_time()
                 protection = Protection.of(args, lambda: self.full)
                 if not args.direct:
                     # Before the model is loaded: a port that is in use is noticed at once.
