@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from types import FrameType
 
 from loguru import logger
@@ -28,6 +28,7 @@ from pipecat.runner.types import (
 )
 from pipecat.transports.base_transport import BaseTransport
 from pipecat.workers.runner import WorkerRunner
+from starlette.websockets import WebSocketDisconnect
 
 from bots.busy import client_address, error_summary
 from bots.caller_watch import CallerWatch
@@ -228,7 +229,8 @@ class BotHost:
                 if self._check is not None:
                     self._check(args)
                 self._args = args
-                use_monotonic_time()
+                if args.transport == "webrtc":
+                    use_monotonic_time()
                 protection = Protection.of(args, lambda: self.full)
                 if not args.direct:
                     # Before the model is loaded: a port that is in use is noticed at once.
@@ -394,4 +396,5 @@ async def _hang_up(runner_args: RunnerArguments) -> None:
         case SmallWebRTCRunnerArguments():
             await runner_args.webrtc_connection.disconnect()
         case WebSocketRunnerArguments():
-            await runner_args.websocket.close(_WS_TRY_AGAIN_LATER)
+            with suppress(RuntimeError, WebSocketDisconnect):  # the client has closed it
+                await runner_args.websocket.close(_WS_TRY_AGAIN_LATER)

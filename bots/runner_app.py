@@ -25,6 +25,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from bots.busy import RefuseWhenFull
 from bots.page_key import KeyGuard
+from bots.start_rate import StartRate
 from bots.twilio_signature import TwilioOnly
 from pipecat_personaplex.asgi.body_limit import BodyLimit
 from pipecat_personaplex.asgi.origins import OriginGuard
@@ -134,6 +135,7 @@ def _add_middleware(args: argparse.Namespace, protection: Protection) -> None:
     """Add the middleware; the first is the innermost."""
     app = runner.app
     app.add_middleware(RefuseWhenFull, full=protection.full)
+    app.add_middleware(StartRate)
     if protection.token is not None:
         app.add_middleware(TwilioOnly, token=protection.token, host=args.proxy)
     if protection.keys is not None:

@@ -64,6 +64,8 @@ async def open_transport(runner_args: RunnerArguments) -> BaseTransport:
 
 async def _connected(connection: Any) -> None:
     """Wait until a ``SmallWebRTCConnection`` is connected."""
+    if not any(transceiver.kind == "audio" for transceiver in connection.pc.getTransceivers()):
+        raise ValueError("the offer has no audio")
     changed = asyncio.Event()
     connection.pc.on("connectionstatechange", changed.set)
     while (state := connection.pc.connectionState) != "connected":

@@ -8,11 +8,11 @@ import hmac
 from collections.abc import Iterable, Sequence
 from urllib.parse import parse_qsl
 
-from loguru import logger
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipecat_personaplex.asgi.body_limit import MAX_BODY_BYTES, read_body, replay
+from pipecat_personaplex.asgi.refusal_log import RefusalLog
 from pipecat_personaplex.asgi.responses import refuse
 
 _HEADER = "x-twilio-signature"
@@ -64,6 +64,7 @@ class TwilioOnly:
         self._app = app
         self._token = token
         self._host = host
+        self._log = RefusalLog(_REFUSED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request or pass it on."""
@@ -83,8 +84,7 @@ class TwilioOnly:
                 form = _parse(body)
         given = connection.headers.get(_HEADER, "")
         if not is_valid(given, self._token, self._urls(connection), form):
-            client = connection.client.host if connection.client else "unknown"
-            logger.warning("request refused: client {}: {}", client, _REFUSED)
+            self._log.add(scope)
             await refuse(kind, send, 403, _REFUSED)
             return
         await self._app(scope, receive, send)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Collection
 
-from loguru import logger
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pipecat_personaplex.asgi.refusal_log import RefusalLog
 from pipecat_personaplex.asgi.responses import refuse
 from pipecat_personaplex.errors import AccessDenied
 
@@ -28,6 +28,7 @@ class OriginGuard:
         self._app = app
         self._allowed = frozenset(allowed)
         self._keys_required = keys_required
+        self._log = RefusalLog("its page is of another site; --allowed-origins can allow it")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request or pass it on."""
@@ -36,7 +37,7 @@ class OriginGuard:
             try:
                 check_origin(connection, self._allowed, keys_required=self._keys_required)
             except AccessDenied as error:
-                logger.info("request refused: {}", error)
+                self._log.add(scope)
                 await refuse(scope["type"], send, 403, str(error))
                 return
         await self._app(scope, receive, send)
