@@ -8,16 +8,12 @@ import gc
 import os
 import signal
 import sys
-import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from types import FrameType
 
 from loguru import logger
-from pipecat.frames.frames import ErrorFrame, Frame
-from pipecat.pipeline.pipeline import Pipeline
-from pipecat.pipeline.worker import PipelineParams, PipelineWorker, ProcessorUnusablePolicy
-from pipecat.processors.frame_processor import FrameProcessor
+from pipecat.pipeline.worker import PipelineWorker
 
 # Import the runner before anything reads the environment: it loads a .env file.
 from pipecat.runner import run as runner
@@ -27,18 +23,16 @@ from pipecat.runner.types import (
     WebSocketRunnerArguments,
 )
 from pipecat.transports.base_transport import BaseTransport
-from pipecat.workers.runner import WorkerRunner
 from starlette.websockets import WebSocketDisconnect
 
+from bots.bot_call import BotCall as BotCall
 from bots.busy import client_address, error_summary
-from bots.caller_watch import CallerWatch
 from bots.engines import connect_engine, load_engine
 from bots.handshakes import Handshakes
 from bots.logs import configure_bot_logging
 from bots.options import BotParser
 from bots.protection_options import connect_seconds
 from bots.runner_app import Protection, configure_runner
-from bots.session_log import LoggedEngine
 from bots.transports import (
     open_transport,
     sample_rate,
@@ -59,113 +53,6 @@ _WS_TRY_AGAIN_LATER = 1013
 _MAX_HANDSHAKES = 64
 # Twilio sends its handshake as soon as it has connected.
 _TWILIO_HANDSHAKE_SECONDS = 10.0
-
-
-class BotCall:
-    """One call, as a bot's ``converse`` function gets it.
-
-    Args:
-        engine: The engine that all calls share.
-        transport: The connection to the caller.
-        settings: The agent's settings, from the options.
-        args: All options, the runner's included.
-        rate: Sample rate of the pipeline, in and out.
-        idle_seconds: How long the pipeline may be idle before the call ends; None for ever.
-        running: Workers of the calls in progress. The call adds its own while it runs.
-        client: Name of the client in the log; empty if it is not known.
-
-    Attributes:
-        engine: The same engine; sessions that are opened through it are logged.
-    """
-
-    def __init__(
-        self,
-        engine: EngineLike,
-        transport: BaseTransport,
-        settings: PersonaPlexLLMSettings,
-        args: argparse.Namespace,
-        *,
-        rate: int,
-        idle_seconds: float | None,
-        running: set[PipelineWorker],
-        client: str = "",
-    ):
-        self.engine = LoggedEngine(engine, client)
-        self.transport = transport
-        self.settings = settings
-        self.args = args
-        self._rate = rate
-        self._idle_seconds = idle_seconds
-        self._running = running
-        self._client = client
-
-    async def run(self, processors: Sequence[FrameProcessor]) -> None:
-        """Run the call's pipeline until the caller hangs up or the agent cannot go on.
-
-        Args:
-            processors: The pipeline, from the transport's input on.
-        """
-        watch = CallerWatch()
-        worker = PipelineWorker(
-            Pipeline([processors[0], watch, *processors[1:]]),
-            params=PipelineParams(
-                audio_in_sample_rate=self._rate,
-                audio_out_sample_rate=self._rate,
-                enable_metrics=True,
-                enable_usage_metrics=True,
-                send_initial_empty_metrics=False,
-            ),
-            idle_timeout_secs=self._idle_seconds,
-            processor_unusable_policy=ProcessorUnusablePolicy.END,
-        )
-        end_reason = ""
-
-        @worker.event_handler("on_pipeline_finished")  # type: ignore[untyped-decorator]
-        async def on_pipeline_finished(worker: object, frame: Frame) -> None:
-            nonlocal end_reason
-            end_reason = end_reason or getattr(frame, "reason", None) or "the pipeline ended"
-
-        @worker.event_handler("on_pipeline_error")  # type: ignore[untyped-decorator]
-        async def on_pipeline_error(worker: object, frame: ErrorFrame) -> None:
-            nonlocal end_reason
-            if frame.processor is not None and not frame.processor.is_usable:
-                end_reason = " ".join(frame.error.split())  # this error ends the pipeline
-
-        @self.transport.event_handler("on_client_connected")  # type: ignore[untyped-decorator]
-        async def on_client_connected(transport: object, client: object) -> None:
-            watch.connected()
-
-        @self.transport.event_handler("on_client_disconnected")  # type: ignore[untyped-decorator]
-        async def on_client_disconnected(transport: object, client: object) -> None:
-            await worker.cancel(reason="the caller hung up")
-
-        if self.args.transport == "daily":
-            # Pipecat would run on without a room, and the session would hold its slot for ever.
-            @self.transport.event_handler("on_error")  # type: ignore[untyped-decorator]
-            async def on_error(transport: object, error: str) -> None:
-                await worker.cancel(reason="the Daily room failed")
-
-        workers = WorkerRunner(handle_sigint=False)
-        await workers.add_workers(worker)
-        self._running.add(worker)
-        started = time.monotonic()
-        watching = asyncio.create_task(
-            watch.end_if_absent(
-                connect_seconds(self.args),
-                self.args.silent_seconds or None,
-                lambda reason: worker.cancel(reason=reason),
-            )
-        )
-        try:
-            await workers.run()
-        finally:
-            watching.cancel()
-            self._running.discard(worker)
-            logger.bind(session=self.engine.session_id, client=self._client).info(
-                "call ended after {:.1f} s: {}",
-                time.monotonic() - started,
-                end_reason or "the pipeline did not start",
-            )
 
 
 class BotHost:

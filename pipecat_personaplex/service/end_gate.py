@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipecat.frames.frames import ControlFrame, EndFrame, Frame
+from pipecat.frames.frames import CancelFrame, ControlFrame, EndFrame, Frame
 from pipecat.pipeline.worker import PipelineWorker
 
 from pipecat_personaplex.service.call import Call
@@ -83,6 +83,10 @@ class EndGate:
         await asyncio.wait({waiting}, timeout=_ARRIVAL_SECONDS)
         waiting.cancel()
         await self.wait()
+        if self._cancelled():
+            # The worker's own CancelFrame waits behind the EndFrame, which waits until the audio
+            # is played: to a caller who has hung up, for ever.
+            await pipeline.queue_frame(CancelFrame())
 
     def _cancelled(self) -> bool:
         # The worker queues a CancelFrame behind the EndFrame and has no other sign of it.
