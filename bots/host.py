@@ -132,6 +132,8 @@ class BotHost:
                 # 200 ms. Frozen objects are not scanned.
                 gc.collect()
                 gc.freeze()
+                # At the exit they must be collected, else libraries report them as leaked.
+                stack.callback(gc.unfreeze)
 
             parser = BotParser(self._description, self._prompt, prepare)
             if self._extend is not None:

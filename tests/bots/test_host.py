@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import signal
 
 import aiohttp
 import pytest
@@ -71,3 +73,13 @@ async def test_sigterm_ends_running_calls() -> None:
             async with http.post("/api/offer", json=body) as response:
                 await receive_audio(peer, await response.json())
             assert await asyncio.to_thread(bot.stop)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_no_report_of_leaks() -> None:
+    """The libraries of the engine report objects that are not collected at the exit."""
+    with BotProcess("bots.assistant", "--model", "nano", "--device", "cpu") as bot:
+        os.kill(bot.pid, signal.SIGINT)
+        bot._process.wait(WAIT)
+        bot._reader.join(WAIT)
+        assert "leaked" not in bot.log and "Traceback" not in bot.log

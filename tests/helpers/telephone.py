@@ -54,9 +54,11 @@ class TwilioCall:
 
     Args:
         url: URL of the bot's WebSocket.
+        address: Address of the client as a proxy reports it.
     """
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, address: str = "127.0.0.1"):
+        self._headers = signed(f"wss://{PUBLIC}/ws") | {"X-Forwarded-For": address}
         number = next(_numbers)
         self.stream_sid = f"MZ{number:032x}"
         self.call_sid = f"CA{number:032x}"
@@ -71,7 +73,7 @@ class TwilioCall:
             self._url,
             proxy=None,
             ping_interval=None,
-            additional_headers=signed(f"wss://{PUBLIC}/ws"),
+            additional_headers=self._headers,
         )
         self._reader = asyncio.create_task(self._read())
         return self
