@@ -15,7 +15,7 @@ from tests.helpers.bots import BotProcess, receive_audio, webrtc_caller
 from tests.helpers.telephone import CREDENTIALS, OPTIONS, TwilioCall
 
 LOOPBACK = "tests.bots.loopback_assistant"
-CALLS, WARM_UP, AT_ONCE = 1_000, 100, 4
+CALLS, WARM_UP, AT_ONCE = 1_000, 100, 2
 
 
 async def telephone_call(bot: BotProcess, address: str) -> None:
@@ -49,7 +49,7 @@ async def make_calls(bot: BotProcess, transport: str, calls: int) -> None:
 
 async def churn(transport: str, calls: int, warm_up: int) -> tuple[float, float]:
     """MiB after the first calls, and after all."""
-    options = (*(OPTIONS if transport == "twilio" else ()), "--max-sessions", "16")
+    options = (*(OPTIONS if transport == "twilio" else ()), "--max-sessions", "4")
     with BotProcess(LOOPBACK, *options, **CREDENTIALS) as bot:
         await make_calls(bot, transport, warm_up)
         before = memory_mib(bot.pid)
