@@ -10,6 +10,9 @@ from contextvars import ContextVar
 from loguru import logger
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipecat_personaplex.asgi.body_limit import MAX_BODY_BYTES, read_body, replay
+from pipecat_personaplex.asgi.responses import respond
+
 client_address: ContextVar[str] = ContextVar("client_address", default="")
 """Address of the client whose request is being served; empty outside a request.
 
@@ -29,6 +32,7 @@ _TWILIO_BUSY = (
     b'<?xml version="1.0" encoding="UTF-8"?>\n<Response><Reject reason="busy"/></Response>\n'
 )
 _SETUP_FAILED = "the call could not be set up; the bot's log says why"
+_BAD_OFFER = b'{"detail": "the offer could not be used"}'
 _BUSY = "every slot is in use; try again in a moment"
 
 
@@ -64,9 +68,9 @@ class RefuseWhenFull:
             await _respond(send, 200, "application/xml", _TWILIO_BUSY)
             return
         if scope["method"] == "POST" and _OFFER.fullmatch(scope["path"]):
-            body, receive = await _read_body(receive)
+            body = await read_body(receive, MAX_BODY_BYTES) or b""
             if _renegotiates(body):
-                await self._app(scope, receive, send)
+                await self._app(scope, replay(body, receive), send)
                 return
         elif request not in _STARTS:
             await self._app(scope, receive, send)
@@ -77,17 +81,32 @@ class RefuseWhenFull:
     async def _pass_on(
         self, request: tuple[str, str], scope: Scope, receive: Receive, send: Send
     ) -> None:
+        responded = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal responded
+            responded = True
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, noting_send)
         except Exception as error:
-            # Daily refused a room. The client needs a response; a traceback would not help.
-            if request not in _STARTS:
+            if responded:
+                raise  # the call itself has failed, which follows the response
+            # The client needs a response; a traceback would not help, and may quote the client.
+            if _OFFER.fullmatch(scope["path"]):
+                logger.bind(client=client_address.get()).warning(
+                    "an offer could not be used: {}", type(error).__name__
+                )
+                await _respond(send, 400, "application/json", _BAD_OFFER)
+            elif request in _STARTS:  # such as a room that Daily refused
+                logger.bind(client=client_address.get()).error(
+                    "a call could not start: {}", error_summary(error)
+                )
+                body = json.dumps({"detail": _SETUP_FAILED}).encode()
+                await _respond(send, 502, "application/json", body)
+            else:
                 raise
-            logger.bind(client=client_address.get()).error(
-                "a call could not start: {}", error_summary(error)
-            )
-            body = json.dumps({"detail": _SETUP_FAILED}).encode()
-            await _respond(send, 502, "application/json", body)
 
 
 def error_summary(error: Exception) -> str:
@@ -104,29 +123,10 @@ def _renegotiates(body: bytes) -> bool:
     """Whether an offer belongs to a connection that exists."""
     try:
         return bool(json.loads(body).get("pc_id"))
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return False
 
 
-async def _read_body(receive: Receive) -> tuple[bytes, Receive]:
-    """Read the body of a request; returns it and a ``receive`` that delivers it once more."""
-    messages: list[Message] = []
-    while not messages or messages[-1].get("more_body"):
-        messages.append(await receive())
-    body = b"".join(message.get("body", b"") for message in messages)
-
-    async def replay() -> Message:
-        return messages.pop(0) if messages else await receive()
-
-    return body, replay
-
-
 async def _respond(send: Send, status: int, content_type: str, body: bytes) -> None:
-    headers = [
-        (b"content-type", content_type.encode()),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    if status == 503:
-        headers.append((b"retry-after", str(_RETRY_SECONDS).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    retry = {"retry-after": str(_RETRY_SECONDS)} if status == 503 else {}
+    await respond(send, status, body, content_type=content_type, headers=retry)

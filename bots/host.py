@@ -8,16 +8,12 @@ import gc
 import os
 import signal
 import sys
-import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from types import FrameType
 
 from loguru import logger
-from pipecat.frames.frames import ErrorFrame, Frame
-from pipecat.pipeline.pipeline import Pipeline
-from pipecat.pipeline.worker import PipelineParams, PipelineWorker, ProcessorUnusablePolicy
-from pipecat.processors.frame_processor import FrameProcessor
+from pipecat.pipeline.worker import PipelineWorker
 
 # Import the runner before anything reads the environment: it loads a .env file.
 from pipecat.runner import run as runner
@@ -27,13 +23,16 @@ from pipecat.runner.types import (
     WebSocketRunnerArguments,
 )
 from pipecat.transports.base_transport import BaseTransport
-from pipecat.workers.runner import WorkerRunner
+from starlette.websockets import WebSocketDisconnect
 
-from bots.busy import RefuseWhenFull, client_address, error_summary
+from bots.bot_call import BotCall as BotCall
+from bots.busy import client_address, error_summary
 from bots.engines import connect_engine, load_engine
+from bots.handshakes import Handshakes
 from bots.logs import configure_bot_logging
 from bots.options import BotParser
-from bots.session_log import LoggedEngine
+from bots.protection_options import connect_seconds
+from bots.runner_app import Protection, configure_runner
 from bots.transports import (
     open_transport,
     sample_rate,
@@ -44,100 +43,16 @@ from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig
 from pipecat_personaplex.errors import EngineFull, PersonaPlexError, UserError, VoiceNotFound
 from pipecat_personaplex.interface import EngineLike
 from pipecat_personaplex.protocol.moshi import MOSHI_PATH
+from pipecat_personaplex.server.listen import open_socket
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
+from pipecat_personaplex.service.webrtc_clock import use_monotonic_time
 
 # WebSocket close code "try again later".
 _WS_TRY_AGAIN_LATER = 1013
-
-
-class BotCall:
-    """One call, as a bot's ``converse`` function gets it.
-
-    Args:
-        engine: The engine that all calls share.
-        transport: The connection to the caller.
-        settings: The agent's settings, from the options.
-        args: All options, the runner's included.
-        rate: Sample rate of the pipeline, in and out.
-        idle_seconds: How long the pipeline may be idle before the call ends; None for ever.
-        running: Workers of the calls in progress. The call adds its own while it runs.
-        client: Name of the client in the log; empty if it is not known.
-
-    Attributes:
-        engine: The same engine; sessions that are opened through it are logged.
-    """
-
-    def __init__(
-        self,
-        engine: EngineLike,
-        transport: BaseTransport,
-        settings: PersonaPlexLLMSettings,
-        args: argparse.Namespace,
-        *,
-        rate: int,
-        idle_seconds: float | None,
-        running: set[PipelineWorker],
-        client: str = "",
-    ):
-        self.engine = LoggedEngine(engine, client)
-        self.transport = transport
-        self.settings = settings
-        self.args = args
-        self._rate = rate
-        self._idle_seconds = idle_seconds
-        self._running = running
-        self._client = client
-
-    async def run(self, processors: Sequence[FrameProcessor]) -> None:
-        """Run the call's pipeline until the caller hangs up or the agent cannot go on."""
-        worker = PipelineWorker(
-            Pipeline(list(processors)),
-            params=PipelineParams(
-                audio_in_sample_rate=self._rate,
-                audio_out_sample_rate=self._rate,
-                enable_metrics=True,
-                enable_usage_metrics=True,
-                send_initial_empty_metrics=False,
-            ),
-            idle_timeout_secs=self._idle_seconds,
-            processor_unusable_policy=ProcessorUnusablePolicy.END,
-        )
-        end_reason = ""
-
-        @worker.event_handler("on_pipeline_finished")  # type: ignore[untyped-decorator]
-        async def on_pipeline_finished(worker: object, frame: Frame) -> None:
-            nonlocal end_reason
-            end_reason = end_reason or getattr(frame, "reason", None) or "the pipeline ended"
-
-        @worker.event_handler("on_pipeline_error")  # type: ignore[untyped-decorator]
-        async def on_pipeline_error(worker: object, frame: ErrorFrame) -> None:
-            nonlocal end_reason
-            if frame.processor is not None and not frame.processor.is_usable:
-                end_reason = " ".join(frame.error.split())  # this error ends the pipeline
-
-        @self.transport.event_handler("on_client_disconnected")  # type: ignore[untyped-decorator]
-        async def on_client_disconnected(transport: object, client: object) -> None:
-            await worker.cancel(reason="the caller hung up")
-
-        if self.args.transport == "daily":
-            # Pipecat would run on without a room, and the session would hold its slot for ever.
-            @self.transport.event_handler("on_error")  # type: ignore[untyped-decorator]
-            async def on_error(transport: object, error: str) -> None:
-                await worker.cancel(reason="the Daily room failed")
-
-        workers = WorkerRunner(handle_sigint=False)
-        await workers.add_workers(worker)
-        self._running.add(worker)
-        started = time.monotonic()
-        try:
-            await workers.run()
-        finally:
-            self._running.discard(worker)
-            logger.bind(session=self.engine.session_id, client=self._client).info(
-                "call ended after {:.1f} s: {}",
-                time.monotonic() - started,
-                end_reason or "the pipeline did not start",
-            )
+# Connections that are not complete yet. Each has a peer connection or a WebSocket, but no slot.
+_MAX_HANDSHAKES = 64
+# Twilio sends its handshake as soon as it has connected.
+_TWILIO_HANDSHAKE_SECONDS = 10.0
 
 
 class BotHost:
@@ -182,6 +97,7 @@ class BotHost:
         self._args = argparse.Namespace()
         self._active_calls = 0
         self._running: set[PipelineWorker] = set()
+        self._handshakes = Handshakes(_MAX_HANDSHAKES)
         self._signals_chained = False
 
     def main(self, engine: EngineLike | None = None) -> int:
@@ -200,6 +116,14 @@ class BotHost:
                 if self._check is not None:
                     self._check(args)
                 self._args = args
+                if args.transport == "webrtc":
+                    use_monotonic_time()
+                protection = Protection.of(args, lambda: self.full)
+                if not args.direct:
+                    # Before the model is loaded: a port that is in use is noticed at once.
+                    listening = open_socket(args.host, args.port)
+                    stack.callback(listening.close)
+                    configure_runner(protection, listening)
                 self._engine = engine
                 if engine is None:
                     self._engine = stack.enter_context(_create_engine(args))
@@ -208,11 +132,12 @@ class BotHost:
                 # 200 ms. Frozen objects are not scanned.
                 gc.collect()
                 gc.freeze()
+                # At the exit they must be collected, else libraries report them as leaked.
+                stack.callback(gc.unfreeze)
 
             parser = BotParser(self._description, self._prompt, prepare)
             if self._extend is not None:
                 self._extend(parser)
-            runner.app.add_middleware(RefuseWhenFull, full=lambda: self.full)
             try:
                 runner.main(parser)
             except PersonaPlexError as error:
@@ -221,7 +146,8 @@ class BotHost:
             except Exception as error:
                 # With --direct, Pipecat creates the Daily room before the first call. A wrong
                 # Daily key raises here.
-                if not self._args.direct or self._signals_chained:
+                # An early error leaves the options empty.
+                if not getattr(self._args, "direct", False) or self._signals_chained:
                     raise
                 print(f"error: no Daily room: {error_summary(error)}", file=sys.stderr)
                 return 2
@@ -246,8 +172,11 @@ class BotHost:
         client = client_address.get()
         log = logger.bind(client=client)
         try:
+            self._refuse_if_full()
+            # A client that never completes its handshake holds no slot.
+            transport = await self._shake_hands(runner_args)
             with self._reserve_slot():
-                call = await self._connect(runner_args, client)
+                call = self._create_call(runner_args, transport, client)
                 log.info("call accepted: {}, client {}", self._args.transport, client or "unknown")
                 await self._converse(call)
         except (PersonaPlexError, ValueError, OSError) as error:
@@ -255,30 +184,41 @@ class BotHost:
             log.error("call refused: client {}: {}", client or "unknown", error_summary(error))
             await _hang_up(runner_args)
 
-    @contextmanager
-    def _reserve_slot(self) -> Iterator[None]:
-        # Two requests may pass RefuseWhenFull at the same time; only one gets the last slot.
+    def _refuse_if_full(self) -> None:
         if self.full:
             raise EngineFull(self._max_calls)
+
+    @contextmanager
+    def _reserve_slot(self) -> Iterator[None]:
+        # Several callers may complete their handshakes at once; only one gets the last slot.
+        self._refuse_if_full()
         self._active_calls += 1
         try:
             yield
         finally:
             self._active_calls -= 1
 
-    async def _connect(self, runner_args: RunnerArguments, client: str) -> BotCall:
-        assert self._engine is not None, "main() comes first"
+    async def _shake_hands(self, runner_args: RunnerArguments) -> BaseTransport:
         transport = transport_of(runner_args)
         if transport != self._args.transport:
             raise ValueError(f"this bot serves only -t {self._args.transport}")
         if isinstance(runner_args, SmallWebRTCRunnerArguments):
             shorten_microphone_buffer(runner_args.webrtc_connection)
+        seconds = connect_seconds(self._args)
+        if transport == "twilio":
+            seconds = min(seconds or _TWILIO_HANDSHAKE_SECONDS, _TWILIO_HANDSHAKE_SECONDS)
+        return await self._handshakes.run(open_transport(runner_args), seconds)
+
+    def _create_call(
+        self, runner_args: RunnerArguments, transport: BaseTransport, client: str
+    ) -> BotCall:
+        assert self._engine is not None, "main() comes first"
         return BotCall(
             self._engine,
-            await open_transport(runner_args),
+            transport,
             PersonaPlexLLMSettings(voice=self._args.voice, system_instruction=self._args.prompt),
             self._args,
-            rate=sample_rate(transport),
+            rate=sample_rate(self._args.transport),
             idle_seconds=runner_args.pipeline_idle_timeout_secs,
             running=self._running,
             client=client,
@@ -293,6 +233,7 @@ class BotHost:
         ending: set[asyncio.Task[None]] = set()
 
         def end_calls() -> None:
+            self._handshakes.end()
             ending.update(
                 loop.create_task(worker.cancel(reason="the bot is stopping"))
                 for worker in self._running
@@ -344,4 +285,5 @@ async def _hang_up(runner_args: RunnerArguments) -> None:
         case SmallWebRTCRunnerArguments():
             await runner_args.webrtc_connection.disconnect()
         case WebSocketRunnerArguments():
-            await runner_args.websocket.close(_WS_TRY_AGAIN_LATER)
+            with suppress(RuntimeError, WebSocketDisconnect):  # the client has closed it
+                await runner_args.websocket.close(_WS_TRY_AGAIN_LATER)

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from bots.protection_options import add_protection_options, restrict_runner_options
+from bots.twilio import ACCOUNT_SID
 from pipecat_personaplex.cli.logs import LOG_LEVELS
 from pipecat_personaplex.cli.options import named_voice
 from pipecat_personaplex.config import AUTO_MODEL
 from pipecat_personaplex.errors import ConfigError
 
-_TWILIO_KEYS = "TWILIO_ACCOUNT_SID with TWILIO_AUTH_TOKEN, or with TWILIO_API_KEY and _API_SECRET"
 _TRANSPORTS = ("webrtc", "daily", "twilio")
 
 
@@ -56,8 +57,8 @@ environment (an option wins over it; a .env file is read too):
   PERSONAPLEX_API_KEY                               for --engine, if its servers require a key
   HF_TOKEN                                          to download the gated 7B weights
   DAILY_API_KEY                                     for -t daily
-  TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN             for -t twilio, to hang up; instead of the
-  TWILIO_API_KEY, TWILIO_API_SECRET                 token, an API key and its secret
+  TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN             for -t twilio: verify requests, hang up
+  TWILIO_API_KEY, TWILIO_API_SECRET                 to hang up with an API key in place of the token
 """
 
 
@@ -162,6 +163,7 @@ class BotParser(argparse.ArgumentParser):
             action="store_true",
             help="write log lines as JSON objects, one a line",
         )
+        add_protection_options(self)
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -173,12 +175,14 @@ class BotParser(argparse.ArgumentParser):
                 action.help = "where callers come from (default: webrtc)"
             elif action.dest == "verbose":  # the runner's option
                 action.help = "the same as --log-level DEBUG"
+        restrict_runner_options(self)
         parsed: argparse.Namespace = super().parse_args(args, namespace)
         if parsed.direct:
             parsed.transport = parsed.transport or "daily"
         # Without a transport the runner would serve all of them, also those that are not checked.
         parsed.transport = parsed.transport or "webrtc"
-        check_transport(parsed.transport, parsed.proxy, os.environ)
+        unsigned = parsed.allow_unsigned
+        check_transport(parsed.transport, parsed.proxy, os.environ, allow_unsigned=unsigned)
         if parsed.verbose:
             parsed.log_level = "DEBUG"
         _fill(parsed, _CALL_OPTIONS | {"prompt": (str, self._prompt)}, os.environ)
@@ -193,7 +197,13 @@ class BotParser(argparse.ArgumentParser):
         self.exit(2)
 
 
-def check_transport(transport: str, proxy: str | None, environment: Mapping[str, str]) -> None:
+def check_transport(
+    transport: str,
+    proxy: str | None,
+    environment: Mapping[str, str],
+    *,
+    allow_unsigned: bool = False,
+) -> None:
     """Check that what a transport needs is installed and set.
 
     Raises:
@@ -205,12 +215,19 @@ def check_transport(transport: str, proxy: str | None, environment: Mapping[str,
         if not environment.get("DAILY_API_KEY"):
             raise ConfigError("-t daily needs DAILY_API_KEY; get one on dashboard.daily.co")
     if transport == "twilio":
-        has_key = environment.get("TWILIO_API_KEY") and environment.get("TWILIO_API_SECRET")
-        secrets = bool(environment.get("TWILIO_AUTH_TOKEN")) + bool(has_key)
-        if not environment.get("TWILIO_ACCOUNT_SID") or not secrets:
-            raise ConfigError(f"-t twilio needs {_TWILIO_KEYS}; get them on console.twilio.com")
-        if secrets == 2:
-            raise ConfigError("-t twilio accepts TWILIO_AUTH_TOKEN or an API key, not both")
+        if not ACCOUNT_SID.fullmatch(environment.get("TWILIO_ACCOUNT_SID", "")):
+            raise ConfigError(
+                "-t twilio needs TWILIO_ACCOUNT_SID, AC and 32 hexadecimal digits; it is on "
+                "console.twilio.com"
+            )
+        key = bool(environment.get("TWILIO_API_KEY"))
+        if key != bool(environment.get("TWILIO_API_SECRET")):
+            raise ConfigError("TWILIO_API_KEY and TWILIO_API_SECRET need each other")
+        if not environment.get("TWILIO_AUTH_TOKEN") and not (key and allow_unsigned):
+            raise ConfigError(
+                "-t twilio needs TWILIO_AUTH_TOKEN, with which Twilio signs its requests; it is on "
+                "console.twilio.com"
+            )
         if not proxy:
             raise ConfigError("-t twilio needs -x HOST, the public name that Twilio can reach")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,16 +16,17 @@ from pipecat.runner.types import (
 )
 from pipecat.runner.utils import create_transport
 from pipecat.transports.base_transport import BaseTransport, TransportParams
-from pipecat.transports.websocket.fastapi import FastAPIWebsocketParams
+from pipecat.transports.websocket.fastapi import (
+    FastAPIWebsocketParams,
+    FastAPIWebsocketTransport,
+)
 
+from bots.twilio import CallerSerializer, read_handshake
 from pipecat_personaplex.constants import SAMPLE_RATE
 
 # Sample rate of each transport, in Hz. Pipecat's resamplers add up to 150 ms of delay, so a
 # pipeline runs at the rate of its transport and the service resamples.
 _RATES = {"webrtc": SAMPLE_RATE, "daily": SAMPLE_RATE, "twilio": 8_000}
-
-# Twilio sends its handshake as soon as it has connected.
-_HANDSHAKE_SECONDS = 10.0
 
 
 def transport_of(runner_args: RunnerArguments) -> str:
@@ -40,20 +42,37 @@ def transport_of(runner_args: RunnerArguments) -> str:
 
 
 async def open_transport(runner_args: RunnerArguments) -> BaseTransport:
-    """Create the transport of a call; on the telephone, read Twilio's handshake first.
+    """Complete the handshake of a call and create its transport.
+
+    This may wait for ever: a client need not send anything.
 
     Raises:
-        ValueError: The handshake is not Twilio's, or did not arrive within 10 s. Without that
-            limit a silent connection would hold its slot for ever.
+        ValueError: The client does not follow its protocol, or cannot be reached.
     """
-    try:
-        async with asyncio.timeout(_HANDSHAKE_SECONDS):
-            return await create_transport(runner_args, transport_params())
-    except TimeoutError:
-        raise ValueError(f"no handshake within {_HANDSHAKE_SECONDS:.0f} s") from None
-    except (AttributeError, KeyError, TypeError) as error:
-        # Pipecat reads the fields of the first messages without checking that they exist.
-        raise ValueError(f"the handshake is not Twilio's: {error}") from error
+    params = transport_params()[transport_of(runner_args)]
+    match runner_args:
+        case SmallWebRTCRunnerArguments():
+            await _connected(runner_args.webrtc_connection)
+        case WebSocketRunnerArguments():
+            account = os.environ.get("TWILIO_ACCOUNT_SID", "")
+            start = await read_handshake(runner_args.websocket, account)
+            settings = _twilio()
+            settings.serializer = CallerSerializer(start)
+            return FastAPIWebsocketTransport(runner_args.websocket, settings)
+    return await create_transport(runner_args, {transport_of(runner_args): params})
+
+
+async def _connected(connection: Any) -> None:
+    """Wait until a ``SmallWebRTCConnection`` is connected."""
+    if not any(transceiver.kind == "audio" for transceiver in connection.pc.getTransceivers()):
+        raise ValueError("the offer has no audio")
+    changed = asyncio.Event()
+    connection.pc.on("connectionstatechange", changed.set)
+    while (state := connection.pc.connectionState) != "connected":
+        if state in ("failed", "closed"):
+            raise ValueError(f"the connection to the browser has {state}")
+        changed.clear()
+        await changed.wait()
 
 
 def sample_rate(transport: str) -> int:
@@ -120,7 +139,7 @@ def _daily() -> TransportParams:
     )
 
 
-def _twilio() -> TransportParams:
+def _twilio() -> FastAPIWebsocketParams:
     return FastAPIWebsocketParams(
         audio_in_enabled=True,
         audio_out_enabled=True,

@@ -237,6 +237,10 @@ class SpeechDetector:
     Levels are computed when ``speaking`` is read: a detector that only collects frames costs almost
     nothing.
 
+    Args:
+        hangover_frames: Frames for which the caller counts as speaking from a loud one on; 1 for
+            this frame alone.
+
     Example::
 
         detector = SpeechDetector()
@@ -246,7 +250,8 @@ class SpeechDetector:
                 print("the caller speaks")
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hangover_frames: int = _HANGOVER_FRAMES):
+        self._hangover_frames = hangover_frames
         self._new: deque[Pcm] = deque(maxlen=_FLOOR_FRAMES)  # frames without a level yet
         self._levels: deque[float] = deque(maxlen=_FLOOR_FRAMES)
 
@@ -261,7 +266,7 @@ class SpeechDetector:
             self._levels.append(_level(self._new.popleft()))
         if not self._levels:
             return False
-        loudest = max(list(self._levels)[-_HANGOVER_FRAMES:])
+        loudest = max(list(self._levels)[-self._hangover_frames :])
         return loudest >= max(_SPEECH_RMS, _SPEECH_RATIO * min(self._levels))
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from loguru import logger
 from starlette.requests import HTTPConnection
 
+from pipecat_personaplex.asgi.origins import check_origin
 from pipecat_personaplex.errors import AccessDenied, EngineDraining, LimitReached
 from pipecat_personaplex.server import auth
 from pipecat_personaplex.server.auth import ApiClient, ApiKeys
@@ -100,10 +101,10 @@ class AdmissionController:
         """Refuse a browser whose page comes from another site.
 
         Raises:
-            AccessDenied: As ``auth.check_origin``.
+            AccessDenied: As ``origins.check_origin``.
         """
         with self._counted("origin_denied"):
-            auth.check_origin(
+            check_origin(
                 connection, self._config.allow_origins, keys_required=self.keys is not None
             )
 

@@ -1,7 +1,7 @@
-"""Who a client is: API keys, and the origins of web pages that may connect.
+"""Who a client is: API keys.
 
 A key file stores SHA-256 hashes of keys, one client a line. ``ApiKeys.read`` loads it,
-``identify`` finds the client of a request, ``check_origin`` guards against other sites' pages.
+and ``identify`` finds the client of a request.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import codecs
 import hashlib
 import hmac
-import ipaddress
 import re
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from starlette.requests import HTTPConnection
 from pipecat_personaplex.errors import AccessDenied, ConfigError
 from pipecat_personaplex.protocol.moshi import MOSHI_PATH
 from pipecat_personaplex.protocol.session_messages import BEARER_SUBPROTOCOL
-from pipecat_personaplex.server.config import ANY_ORIGIN
 
 _KEY_BYTES = 32
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -215,43 +213,3 @@ def _key_of(connection: HTTPConnection) -> str | None:
         # The URL is the only setting that clients of NVIDIA's server have.
         return connection.query_params.get("api_key")
     return None
-
-
-def check_origin(
-    connection: HTTPConnection, allowed: Collection[str], *, keys_required: bool
-) -> None:
-    """Refuse a browser whose page comes from another site.
-
-    Requests without an ``Origin`` header do not come from a browser's page and pass.
-
-    Args:
-        connection: The request.
-        allowed: Origins that may connect in addition to the server's own.
-        keys_required: Whether the server accepts only clients with a key.
-
-    Raises:
-        AccessDenied: The page's origin is neither the server's own nor an allowed one.
-    """
-    origin = connection.headers.get("origin")
-    if origin is None or ANY_ORIGIN in allowed or origin.lower() in allowed:
-        return
-    host = connection.headers.get("host", "").lower()
-    is_own = bool(host) and origin.lower().partition("://")[2] == host
-    # DNS rebinding: an attacker can point any host name at this machine, and a page of that name
-    # then has the server's own origin. Keys stop such a page. Without keys, only an IP address or
-    # localhost counts as the server's own: no attacker can serve a page under these names.
-    if not is_own or not (keys_required or _is_address(host)):
-        raise AccessDenied(
-            f"pages of {origin[:100]} may not connect to this server unless --allow-origin "
-            "names them"
-        )
-
-
-def _is_address(host: str) -> bool:
-    """Whether a lower-case ``Host`` header names an IP address or localhost."""
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return name == "localhost"
-    return True

@@ -6,9 +6,9 @@ import math
 import re
 from dataclasses import dataclass
 
+from pipecat_personaplex.asgi.origins import ANY_ORIGIN
 from pipecat_personaplex.errors import ConfigError
 
-ANY_ORIGIN = "*"
 _MAX_RESUME_SECONDS = 300.0
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from pipecat_personaplex.asgi.token_bucket import TokenBucket
 from pipecat_personaplex.async_session import AsyncSession
 from pipecat_personaplex.config import Persona
 from pipecat_personaplex.errors import BadMessage, LimitReached, PersonaPlexError
@@ -25,7 +26,6 @@ from pipecat_personaplex.protocol.session_messages import (
 from pipecat_personaplex.server.config import ServerConfig
 from pipecat_personaplex.server.limits import check_length
 from pipecat_personaplex.server.metrics import Metrics
-from pipecat_personaplex.server.token_bucket import TokenBucket
 
 # A prompt update costs the model's time. The burst lets a client that sends one a second
 # be a little early.

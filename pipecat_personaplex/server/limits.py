@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from pipecat_personaplex.asgi.token_bucket import TokenBucket
 from pipecat_personaplex.async_session import AsyncSession
 from pipecat_personaplex.constants import FRAME_SECONDS
 from pipecat_personaplex.errors import LimitReached
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.token_bucket import TokenBucket
 
 _BURST_SECONDS = 50 * FRAME_SECONDS
 """Audio that may arrive at once, such as after a pause of the network."""

@@ -34,8 +34,8 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame
 from websockets.protocol import State
 
+from pipecat_personaplex.asgi.token_bucket import TokenBucket
 from pipecat_personaplex.server.connection_limits import ConnectionLimits
-from pipecat_personaplex.server.token_bucket import TokenBucket
 
 _CLOSE_SECONDS = 5.0
 _SLICE_BYTES = 4096

@@ -160,19 +160,22 @@ class Call:
         self._pacer.tick(self._clock())
         self._push_frames()
 
-    async def wait_for_speech(self, grace_seconds: float) -> bool:
+    async def wait_for_speech(
+        self, grace_seconds: float, give_up: Callable[[], bool] = lambda: False
+    ) -> bool:
         """Wait until all texts are spoken and their turn has ended; ``tick`` must go on.
 
         Args:
             grace_seconds: How much longer than ``speech_seconds`` to wait: for a caller to whom the
                 agent gives way, or a session that is still pending or has stalled.
+            give_up: Returns whether to stop waiting now.
 
         Returns:
             False if the time is over and texts are left.
         """
         # By the real clock: the clock that paces the input may have stopped.
         deadline = time.monotonic() + self.speech_seconds + grace_seconds
-        while self.speech_seconds:
+        while self.speech_seconds and not give_up():
             if time.monotonic() >= deadline:
                 return not self.speech.unfinished
             await asyncio.sleep(_POLL_SECONDS)

@@ -1,29 +1,22 @@
-"""When the caller has begun to speak, as far as words of the agent give way to it."""
+"""When the caller speaks: words of the agent give way to it, and the call is not idle."""
 
 from __future__ import annotations
 
-import numpy as np
-
-from pipecat_personaplex.audio import FrameBuffer, Pcm
+from pipecat_personaplex.audio import FrameBuffer, Pcm, SpeechDetector
 from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE
 
 INTERRUPT_SECONDS = 0.24
 """How long the caller speaks before interruptible words are cut: longer than a cough."""
 
-# RMS of 80 ms, in decibels of full scale. Speech into a microphone is louder, its noise is not.
-_SPEECH_DBFS = -40.0
-
-
-def is_speech(frame: Pcm) -> bool:
-    """Whether 80 ms of the caller's audio, float32 [1920], are loud enough to be speech."""
-    return float(np.square(frame).mean()) >= 10 ** (_SPEECH_DBFS / 10)
+# How often a caller who speaks is reported.
+_REPORT_SECONDS = 1.0
 
 
 class CallerSpeech:
     """Tells when the caller has spoken for ``INTERRUPT_SECONDS``, once each time that it begins.
 
     A voice activity detector in the pipeline decides what is speech. Until one has reported, the
-    loudness of the audio decides.
+    level of the audio decides, compared with the noise before it.
 
     Example::
 
@@ -34,10 +27,12 @@ class CallerSpeech:
 
     def __init__(self) -> None:
         self._buffer = FrameBuffer()
+        self._detector = SpeechDetector(hangover_frames=1)
         self._vad_seen = False
         self._speaking = False  # according to the detector
         self._seconds = 0.0  # of speech without a pause
         self._reported = False  # this speech has been reported
+        self._unreported_seconds = _REPORT_SECONDS  # since ``still_speaking`` was True
 
     def vad(self, speaking: bool, seconds: float = 0.0) -> None:
         """Take what a detector reports.
@@ -59,8 +54,25 @@ class CallerSpeech:
         """
         if self._vad_seen:
             return self._count(len(pcm), self._speaking)
-        reached = [self._count(FRAME_SAMPLES, is_speech(frame)) for frame in self._buffer.push(pcm)]
+        self._unreported_seconds += len(pcm) / SAMPLE_RATE
+        reached = [
+            self._count(FRAME_SAMPLES, self._is_speech(frame)) for frame in self._buffer.push(pcm)
+        ]
         return any(reached)
+
+    def still_speaking(self) -> bool:
+        """Whether the caller speaks; True at most once a second, and never with a detector.
+
+        A detector in the pipeline reports a caller who goes on speaking by itself.
+        """
+        if self._vad_seen or not self._seconds or self._unreported_seconds < _REPORT_SECONDS:
+            return False
+        self._unreported_seconds = 0.0
+        return True
+
+    def _is_speech(self, frame: Pcm) -> bool:
+        self._detector.push(frame)
+        return self._detector.speaking
 
     def _count(self, samples: int, speech: bool) -> bool:
         if not speech:

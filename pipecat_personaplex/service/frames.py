@@ -1,13 +1,12 @@
-"""Conversion between the model's frames and Pipecat's."""
+"""The model's frames as Pipecat's frames."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-from pipecat.frames.frames import Frame, InputAudioRawFrame, SpeechOutputAudioRawFrame
+from pipecat.frames.frames import Frame, SpeechOutputAudioRawFrame
 
-from pipecat_personaplex.audio import Pcm, float_to_pcm16, pcm16_to_float
+from pipecat_personaplex.audio import Pcm, float_to_pcm16
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.interface import SessionFrame
 from pipecat_personaplex.service.audio import NoiseGate, StreamResampler
@@ -71,19 +70,3 @@ class AgentOutput:
         mark = self._playout.sent(frame.num_frames / frame.sample_rate)
         yield frame
         yield mark
-
-
-class CallerInput:
-    """Converts the caller's audio frames. Sample rate and channels may change during a call."""
-
-    def __init__(self) -> None:
-        self._resampler = StreamResampler(SAMPLE_RATE, SAMPLE_RATE)
-
-    def pcm(self, frame: InputAudioRawFrame) -> Pcm:
-        """The audio of a frame: 16-bit [n * channels] -> float32 mono 24 kHz [m]."""
-        pcm = pcm16_to_float(np.frombuffer(frame.audio, dtype=np.int16))
-        if frame.num_channels > 1:
-            pcm = pcm.reshape(-1, frame.num_channels).mean(axis=1)
-        if self._resampler.source_rate != frame.sample_rate:
-            self._resampler = StreamResampler(frame.sample_rate, SAMPLE_RATE)
-        return self._resampler.push(pcm)

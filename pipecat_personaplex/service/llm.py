@@ -20,6 +20,7 @@ from pipecat.frames.frames import (
     MetricsFrame,
     StartFrame,
     TTSSpeakFrame,
+    UserSpeakingFrame,
     UserStartedSpeakingFrame,
     UserStoppedSpeakingFrame,
     VADUserStartedSpeakingFrame,
@@ -29,6 +30,7 @@ from pipecat.metrics.metrics import MetricsData
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 
+from pipecat_personaplex.audio import Pcm
 from pipecat_personaplex.errors import SessionFailed
 from pipecat_personaplex.interface import EngineLike, SessionFrame
 from pipecat_personaplex.service.call_events import (
@@ -41,13 +43,15 @@ from pipecat_personaplex.service.call_events import (
     SpeechRejected,
     SpeechStarted,
 )
+from pipecat_personaplex.service.caller_input import CallerInput
 from pipecat_personaplex.service.caller_speech import CallerSpeech
 from pipecat_personaplex.service.control_frames import PersonaPlexHoldFrame, PersonaPlexReleaseFrame
 from pipecat_personaplex.service.delegating_service import DelegatingService
 from pipecat_personaplex.service.delegation import Delegation as _Delegation
 from pipecat_personaplex.service.delegator import Delegator
+from pipecat_personaplex.service.end_gate import EndGate, EndProbeFrame
 from pipecat_personaplex.service.errors import as_personaplex_error
-from pipecat_personaplex.service.frames import AgentOutput, CallerInput
+from pipecat_personaplex.service.frames import AgentOutput
 from pipecat_personaplex.service.metrics import MetricsWindow
 from pipecat_personaplex.service.playout import PlayoutMeter
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
@@ -57,9 +61,6 @@ _TICK_SECONDS = 0.02
 _METRICS_FRAMES = 62
 # For the event task to push its last frames once the call is closed.
 _CLOSING_SECONDS = 1.0
-# On EndFrame, the extra wait for texts: the agent gives way to a caller who speaks, or the session
-# is still pending or has stalled.
-_STALL_SECONDS = 10.0
 _EVENTS = (
     "on_session_started",
     "on_session_ended",
@@ -164,6 +165,7 @@ class PersonaPlexLLMService(DelegatingService):
         self._caller_speech = CallerSpeech()
         self._output = AgentOutput(playout, noise_gate_dbfs)
         self._metrics_window = MetricsWindow()
+        self._end_gate = EndGate(self, self._call, self._warn)
         self._clock_task: asyncio.Task[None] | None = None
         self._event_task: asyncio.Task[None] | None = None
         if greeting:
@@ -190,6 +192,7 @@ class PersonaPlexLLMService(DelegatingService):
         self._output.set_rate(setup.audio_out_sample_rate)
         if self._delegator is not None:
             await self._delegator.open()
+        self._end_gate.attach(setup.pipeline_worker)
 
     async def start(self, frame: StartFrame) -> None:
         """Open the session; its prompt is computed in the background."""
@@ -210,12 +213,11 @@ class PersonaPlexLLMService(DelegatingService):
             await self._fail_call(as_personaplex_error(error))
 
     async def stop(self, frame: EndFrame) -> None:
-        """Wait until all texts are spoken, then close the session."""
+        """Close the session; wait for texts only if the EndFrame did not come from the worker."""
         await super().stop(frame)
         if self._delegator is not None:
             await self._delegator.close()  # the backend ends too, and no new answers come
-        if not await self._call.wait_for_speech(_STALL_SECONDS):
-            self.warn("the call ends before all forced speech was spoken: the model stalled")
+        await self._end_gate.wait()
         await self._teardown()
 
     async def cancel(self, frame: CancelFrame) -> None:
@@ -235,18 +237,15 @@ class PersonaPlexLLMService(DelegatingService):
             self._delegator.process(frame)
         match frame:
             case InputAudioRawFrame():
-                pcm = self._input.pcm(frame)
-                if self._delegator is not None:
-                    self._delegator.hear(pcm)
-                if self._caller_speech.push(pcm):
-                    self._call.speech.interrupt()
-                self._call.push_audio(pcm)
+                await self._push_input(self._input.pcm(frame))
             case VADUserStartedSpeakingFrame():
                 self._caller_speech.vad(True, frame.start_secs)
             case UserStartedSpeakingFrame():
                 self._caller_speech.vad(True)
             case VADUserStoppedSpeakingFrame() | UserStoppedSpeakingFrame():
                 self._caller_speech.vad(False)
+            case EndProbeFrame():
+                frame.arrived(self)
             case TTSSpeakFrame():
                 self.say(frame.text, interruptible=False)
             case PersonaPlexHoldFrame() | PersonaPlexReleaseFrame():
@@ -261,6 +260,17 @@ class PersonaPlexLLMService(DelegatingService):
             case LLMUpdateSettingsFrame() if frame.service not in (None, self):
                 return  # LLMService has pushed it on
         await self.push_frame(frame, direction)
+
+    async def _push_input(self, pcm: Pcm) -> None:
+        if not len(pcm):
+            return
+        if self._delegator is not None:
+            self._delegator.hear(pcm)
+        if self._caller_speech.push(pcm):
+            self._call.speech.interrupt()
+        if self._caller_speech.still_speaking():
+            await self.push_frame(UserSpeakingFrame())  # the pipeline is not idle
+        self._call.push_audio(pcm)
 
     # The call. Only the event task pushes the model's output, so that its frames stay in order.
 

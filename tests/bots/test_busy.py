@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 import aiohttp
 
 from tests.helpers.bots import BotProcess, receive_audio, webrtc_caller
+from tests.helpers.telephone import CREDENTIALS, OPTIONS, PUBLIC, TwilioCall, signed
 
 LOOPBACK = "tests.bots.loopback_assistant"
-TWILIO = {"TWILIO_ACCOUNT_SID": "AC0", "TWILIO_AUTH_TOKEN": "secret"}
 WAIT = 15.0
 
 
@@ -51,21 +50,16 @@ async def test_a_browser_gets_503_with_retry_after() -> None:
 
 
 async def test_a_telephone_caller_gets_a_busy_tone() -> None:
-    options = ("-t", "twilio", "-x", "bot.example", "--max-sessions", "1")
-    with BotProcess(LOOPBACK, *options, **TWILIO) as bot:
-        async with aiohttp.ClientSession(bot.url) as http:
-            async with http.post("/") as response:
-                assert "wss://bot.example/ws" in await response.text()
-            async with http.ws_connect("/ws") as call:
-                start = {"streamSid": "MZ0", "callSid": "CA0", "customParameters": {}}
-                await call.send_json({"event": "connected", "protocol": "Call"})
-                await call.send_json({"event": "start", "streamSid": "MZ0", "start": start})
-                media = json.loads(await asyncio.wait_for(call.receive_str(), WAIT))
-                assert media["event"] == "media"
-
-                async with http.post("/") as response:
-                    assert response.status == 200
-                    assert '<Reject reason="busy"/>' in await response.text()
-                async with http.ws_connect("/ws") as late:
-                    message = await asyncio.wait_for(late.receive(), WAIT)
-                    assert message.type is aiohttp.WSMsgType.CLOSE and message.data == 1013
+    with BotProcess(LOOPBACK, *OPTIONS, "--max-sessions", "1", **CREDENTIALS) as bot:
+        webhook = signed(f"https://{PUBLIC}/")
+        websocket = f"{bot.url.replace('http', 'ws')}/ws"
+        async with aiohttp.ClientSession(bot.url) as http, TwilioCall(websocket) as call:
+            async with http.post("/", headers=webhook) as response:
+                assert f"wss://{PUBLIC}/ws" in await response.text()
+            await call.answer()
+            await call.heard(0.1)
+            async with http.post("/", headers=webhook) as response:
+                assert response.status == 200
+                assert '<Reject reason="busy"/>' in await response.text()
+            async with TwilioCall(websocket) as late:
+                assert await late.close_code() == 1013

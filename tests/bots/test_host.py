@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import signal
 
 import aiohttp
 import pytest
@@ -15,9 +17,9 @@ from bots.options import BotParser
 from tests import golden_data
 from tests.helpers.bots import BotProcess, receive_audio, webrtc_caller
 from tests.helpers.engines import FakeEngine
+from tests.helpers.telephone import CREDENTIALS, OPTIONS, TwilioCall
 
 LOOPBACK = "tests.bots.loopback_assistant"
-TWILIO = {"TWILIO_ACCOUNT_SID": "AC0", "TWILIO_AUTH_TOKEN": "secret"}
 WAIT = 15.0
 
 
@@ -54,15 +56,13 @@ def test_the_roles_are_in_nvidias_words() -> None:
 
 
 async def test_a_connection_that_is_not_twilios_ends_alone() -> None:
-    with BotProcess(LOOPBACK, "-t", "twilio", "-x", "bot.example", **TWILIO) as bot:
-        async with aiohttp.ClientSession(bot.url) as http:
-            async with http.ws_connect("/ws") as call:
-                await call.send_json({"event": "hello"})
-                await call.send_json({"event": "world"})
-                message = await asyncio.wait_for(call.receive(), WAIT)
-                assert message.type is aiohttp.WSMsgType.CLOSE
-            async with http.get("/status") as response:
-                assert response.status == 200
+    with BotProcess(LOOPBACK, *OPTIONS, **CREDENTIALS) as bot:
+        async with TwilioCall(f"{bot.url.replace('http', 'ws')}/ws") as call:
+            await call.socket.send('{"event": "hello"}')
+            await call.socket.send('{"event": "world"}')
+            assert await call.close_code() is not None
+        async with aiohttp.ClientSession(bot.url) as http, http.get("/status") as response:
+            assert response.status == 200
         assert bot.log.count("call refused") == 1
         assert "Traceback" not in bot.log
 
@@ -73,3 +73,13 @@ async def test_sigterm_ends_running_calls() -> None:
             async with http.post("/api/offer", json=body) as response:
                 await receive_audio(peer, await response.json())
             assert await asyncio.to_thread(bot.stop)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_no_report_of_leaks() -> None:
+    """The libraries of the engine report objects that are not collected at the exit."""
+    with BotProcess("bots.assistant", "--model", "nano", "--device", "cpu") as bot:
+        os.kill(bot.pid, signal.SIGINT)
+        bot._process.wait(WAIT)
+        bot._reader.join(WAIT)
+        assert "leaked" not in bot.log and "Traceback" not in bot.log

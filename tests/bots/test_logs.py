@@ -10,11 +10,9 @@ import aiohttp
 import pytest
 
 from tests.helpers.bots import BotProcess, receive_audio, run_bot, webrtc_caller
-from tests.helpers.telephone import TwilioCall
+from tests.helpers.telephone import ACCOUNT, CREDENTIALS, OPTIONS, PUBLIC, TwilioCall, signed
 
 LOOPBACK = "tests.bots.loopback_assistant"
-TWILIO = ("-t", "twilio", "-x", "bot.example")
-TWILIO_KEYS = {"TWILIO_ACCOUNT_SID": "AC0", "TWILIO_AUTH_TOKEN": "secret"}
 GREETING = "Good morning to you."
 PHONE_NUMBER = "+4930123456"
 
@@ -92,13 +90,18 @@ async def test_json_lines_have_session_and_client() -> None:
 
 
 async def test_a_phone_number_is_not_logged() -> None:
-    with BotProcess(LOOPBACK, *TWILIO, **TWILIO_KEYS) as bot:
-        async with aiohttp.ClientSession() as http:
-            async with http.post(bot.url, data={"CallSid": "CA1", "From": PHONE_NUMBER}) as answer:
+    form = {"CallSid": "CA1", "From": PHONE_NUMBER}
+    with BotProcess(LOOPBACK, *OPTIONS, **CREDENTIALS) as bot:
+        async with aiohttp.ClientSession(headers=signed(f"https://{PUBLIC}/", form)) as http:
+            async with http.post(bot.url, data=form) as answer:
                 assert answer.status == 200
         async with TwilioCall(f"{bot.url.replace('http', 'ws')}/ws") as call:
             await call.connected()
-            start = {"streamSid": call.stream_sid, "callSid": call.call_sid}
+            start = {
+                "accountSid": ACCOUNT,
+                "streamSid": call.stream_sid,
+                "callSid": call.call_sid,
+            }
             await call.send("start", start=start | {"customParameters": {"from": PHONE_NUMBER}})
             await call.heard(0.1)
             await call.stop()

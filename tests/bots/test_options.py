@@ -13,7 +13,8 @@ from bots.options import BotParser, check_transport
 from pipecat_personaplex.errors import ConfigError, VoiceError
 from tests.helpers.logs import logging_restored
 
-TWILIO = {"TWILIO_ACCOUNT_SID": "AC0", "TWILIO_AUTH_TOKEN": "secret"}
+ACCOUNT = "AC" + "0" * 32
+TWILIO = {"TWILIO_ACCOUNT_SID": ACCOUNT, "TWILIO_AUTH_TOKEN": "secret"}
 # Every PERSONAPLEX_ variable that sets an option.
 VARIABLES = (
     *("MODEL", "DEVICE", "ENGINE", "VOICE", "PROMPT", "GREETING", "MAX_SESSIONS"),
@@ -178,13 +179,24 @@ class TestCredentials:
         ("transport", "proxy", "environment", "message"),
         [
             ("twilio", "bot.example", {}, "TWILIO_ACCOUNT_SID"),
-            ("twilio", "bot.example", {"TWILIO_ACCOUNT_SID": "AC0"}, "TWILIO_AUTH_TOKEN"),
+            ("twilio", "bot.example", TWILIO | {"TWILIO_ACCOUNT_SID": "AC0"}, "32 hexadecimal"),
+            ("twilio", "bot.example", {"TWILIO_ACCOUNT_SID": ACCOUNT}, "TWILIO_AUTH_TOKEN"),
             ("twilio", "bot.example", TWILIO | {"TWILIO_ACCOUNT_SID": ""}, "TWILIO_ACCOUNT_SID"),
             (
                 "twilio",
                 "bot.example",
-                TWILIO | {"TWILIO_API_KEY": "SK0", "TWILIO_API_SECRET": "s"},
-                "not both",
+                TWILIO | {"TWILIO_API_KEY": "SK0"},
+                "need each other",
+            ),
+            (
+                "twilio",
+                "bot.example",
+                {
+                    "TWILIO_ACCOUNT_SID": ACCOUNT,
+                    "TWILIO_API_KEY": "SK0",
+                    "TWILIO_API_SECRET": "s",
+                },
+                "with which Twilio signs",
             ),
             ("twilio", None, TWILIO, "-x HOST"),
         ],
@@ -195,10 +207,12 @@ class TestCredentials:
         with pytest.raises(ConfigError, match=message):
             check_transport(transport, proxy, environment)
 
-    def test_twilio_accepts_a_token_or_an_api_key(self) -> None:
+    def test_twilio_needs_its_token_and_accepts_an_api_key_to_hang_up(self) -> None:
         check_transport("twilio", "bot.example", TWILIO)
-        key = {"TWILIO_ACCOUNT_SID": "AC0", "TWILIO_API_KEY": "SK0", "TWILIO_API_SECRET": "s"}
-        check_transport("twilio", "bot.example", key)
+        key = {"TWILIO_API_KEY": "SK0", "TWILIO_API_SECRET": "s"}
+        check_transport("twilio", "bot.example", TWILIO | key)
+        unsigned = {"TWILIO_ACCOUNT_SID": ACCOUNT} | key
+        check_transport("twilio", "bot.example", unsigned, allow_unsigned=True)
 
     def test_daily_needs_its_client_and_a_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -15,13 +15,20 @@ from tests.golden_data import CHECKPOINT
 from tests.helpers.bots import BotProcess
 from tests.helpers.pipelines import tone
 from tests.helpers.rest import RestApi
-from tests.helpers.telephone import ACCOUNT, RATE, TwilioCall
+from tests.helpers.telephone import (
+    ACCOUNT,
+    CREDENTIALS,
+    OPTIONS,
+    PUBLIC,
+    RATE,
+    TOKEN,
+    TwilioCall,
+    signed,
+)
 
 pytestmark = pytest.mark.realtime
 
 MODULE = "tests.bots.telephone_assistant"
-TOKEN = "0123456789abcdef"
-PUBLIC = "bot.example.test"
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +40,12 @@ def api() -> Iterator[RestApi]:
 
 @pytest.fixture(scope="module")
 def started_bot(api: RestApi) -> Iterator[BotProcess]:
-    arguments = ["-t", "twilio", "-x", PUBLIC, "--model", str(CHECKPOINT), "--device", "cpu"]
+    arguments = [*OPTIONS, "--model", str(CHECKPOINT), "--device", "cpu"]
     with BotProcess(
         MODULE,
         *arguments,
         *("--max-sessions", "2"),
-        TWILIO_ACCOUNT_SID=ACCOUNT,
-        TWILIO_AUTH_TOKEN=TOKEN,
+        **CREDENTIALS,
         FAKE_TWILIO_API=api.url,
     ) as bot:
         yield bot
@@ -72,7 +78,11 @@ async def calling(bot: BotProcess) -> AsyncIterator[TwilioCall]:
 async def webhook(bot: BotProcess) -> str:
     """The bot's instructions to Twilio for a new caller."""
     caller = {"CallSid": "CA1", "From": "+4930123456"}
-    async with aiohttp.ClientSession() as session, session.post(bot.url, data=caller) as answer:
+    headers = signed(f"https://{PUBLIC}/", caller)
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(bot.url, data=caller) as answer,
+    ):
         assert answer.status == 200
         assert answer.content_type == "application/xml"
         return await answer.text()
@@ -223,9 +233,8 @@ async def test_a_message_that_is_not_an_object_ends_only_its_call(
 
 async def test_each_caller_hears_only_their_own_agent() -> None:
     """With an engine that repeats its input."""
-    arguments = ["-t", "twilio", "-x", PUBLIC, "--max-sessions", "2"]
-    keys = {"TWILIO_ACCOUNT_SID": ACCOUNT, "TWILIO_AUTH_TOKEN": TOKEN}
-    with BotProcess("tests.bots.loopback_assistant", *arguments, **keys) as bot:
+    arguments = [*OPTIONS, "--max-sessions", "2"]
+    with BotProcess("tests.bots.loopback_assistant", *arguments, **CREDENTIALS) as bot:
         async with calling(bot) as low, calling(bot) as high:
             await asyncio.gather(
                 low.talk(tone(3.0, RATE, 500.0)), high.talk(tone(3.0, RATE, 1_200.0))

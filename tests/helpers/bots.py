@@ -173,10 +173,8 @@ async def webrtc_caller(
         await peer.close()
 
 
-async def receive_audio(
-    peer: RTCPeerConnection, answer: dict[str, str], frames: int = 1
-) -> npt.NDArray[np.int16]:
-    """Connect with the bot's answer and record the agent's first frames of 20 ms."""
+async def connect_caller(peer: RTCPeerConnection, answer: dict[str, str]) -> MediaStreamTrack:
+    """Connect with the bot's answer; returns the track with the agent's audio."""
     audio: asyncio.Future[MediaStreamTrack] = asyncio.get_running_loop().create_future()
 
     @peer.on("track")
@@ -185,7 +183,14 @@ async def receive_audio(
             audio.set_result(track)
 
     await peer.setRemoteDescription(RTCSessionDescription(answer["sdp"], answer["type"]))
+    return await asyncio.wait_for(audio, _AUDIO_SECONDS)
+
+
+async def receive_audio(
+    peer: RTCPeerConnection, answer: dict[str, str], frames: int = 1
+) -> npt.NDArray[np.int16]:
+    """Connect with the bot's answer and record the agent's first frames of 20 ms."""
+    track = await connect_caller(peer, answer)
     async with asyncio.timeout(_AUDIO_SECONDS):
-        track = await audio
         recorded: list[Any] = [await track.recv() for _ in range(frames)]
     return np.concatenate([frame.to_ndarray().ravel() for frame in recorded])

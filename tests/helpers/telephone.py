@@ -13,12 +13,17 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from twilio.request_validator import RequestValidator
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 RATE = 8_000
 CHUNK_SECONDS = 0.02
 ACCOUNT = "AC" + "0" * 32
+TOKEN = "0123456789abcdef"
+PUBLIC = "bot.example.test"
+CREDENTIALS = {"TWILIO_ACCOUNT_SID": ACCOUNT, "TWILIO_AUTH_TOKEN": TOKEN}
+OPTIONS = ("-t", "twilio", "-x", PUBLIC)
 _numbers = itertools.count(1)
 
 
@@ -39,14 +44,21 @@ def from_mulaw(data: bytes) -> np.ndarray:
     return np.where(code & 0x80, 132 - magnitude, magnitude - 132).astype(np.int16)
 
 
+def signed(url: str, form: dict[str, str] | None = None) -> dict[str, str]:
+    """The header that Twilio sends with a request to this public URL."""
+    return {"X-Twilio-Signature": RequestValidator(TOKEN).compute_signature(url, form or {})}
+
+
 class TwilioCall:
     """One call, open while its ``async with`` block runs.
 
     Args:
         url: URL of the bot's WebSocket.
+        address: Address of the client as a proxy reports it.
     """
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, address: str = "127.0.0.1"):
+        self._headers = signed(f"wss://{PUBLIC}/ws") | {"X-Forwarded-For": address}
         number = next(_numbers)
         self.stream_sid = f"MZ{number:032x}"
         self.call_sid = f"CA{number:032x}"
@@ -57,7 +69,12 @@ class TwilioCall:
         self._sequence = itertools.count(1)
 
     async def __aenter__(self) -> TwilioCall:
-        self.socket = await connect(self._url, proxy=None, ping_interval=None)
+        self.socket = await connect(
+            self._url,
+            proxy=None,
+            ping_interval=None,
+            additional_headers=self._headers,
+        )
         self._reader = asyncio.create_task(self._read())
         return self
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE
-from pipecat_personaplex.service.caller_speech import CallerSpeech, is_speech
+from pipecat_personaplex.constants import SAMPLE_RATE
+from pipecat_personaplex.service.caller_speech import CallerSpeech
 
 CHUNK = SAMPLE_RATE // 50
-QUIET = np.full(CHUNK, 0.001, dtype=np.float32)
-LOUD = np.full(CHUNK, 0.1, dtype=np.float32)
+LOUD = np.where(np.arange(CHUNK) % 2, 0.1, -0.1).astype(np.float32)
+QUIET = LOUD / 100
 
 
 def reached(caller: CallerSpeech, chunk: np.ndarray, seconds: float) -> list[float]:
@@ -17,9 +17,25 @@ def reached(caller: CallerSpeech, chunk: np.ndarray, seconds: float) -> list[flo
     return [(index + 1) / 50 for index in range(count) if caller.push(chunk)]
 
 
-@pytest.mark.parametrize(("level", "expected"), [(0.0, False), (0.005, False), (0.05, True)])
-def test_loudness_tells_speech_from_noise(level: float, expected: bool) -> None:
-    assert is_speech(np.full(FRAME_SAMPLES, level, dtype=np.float32)) is expected
+def test_steady_noise_is_not_speech_and_speech_in_it_is() -> None:
+    caller = CallerSpeech()
+    noise = np.random.default_rng(1).normal(0, 0.03, CHUNK).astype(np.float32)
+    assert reached(caller, noise, 4.0) == []
+    assert reached(caller, noise * 4, 0.5) == [pytest.approx(0.24, abs=0.081)]
+
+
+def test_a_caller_who_goes_on_speaking_is_reported_once_a_second() -> None:
+    caller = CallerSpeech()
+    syllables = [LOUD] * 12 + [QUIET] * 4  # with gaps, as speech has
+    reports = 0
+    for chunk in syllables * 20:  # 6.4 s
+        caller.push(chunk)
+        reports += caller.still_speaking()
+    assert 5 <= reports <= 7
+    caller.vad(True)
+    for chunk in syllables * 20:
+        caller.push(chunk)
+        assert not caller.still_speaking(), "the detector reports by itself"
 
 
 def test_loud_audio_interrupts_once_after_a_quarter_of_a_second() -> None:

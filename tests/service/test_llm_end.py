@@ -16,6 +16,7 @@ from pipecat.frames.frames import (
 )
 
 from pipecat_personaplex.errors import EngineFailed
+from pipecat_personaplex.service.end_gate import EndProbeFrame
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from tests.helpers.engines import FakeEngine
 from tests.helpers.pipelines import (
@@ -36,12 +37,12 @@ def words(pipeline: RunningPipeline) -> str:
 
 
 async def send_end(pipeline: RunningPipeline, service: PersonaPlexLLMService) -> None:
-    """Send an EndFrame and return while the service holds it back."""
+    """Send an EndFrame and return while the service waits for its texts."""
     reached = asyncio.Event()
 
     @service.event_handler("on_before_process_frame")
     async def on_before_process_frame(service: object, frame: object) -> None:
-        if isinstance(frame, EndFrame):
+        if isinstance(frame, EndProbeFrame):
             reached.set()
 
     await pipeline.send(EndFrame())
@@ -96,7 +97,7 @@ async def test_a_text_after_which_the_model_does_not_stop_is_waited_for_a_limite
     warnings_logged: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("pipecat_personaplex.service.llm._STALL_SECONDS", 0.2)
+    monkeypatch.setattr("pipecat_personaplex.service.end_gate._STALL_SECONDS", 0.2)
     async with on_call(fake, clock) as (service, pipeline, _):
         await pipeline.send(TTSSpeakFrame("Bye."))
         await pipeline.until_count(TTSSpeakFrame, 1)
@@ -144,7 +145,7 @@ async def test_a_stalled_engine_delays_the_end_for_a_limited_time(
     monkeypatch: pytest.MonkeyPatch,
     stalled: str,
 ):
-    monkeypatch.setattr("pipecat_personaplex.service.llm._STALL_SECONDS", 0.2)
+    monkeypatch.setattr("pipecat_personaplex.service.end_gate._STALL_SECONDS", 0.2)
     with FakeEngine(ready=stalled == "the model") as fake:
         service = PersonaPlexLLMService(fake, clock=clock, greeting="Bye.")
         pipeline = RunningPipeline([service], clock=clock)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pipecat_personaplex.server.token_bucket import TokenBucket
+from pipecat_personaplex.asgi.token_bucket import TokenBucket
 
 
 def test_tokens_refill_up_to_the_burst() -> None:

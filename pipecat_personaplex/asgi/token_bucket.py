@@ -1,4 +1,4 @@
-"""The rate limit that the server applies to audio, WebSocket messages and control frames."""
+"""The rate limit of audio, WebSocket messages and control frames."""
 
 from __future__ import annotations
 

@@ -1,0 +1,163 @@
+"""Attacks on bots that strangers can reach; prints what a caller hears in the meantime.
+
+pytest tests/attack/test_bots.py -s
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import aiohttp
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
+
+from tests.attack.victim import Victim, memory_mib
+from tests.helpers.bots import BotProcess, receive_audio, webrtc_caller
+from tests.helpers.telephone import CREDENTIALS, OPTIONS, PUBLIC, TwilioCall, signed
+
+pytestmark = pytest.mark.serial
+
+LOOPBACK = "tests.bots.loopback_assistant"
+SECONDS = 6.0
+MAX_GROWTH_MIB = 50.0
+ERRORS = (WebSocketException, OSError, aiohttp.ClientError, TimeoutError)
+
+
+def websocket(bot: BotProcess) -> str:
+    return f"{bot.url.replace('http', 'ws')}/ws"
+
+
+async def repeat(attack: Callable[[], Awaitable[object]], victim: Victim, pause: float) -> int:
+    """Run an attack again and again while the victim's call lasts; returns how often."""
+    count = 0
+    while victim.running:
+        with suppress(*ERRORS):
+            await asyncio.wait_for(attack(), SECONDS)
+        count += 1
+        await asyncio.sleep(pause)
+    return count
+
+
+async def attacked(
+    bot: BotProcess, transport: str, attacks: dict[str, Callable[[], Awaitable[object]]]
+) -> None:
+    """Run all attacks at once beside a caller, and check that the caller is unharmed."""
+    before = memory_mib(bot.pid)
+    with Victim("tests.attack.bot_victim", bot.url, transport, SECONDS) as victim:
+        counts = await asyncio.gather(*(repeat(attack, victim, 0.1) for attack in attacks.values()))
+    growth = memory_mib(bot.pid) - before
+    print(f"\n{transport}: {dict(zip(attacks, counts, strict=True))}")
+    print(f"{transport}: {victim.harm()}, memory {before:.0f} MiB and {growth:+.1f} MiB")
+    victim.harm().check()
+    assert growth < MAX_GROWTH_MIB
+
+
+async def test_a_telephone_bot() -> None:
+    """Also by attackers who know the account's token, since any caller's messages get so far."""
+    with BotProcess(
+        LOOPBACK, *OPTIONS, "--max-sessions", "3", "--silent-seconds", "2", **CREDENTIALS
+    ) as bot:
+        url = websocket(bot)
+
+        async def forged() -> None:
+            async with connect(url, proxy=None):
+                pass
+
+        async def webhook() -> None:
+            body = io.BytesIO(b"From=" + b"1" * 1_300_000)
+            async with aiohttp.ClientSession(bot.url) as http:
+                await http.post("/", data=body, headers=signed(f"https://{PUBLIC}/"))
+                await http.post("/", data={"From": "1"})
+
+        async def unpaced(payload: bytes) -> None:
+            async with TwilioCall(url) as call:
+                await call.answer()
+                for index in range(20_000):
+                    await call.media(payload, index)
+
+        async def traversing() -> None:
+            async with TwilioCall(url) as call:
+                call.call_sid = "../../../Messages"
+                await call.answer()
+                await call.close_code()
+
+        async def compressed() -> None:
+            async with connect(
+                url, proxy=None, additional_headers=signed(f"wss://{PUBLIC}/ws")
+            ) as s:
+                assert not s.protocol.extensions, "permessage-deflate is off"
+                await s.send(json.dumps({"event": "x" * 11_000_000}))
+                await s.recv()
+
+        await attacked(
+            bot,
+            "twilio",
+            {
+                "forged": forged,
+                "webhook": webhook,
+                "small unpaced": lambda: unpaced(b"\xff" * 160),
+                "large unpaced": lambda: unpaced(b"\xff" * 45_000),
+                "traversing": traversing,
+                "compressed": compressed,
+            },
+        )
+        assert "Traceback" not in bot.log
+        await asyncio.sleep(3.0)  # an address starts one call a second
+        # Calls that send no media hold their slots for the bound and no longer.
+        silent = [TwilioCall(url) for _ in range(2)]
+        begun = time.monotonic()
+        for call in silent:
+            await call.__aenter__()
+            await call.answer()
+        for call in silent:
+            await call.close_code()
+            await call.__aexit__(None, None, None)
+        free = time.monotonic() - begun
+        print(f"twilio: slots of silent calls free after {free:.1f} s")
+        assert free < 8.0
+
+
+async def test_a_browser_bot() -> None:
+    with BotProcess(LOOPBACK, "--max-sessions", "2", "--connect-seconds", "2") as bot:
+        async with webrtc_caller() as (_, offer):
+
+            async def absent() -> None:
+                async with aiohttp.ClientSession(bot.url) as http:
+                    await http.post("/api/offer", json=offer)
+
+            async def post(path: str, body: object) -> None:
+                async with aiohttp.ClientSession(bot.url) as http:
+                    await http.post(path, json=body)
+
+            candidate = "a=candidate:1 1 udp 1 10.0.0.1 1 typ host\r\n"
+            large = offer | {"sdp": offer["sdp"] + candidate * 30_000}
+            longest = offer | {"sdp": offer["sdp"] + candidate * 1_200}  # below the limit
+            await attacked(
+                bot,
+                "webrtc",
+                {
+                    "absent": absent,
+                    "large": lambda: post("/api/offer", large),
+                    "longest": lambda: post("/api/offer", longest),
+                    "invalid": lambda: post("/api/offer", {"sdp": "a=end", "type": "offer"}),
+                    "start": lambda: post("/start", {"body": ["x"] * 12_000}),
+                    "daily": lambda: post("/daily-dialin-webhook", {"From": "+4930123456"}),
+                },
+            )
+            assert "+4930123456" not in bot.log
+            # Connections that never came have held no slot.
+            async with asyncio.timeout(15), webrtc_caller() as (peer, good):
+                while True:
+                    async with aiohttp.ClientSession(bot.url) as http:
+                        async with http.post("/api/offer", json=good) as response:
+                            if response.status == 200:
+                                await receive_audio(peer, await response.json())
+                                break
+                    await asyncio.sleep(0.2)
+            assert "did not connect within 2 s" in bot.log

@@ -1,0 +1,69 @@
+"""Memory of a bot over many calls.
+
+pytest -m measurement -s tests/bots/test_churn.py      # about 8 minutes
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+import pytest
+
+from tests.attack.victim import memory_mib
+from tests.helpers.bots import BotProcess, receive_audio, webrtc_caller
+from tests.helpers.telephone import CREDENTIALS, OPTIONS, TwilioCall
+
+LOOPBACK = "tests.bots.loopback_assistant"
+CALLS, WARM_UP, AT_ONCE = 1_000, 100, 2
+
+
+async def telephone_call(bot: BotProcess, address: str) -> None:
+    async with TwilioCall(f"{bot.url.replace('http', 'ws')}/ws", address) as call:
+        await call.answer()
+        await call.heard(0.3)
+        await call.stop()
+
+
+async def browser_call(bot: BotProcess, address: str) -> None:
+    headers = {"X-Forwarded-For": address}
+    async with aiohttp.ClientSession(bot.url, headers=headers) as http, webrtc_caller() as (p, o):
+        async with http.post("/api/offer", json=o) as response:
+            assert response.status == 200, await response.text()
+            await receive_audio(p, await response.json(), 15)
+
+
+async def make_calls(bot: BotProcess, transport: str, calls: int) -> None:
+    """Make calls, a few at once and within the rate at which a bot lets calls start."""
+    one_call = telephone_call if transport == "twilio" else browser_call
+    numbers = iter(range(calls))
+
+    async def caller() -> None:
+        for number in numbers:
+            address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+            await asyncio.gather(one_call(bot, address), asyncio.sleep(AT_ONCE / 4.5))
+
+    await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
+    await asyncio.sleep(3.0)
+
+
+async def churn(transport: str, calls: int, warm_up: int) -> tuple[float, float]:
+    """MiB after the first calls, and after all."""
+    options = (*(OPTIONS if transport == "twilio" else ()), "--max-sessions", "4")
+    with BotProcess(LOOPBACK, *options, **CREDENTIALS) as bot:
+        await make_calls(bot, transport, warm_up)
+        before = memory_mib(bot.pid)
+        await make_calls(bot, transport, calls - warm_up)
+        after = memory_mib(bot.pid)
+        assert "Traceback" not in bot.log
+        assert bot.log.count("call ended") == calls
+    print(f"\n{transport}: {before:.1f} MiB after {warm_up} calls, {after:.1f} after {calls}")
+    return before, after
+
+
+@pytest.mark.measurement
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("transport", ["twilio", "webrtc"])
+async def test_a_thousand_calls_leave_no_memory(transport: str) -> None:
+    before, after = await churn(transport, CALLS, WARM_UP)
+    assert after <= before * 1.01
