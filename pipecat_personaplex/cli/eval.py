@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipecat_personaplex.cli.eval_latency import EXAMPLES as LATENCY_EXAMPLES
+from pipecat_personaplex.cli.eval_latency import latency
 from pipecat_personaplex.cli.options import EngineOptions, engine_options
 from pipecat_personaplex.config import EngineConfig, SamplingParams
 from pipecat_personaplex.errors import ConfigError, EngineError, UserError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 evaluation = typer.Typer(
     no_args_is_help=True, help="Run, score and compare benchmarks of full-duplex behaviour."
 )
+evaluation.command("latency", epilog=LATENCY_EXAMPLES)(latency)
 
 _SUITES = "fdb-v1, fdb-v1.5, humdial, service, folder or nano"
 _DEFAULT_SESSIONS = 16
@@ -126,7 +129,7 @@ def run_(
         temperature_audio=temperature_audio, temperature_text=temperature_text
     )
 
-    from pipecat_personaplex.cli.progress import progress_bar
+    from pipecat_personaplex.cli.progress import rate_bar
     from pipecat_personaplex.eval.fdb_layout import SUITES as FDB_SUITES
     from pipecat_personaplex.eval.run_folder import RunFolder
     from pipecat_personaplex.eval.run_suite import (
@@ -142,14 +145,8 @@ def run_(
     engine = _load(model, replace(options.config, max_sessions=sessions))
     plan = replace(plan, voice=_add_voice(engine, voice))
     run = RunFolder.create(out, describe_run(plan, inventory, engine, model))
-    with engine, progress_bar(f"{chosen.title}") as bar:
-        result = run_suite(
-            engine,
-            plan,
-            run,
-            inventory.items,
-            lambda done, total, rate: bar(done, total),
-        )
+    with engine, rate_bar(chosen.title, "calls a second") as bar:
+        result = run_suite(engine, plan, run, inventory.items, bar)
     typer.echo(
         f"{out}: {result.calls} calls in {result.seconds:.1f} s, {result.calls_per_second:.2f} "
         f"calls a second, {result.audio_seconds / max(result.seconds, 1e-9):.1f} s of call a "
