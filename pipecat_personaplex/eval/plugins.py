@@ -45,6 +45,7 @@ def require_package(option: str, module: str, install: str) -> ModuleType:
     Raises:
         ConfigError: It is not installed; the message has the command that installs it.
     """
-    if find_spec(module) is None:
-        raise ConfigError(f"{option} needs {module}, which is not installed: {install}")
+    package = module.partition(".")[0]
+    if find_spec(package) is None:
+        raise ConfigError(f"{option} needs {package}, which is not installed: {install}")
     return import_module(module)

@@ -83,11 +83,22 @@ def backchannels(item: Item) -> list[Utterance]:
     return found
 
 
+def nods(item: Item) -> list[Utterance]:
+    """Says "uh-huh" 0.2 s into a pause; answers as above."""
+    found = [
+        Utterance(event.start + 0.2, event.start + 0.2 + BACKCHANNEL_SECONDS)
+        for event in item.events
+        if event.kind == "pause"
+    ]
+    return [*found, *answers(item)]
+
+
 SCRIPTS: dict[str, Script] = {
     "always silent": always_silent,
     "always talking": always_talking,
     "answers at 300 ms": answers,
     "yields at 400 ms": yields,
+    "nods in a pause": nods,
     "backchannels every 4 s": backchannels,
 }
 

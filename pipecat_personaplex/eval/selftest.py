@@ -122,6 +122,11 @@ EXPECTED: Mapping[tuple[str, Rules], Mapping[str, float]] = {
     | _ANSWERED_FIXED
     | _YIELDED
     | {"interruption/interruption.stopped": 1.0},
+    # The nod is the first word of the recording, which compat takes for the answer.
+    ("nods in a pause", "compat"): _SILENT_COMMON
+    | _ANSWERED_COMPAT
+    | {"pause/turn_end.latency": 0.0},
+    ("nods in a pause", "fixed"): _SILENT_COMMON | _IGNORED | _ANSWERED_FIXED,
     # Five in 21 s: at 4, 8, 12, 16 and 20 s.
     ("backchannels every 4 s", "compat"): _SILENT_COMMON
     | {"narration/narration.frequency": 5 / 21},
