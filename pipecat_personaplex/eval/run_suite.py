@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pipecat_personaplex.errors import UserError
 from pipecat_personaplex.eval.items import Item
 from pipecat_personaplex.eval.run_folder import Call, RunFolder, checked_id
 from pipecat_personaplex.eval.suites.suite_files import Suite
+from pipecat_personaplex.interface import SessionFrame
 from pipecat_personaplex.words import words_of
 
 Progress = Callable[[int, int, float], object]
@@ -177,10 +178,11 @@ def run_suite(
         item, seed = finished.job.label
         if finished.conversation is None:
             failed += 1
-            run.add(Call.of(item, seed, str(finished.error)), item.pcm[:0], [])
+            run.add(Call.of(item, seed, error=str(finished.error)), item.pcm[:0], [])
         else:
             talk = finished.conversation
-            run.add(Call.of(item, seed), talk.pcm, words_of(frame.text for frame in talk.frames))
+            words = words_of(frame.text for frame in talk.frames)
+            run.add(Call.of(item, seed, hash_tokens(talk.frames)), talk.pcm, words)
         calls += 1
         audio_seconds += len(item.pcm) / SAMPLE_RATE
         if progress is not None:
@@ -190,6 +192,15 @@ def run_suite(
     if calls:
         _append_speed(run, engine.max_sessions, result)
     return result
+
+
+def hash_tokens(frames: Iterable[SessionFrame]) -> str:
+    """The first 16 digits of the SHA-256 of the agent's text tokens and codes."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(frame.text_token.to_bytes(4, "little", signed=True))
+        digest.update(frame.agent_codes.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _jobs(plan: Plan, done: set[tuple[str, int]]) -> Iterator[ConversationJob[tuple[Item, int]]]:
