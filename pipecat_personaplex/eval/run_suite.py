@@ -35,6 +35,7 @@ class Plan:
         suite: The suite.
         data: Folder of its data; None for a suite that generates its items.
         voice: The agent's voice.
+        voice_file: The recording of that voice; None for a preset.
         seeds: Seeds of the sampling; each item is run once with each.
         sampling: The other parameters of the sampling.
         limit: Items of each group, at most; 0 for all.
@@ -46,6 +47,7 @@ class Plan:
     seeds: tuple[int, ...]
     sampling: SamplingParams
     limit: int = 0
+    voice_file: Path | None = None
 
     def items(self) -> Iterator[Item]:
         """The items, one after another."""
@@ -137,6 +139,7 @@ def describe_run(plan: Plan, inventory: Inventory, engine: Engine, model: str) -
         "keep_persona": config.keep_persona,
         "device": engine.device.type,
         "voice": plan.voice,
+        "voice_sha256": None if plan.voice_file is None else _file_hash(plan.voice_file),
         "sampling": sampling,
         "seeds": list(plan.seeds),
         "sessions": engine.max_sessions,
@@ -149,7 +152,10 @@ def describe_run(plan: Plan, inventory: Inventory, engine: Engine, model: str) -
 
 def checkpoint_hash(model: str) -> str:
     """The first 16 digits of the SHA-256 of the language model's file."""
-    path = resolve_folder(model, progress=False) / MODEL_FILE
+    return _file_hash(resolve_folder(model, progress=False) / MODEL_FILE)
+
+
+def _file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def question() -> np.ndarray:
 
 def check(words: list[Word]) -> None:
     assert "menu" in " ".join(word.word.lower() for word in words)
-    assert 0.7 < words[0].start < 1.4
+    assert 0.4 < words[0].start < 1.4  # Whisper's first word may start early
     assert all(word.start <= word.end for word in words)
     assert all(a.start <= b.start for a, b in itertools.pairwise(words))
 
@@ -52,6 +52,7 @@ def test_whisper(whisper_model: str) -> None:
     transcribe = find_transcriber(f"whisper:{whisper_model}")
     check(transcribe(question(), SAMPLE_RATE))
     assert transcribe(np.zeros(SAMPLE_RATE, np.float32), SAMPLE_RATE) == []
+    assert transcribe(np.zeros(0, np.float32), SAMPLE_RATE) == []
 
 
 def test_pocketsphinx() -> None:
@@ -184,8 +185,8 @@ def test_rules() -> None:
 class Chat(BaseHTTPRequestHandler):
     """An OpenAI-compatible server."""
 
-    requests: list[dict[str, Any]] = []
-    keys: list[str | None] = []
+    requests: ClassVar[list[dict[str, Any]]] = []
+    keys: ClassVar[list[str | None]] = []
     status, body = 200, ""
 
     def do_POST(self) -> None:
