@@ -15,6 +15,7 @@ import typer
 
 from pipecat_personaplex import __version__
 from pipecat_personaplex.cli import bench, drift, offline, quantize, serve
+from pipecat_personaplex.cli.eval import evaluation
 from pipecat_personaplex.cli.keys import keys
 from pipecat_personaplex.cli.logs import configure_logging
 from pipecat_personaplex.cli.voices import voices
@@ -44,6 +45,7 @@ app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(epilog=drift.EXAMPLES)(drift.drift)
 app.command(epilog=serve.EXAMPLES)(serve.serve)
 app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
+app.add_typer(evaluation, name="eval")
 app.add_typer(voices, name="voices")
 app.add_typer(keys, name="keys")
 

@@ -14,6 +14,21 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     Yields:
         A function to call with (done, total) as the work advances.
     """
+    with rate_bar(title, "") as update:
+        yield lambda done, total: update(done, total, 0.0)
+
+
+@contextmanager
+def rate_bar(title: str, unit: str) -> Iterator[Callable[[int, int, float], None]]:
+    """As ``progress_bar``, with a rate behind the title.
+
+    Args:
+        title: What is done.
+        unit: Of the rate, such as ``calls a second``; empty shows no rate.
+
+    Yields:
+        A function to call with (done, total, rate).
+    """
     from rich.console import Console
     from rich.progress import Progress
 
@@ -24,4 +39,9 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         console=console, transient=True, redirect_stdout=False, disable=not shown
     ) as bars:
         task = bars.add_task(title)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+        def update(done: int, total: int, rate: float) -> None:
+            text = f"{title}, {rate:.2f} {unit}" if unit else title
+            bars.update(task, completed=done, total=total, description=text)
+
+        yield update

@@ -70,10 +70,8 @@ def converse(
         actions: See ``Actions``.
     """
     actions = actions or {}
-    pcm = checked_pcm(pcm)
-    count = -(-len(pcm) // FRAME_SAMPLES)
-    padded = np.zeros((count, FRAME_SAMPLES), dtype=np.float32)
-    padded.reshape(-1)[: len(pcm)] = pcm
+    padded = frames_of(pcm)
+    count = len(padded)
     # What the model thread reports: frames, and last the end (an error or None).
     events: queue.SimpleQueue[SessionFrame | PersonaPlexError | None] = queue.SimpleQueue()
     session = open_session(on_frame=events.put, on_end=events.put)
@@ -98,5 +96,18 @@ def converse(
                 session.push(padded[index])
     finally:
         session.close()
+    return conversation_of(frames, len(pcm))
+
+
+def frames_of(pcm: Pcm) -> Pcm:
+    """Cut a recording into frames [n, 1920]; the last one is padded with silence."""
+    pcm = checked_pcm(pcm)
+    padded = np.zeros((-(-len(pcm) // FRAME_SAMPLES), FRAME_SAMPLES), dtype=np.float32)
+    padded.reshape(-1)[: len(pcm)] = pcm
+    return padded
+
+
+def conversation_of(frames: Sequence[SessionFrame], samples: int) -> Conversation:
+    """Join the frames of a conversation of this many samples."""
     audio = [frame.pcm for frame in frames] or [np.zeros(0, dtype=np.float32)]
-    return Conversation(np.concatenate(audio)[: len(pcm)], frames)
+    return Conversation(np.concatenate(audio)[:samples], frames)

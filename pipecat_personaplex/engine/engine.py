@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,7 @@ import torch
 from pipecat_personaplex import process
 from pipecat_personaplex.audio import Pcm, read_audio
 from pipecat_personaplex.callbacks import Owner
-from pipecat_personaplex.checkpoint.loader import (
-    Checkpoint,
-)
+from pipecat_personaplex.checkpoint.loader import Checkpoint
 from pipecat_personaplex.checkpoint.voices import (
     MAX_RECORDING_SECONDS,
     Voice,
@@ -29,6 +27,12 @@ from pipecat_personaplex.checkpoint.voices import (
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.engine.codec_slots import encode_stream
 from pipecat_personaplex.engine.converse import Actions, Conversation, converse
+from pipecat_personaplex.engine.converse_many import (
+    ConversationJob,
+    FinishedJob,
+    Label,
+    converse_many,
+)
 from pipecat_personaplex.engine.history import History, checked_history
 from pipecat_personaplex.engine.loading import load_parts
 from pipecat_personaplex.engine.model_thread import ModelThread, report_end
@@ -56,10 +60,7 @@ from pipecat_personaplex.interface import (
     Feature,
     SessionFrame,
 )
-from pipecat_personaplex.models.device import (
-    cpu_threads,
-    prepare_device,
-)
+from pipecat_personaplex.models.device import cpu_threads, prepare_device
 from pipecat_personaplex.session import Session
 
 # One frame in the running step, and one that lets the session join the next step at once.
@@ -331,6 +332,19 @@ class Engine:
             raise EngineStopped("converse waits for frames; it cannot be called from a callback")
         open_session = partial(self.open_session, persona, sampling, history=history)
         return converse(open_session, pcm, self.config.max_queued_frames, on_frame, actions)
+
+    def converse_many(
+        self,
+        jobs: Iterable[ConversationJob[Label]],
+        on_frames: Callable[[int], object] | None = None,
+    ) -> Iterator[FinishedJob[Label]]:
+        """Run many conversations in the engine's slots, and yield each as it ends.
+
+        A job is read when a slot is free. See ``converse_many`` in the module of that name.
+        """
+        if self._thread.is_current:
+            raise EngineStopped("converse_many waits for frames; do not call it from a callback")
+        return converse_many(self, jobs, self.config.max_queued_frames, on_frames)
 
     def stats(self) -> EngineStats:
         """Metrics of the engine; cheap enough to read every second."""

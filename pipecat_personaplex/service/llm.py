@@ -165,7 +165,7 @@ class PersonaPlexLLMService(DelegatingService):
         self._caller_speech = CallerSpeech()
         self._output = AgentOutput(playout, noise_gate_dbfs)
         self._metrics_window = MetricsWindow()
-        self._end_gate = EndGate(self, self._call, self._warn)
+        self._end_gate = EndGate(self, self._call, self.warn)
         self._clock_task: asyncio.Task[None] | None = None
         self._event_task: asyncio.Task[None] | None = None
         if greeting:

@@ -1,0 +1,1 @@
+"""Agents for other evaluation harnesses: discrete time, and clocked by their input."""

@@ -1,0 +1,1 @@
+"""Mouth-to-ear latency of a bot or a server, measured from outside."""

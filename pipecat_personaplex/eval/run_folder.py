@@ -1,0 +1,277 @@
+"""The folder of a run: append-only, so that an interrupted run goes on where it stopped.
+
+Files::
+
+    run.json            model, checkpoint, voice, sampling, seeds, machine, commit, suite
+    items.jsonl         one line for each finished call
+    audio/SEED/ID.flac  what the agent said
+    words/SEED/ID.json  its words, from the inner monologue
+    asr/NAME/SEED/ID.json   words that a transcriber found
+    judge/HASH.json     answers of judges, by content
+    scores/NAME.json    scores
+
+A call counts as finished when its line is in ``items.jsonl``; the line is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipecat_personaplex.audio import Pcm, float_to_pcm16
+from pipecat_personaplex.constants import SAMPLE_RATE
+from pipecat_personaplex.errors import UserError
+from pipecat_personaplex.eval.items import Event, Item
+from pipecat_personaplex.words import Word
+
+FORMAT = 1
+_ID = re.compile(r"[\w.-]+(/[\w.-]+)*")
+# Keys of run.json that may differ when a run goes on: they do not change a token.
+_FREE_KEYS = frozenset({"machine", "commit", "version", "started", "sessions", "model"})
+
+
+@dataclass(frozen=True)
+class Call:
+    """A finished call of a run.
+
+    Attributes:
+        id: Id of the item.
+        seed: Seed of the sampling.
+        group: As in ``Item``.
+        events: As in ``Item``.
+        prompt: As in ``Item``.
+        wanted: As in ``Item``.
+        reference: As in ``Item``.
+        source: As in ``Item``.
+        seconds: Length of the recording.
+        caller: Loudness of the caller, a number from 0 to 9 for each 80 ms, as text.
+        tokens: Hash of the agent's tokens; the same for the same call in any batch.
+        error: Why the call failed; empty if it did not. A failed call has no audio.
+    """
+
+    id: str
+    seed: int
+    group: str
+    events: tuple[Event, ...]
+    prompt: str
+    wanted: tuple[str, ...]
+    reference: Mapping[str, Any]
+    source: str
+    seconds: float
+    caller: str
+    tokens: str = ""
+    error: str = ""
+
+    @classmethod
+    def of(cls, item: Item, seed: int, tokens: str = "", error: str = "") -> Call:
+        """The call of an item."""
+        return cls(
+            item.id,
+            seed,
+            item.group,
+            item.events,
+            item.prompt,
+            item.wanted,
+            item.reference,
+            item.source,
+            round(len(item.pcm) / SAMPLE_RATE, 6),
+            loudness(item.pcm),
+            tokens,
+            error,
+        )
+
+
+@dataclass
+class RunFolder:
+    """A run on disk.
+
+    Attributes:
+        path: The folder.
+        settings: The content of ``run.json``.
+
+    Example::
+
+        run = RunFolder.open(Path("runs/monday"))
+        for call in run.calls():
+            print(call.id, [word.word for word in run.words(call)])
+    """
+
+    path: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def create(cls, path: Path, settings: Mapping[str, Any]) -> RunFolder:
+        """Create a run, or continue one with the same settings.
+
+        Raises:
+            UserError: The folder holds a run with other settings, or something else.
+        """
+        new = {"format": FORMAT, **settings}
+        if (path / "run.json").is_file():
+            run = cls.open(path)
+            for key in sorted(new.keys() | run.settings.keys()):
+                if key not in _FREE_KEYS and new.get(key) != run.settings.get(key):
+                    raise UserError(
+                        f"{path} holds a run whose {key} is {_short(run.settings.get(key))}, not "
+                        f"{_short(new.get(key))}; give another --out, or the same options"
+                    )
+            run._repair()
+            return run
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} exists and is not a run; give another --out")
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "run.json", new)
+        return cls(path, new)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open a run to read it.
+
+        Raises:
+            UserError: There is no run in the folder, or it has another format.
+        """
+        try:
+            settings = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} is not a run: it has no run.json; `personaplex eval run` makes one"
+            ) from None
+        except ValueError as error:
+            raise UserError(f"{path / 'run.json'} is not valid JSON: {error}") from None
+        if settings.get("format") != FORMAT:
+            raise UserError(
+                f"{path} has format {settings.get('format')!r}, and this version reads {FORMAT}"
+            )
+        return cls(path, settings)
+
+    def calls(self) -> list[Call]:
+        """The finished calls, sorted by id and seed.
+
+        An incomplete last line is ignored. A failed call may have a later line, which counts.
+        """
+        try:
+            lines = (self.path / "items.jsonl").read_text(encoding="utf-8").split("\n")
+        except FileNotFoundError:
+            return []
+        calls = [_call(json.loads(line)) for line in lines[:-1] if line]
+        newest = {(call.id, call.seed): call for call in calls}
+        return [newest[key] for key in sorted(newest)]
+
+    def add(self, call: Call, pcm: Pcm, words: Sequence[Word]) -> None:
+        """Write a finished call: audio and words first, its line in ``items.jsonl`` last."""
+        import soundfile
+
+        if not call.error:
+            audio = self.file("audio", call, ".flac")
+            with _replacing(audio) as temporary:
+                soundfile.write(temporary, float_to_pcm16(pcm), SAMPLE_RATE, format="FLAC")
+            write_json(self.file("words", call, ".json"), [asdict(word) for word in words])
+        line = json.dumps(asdict(call), ensure_ascii=False) + "\n"
+        with (self.path / "items.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def audio(self, call: Call) -> Pcm:
+        """The agent's audio, float32 [n] mono 24 kHz."""
+        import soundfile
+
+        path = self.file("audio", call, ".flac")
+        try:
+            pcm, _ = soundfile.read(path, dtype="float32")
+        except soundfile.LibsndfileError as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
+        samples: Pcm = pcm
+        return samples
+
+    def words(self, call: Call, folder: str = "words") -> list[Word] | None:
+        """The agent's words; None if this folder has none of this call."""
+        path = self.file(folder, call, ".json")
+        if not path.is_file():
+            return None
+        return [Word(**word) for word in json.loads(path.read_text(encoding="utf-8"))]
+
+    def write_words(self, call: Call, folder: str, words: Sequence[Word]) -> None:
+        """Write words that a transcriber has found."""
+        write_json(self.file(folder, call, ".json"), [asdict(word) for word in words])
+
+    def scores(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Names and contents of the scores so far."""
+        for path in sorted((self.path / "scores").glob("*.json")):
+            yield path.stem, json.loads(path.read_text(encoding="utf-8"))
+
+    def file(self, folder: str, call: Call, suffix: str) -> Path:
+        """The file of a call in one of the folders."""
+        return self.path / folder / str(call.seed) / f"{checked_id(call.id)}{suffix}"
+
+    def _repair(self) -> None:
+        """Cut off a last line that a killed process has left incomplete."""
+        path = self.path / "items.jsonl"
+        if path.is_file():
+            content = path.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                os.truncate(path, whole)
+
+
+def checked_id(name: str) -> str:
+    """Return the id of an item; ids are parts of paths.
+
+    Raises:
+        UserError: It contains anything but letters, digits and ``._-/``, or a part of dots only.
+    """
+    if not _ID.fullmatch(name) or any(not part.strip(".") for part in name.split("/")):
+        raise UserError(f"the id {name!r} of an item may contain letters, digits and ._-/ only")
+    return name
+
+
+def loudness(pcm: Pcm) -> str:
+    """A number from 0 to 9 for each 80 ms of a recording: 3 dB a step below its peak."""
+    frame = SAMPLE_RATE * 2 // 25
+    frames = pcm[: len(pcm) // frame * frame].reshape(-1, frame)
+    levels = np.sqrt(np.mean(np.square(frames, dtype=np.float64), axis=1))
+    peak = max(float(levels.max(initial=0.0)), 1e-4)
+    steps = 9 + 20 * np.log10(np.maximum(levels / peak, 1e-9)) / 3
+    return "".join(str(int(step)) for step in np.clip(np.round(steps), 0, 9))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, completely or not at all."""
+    with _replacing(path) as temporary:
+        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+
+
+class _replacing:
+    """A temporary file that replaces ``path`` if the block succeeds."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._temporary = path.with_name(f".{os.getpid()}.{path.name}")
+
+    def __enter__(self) -> Path:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return self._temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._temporary.replace(self._path)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+
+def _call(record: dict[str, Any]) -> Call:
+    events = tuple(Event(**event) for event in record.pop("events"))
+    return Call(events=events, wanted=tuple(record.pop("wanted")), **record)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."

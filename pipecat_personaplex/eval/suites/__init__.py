@@ -1,0 +1,1 @@
+"""Suites: each reads one layout of data and yields items."""
