@@ -46,7 +46,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert len(blocks("python")) == 6
+    assert len(blocks("python")) == 7
     assert len(blocks("bash")) >= 2
 
 
@@ -75,6 +75,11 @@ def test_steering_a_session(folder: Path) -> None:
     out = run([sys.executable, "-W", "error", "-c", the_block("session.update_prompt(")], folder)
     assert "said 9 of 9 words" in out
     assert out.endswith("new prompt: in effect\n")
+
+
+def test_changing_the_settings_of_a_call(folder: Path) -> None:
+    out = run([sys.executable, "-c", the_block("the voice is now")], folder)
+    assert out == "the voice is now NATM1\n"
 
 
 def test_steering_a_call_of_the_service(folder: Path) -> None:
