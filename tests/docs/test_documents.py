@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -9,11 +10,19 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pipecat.frames.frames import EndFrame, TTSSpeakFrame
+from pipecat.pipeline.worker import PipelineWorker
+from pipecat.processors.aggregators.llm_response_universal import LLMAssistantAggregator
+from pipecat.transports.base_transport import TransportParams
+from pipecat.workers.runner import WorkerRunner
 
+from pipecat_personaplex import Engine, EngineConfig
 from tests.golden_data import CHECKPOINT, VOICE_SAMPLE
 from tests.helpers.servers import ServeProcess
+from tests.helpers.transports import FakeTransport
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,7 +55,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert len(blocks("python")) == 7
+    assert len(blocks("python")) == 8
     assert len(blocks("bash")) >= 2
 
 
@@ -87,6 +96,26 @@ def test_steering_a_call_of_the_service(folder: Path) -> None:
     spoken = ["Hello, this is Anna. What can I get you?", "Thank you, bye bye!"]
     assert [line[8:] for line in out.splitlines() if line.startswith("spoken: ")] == spoken
     assert "closes in ten minutes" in out and "interrupted" not in out
+
+
+async def test_the_pipeline_of_the_integration_page() -> None:
+    """It runs, and what the agent says reaches the context."""
+    code = the_block("LLMContextAggregatorPair(LLMContext())").replace("NATF2", "NATM1")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    transport = FakeTransport(
+        TransportParams(audio_out_enabled=True, audio_out_sample_rate=24_000), lambda at, pcm: None
+    )
+    with Engine.load("nano", EngineConfig(device="cpu", max_sessions=1)) as engine:
+        pipeline = names["pipeline"](engine, transport)
+        worker = PipelineWorker(pipeline)
+        runner = WorkerRunner(handle_sigint=False)
+        await runner.add_workers(worker)
+        await worker.queue_frames([TTSSpeakFrame("Hello there."), EndFrame()])
+        await asyncio.wait_for(runner.run(), 60)
+    [aggregator] = [p for p in pipeline.processors if isinstance(p, LLMAssistantAggregator)]
+    [message] = aggregator.context.messages
+    assert message == {"role": "assistant", "content": "Hello there."}
 
 
 def test_the_readme_shows_the_minimal_bot() -> None:
