@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from pipecat_personaplex.cli.call_script import SCRIPT_HELP, CallScript
 from pipecat_personaplex.cli.files import check_outputs, whole_files
 from pipecat_personaplex.cli.options import EngineOptions, engine_options
 from pipecat_personaplex.cli.progress import progress_bar
+from pipecat_personaplex.cli.saved_calls import CallEnd, ContinueCall, SaveCall, read_saved_call
 from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from pipecat_personaplex.errors import ConfigError, UserError, VoiceError
@@ -23,7 +25,7 @@ from pipecat_personaplex.words import words_of
 if TYPE_CHECKING:
     from pipecat_personaplex.audio import Pcm
     from pipecat_personaplex.engine.converse import Conversation
-    from pipecat_personaplex.engine.engine import Engine
+    from pipecat_personaplex.session import Session
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -37,6 +39,10 @@ personaplex offline --model ./personaplex-7b-v1 --greedy --dtype float32 --devic
 
 personaplex offline --input caller.wav --output agent.wav --output-text agent.json \
 --script script.txt
+
+personaplex offline --voice NATF2 --input first.wav --output agent1.wav --save-call anna.call
+
+personaplex offline --continue anna.call --input second.wav --output agent2.wav
 
 [bold]A script[/bold]
 
@@ -105,7 +111,7 @@ def offline(
         ),
     ] = None,
     text_prompt: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--text-prompt",
             "--prompt",
@@ -114,7 +120,9 @@ def offline(
             show_default=False,
             rich_help_panel="Conversation",
         ),
-    ] = "",
+    ] = None,
+    save_call: SaveCall = None,
+    continue_: ContinueCall = None,
     script: Annotated[
         Path | None,
         typer.Option(
@@ -186,11 +194,21 @@ def offline(
     if output.suffix.lower() != ".wav":
         raise UserError(f"--output {output}: the output is WAV; choose a name that ends in .wav")
     voice_file = None if voice is None else _voice_file(voice)
-    outputs = {"--output": output, "--output-text": output_text, "--save-tokens": save_tokens}
+    outputs = {
+        "--output": output,
+        "--output-text": output_text,
+        "--save-tokens": save_tokens,
+        "--save-call": save_call,
+    }
     requested = {option: path for option, path in outputs.items() if path is not None}
-    inputs = [path for path in (input_, voice_file, script) if path is not None]
+    inputs = [path for path in (input_, voice_file, script, continue_) if path is not None]
     check_outputs(requested, inputs)
     call_script = None if script is None else CallScript(script)
+    call = None if continue_ is None else read_saved_call(continue_)
+    if voice is None and call is not None:
+        voice = call.persona.voice  # a name: the file cannot make this command open another one
+    if text_prompt is None:
+        text_prompt = "" if call is None else call.persona.text_prompt
 
     from pipecat_personaplex.audio import read_audio, write_wav
     from pipecat_personaplex.checkpoint.voices import VoiceLibrary
@@ -211,9 +229,20 @@ def offline(
     if voice_file is not None:
         engine.add_voice(name, voice_file)
     persona = Persona(name, text_prompt)
+    end = CallEnd(model)
+    actions: dict[int, Callable[[Session], object]] = {_frames(pcm): end.note}
+    if call_script is not None:
+        actions |= call_script.actions(persona)
     started = time.monotonic()
-    with engine:
-        conversation = _converse(engine, persona, pcm, sampling, call_script)
+    with engine, progress_bar("conversation") as progress:
+        conversation = engine.converse(
+            persona,
+            pcm,
+            sampling,
+            on_frame=lambda frame: progress(frame.index + 1, _frames(pcm)),
+            actions=actions,
+            history=None if call is None else call.history,
+        )
     elapsed = time.monotonic() - started
 
     with whole_files(list(requested.values())) as temporary:
@@ -231,6 +260,8 @@ def offline(
             _write_text(paths["--output-text"], conversation, settings)
         if "--save-tokens" in paths:
             _write_tokens(paths["--save-tokens"], conversation)
+        if "--save-call" in paths:
+            end.write(paths["--save-call"])
     seconds = len(pcm) / SAMPLE_RATE
     typer.echo(f"{output}: {seconds:.2f} s, computed in {elapsed:.2f} s")
 
@@ -270,25 +301,6 @@ def _voice_file(voice: str) -> Path | None:
 def _frames(pcm: Pcm) -> int:
     """Frames of a recording; the last one may be incomplete."""
     return -(-len(pcm) // FRAME_SAMPLES)
-
-
-def _converse(
-    engine: Engine,
-    persona: Persona,
-    pcm: Pcm,
-    sampling: SamplingParams,
-    script: CallScript | None,
-) -> Conversation:
-    """Run the conversation, with a progress bar if standard error is a terminal."""
-    frames = _frames(pcm)
-    with progress_bar("conversation") as progress:
-        return engine.converse(
-            persona,
-            pcm,
-            sampling,
-            on_frame=lambda frame: progress(frame.index + 1, frames),
-            actions=None if script is None else script.actions(persona),
-        )
 
 
 def _write_text(path: Path, conversation: Conversation, settings: dict[str, Any]) -> None:

@@ -306,6 +306,7 @@ class Engine:
         *,
         on_frame: Callable[[SessionFrame], object] | None = None,
         actions: Actions | None = None,
+        history: CallHistory | None = None,
     ) -> Conversation:
         """Run a whole conversation with a recorded user, as fast as the machine computes it.
 
@@ -315,14 +316,16 @@ class Engine:
             sampling: How tokens are sampled; the defaults of ``SamplingParams`` if not given.
             on_frame: Called with each frame in the calling thread, for progress.
             actions: Functions by frame index. Each is called with the session in the calling
-                thread, between the frame before and the frame of its index.
+                thread, between the frame before and the frame of its index. The number of frames
+                as index is the end of the conversation.
+            history: A call to continue; see ``open_session``.
 
         Raises:
             PersonaPlexError: Any error of ``open_session``, or the error that ends the session.
         """
         if threading.current_thread() is self._thread:
             raise EngineStopped("converse waits for frames; it cannot be called from a callback")
-        open_session = partial(self.open_session, persona, sampling)
+        open_session = partial(self.open_session, persona, sampling, history=history)
         return converse(open_session, pcm, self.config.max_queued_frames, on_frame, actions)
 
     def stats(self) -> EngineStats:
