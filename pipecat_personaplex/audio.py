@@ -305,7 +305,7 @@ def read_audio(path: str | Path) -> Pcm:
 
 
 def write_wav(path: str | Path, pcm: Pcm) -> None:
-    """Write mono 24 kHz samples [n] as a 16-bit WAV file.
+    """Write 24 kHz samples, mono [n] or stereo [n, 2], as a 16-bit WAV file.
 
     Raises:
         InvalidAudio: The file cannot be written.

@@ -92,6 +92,15 @@ def offline(
             rich_help_panel="Conversation",
         ),
     ] = None,
+    output_stereo: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.wav",
+            help="Also write both speakers, in time with each other: the caller left, the agent "
+            "right.",
+            rich_help_panel="Conversation",
+        ),
+    ] = None,
     output_text: Annotated[
         Path | None,
         typer.Option(
@@ -191,11 +200,13 @@ def offline(
     )
     # One conversation needs one slot, and nothing reuses its prompt.
     config = dataclasses.replace(options.config, max_sessions=1, prefix_cache_bytes=0)
-    if output.suffix.lower() != ".wav":
-        raise UserError(f"--output {output}: the output is WAV; choose a name that ends in .wav")
+    for option, path in {"--output": output, "--output-stereo": output_stereo}.items():
+        if path is not None and path.suffix.lower() != ".wav":
+            raise UserError(f"{option} {path}: the output is WAV; choose a name that ends in .wav")
     voice_file = None if voice is None else _voice_file(voice)
     outputs = {
         "--output": output,
+        "--output-stereo": output_stereo,
         "--output-text": output_text,
         "--save-tokens": save_tokens,
         "--save-call": save_call,
@@ -209,6 +220,8 @@ def offline(
         voice = call.persona.voice  # a name: the file cannot make this command open another one
     if text_prompt is None:
         text_prompt = "" if call is None else call.persona.text_prompt
+
+    import numpy as np
 
     from pipecat_personaplex.audio import read_audio, write_wav
     from pipecat_personaplex.checkpoint.voices import VoiceLibrary
@@ -248,6 +261,8 @@ def offline(
     with whole_files(list(requested.values())) as temporary:
         paths = dict(zip(requested, temporary, strict=True))
         write_wav(paths["--output"], conversation.pcm)
+        if "--output-stereo" in paths:
+            write_wav(paths["--output-stereo"], np.stack([pcm, conversation.pcm], axis=1))
         if "--output-text" in paths:
             settings: dict[str, Any] = {
                 "model": model,
