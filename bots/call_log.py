@@ -6,7 +6,10 @@ import json
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from io import SEEK_END, FileIO
 from pathlib import Path
+
+from loguru import logger
 
 from pipecat_personaplex.errors import ConfigError
 
@@ -14,7 +17,8 @@ from pipecat_personaplex.errors import ConfigError
 class CallRecord:
     """One file of JSON lines for one call: each turn with its speaker and its time.
 
-    A line is written when its turn ends, so a call that breaks off loses only the current turn.
+    A line is written when its turn ends, so a call that breaks off loses only the current turn. A
+    line that cannot be written, such as on a full disk, is left out and the log says so.
 
     Args:
         folder: Where the file is created. The file name is generated: it must not depend on
@@ -44,8 +48,24 @@ class CallRecord:
             self._write(timestamp, {"role": role, "content": content})
 
     def _write(self, time: str, fields: Mapping[str, object]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time, **fields}, ensure_ascii=False) + "\n")
+        # A lone surrogate is written as its JSON escape.
+        text = json.dumps({"time": time, **fields}, ensure_ascii=False) + "\n"
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                _write_whole(file, text.encode("utf-8", "backslashreplace"))
+        except OSError as error:  # The call goes on: a full disk must not end it.
+            logger.error("a line is missing in the call record {}: {}", self.path, error.strerror)
+
+
+def _write_whole(file: FileIO, line: bytes) -> None:
+    """Append a line, or nothing: the next line must not be glued to half of this one."""
+    start = file.seek(0, SEEK_END)
+    try:
+        while line:
+            line = line[file.write(line) :]
+    except OSError:
+        file.truncate(start)
+        raise
 
 
 def record_folder(path: str) -> Path:

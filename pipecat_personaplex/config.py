@@ -195,15 +195,30 @@ class Persona:
 
     def __post_init__(self) -> None:
         for name in ("voice", "text_prompt"):
-            value = getattr(self, name)
-            if not isinstance(value, str):
-                raise ConfigError(f"{name} must be text, not {value!r}")
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                raise ConfigError(
-                    f"{name} is not valid text: character {error.start} is half of a surrogate pair"
-                ) from None
+            checked_text(name, getattr(self, name))
+
+
+def checked_text(what: str, text: str) -> str:
+    """Return a text that comes from outside.
+
+    Args:
+        what: Name of the text for the error message.
+        text: The text.
+
+    Raises:
+        ConfigError: It is not text, or holds half of a surrogate pair, which neither the tokenizer
+            nor a message can represent: text that was decoded wrongly has them.
+    """
+    if not isinstance(text, str):
+        raise ConfigError(f"{what} must be text, not {text!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{what} is not valid text: character {error.start} is half of a surrogate pair; "
+            "decode it as UTF-8"
+        ) from None
+    return text
 
 
 def checked_persona(persona: Persona) -> Persona:

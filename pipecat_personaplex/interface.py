@@ -146,6 +146,8 @@ class EngineStats:
         prefix_hits: Prompts found in the prefix cache.
         prefix_misses: Prompts computed.
         prefix_bytes: Memory that the prefix cache holds.
+        slow_callbacks: Callbacks that took longer than 80 ms, and so delayed every caller.
+        stuck_callbacks: Callbacks that did not return in five seconds; their sessions ended.
     """
 
     healthy: bool
@@ -163,6 +165,8 @@ class EngineStats:
     prefix_hits: int
     prefix_misses: int
     prefix_bytes: int
+    slow_callbacks: int = 0
+    stuck_callbacks: int = 0
 
 
 @dataclass(frozen=True, eq=False)

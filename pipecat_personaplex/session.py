@@ -6,20 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pipecat_personaplex.audio import InputQueue, Pcm, QueuedFrame, checked_pcm
-from pipecat_personaplex.config import (
-    Persona,
-    SamplingParams,
-    checked_persona,
-    checked_sampling,
-)
+from pipecat_personaplex.callbacks import CallbackAbandoned, CallbackGuard
+from pipecat_personaplex.config import Persona, SamplingParams, checked_persona, checked_sampling
 from pipecat_personaplex.constants import FRAME_SECONDS
-from pipecat_personaplex.errors import (
-    PersonaPlexError,
-    SessionFailed,
-)
+from pipecat_personaplex.errors import PersonaPlexError, SessionFailed
 from pipecat_personaplex.interface import (
     ALL_FEATURES,
     CallHistory,
@@ -71,6 +65,7 @@ class Session:
         on_frame: Callable[[SessionFrame], object],
         on_end: Callable[[PersonaPlexError | None], object] | None,
         wake: Callable[[], None],
+        callbacks: CallbackGuard,
         speech: AgentSpeech,
         prompts: PromptUpdates,
         past: History,
@@ -84,6 +79,7 @@ class Session:
         self._on_frame = on_frame
         self._on_end = on_end
         self._wake = wake  # wakes the model thread
+        self._callbacks = callbacks
         self._speech = speech
         self.prompts = prompts
         self.past = past
@@ -166,15 +162,9 @@ class Session:
         return self._speech.say(text, when, on_done)
 
     def hush(self, speech: Speech | None = None) -> list[Speech]:
-        """Drop the words that have not begun, of one speech or of all; finish the current word.
+        """Drop the words that have not begun, as ``SessionLike.hush``.
 
         A speech whose last word has begun has nothing to drop: it will be said.
-
-        Returns:
-            The speeches that were cut, in order.
-
-        Raises:
-            SessionFailed: The session is over.
         """
         self._require_open()
         return self._speech.hush(speech)
@@ -193,11 +183,7 @@ class Session:
         self._speech.hold(seconds)
 
     def release(self) -> None:
-        """End a hold now; does nothing without one.
-
-        Raises:
-            SessionFailed: The session is over.
-        """
+        """End a hold now; does nothing without one."""
         self._require_open()
         self._speech.hold(0)
 
@@ -233,7 +219,8 @@ class Session:
             SessionFailed: The session is over.
         """
         self._require_open()
-        self.prompts.request(persona, history, on_done)
+        done = None if on_done is None else partial(self._run_callback, "on_done", on_done)
+        self.prompts.request(persona, history, done)
         self._wake()
 
     def history(self) -> CallHistory:
@@ -318,11 +305,7 @@ class Session:
             return changed
 
     def mark_ready(self) -> None:
-        """Report that the prompt is computed.
-
-        Raises:
-            SessionFailed: The client's callback raised.
-        """
+        """Report that the prompt is computed; raises as ``deliver``."""
         self._ready.set()
         if self._on_ready is not None and not self.closed:
             self._call_back("on_ready", self._on_ready)
@@ -362,7 +345,7 @@ class Session:
             callbacks.callback(self._ready.set)  # wait_ready must not wait for an ended session
             callbacks.callback(self._ended.set)
             if self._on_end is not None:
-                callbacks.callback(self._on_end, error)
+                callbacks.callback(self._run_callback, "on_end", self._on_end, error)
             callbacks.callback(self.prompts.close)
             callbacks.callback(self._report, self._speech.close())
 
@@ -371,9 +354,31 @@ class Session:
             for on_done, speech in reversed(finished):
                 callbacks.callback(self._call_back, "on_done", on_done, speech)
 
+    def abandon(self, error: PersonaPlexError) -> None:
+        """End the session on another thread; ``end`` follows when its callback has returned."""
+        self.error = error
+        # Callbacks that follow on the lost thread must not disturb the guard of the new one.
+        self._callbacks = CallbackGuard()
+        self._closed.set()
+        self._ready.set()
+
+    def lose_thread(self, error: PersonaPlexError) -> None:
+        """End the session in a forked process, where no callback follows."""
+        self.error = error
+        # Fresh ones: the fork may have copied any lock in its locked state.
+        self._lock, self._wake = threading.Lock(), lambda: None
+        self._ready, self._closed, self._ended = (threading.Event() for _ in range(3))
+        for event in (self._ready, self._closed, self._ended):
+            event.set()
+
+    def _run_callback(self, name: str, callback: Callable[..., object], *args: object) -> None:
+        self._callbacks.run(self, name, callback, *args)
+
     def _call_back(self, name: str, callback: Callable[..., object], *args: object) -> None:
         try:
-            callback(*args)
+            self._callbacks.run(self, name, callback, *args)
+        except CallbackAbandoned:
+            raise
         except BaseException as error:  # also CancelledError: no callback may end the thread
             raise SessionFailed(
                 f"the session's {name} callback raised {type(error).__name__}: {error}"

@@ -20,12 +20,8 @@ from pipecat_personaplex.bench.prompts import measure_prompts
 from pipecat_personaplex.bench.replays import measure_replays
 from pipecat_personaplex.bench.steps import measure_steps
 from pipecat_personaplex.bench.timing import free_memory
-from pipecat_personaplex.engine.memory_plan import (
-    MemoryPlan,
-    available_bytes,
-    plan_engine,
-    require_memory,
-)
+from pipecat_personaplex.engine.free_memory import available_bytes
+from pipecat_personaplex.engine.memory_plan import MemoryPlan, plan_engine, require_memory
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.device import Target, resolve_target
 

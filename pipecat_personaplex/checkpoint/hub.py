@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 from loguru import logger
 
-from pipecat_personaplex.checkpoint.layout import MODEL_FILE, RELEASE_FILES
+from pipecat_personaplex.checkpoint.layout import CONFIG_FILE, MODEL_FILE, RELEASE_FILES
 from pipecat_personaplex.checkpoint.progress_bars import download_bars
 from pipecat_personaplex.config import AUTO_MODEL
 from pipecat_personaplex.errors import DownloadError
@@ -34,8 +34,12 @@ NANO = "nano"
 """Name of the small model in this package. A folder is ``./nano``."""
 _NANO_FOLDER = Path(__file__).parents[1] / "nano"
 
-# owner/name; neither part starts with a dot, and the Hub forbids ".." and "--".
-_REPO_ID = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+# owner/name or owner/name@revision; neither part starts with a dot, and the Hub forbids ".." and
+# "--".
+_REPO_ID = re.compile(
+    r"(?!.*(\.\.|--))([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([A-Za-z0-9][\w./-]{0,99}))?",
+    re.ASCII,
+)
 
 
 def resolve_model(model: str, device: str) -> tuple[str, str | None]:
@@ -96,8 +100,8 @@ def resolve_folder(model: str, *, progress: bool, files: Sequence[str] = RELEASE
     Cached files are not downloaded again, and need no network.
 
     Args:
-        model: An existing folder, a Hub repo id such as ``nvidia/personaplex-7b-v1``, or
-            ``nano``.
+        model: An existing folder, a Hub repo id such as ``nvidia/personaplex-7b-v1``, which may
+            end in ``@`` and a branch, a tag or a commit, or ``nano``.
         progress: Whether to draw progress bars of the download on stderr.
         files: The files to download from a repository; no others are.
 
@@ -108,26 +112,59 @@ def resolve_folder(model: str, *, progress: bool, files: Sequence[str] = RELEASE
         return _NANO_FOLDER
     if os.path.isdir(model):
         return Path(model)
-    if not _REPO_ID.fullmatch(model):
+    repo_id = _REPO_ID.fullmatch(model)
+    if repo_id is None:
         raise DownloadError(
             f"{model!r} is neither an existing folder nor a Hugging Face repo id like "
-            "'nvidia/personaplex-7b-v1', nor nano"
+            "'nvidia/personaplex-7b-v1' (or owner/name@revision), nor nano"
         )
+    repo, revision = repo_id[2], repo_id[3]
     logger.info("looking for {} in the Hub's cache and on the Hub", model)
     try:
         with download_bars(progress):
-            return Path(snapshot_download(model, allow_patterns=list(files)))
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))
     except Exception as error:
+        cached = _cached_snapshot(repo, revision, files)
+        if cached is not None and not _is_answer(error):
+            logger.warning(
+                "{}; the complete snapshot {} of the cache is used",
+                _explain(model, error),
+                cached.name,
+            )
+            return cached
         # The exception of a failed transfer depends on the version of huggingface_hub. Its text
         # may contain signed addresses, so it is not shown.
         raise DownloadError(_explain(model, error)) from None
 
 
-def _explain(repo: str, error: BaseException) -> str:
-    """One line for the user: what went wrong with a repository, and what to do."""
+def _cached_snapshot(repo: str, revision: str | None, files: Sequence[str]) -> Path | None:
+    """The snapshot of the latest download, if the cache has all its files."""
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except Exception:  # there is none; the types depend on the version of huggingface_hub
+        return None
+    required = [name for name in files if name in RELEASE_FILES and name != CONFIG_FILE]
+    return folder if all((folder / name).is_file() for name in required) else None
+
+
+def _is_answer(error: BaseException) -> bool:
+    """Whether the Hub itself has refused the repository."""
+    chain = _chain(error)
+    refused = any(isinstance(link, GatedRepoError | RepositoryNotFoundError) for link in chain)
+    return refused or _http_status(chain) is not None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and its causes."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
+    return chain
+
+
+def _explain(repo: str, error: BaseException) -> str:
+    """One line for the user: what went wrong with a repository, and what to do."""
+    chain = _chain(error)
     status = _http_status(chain)
     if any(isinstance(link, GatedRepoError) for link in chain) or status == 403:
         return (
@@ -149,10 +186,10 @@ def _explain(repo: str, error: BaseException) -> str:
                 f"no space is left for {repo}; free some, or set HF_HOME to a folder on a larger "
                 "disk (the 7B takes 17 GB)"
             )
-        if isinstance(link, PermissionError):
+        if isinstance(link, OSError) and link.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return (
-                f"the Hub's cache cannot be written ({link.filename}); set HF_HOME to a folder "
-                "that can"
+                f"the Hub's cache is read-only ({link.filename}) and not up to date; set HF_HOME "
+                "to a folder that can be written, or name the cached revision: owner/name@revision"
             )
     if any(isinstance(link, LocalEntryNotFoundError | OfflineModeIsEnabled) for link in chain):
         return (

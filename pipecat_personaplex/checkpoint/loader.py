@@ -31,6 +31,9 @@ from pipecat_personaplex.models.device import Target, require_runnable
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
 
+_MAX_CONFIG_BYTES = 1 << 20
+_MAX_TOKENIZER_BYTES = 32 << 20
+
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work advances; the function that takes it names the unit."""
 
@@ -194,7 +197,7 @@ def read_config(path: Path) -> ModelConfig:
     if not path.is_file():
         return ModelConfig()
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(_read_small(path, _MAX_CONFIG_BYTES))
     except (ValueError, RecursionError, OSError) as error:
         raise ConfigError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(values, dict):
@@ -202,15 +205,33 @@ def read_config(path: Path) -> ModelConfig:
     return ModelConfig.from_dict(values)
 
 
+def _read_small(path: Path, most: int) -> bytes:
+    """Read a file that must be small.
+
+    Raises:
+        ValueError: It has more than ``most`` bytes.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most >> 20} MiB")
+    return data
+
+
 def _read_tokenizer(path: Path, config: LMConfig) -> Any:
     try:
         tokenizer = sentencepiece.SentencePieceProcessor()
-        tokenizer.LoadFromSerializedProto(path.read_bytes())
-    except (RuntimeError, OSError) as error:
+        tokenizer.LoadFromSerializedProto(_read_small(path, _MAX_TOKENIZER_BYTES))
+        pieces = tokenizer.get_piece_size()
+        tokenizer.encode("A word.")  # some damage shows only here
+        for piece in range(pieces):
+            tokenizer.id_to_piece(piece)
+    except (RuntimeError, ValueError, IndexError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path} is not a SentencePiece model ({error}); download it again"
+            f"{path} is not a SentencePiece model ({reason}); download it again"
         ) from None
-    pieces = tokenizer.get_piece_size()
     if pieces > config.text_card:
         raise CheckpointError(
             f"{path} has {pieces} pieces and the language model {config.text_card}; they belong "

@@ -58,7 +58,7 @@ def parse_preset(data: bytes, suffix: str, label: str, config: ModelConfig) -> P
     Raises:
         VoiceError: The content is not a voice for this model.
     """
-    parse = {".pt": _parse_pt, ".safetensors": _parse_safetensors}.get(suffix)
+    parse = {".pt": _parse_pt, ".safetensors": _parse_safetensors}.get(suffix.lower())
     if parse is None:
         raise VoiceError(f"voice {label} must be a .pt or .safetensors file, not {suffix!r}")
     if len(data) > MAX_VOICE_BYTES:
@@ -90,7 +90,7 @@ def _parse_pt(data: bytes, label: str) -> Any:
 def _parse_safetensors(data: bytes, label: str) -> Any:
     try:
         return safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
+    except Exception as error:  # also of numbers that torch cannot represent
         raise VoiceError(f"voice {label} is not a safetensors file: {error}") from None
 
 
@@ -167,11 +167,12 @@ def write_preset(preset: Preset, path: Path) -> None:
         "embeddings": preset.embeddings[:, None, None].contiguous(),
         "cache": preset.cache[None].contiguous(),
     }
-    if path.suffix == ".pt":
+    suffix = path.suffix.lower()
+    if suffix == ".pt":
         buffer = io.BytesIO()
         torch.save(content, buffer)
         data = buffer.getvalue()
-    elif path.suffix == ".safetensors":
+    elif suffix == ".safetensors":
         data = safetensors.torch.save(content)
     else:
         raise VoiceError(f"a voice file ends in .pt or .safetensors, not {path.suffix!r}")

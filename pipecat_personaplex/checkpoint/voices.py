@@ -27,7 +27,7 @@ from pipecat_personaplex.checkpoint.voice_files import (
     parse_preset,
     write_preset,
 )
-from pipecat_personaplex.constants import FRAME_SAMPLES, MAX_PROMPT_FRAMES
+from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, MAX_PROMPT_FRAMES
 from pipecat_personaplex.errors import InvalidAudio, VoiceError, VoiceNotFound
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.lm import PersonaPlexLM
@@ -35,6 +35,8 @@ from pipecat_personaplex.models.lm import PersonaPlexLM
 Encode = Callable[[Tensor], Tensor]
 """The codec, streaming from a fresh state: pcm [1920 * F] float32 -> codes [F, 8]."""
 
+MAX_RECORDING_SECONDS = MAX_PROMPT_FRAMES * FRAME_SECONDS
+"""Longest recording of a voice: it fills the model's window."""
 _MEMBER = re.compile(r"(?:\./)?voices/([A-Za-z0-9][A-Za-z0-9_-]{0,63})\.pt")
 # The release's 18 voices take about 10 MB.
 _MAX_ARCHIVE_BYTES = 256 << 20

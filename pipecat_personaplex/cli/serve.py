@@ -32,6 +32,7 @@ personaplex serve --host 0.0.0.0 --api-key-file keys.txt --ssl-certfile cert.pem
 
 personaplex serve --add-voice owen=owen.wav --allow-origin https://example.com"""
 
+_SWITCH_SECONDS = 5e-4
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -103,6 +104,18 @@ def serve(
             rich_help_panel="Address",
         ),
     ] = 8998,
+    health_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="PERSONAPLEX_HEALTH_PORT",
+            min=0,
+            max=65535,
+            help="Serve /healthz, /readyz and /metrics at a port of their own, without TLS, which "
+            "clients need not reach.",
+            show_default="the port above",
+            rich_help_panel="Address",
+        ),
+    ] = None,
     ssl_certfile: Annotated[
         Path | None,
         typer.Option(
@@ -146,6 +159,14 @@ def serve(
             rich_help_panel="Clients",
         ),
     ] = ServerConfig.max_connections,
+    address_rate: Annotated[
+        float,
+        typer.Option(
+            help="New connections a second from one address; further ones are closed. 0 for no "
+            "limit: behind a proxy, all clients have its address.",
+            rich_help_panel="Clients",
+        ),
+    ] = ServerConfig.address_rate,
     max_prompt_chars: Annotated[
         int,
         typer.Option(
@@ -157,8 +178,8 @@ def serve(
     max_speed: Annotated[
         float,
         typer.Option(
-            help="How many times faster than real time a client may send audio, such as 2; 0 for "
-            "no limit.",
+            help="How many times faster than real time a client may send audio for long; 0 for no "
+            "limit.",
             rich_help_panel="Clients",
         ),
     ] = ServerConfig.max_speed,
@@ -256,6 +277,7 @@ def serve(
 
     config = ServerConfig(
         max_connections=max_connections,
+        address_rate=address_rate,
         max_prompt_chars=max_prompt_chars,
         idle_seconds=idle_seconds,
         max_session_seconds=max_session_seconds,
@@ -284,10 +306,12 @@ def serve(
 
     model = options.resolve_model()
     state = ServerState(config, Path(model).resolve().name, AdmissionController(config, keys))
-    runner = ServerRunner(state, Address(host, port, ssl_certfile, ssl_keyfile), load)
+    runner = ServerRunner(state, Address(host, port, ssl_certfile, ssl_keyfile, health_port), load)
     allow_files(config.max_connections)
-    if api_key_file is not None:
-        reload_keys_on_hangup(state, api_key_file)
+    reload_keys_on_hangup(state, api_key_file)
+    # The model thread takes the interpreter's lock for each operation. By default it would wait
+    # 5 ms for it whenever the event loop is busy.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     if not runner.run(lambda url: typer.echo(_announcement(state.model, url))):
         # The thread that loads the model still runs, and would crash when the interpreter exits.
         os._exit(0)

@@ -90,16 +90,16 @@ def encode(
     The file given as --voice sounds the same as the recording given as --voice, and is not
     encoded again in each run.
     """
-    if output.suffix not in _SUFFIXES:
+    if output.suffix.lower() not in _SUFFIXES:
         raise VoiceError(f"--output {output}: a voice file ends in {' or '.join(_SUFFIXES)}")
     check_outputs({"--output": output}, [recording])
     config = replace(options.config, dtype=dtype, max_sessions=1)
 
     from pipecat_personaplex.audio import read_audio
-    from pipecat_personaplex.checkpoint.voices import export_voice
+    from pipecat_personaplex.checkpoint.voices import MAX_RECORDING_SECONDS, export_voice
     from pipecat_personaplex.engine.engine import Engine
 
-    pcm = read_audio(recording)
+    pcm = read_audio(recording, max_seconds=MAX_RECORDING_SECONDS)
     engine = Engine.load(options.resolve_model(), config, progress=sys.stderr.isatty())
     voice = engine.encode_voice(pcm, output.stem)
     assert voice.codes is not None, "an encoded voice has codes"

@@ -12,18 +12,26 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from loguru import logger
 
+from pipecat_personaplex import process
 from pipecat_personaplex.audio import Pcm, read_audio
+from pipecat_personaplex.callbacks import Owner
 from pipecat_personaplex.checkpoint.loader import (
     Checkpoint,
 )
-from pipecat_personaplex.checkpoint.voices import Voice, VoiceLibrary, encode_voice, load_voice_file
+from pipecat_personaplex.checkpoint.voices import (
+    MAX_RECORDING_SECONDS,
+    Voice,
+    VoiceLibrary,
+    encode_voice,
+    load_voice_file,
+)
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.engine.codec_slots import encode_stream
 from pipecat_personaplex.engine.converse import Actions, Conversation, converse
 from pipecat_personaplex.engine.history import History, checked_history
 from pipecat_personaplex.engine.loading import load_parts
+from pipecat_personaplex.engine.model_thread import ModelThread, report_end
 from pipecat_personaplex.engine.pending import PendingSession
 from pipecat_personaplex.engine.prompt import (
     Prompt,
@@ -34,7 +42,13 @@ from pipecat_personaplex.engine.prompt import (
 from pipecat_personaplex.engine.prompt_updates import PromptUpdates
 from pipecat_personaplex.engine.speech import AgentSpeech
 from pipecat_personaplex.engine.step_loop import StepLoop
-from pipecat_personaplex.errors import EngineFailed, EngineFull, EngineStopped, PersonaPlexError
+from pipecat_personaplex.errors import (
+    EngineFailed,
+    EngineFull,
+    EngineStopped,
+    PersonaPlexError,
+    SessionFailed,
+)
 from pipecat_personaplex.interface import (
     ALL_FEATURES,
     CallHistory,
@@ -50,6 +64,7 @@ from pipecat_personaplex.session import Session
 
 # One frame in the running step, and one that lets the session join the next step at once.
 _MAX_IN_FLIGHT_FRAMES = 2
+_EXIT_SECONDS = 10.0
 
 
 class Engine:
@@ -86,13 +101,9 @@ class Engine:
         self.device = checkpoint.mimi.frequencies.device
         self._voices = voices
         self._loop = StepLoop(checkpoint, config, self._end)
-
-        self._wake = threading.Event()
-        self._stopping = False
-        self._thread: threading.Thread | None = None
-        # Held while the thread is started or joined; never taken on the model thread.
-        self._lifecycle = threading.Lock()
-        self._failure: EngineFailed | None = None
+        self._thread = ModelThread(
+            self._prepare_thread, self._run_once, self._end_remaining, self._abandon
+        )
         # Guards the sessions that callers and the model thread share: open ones and arrivals.
         self._lock = threading.Lock()
         self._open: set[Session] = set()
@@ -138,46 +149,37 @@ class Engine:
             EngineFailed: The engine has failed before; load another.
             EngineStopped: Called from a callback of an engine that is stopping.
         """
-        if threading.current_thread() is self._thread:
-            if self._stopping:
-                raise EngineStopped("the engine is stopping; start it again from another thread")
-            return
-        with self._lifecycle:
-            self._require_healthy()
-            if self._thread is not None:
-                if self._thread.is_alive() and not self._stopping:
-                    return
-                self._thread.join()  # stopped from a callback, and about to end
-            self._stopping = False
-            self._thread = threading.Thread(
-                target=self._run, name="personaplex-engine", daemon=True
-            )
-            self._thread.start()
+        self._thread.start()
+        process.register(self)
 
     def stop(self) -> None:
         """End every session and the model thread; does nothing if it does not run.
 
-        Called from a callback, it returns at once, and the thread ends after that callback.
+        Called from a callback, it returns at once, and the thread ends after that callback. A
+        callback that never returns delays it by five seconds.
         """
-        if threading.current_thread() is self._thread:
-            self._stopping = True
-            return
-        with self._lifecycle:
-            if self._thread is not None:
-                self._stopping = True
-                self._wake.set()
-                self._thread.join()
-                self._thread = None
+        self._thread.stop()
 
-    def _require_healthy(self) -> None:
-        if self._failure is not None:
-            # Raise a fresh exception: re-raising one object accumulates tracebacks.
-            raise EngineFailed(str(self._failure)) from self._failure
+    def stop_at_exit(self) -> None:
+        """Stop as well as possible in a few seconds: the process exits."""
+        self._thread.stop(_EXIT_SECONDS)
+
+    def lose_thread(self) -> None:
+        """Fail in a process that was forked while the engine ran; no method may wait there."""
+        failure = EngineFailed(
+            "this process was forked from the one in which the engine runs; load an engine in this "
+            "process, or start it with the spawn method"
+        )
+        self._lock = threading.Lock()
+        self._thread.lose_thread(failure)
+        for session in self._open:
+            session.lose_thread(failure)
+        self._open, self._arrivals = set(), deque()
 
     @property
     def healthy(self) -> bool:
         """False once the device or the model thread has failed; then load another engine."""
-        return self._failure is None
+        return self._thread.failure is None
 
     @property
     def features(self) -> frozenset[Feature]:
@@ -223,7 +225,8 @@ class Engine:
         if path.suffix.lower() in (".pt", ".safetensors"):
             self._voices.add(load_voice_file(path, name, self.checkpoint.config))
         else:
-            self._voices.add(self.encode_voice(read_audio(path), name))
+            recording = read_audio(path, max_seconds=MAX_RECORDING_SECONDS)
+            self._voices.add(self.encode_voice(recording, name))
 
     def open_session(
         self,
@@ -267,7 +270,8 @@ class Engine:
             on_ready=on_ready,
             on_frame=on_frame,
             on_end=on_end,
-            wake=self._wake.set,
+            wake=self._thread.wake,
+            callbacks=self._thread.callbacks,
             speech=AgentSpeech(self._speech_words),
             prompts=PromptUpdates(self._build_prompt),
             past=History(lm.window, history),
@@ -278,7 +282,7 @@ class Engine:
             self._require_slot()
             self._open.add(session)
             self._arrivals.append(PendingSession(session, prompt, history))
-        self._wake.set()
+        self._thread.wake()
         return session
 
     def _build_prompt(self, persona: Persona) -> Prompt:
@@ -290,8 +294,8 @@ class Engine:
         return speech_words(text, self.checkpoint.tokenizer)
 
     def _require_slot(self) -> None:
-        self._require_healthy()
-        if self._thread is None or self._stopping:
+        self._thread.require_healthy()
+        if not self._thread.running:
             raise EngineStopped("the engine is not running; use it in a with block or call start()")
         # Do not count closed sessions: the model thread is about to free their slots.
         if sum(not session.closed for session in self._open) >= self.max_sessions:
@@ -323,7 +327,7 @@ class Engine:
         Raises:
             PersonaPlexError: Any error of ``open_session``, or the error that ends the session.
         """
-        if threading.current_thread() is self._thread:
+        if self._thread.is_current:
             raise EngineStopped("converse waits for frames; it cannot be called from a callback")
         open_session = partial(self.open_session, persona, sampling, history=history)
         return converse(open_session, pcm, self.config.max_queued_frames, on_frame, actions)
@@ -339,36 +343,29 @@ class Engine:
             queued_frames=sum(session.queued_frames for session in open_sessions),
             max_sessions=self.max_sessions,
             refused=self._refused,
+            slow_callbacks=self._thread.callbacks.slow,
+            stuck_callbacks=self._thread.callbacks.stuck,
         )
 
     # The following methods run on the model thread.
 
-    def _run(self) -> None:
-        """Step until ``stop``, then end every session. A failure here ends the engine."""
+    def _prepare_thread(self) -> None:
         prepare_device(self.device)
         if self.device.type == "cpu":
             torch.set_num_threads(cpu_threads(self.config.cpu_threads, self.checkpoint.lm))
-        reason: PersonaPlexError = EngineStopped("the engine was stopped")
-        try:
-            self._loop.warm_up()
-            while not self._stopping:
-                self._wake.wait()
-                self._wake.clear()
-                while not self._stopping and self._loop.run_once(self._take_arrivals()):
-                    pass
-        except BaseException as error:
-            logger.opt(exception=error).error("the model thread failed; every session ends")
-            reason = EngineFailed(
-                f"the engine failed and every session has ended: {type(error).__name__}: {error}"
-            )
-            reason.__cause__ = error
-            self._failure = reason
+        self._loop.warm_up()
+
+    def _run_once(self) -> bool:
+        return self._loop.run_once(self._take_arrivals())
+
+    def _end_remaining(self, reason: PersonaPlexError) -> None:
         with self._lock:
             remaining = list(self._open)
             self._arrivals.clear()
         self._loop.clear()
         for session in remaining:
             self._end(session, None if session.closed else reason)
+        process.unregister(self)
 
     def _take_arrivals(self) -> list[PendingSession]:
         with self._lock:
@@ -380,9 +377,11 @@ class Engine:
         """Forget a session and report its end."""
         with self._lock:
             self._open.discard(session)
-        try:
-            session.end(error)
-        except BaseException as raised:  # also CancelledError: a callback must not end the thread
-            logger.bind(session=session.id).opt(exception=raised).error(
-                "the session's on_end callback raised"
-            )
+        report_end(session, error)
+
+    def _abandon(self, session: Owner, error: SessionFailed) -> None:
+        """End a session whose callback does not return; runs on another thread."""
+        assert isinstance(session, Session)
+        with self._lock:
+            self._open.discard(session)
+        session.abandon(error)

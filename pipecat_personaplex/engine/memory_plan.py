@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from loguru import logger
@@ -13,6 +12,7 @@ from torch import nn
 
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig, Quantization
 from pipecat_personaplex.engine.cuda_graphs import spare_slots
+from pipecat_personaplex.engine.free_memory import available_bytes
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.models.config import LMConfig, MimiConfig, ModelConfig
 from pipecat_personaplex.models.device import Target, resolve_kv_dtype
@@ -23,7 +23,6 @@ from pipecat_personaplex.quantization.fp8 import FP8
 from pipecat_personaplex.quantization.weights import storage
 
 _GIB = 1 << 30
-_MEMINFO = Path("/proc/meminfo")
 
 CUDA_WORKSPACE_BYTES = 1 << 30
 CUDA_WORKSPACE_BYTES_PER_SLOT = 8 << 20
@@ -298,22 +297,6 @@ def require_replay_memory(
             f"frames {_gib(needed)} of {_gib(available)} free; fewer max_sessions or a smaller "
             "context leave more"
         )
-
-
-def available_bytes(device: torch.device) -> int | None:
-    """Free memory of a device for this process, in bytes; None if the system does not report it."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # Blocks that torch has reserved and not allocated are free for this process only.
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try:
-        lines = _MEMINFO.read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return None
 
 
 def kv_bytes(config: LMConfig, window: int, kv_dtype: str) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from pipecat_personaplex.audio import Pcm, SpeechDetector, is_audible
+from pipecat_personaplex.config import checked_text
 from pipecat_personaplex.engine.speaker import SAMPLE, Speaker
 from pipecat_personaplex.errors import ConfigError, SessionFailed
 from pipecat_personaplex.interface import MAX_HOLD_SECONDS, Speech
@@ -47,7 +48,7 @@ class AgentSpeech:
         if when not in ("pause", "now"):
             raise ConfigError(f"when must be 'pause' or 'now', not {when!r}")
         # Tokenise on this thread: the model thread has no time for it.
-        words = self._words_of(_checked_text(text))
+        words = self._words_of(checked_text("the text to say", text))
         if not words:
             raise ConfigError("the text to say has no words; pass a sentence or more")
         speech = Speech(text, len(words))
@@ -118,17 +119,3 @@ class AgentSpeech:
         """The callbacks of speeches that have ended, each once; call with the lock held."""
         callbacks = [(self._on_done.pop(speech), speech) for speech in speeches]
         return [(on_done, speech) for on_done, speech in callbacks if on_done is not None]
-
-
-def _checked_text(text: str) -> str:
-    """Raise ConfigError unless this is text that can be tokenised."""
-    if not isinstance(text, str):
-        raise ConfigError(f"the text to say must be text, not {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"the text to say is not valid Unicode: character {error.start} is half of a "
-            "surrogate pair; repair the text where it is decoded"
-        ) from None
-    return text

@@ -52,6 +52,8 @@ class Counters:
         queued_frames: int,
         max_sessions: int,
         refused: int,
+        slow_callbacks: int,
+        stuck_callbacks: int,
     ) -> EngineStats:
         """These totals with the engine's state, as its users see them; safe on any thread."""
         return EngineStats(
@@ -70,4 +72,6 @@ class Counters:
             prefix_hits=prefixes.hits,
             prefix_misses=prefixes.misses,
             prefix_bytes=prefixes.nbytes,
+            slow_callbacks=slow_callbacks,
+            stuck_callbacks=stuck_callbacks,
         )

@@ -35,6 +35,9 @@ from pipecat_personaplex.session import Session
 
 _HOST = torch.device("cpu")
 
+_Delivery = tuple[Session, StepOutput, int, Pcm, FrameTimings]
+"""A session, the step's output and its row there, the caller's frame, and its timings."""
+
 
 class StepLoop:
     """The model, its slots and their sessions. Used by one thread; starts none.
@@ -83,6 +86,9 @@ class StepLoop:
         # Bounded by the engine, which admits no more sessions than there are slots.
         self._pending: deque[PendingSession] = deque()
         self._replays.clear()
+        # Frames of the last step that are not delivered yet. Between two passes there are some only
+        # if this thread has taken over from one that a callback blocks.
+        self._undelivered: deque[_Delivery] = deque()
         # Slots whose next text token was given, not sampled by the model alone.
         self._forced_slots: set[int] = set()
         self._replay_is_next = False
@@ -107,6 +113,7 @@ class StepLoop:
         Raises:
             Exception: The step failed; the device must no longer be trusted.
         """
+        self._deliver()
         self._admit(arrivals)
         self._release_closed()
         ready = self._ready_sessions()
@@ -202,9 +209,16 @@ class StepLoop:
             timings = FrameTimings((started - frame.arrived) * 1e3, seconds * 1e3)
             self.counters.frames += 1
             self.counters.late_frames += timings.total_ms > FRAME_SECONDS * 1e3
+            self._undelivered.append((session, output, row, frame.pcm, timings))
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Pass the frames of the last step to their sessions, each one once."""
+        while self._undelivered:
+            session, output, row, caller, timings = self._undelivered.popleft()
             with self._contain_failure(session):
                 output_frame = self._session_frame(session, output, row, timings)
-                session.past.add(output_frame, frame.pcm)
+                session.past.add(output_frame, caller)
                 session.deliver(output_frame, next_text=int(output.next_text[row]))
 
     def _take_inputs(self, ready: dict[int, Session]) -> tuple[list[QueuedFrame], list[int] | None]:
@@ -274,8 +288,10 @@ class StepLoop:
             self._forced_slots.discard(slot)
             self._runner.join(slot, prefix, session.sampling, pending.warm_up)
             logger.bind(session=session.id).debug("session ready in slot {}", slot)
+            # Before the callback, which another thread may not wait for. After a failure the next
+            # pass removes it: the session is closed.
+            self._pending.remove(pending)
             session.mark_ready()
-        self._pending.remove(pending)
 
     def _advance_replay(self, slot: int) -> None:
         """Compute one piece of a live session's new state; see ``engine.replay``."""

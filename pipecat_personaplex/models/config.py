@@ -8,7 +8,6 @@ value only (``_FIXED``); all others are errors.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -17,12 +16,16 @@ from pipecat_personaplex.config import QUANTIZATIONS, Quantization
 from pipecat_personaplex.constants import CODEBOOKS, DELAYS, FRAME_SAMPLES, TEXT_PAD
 from pipecat_personaplex.errors import ConfigError
 
+_MAX_LAYERS = 512
+_MAX_SIZE = 1 << 20
+"""Largest width, vocabulary and context: some thirty times those of the released model."""
+
 
 def _reject_unknown(section: str, values: Mapping[str, Any], known: set[str]) -> None:
     unknown = sorted(set(values) - known)
     if unknown:
         raise ConfigError(
-            f"config.json: unknown {section} key {unknown[0]!r}; known are: "
+            f"config.json: unknown {section} key {unknown[0][:40]!r}; known are: "
             + ", ".join(sorted(known))
         )
 
@@ -31,18 +34,29 @@ def _require_fixed(section: str, values: Mapping[str, Any], fixed: Mapping[str, 
     for key, expected in fixed.items():
         if key in values and values[key] != expected:
             raise ConfigError(
-                f"config.json: {section}.{key} is {values[key]!r}; only {expected!r} is implemented"
+                f"config.json: {section}.{key} is {_shown(values[key])}; only {expected!r} is "
+                "implemented"
             )
 
 
-def _require_positive(config: Any, section: str) -> None:
+def _require_in_range(config: Any, section: str) -> None:
+    """Refuse numbers that are not positive, or so large that building the model takes memory."""
     for spec in dataclasses.fields(config):
         value = getattr(config, spec.name)
+        most = _MAX_LAYERS if spec.name.endswith("num_layers") else _MAX_SIZE
         for number in value if isinstance(value, tuple) else (value,):
-            if not math.isfinite(number) or number <= 0:
+            if not 0 < number <= most:  # also not a number
                 raise ConfigError(
-                    f"config.json: {section}.{spec.name} must be positive, not {value!r}"
+                    f"config.json: {section}.{spec.name} must be above 0 and at most {most}, not "
+                    f"{_shown(value)}"
                 )
+
+
+def _shown(value: object) -> str:
+    """A value for an error message, which must stay one short line."""
+    if isinstance(value, int) and abs(value) > _MAX_SIZE**2:
+        return "a number of many digits"
+    return repr(value)[:100]
 
 
 def _typed(cls: type[Any], section: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +81,9 @@ def _typed(cls: type[Any], section: str, values: Mapping[str, Any]) -> dict[str,
             expected = (
                 "a list of integers" if isinstance(default, tuple) else type(default).__name__
             )
-            raise ConfigError(f"config.json: {section}.{spec.name} must be {expected}: {value!r}")
+            raise ConfigError(
+                f"config.json: {section}.{spec.name} must be {expected}: {_shown(value)}"
+            )
         chosen[spec.name] = value
     return chosen
 
@@ -116,7 +132,7 @@ class LMConfig:
     _IGNORED: ClassVar[Any] = ("depformer_context",)
 
     def __post_init__(self) -> None:
-        _require_positive(self, "lm")
+        _require_in_range(self, "lm")
         for name, dim, heads in (
             ("lm.dim", self.dim, self.num_heads),
             ("lm.depformer_dim", self.depformer_dim, self.depformer_num_heads),
@@ -228,7 +244,7 @@ class MimiConfig:
     }
 
     def __post_init__(self) -> None:
-        _require_positive(self, "mimi")
+        _require_in_range(self, "mimi")
         samples = 2
         for ratio in self.ratios:
             samples *= ratio

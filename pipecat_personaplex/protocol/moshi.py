@@ -6,6 +6,7 @@ stream in each direction, mono, 24 kHz; a message may end anywhere in a page.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any
 
@@ -105,17 +106,22 @@ class OggOpusReader:
             InvalidAudio: The bytes are not Ogg-Opus, or hold too much audio. The reader cannot be
                 used afterwards.
         """
-        decoded: list[Pcm] = []
+        decoded = list(self.decode_slices(stream))
+        return np.concatenate(decoded) if decoded else np.zeros(0, dtype=np.float32)
+
+    def decode_slices(self, stream: bytes) -> Iterator[Pcm]:
+        """Decode the stream's next bytes as ``decode``, in pieces that each take little time."""
         samples = 0
         for start in range(0, len(stream), _SLICE_BYTES):
-            decoded.append(self._decode_slice(stream[start : start + _SLICE_BYTES]))
-            samples += len(decoded[-1])
+            pcm = self._decode_slice(stream[start : start + _SLICE_BYTES])
+            samples += len(pcm)
             if samples > _MAX_MESSAGE_SAMPLES:
                 raise InvalidAudio(
                     f"a message may hold at most {_MAX_MESSAGE_SAMPLES // SAMPLE_RATE} s of audio; "
                     "send audio in real time"
                 )
-        return np.concatenate(decoded) if decoded else np.zeros(0, dtype=np.float32)
+            if len(pcm):
+                yield pcm
 
     def _decode_slice(self, stream: bytes) -> Pcm:
         try:

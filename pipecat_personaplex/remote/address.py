@@ -6,6 +6,7 @@ import ssl
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+from pipecat_personaplex.config import checked_text
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.protocol.moshi import MOSHI_PATH
 from pipecat_personaplex.protocol.session_messages import SESSION_PATH
@@ -74,7 +75,7 @@ class ServerAddress:
 
 def _split_url(url: str) -> SplitResult:
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(checked_text("an engine's URL", url))
         # A connection encodes the host name the same way; some names fail here.
         (parts.hostname or "").encode("idna")
         valid = bool(parts.hostname) and parts.scheme in _WEBSOCKET_SCHEMES and parts.port != 0

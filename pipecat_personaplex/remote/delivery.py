@@ -32,7 +32,7 @@ from pipecat_personaplex.protocol.session_messages import (
     Stats,
     parse_server,
 )
-from pipecat_personaplex.remote.instructions import encode
+from pipecat_personaplex.remote.open_instructions import encode
 from pipecat_personaplex.remote.session import RemoteSession
 
 # In transit or in the server's queue. More than the longest round trip needs, and few enough that

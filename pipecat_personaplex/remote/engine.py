@@ -6,16 +6,18 @@ import asyncio
 import ssl
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Self, get_args
 
+from pipecat_personaplex import process
+from pipecat_personaplex.callbacks import Owner
 from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.errors import (
     ConfigError,
     EngineStopped,
     EngineUnreachable,
     PersonaPlexError,
+    SessionFailed,
 )
 from pipecat_personaplex.interface import CallHistory, Feature, SessionFrame, SessionStats
 from pipecat_personaplex.protocol.audio import open_codec
@@ -25,10 +27,11 @@ from pipecat_personaplex.protocol.session_messages import AudioFormat
 from pipecat_personaplex.remote.address import ServerAddress
 from pipecat_personaplex.remote.connection import PermanentlyUnreachable
 from pipecat_personaplex.remote.delivery import MAX_IN_FLIGHT_FRAMES
-from pipecat_personaplex.remote.instructions import require_fits
+from pipecat_personaplex.remote.loop_thread import LoopThread
 from pipecat_personaplex.remote.moshi import MoshiServer
 from pipecat_personaplex.remote.native import NativeServer
 from pipecat_personaplex.remote.native_channel import open_message
+from pipecat_personaplex.remote.open_instructions import require_fits
 from pipecat_personaplex.remote.server import Server
 from pipecat_personaplex.remote.server_pool import (
     NO_FEATURES,
@@ -40,6 +43,7 @@ from pipecat_personaplex.remote.session import RemoteSession
 from pipecat_personaplex.remote.session_task import SessionTask
 from pipecat_personaplex.remote.stats import RemoteStats, sum_stats
 
+_EXIT_SECONDS = 10.0
 _NO_STATS = SessionStats(0, 0, 0, 0)
 
 
@@ -110,16 +114,10 @@ class RemoteEngine:
         self._move_calls = move_calls
         self._servers: list[Server] = []
 
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._stopping = False
-        self._stop: asyncio.Event | None = None
         # Set once a server is reachable, or all are permanently unreachable.
         self._polled = threading.Event()
-        # Held while the thread is started or joined; never acquired on the thread itself.
-        self._lifecycle = threading.Lock()
-        # Guards _loop, _stop, _stopping and the open sessions and counters below.
-        self._lock = threading.Lock()
+        self._thread = LoopThread(self._main, self._abandon)
+        # ``self._thread.lock`` guards the open sessions and counters below.
         self._session_tasks: set[SessionTask] = set()
         self._ended_stats = _NO_STATS
         self._refused = 0
@@ -139,29 +137,26 @@ class RemoteEngine:
 
         Raises:
             EngineUnreachable: No server was reachable in time, or none is a PersonaPlex server.
-            EngineStopped: Called from a callback while the engine stops.
+            EngineStopped: Called from a callback while the engine stops, or a callback of its last
+                run has not returned.
             ConfigError: A package or a library for Opus is missing.
         """
-        if threading.current_thread() is self._thread:
-            if self._stopping:
+        if self._thread.is_current:
+            if self._thread.stopping:
                 raise EngineStopped("the engine is stopping; start it again from another thread")
             return
-        with self._lifecycle:
-            if self._thread is not None:
-                if self._thread.is_alive() and not self._stopping:
-                    return
-                self._thread.join()  # stopped from a callback; the thread is about to end
-            self._servers = [self._new_server(address) for address in self._addresses]
-            self._stopping = False
-            self._loop = self._stop = None
+        with self._thread.lifecycle:
+            if self._thread.running:
+                return
+            servers = [self._new_server(address) for address in self._addresses]
+            self._thread.join(None)  # stopped from a callback; the thread is about to end
             self._polled.clear()
-            self._thread = threading.Thread(
-                target=lambda: asyncio.run(self._main()), name="personaplex-remote", daemon=True
-            )
+            self._servers = servers
             self._thread.start()
+            process.register(self)
             self._polled.wait(self._start_seconds)
             if not self.healthy:
-                self._stop_and_join()
+                self._thread.join(None)
                 raise EngineUnreachable(unreachable_reason(self._servers))
 
     def _new_server(self, address: ServerAddress) -> Server:
@@ -176,29 +171,41 @@ class RemoteEngine:
         """End every session and the thread; does nothing if the engine does not run.
 
         Called from a callback, ``stop`` returns at once, and the thread ends after the callback.
+        If a callback does not return for five seconds, ``stop`` returns without it.
         """
-        if threading.current_thread() is self._thread:
-            self._request_stop()
+        if self._thread.is_current:
+            self._thread.request_stop()
             return
-        with self._lifecycle:
-            self._stop_and_join()
+        with self._thread.lifecycle:
+            self._thread.join(None)
 
-    def _stop_and_join(self) -> None:
-        if self._thread is not None:
-            self._request_stop()
-            self._thread.join()
-            self._thread = None
+    def stop_at_exit(self) -> None:
+        """Stop as well as possible in a few seconds: the process exits."""
+        with self._thread.lifecycle:
+            self._thread.join(_EXIT_SECONDS)
 
-    def _request_stop(self) -> None:
-        with self._lock:
-            self._stopping = True
-            if self._stop is not None:
-                self._post(self._stop.set)
+    def lose_thread(self) -> None:
+        """Become an engine that was not started: this process is a fork of the one it runs in.
+
+        The sessions end here, and continue in the other process.
+        """
+        error = EngineStopped("this process was forked from the one in which the session runs")
+        for task in self._session_tasks:
+            task.session.lose_thread(error)
+        self._thread.lose()
+        self._polled = threading.Event()
+        self._servers, self._session_tasks = [], set()
+
+    def _abandon(self, session: Owner, error: SessionFailed) -> None:
+        """End a session whose callback does not return; runs on another thread."""
+        assert isinstance(session, RemoteSession)
+        session.abandon(error)
 
     @property
     def healthy(self) -> bool:
-        """Whether at least one server is reachable."""
-        return self._running and any(server.reachable for server in self._servers)
+        """Whether at least one server is reachable, and no callback blocks the thread."""
+        running = self._thread.running and not self._thread.blocked
+        return running and any(server.reachable for server in self._servers)
 
     @property
     def voices(self) -> list[str]:
@@ -215,10 +222,6 @@ class RemoteEngine:
         """Slots of all servers together; 0 while a server has not reported its slots."""
         slots = [server.max_sessions for server in self._servers]
         return sum(slots) if all(slots) else 0
-
-    @property
-    def _running(self) -> bool:
-        return self._thread is not None and self._loop is not None and not self._stopping
 
     def open_session(
         self,
@@ -262,7 +265,8 @@ class RemoteEngine:
             on_ready=on_ready,
             on_frame=on_frame,
             on_end=on_end,
-            wake=lambda: self._post(task.wake),
+            wake=lambda: self._thread.post(task.wake),
+            callbacks=self._thread.callbacks,
             max_queued_frames=self._max_queued_frames,
             # Until a server is chosen, what no server supports is refused.
             features=NO_FEATURES.union(*(server.features for server in self._servers)),
@@ -273,23 +277,20 @@ class RemoteEngine:
         )
         require_fits("persona", open_message(session, self._audio))
         required: frozenset[Feature] = frozenset({"history"}) if history else NO_FEATURES
-        with self._lock:
-            if not self._running:
-                raise EngineStopped(
-                    "the engine is not running; use it in a with statement, or call start()"
-                )
+        with self._thread.lock:
+            self._thread.require_running()
             try:
                 require_available(self._servers, persona.voice, required)
             except PersonaPlexError:
                 self._refused += 1
                 raise
             self._session_tasks.add(task)
-            self._post(task.start)
+            self._thread.post(task.start)
         return session
 
     def stats(self) -> RemoteStats:
         """Metrics for logs and dashboards; cheap enough to call every second."""
-        with self._lock:
+        with self._thread.lock:
             tasks, ended = list(self._session_tasks), self._ended_stats
         total = sum_stats([ended, *(task.session.stats() for task in tasks)])
         return RemoteStats(
@@ -301,32 +302,24 @@ class RemoteEngine:
             queued_frames=total.queued_frames,
             refused=self._refused,
             servers=tuple(server.stats() for server in self._servers),
+            slow_callbacks=self._thread.callbacks.slow,
+            stuck_callbacks=self._thread.callbacks.stuck,
         )
-
-    def _post(self, callback: Callable[[], object]) -> None:
-        """Have the engine's thread call ``callback``; does nothing if the thread has ended."""
-        with suppress(RuntimeError):  # the event loop is closed
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(callback)
 
     # What follows runs on the engine's thread.
 
-    async def _main(self) -> None:
-        stop = asyncio.Event()
-        with self._lock:
-            self._stop, self._loop = stop, asyncio.get_running_loop()
-            if self._stopping:  # stop() was called before this thread got here
-                stop.set()
-        watching = [asyncio.create_task(server.watch(self._on_polled)) for server in self._servers]
+    async def _main(self, stop: asyncio.Event) -> None:
+        servers = self._servers  # ``start`` may replace it while this run still ends
+        watching = [asyncio.create_task(server.watch(self._on_polled)) for server in servers]
         await stop.wait()
         for watch in watching:
             watch.cancel()
-        with self._lock:
+        with self._thread.lock:
             tasks = list(self._session_tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*watching, *(task.wait() for task in tasks), return_exceptions=True)
-        await asyncio.gather(*(server.wait_released() for server in self._servers))
+        await asyncio.gather(*(server.wait_released() for server in servers))
 
     def _on_polled(self) -> None:
         servers = self._servers
@@ -336,7 +329,7 @@ class RemoteEngine:
             self._polled.set()
 
     def _on_session_ended(self, task: SessionTask) -> None:
-        with self._lock:
+        with self._thread.lock:
             self._session_tasks.discard(task)
             self._ended_stats = replace(
                 sum_stats([self._ended_stats, task.session.stats()]), queued_frames=0

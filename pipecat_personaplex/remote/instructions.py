@@ -7,10 +7,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
-from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.config import Persona, SamplingParams, checked_text
 from pipecat_personaplex.errors import (
     ConfigError,
     LimitReached,
@@ -20,7 +18,6 @@ from pipecat_personaplex.errors import (
 )
 from pipecat_personaplex.interface import MAX_HOLD_SECONDS, Feature, Speech
 from pipecat_personaplex.protocol.session_messages import (
-    MAX_MESSAGE_BYTES,
     MAX_SPEECHES,
     Hold,
     Hush,
@@ -30,64 +27,20 @@ from pipecat_personaplex.protocol.session_messages import (
     Say,
     SpeechState,
     Update,
-    UpdatePrompt,
     rebuild_error,
+)
+from pipecat_personaplex.remote.open_instructions import (
+    PromptDone,
+    PromptRequest,
+    Saying,
+    SpeechDone,
+    When,
+    encode,
+    require_fits,
 )
 
 # A server accepts one prompt update a second; its clock and the network's delay vary.
 _PROMPT_SECONDS = 1.1
-
-When = Literal["pause", "now"]
-SpeechDone = Callable[[Speech], object]
-PromptDone = Callable[[PersonaPlexError | None], object]
-
-
-@dataclass(eq=False)
-class _Saying:
-    """A speech that is not finished.
-
-    Attributes:
-        id: Its id in the messages.
-        speech: The caller's handle.
-        when: As ``SessionLike.say``.
-        on_done: Called when the speech is finished.
-        words: The words of its text.
-        sent: Whether the server has it.
-        spoken_before: Words spoken at servers from which the call has moved.
-    """
-
-    id: int
-    speech: Speech
-    when: When
-    on_done: SpeechDone | None
-    words: list[str]
-    sent: bool = False
-    spoken_before: int = 0
-
-    def message(self, *, progress: bool) -> Say:
-        """The request to say the words that are not spoken yet."""
-        text = self.speech.text
-        if self.spoken_before:
-            text = " ".join(self.words[self.spoken_before :])
-        return Say(text=text, id=self.id, when=self.when) if progress else Say(text=text)
-
-
-@dataclass(eq=False)
-class _PromptUpdate:
-    """A new persona that is not in effect yet."""
-
-    id: int
-    persona: Persona
-    history: int | None
-    on_done: PromptDone | None
-
-    def message(self) -> UpdatePrompt:
-        return UpdatePrompt(
-            id=self.id,
-            voice=self.persona.voice,
-            text_prompt=self.persona.text_prompt,
-            history=self.history,
-        )
 
 
 class Instructions:
@@ -104,13 +57,13 @@ class Instructions:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._next_id = 0
-        self._sayings: dict[int, _Saying] = {}  # not finished, in order
-        self._unsent: deque[_Saying | Hush] = deque()
+        self._sayings: dict[int, Saying] = {}  # not finished, in order
+        self._unsent: deque[Saying | Hush] = deque()
         self._hold: Hold | Release | None = None
         self._held_until = -math.inf
         self._sampling: SamplingParams | None = None
-        self._prompt: _PromptUpdate | None = None  # waits to be sent
-        self._prompt_in_flight: _PromptUpdate | None = None
+        self._prompt: PromptRequest | None = None  # waits to be sent
+        self._prompt_in_flight: PromptRequest | None = None
         self._prompt_sent = -math.inf
         self._callbacks: deque[Callable[[], object]] = deque()
         # Whether the server reports the progress of speeches; servers without it take no hush.
@@ -126,12 +79,12 @@ class Instructions:
         """
         if when not in ("pause", "now"):
             raise ConfigError(f"when must be pause or now, not {when!r}")
-        words = text.split()
+        words = checked_text("the text to say", text).split()
         if not words:
             raise ConfigError("there is nothing to say: the text has no words")
         with self._lock:
             speech = Speech(text, len(words))
-            saying = _Saying(self._next_id, speech, when, on_done, words)
+            saying = Saying(self._next_id, speech, when, on_done, words)
             require_fits("words to say", encode(saying.message(progress=True)))
             if len(self._sayings) >= MAX_SPEECHES:
                 raise LimitReached(f"{MAX_SPEECHES} texts already wait to be said")
@@ -202,7 +155,7 @@ class Instructions:
         if history is not None and (type(history) is not int or history < 0):
             raise ConfigError(f"history must be a number of frames or None, not {history!r}")
         with self._lock:
-            update = _PromptUpdate(self._next_id, persona, history, on_done)
+            update = PromptRequest(self._next_id, persona, history, on_done)
             require_fits("persona", encode(update.message()))
             self._next_id += 1
             replaced, self._prompt = self._prompt, update
@@ -230,7 +183,7 @@ class Instructions:
             waiting.sent = True
             return waiting.message(progress=self._progress)
 
-    def _take_prompt(self) -> _PromptUpdate | None:
+    def _take_prompt(self) -> PromptRequest | None:
         now = time.monotonic()
         if self._prompt_in_flight is not None or now - self._prompt_sent < _PROMPT_SECONDS:
             return None
@@ -362,33 +315,11 @@ class Instructions:
             saying.speech.state = "cut"
             self._finish(saying)
 
-    def _finish(self, saying: _Saying) -> None:
+    def _finish(self, saying: Saying) -> None:
         del self._sayings[saying.id]
         if (on_done := saying.on_done) is not None:
             self._callbacks.append(lambda: on_done(saying.speech))
 
-    def _fail(self, update: _PromptUpdate, error: PersonaPlexError) -> None:
+    def _fail(self, update: PromptRequest, error: PersonaPlexError) -> None:
         if (on_done := update.on_done) is not None:
             self._callbacks.append(lambda: on_done(error))
-
-
-def encode(instruction: Instruction) -> str:
-    """Encode an instruction without the fields that older servers do not know."""
-    return instruction.model_dump_json(exclude_none=True)
-
-
-def require_fits(what: str, message: str) -> None:
-    """Refuse a message that is too long for a server, which would close the connection.
-
-    Args:
-        what: What the message contains, for the error.
-        message: The message as JSON.
-
-    Raises:
-        LimitReached: The message is too long.
-    """
-    size = len(message.encode())
-    if size > MAX_MESSAGE_BYTES:
-        raise LimitReached(
-            f"the {what} need a message of {size} bytes; a server accepts {MAX_MESSAGE_BYTES}"
-        )

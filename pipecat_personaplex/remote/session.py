@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from loguru import logger
 
 from pipecat_personaplex.audio import InputQueue, Pcm, QueuedFrame, checked_pcm
+from pipecat_personaplex.callbacks import CallbackAbandoned, CallbackGuard, stuck_message
 from pipecat_personaplex.config import (
     Persona,
     SamplingParams,
@@ -27,7 +28,8 @@ from pipecat_personaplex.interface import (
     new_session_id,
 )
 from pipecat_personaplex.protocol.session_messages import Prompted
-from pipecat_personaplex.remote.instructions import Instructions, PromptDone, SpeechDone, When
+from pipecat_personaplex.remote.instructions import Instructions
+from pipecat_personaplex.remote.open_instructions import PromptDone, SpeechDone, When
 from pipecat_personaplex.remote.record import CallRecord
 
 
@@ -69,6 +71,7 @@ class RemoteSession:
         on_frame: Callable[[SessionFrame], object],
         on_end: Callable[[PersonaPlexError | None], object] | None,
         wake: Callable[[], None],
+        callbacks: CallbackGuard,
         max_queued_frames: int,
         features: frozenset[Feature],
         history: CallHistory | None = None,
@@ -83,6 +86,7 @@ class RemoteSession:
         self._on_frame = on_frame
         self._on_end = on_end
         self._wake = wake
+        self._callbacks = callbacks
         self._features = features
         self._input = InputQueue(max_queued_frames)
         # Guards the fields that callers and the engine's thread both change.
@@ -128,13 +132,8 @@ class RemoteSession:
         A speech that the server refuses is cut. A server without progress reports confirms that it
         has the text: the speech then counts as said, and ``hush`` has no effect there.
 
-        Args:
-            text: A sentence or more, in plain words.
-            when: As ``SessionLike.say``; a server without progress reports ignores it.
-            on_done: Called once on the engine's thread, when the text was said or cut.
-
-        Returns:
-            A handle that shows the progress.
+        Args and result are those of ``SessionLike.say``. A server without progress reports ignores
+        ``when``.
 
         Raises:
             ConfigError: The server does not support forced speech, or the text has no words.
@@ -149,9 +148,7 @@ class RemoteSession:
     def hush(self, speech: Speech | None = None) -> list[Speech]:
         """Drop the words that have not begun, as ``SessionLike.hush``.
 
-        Returns:
-            The speeches that were cut, in order. One whose last word the server has just reached
-            may still end as ``said``.
+        A speech whose last word the server has just reached may still end as ``said``.
         """
         self._require("say")
         cut = self.instructions.hush(speech)
@@ -359,7 +356,7 @@ class RemoteSession:
         try:
             self._run_last_callbacks()
             if self._on_end is not None:
-                self._on_end(error)
+                self._call_back("on_end", self._on_end, error)
         finally:
             self._ended.set()
             self._ready.set()  # wakes wait_ready, which then raises the error
@@ -371,9 +368,26 @@ class RemoteSession:
             except SessionFailed as raised:  # on_end must follow
                 logger.bind(session=self.id).error("{}", raised)
 
+    def abandon(self, error: PersonaPlexError) -> None:
+        """End the session on another thread: its callback blocks the engine's thread."""
+        self.error = error
+        self._closed.set()
+        self._ready.set()
+
+    def lose_thread(self, error: PersonaPlexError) -> None:
+        """End the session in a forked process, where no callback follows."""
+        self.error = error
+        # Fresh ones: the fork may have copied any lock in its locked state.
+        self._lock, self._wake = threading.Lock(), lambda: None
+        self._ready, self._closed, self._ended = (threading.Event() for _ in range(3))
+        for event in (self._ready, self._closed, self._ended):
+            event.set()
+
     def _call_back(self, name: str, callback: Callable[..., object], *args: object) -> None:
         try:
-            callback(*args)
+            self._callbacks.run(self, name, callback, *args)
+        except CallbackAbandoned as abandoned:
+            raise SessionFailed(stuck_message(abandoned.call)) from None
         except BaseException as error:  # also CancelledError: no callback may end the thread
             raise SessionFailed(
                 f"the session's {name} callback raised {type(error).__name__}: {error}"

@@ -211,7 +211,10 @@ class SessionTask:
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         try:
-            self.session.end(None if self.session.closed else self._error_of(task))
+            session = self.session
+            if session.closed and not task.cancelled():
+                task.exception()  # Without this, asyncio logs an error that has been reported.
+            session.end(session.error if session.closed else self._error_of(task))
         except BaseException as raised:  # also CancelledError: no callback may end the thread
             logger.bind(session=self.session.id).opt(exception=raised).error(
                 "the session's on_end callback raised"

@@ -44,6 +44,8 @@ class RemoteStats:
         queued_frames: Input frames that wait here to be sent.
         refused: Sessions that no server accepted.
         servers: One entry for each server, in the order of the URLs.
+        slow_callbacks: Callbacks that took longer than 80 ms, and so delayed every caller.
+        stuck_callbacks: Callbacks that did not return in five seconds; their sessions ended.
     """
 
     healthy: bool
@@ -54,6 +56,8 @@ class RemoteStats:
     queued_frames: int
     refused: int
     servers: tuple[ServerStats, ...]
+    slow_callbacks: int = 0
+    stuck_callbacks: int = 0
 
 
 def sum_stats(stats: Iterable[SessionStats]) -> SessionStats:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from http import HTTPStatus
 
 from loguru import logger
 from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
@@ -29,30 +31,57 @@ _RETRY_SECONDS = 5
 _DEFECT_TEXT = "the server failed to answer; its log says why"
 
 
-def create_app(state: ServerState) -> Starlette:
+def create_app(state: ServerState, *, health: bool = True) -> Starlette:
     """Build the application of a server.
 
     Args:
         state: The server; its engine may be loaded later.
+        health: Whether it serves ``/healthz``, ``/readyz`` and ``/metrics``.
     """
     pages = _Pages(state)
+    routes = [
+        Route("/v1/voices", pages.voices),
+        Route(SESSION_PATH, _upgrade_required),
+        Route(MOSHI_PATH, _upgrade_required),
+        WebSocketRoute(SESSION_PATH, session_endpoint(state)),
+        WebSocketRoute(MOSHI_PATH, moshi_endpoint(state)),
+        WebSocketRoute("/{path:path}", _no_such_websocket),
+    ]
+    admission = Middleware(_AdmissionMiddleware, state=state)
+    return _application([*routes, *(pages.health_routes() if health else ())], admission)
+
+
+def create_health_app(state: ServerState) -> Starlette:
+    """Build the application of a port for health checks and metrics alone."""
+    return _application(_Pages(state).health_routes())
+
+
+def _application(routes: Sequence[BaseRoute], *middleware: Middleware) -> Starlette:
     app = Starlette(
-        routes=[
-            Route("/healthz", pages.health),
-            Route("/readyz", pages.readiness),
-            Route("/metrics", pages.metrics),
-            Route("/v1/voices", pages.voices),
-            Route(SESSION_PATH, _upgrade_required),
-            Route(MOSHI_PATH, _upgrade_required),
-            WebSocketRoute(SESSION_PATH, session_endpoint(state)),
-            WebSocketRoute(MOSHI_PATH, moshi_endpoint(state)),
-            WebSocketRoute("/{path:path}", _no_such_websocket),
-        ],
-        middleware=[Middleware(_AdmissionMiddleware, state=state)],
+        routes=routes,
+        middleware=[Middleware(_OneRequestMiddleware), *middleware],
         exception_handlers={HTTPException: _http_error, Exception: _defect},
     )
     app.router.redirect_slashes = False  # An unknown path is 404, not a redirect.
     return app
+
+
+class _OneRequestMiddleware:
+    """Closes a connection after its first response.
+
+    An address has an allowance of connections; requests in one connection would evade it.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def add_header(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self._app(scope, receive, add_header if scope["type"] == "http" else send)
 
 
 class _Pages:
@@ -60,6 +89,14 @@ class _Pages:
 
     def __init__(self, state: ServerState):
         self._state = state
+
+    def health_routes(self) -> list[Route]:
+        """The pages that report the server's state and need no key."""
+        return [
+            Route("/healthz", self.health),
+            Route("/readyz", self.readiness),
+            Route("/metrics", self.metrics),
+        ]
 
     async def health(self, request: Request) -> Response:
         engine = self._state.loaded

@@ -20,6 +20,9 @@ class ServerConfig:
 
     Attributes:
         max_connections: WebSockets open at once; further ones are refused before their upgrade.
+        address_rate: New connections a second from one address (for IPv6, from one /64 network); 0
+            for no limit, such as behind a proxy that hides the addresses. ``max_connections`` of
+            them may come at once. Further ones are closed.
         max_prompt_chars: Length of a text prompt, and of words to speak.
         idle_seconds: A session whose client sends no audio for this time ends.
         max_session_seconds: Duration of a session; 0 for no limit.
@@ -46,6 +49,7 @@ class ServerConfig:
     """
 
     max_connections: int = 1024
+    address_rate: float = 50.0
     max_prompt_chars: int = 4000
     idle_seconds: float = 60.0
     max_session_seconds: float = 0.0
@@ -54,7 +58,7 @@ class ServerConfig:
     drain_seconds: float = 30.0
     allow_origins: tuple[str, ...] = ()
     max_unsent_frames: int = 50
-    max_speed: float = 0.0
+    max_speed: float = 2.0
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -74,11 +78,12 @@ class ServerConfig:
                 f"resume_seconds may be {_MAX_RESUME_SECONDS:g} at most, "
                 f"not {self.resume_seconds:g}"
             )
-        speed = self.max_speed
-        if isinstance(speed, bool) or not isinstance(speed, int | float):
-            raise ConfigError(f"max_speed must be a number, not {speed!r}")
-        if not (speed == 0 or (math.isfinite(speed) and speed >= 1)):
-            raise ConfigError(f"max_speed must be 0 or at least 1, not {speed!r}")
+        for name in ("max_speed", "address_rate"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ConfigError(f"{name} must be a number, not {value!r}")
+            if not (value == 0 or (math.isfinite(value) and value >= 1)):
+                raise ConfigError(f"{name} must be 0 or at least 1, not {value!r}")
         for origin in self.allow_origins:
             if origin != ANY_ORIGIN and not _ORIGIN.fullmatch(origin):
                 raise ConfigError(

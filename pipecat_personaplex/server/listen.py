@@ -22,12 +22,14 @@ from starlette.types import ASGIApp
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.protocol.session_messages import MAX_MESSAGE_BYTES
 from pipecat_personaplex.server.config import ServerConfig
+from pipecat_personaplex.server.connection_limits import ConnectionLimits
 from pipecat_personaplex.server.uvicorn_protocols import WEBSOCKET, http_protocol
 
 BACKLOG = 2048
 """Connections that may wait to be accepted, such as a thousand clients that reconnect at once."""
 OTHER_CONNECTIONS = 1024
 """Connections in addition to WebSockets: upgrades, refusals, health checks and metrics."""
+_HEALTH_CONNECTIONS = 128
 
 # Connections that asyncio accepts in one iteration of the event loop. It would accept the whole
 # backlog otherwise, and running sessions would wait for that.
@@ -94,21 +96,39 @@ def tls_context(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext |
     return context
 
 
+def connection_limits(config: ServerConfig) -> ConnectionLimits:
+    """Return the limits of the port that clients connect to."""
+    # All clients behind one address may connect again at once, such as after a restart.
+    return ConnectionLimits(
+        config.address_rate,
+        burst=max(config.max_connections, 10 * config.address_rate),
+        max_connections=config.max_connections + OTHER_CONNECTIONS,
+    )
+
+
+def health_limits() -> ConnectionLimits:
+    """Return the limits of a port for health checks and metrics alone."""
+    return ConnectionLimits(0, burst=0, max_connections=_HEALTH_CONNECTIONS)
+
+
 def uvicorn_config(
-    app: ASGIApp, config: ServerConfig, tls: ssl.SSLContext | None = None
+    app: ASGIApp,
+    config: ServerConfig,
+    limits: ConnectionLimits,
+    tls: ssl.SSLContext | None = None,
 ) -> uvicorn.Config:
     """Return the settings with which uvicorn runs the application.
 
     Args:
         app: From ``create_app``.
         config: The server's limits.
+        limits: Those of the port; its socket must be guarded by them.
         tls: From ``tls_context``.
     """
-    max_connections = config.max_connections + OTHER_CONNECTIONS
     return uvicorn.Config(
         app,
         loop="asyncio",
-        http=http_protocol(config.hello_seconds, max_connections),
+        http=http_protocol(config.hello_seconds, limits),
         ws=WEBSOCKET,
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_ping_interval=_PING_SECONDS,

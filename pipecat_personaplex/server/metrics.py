@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 
@@ -16,7 +17,10 @@ from prometheus_client.registry import Collector
 
 from pipecat_personaplex.interface import STEP_BOUNDS_MS, EngineStats
 from pipecat_personaplex.server.admission import AdmissionController
+from pipecat_personaplex.server.connection_limits import ConnectionLimits
 
+CACHE_SECONDS = 0.5
+"""Time for which ``render`` returns the same text: a flood of requests must not cost much."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -35,6 +39,7 @@ class Metrics:
         resumes: Sessions that continued on another connection.
         messages_refused: Invalid messages from clients.
         prompt_updates: Label ``result``: ``done``, or ``refused`` if the old prompt stays.
+        connection_limits: Those of the server's port; None where another program accepts.
 
     Example::
 
@@ -65,19 +70,31 @@ class Metrics:
         )
         for result in ("done", "refused"):
             self.prompt_updates.labels(result)  # 0 until the first, instead of no value
-        self._registry.register(_CurrentState(stats, admission))
+        self.connection_limits: ConnectionLimits | None = None
+        self._registry.register(_CurrentState(stats, admission, lambda: self.connection_limits))
+        self._rendered = b""
+        self._rendered_at = -CACHE_SECONDS
 
     def render(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        """Return all metrics in Prometheus' text format, at most ``CACHE_SECONDS`` old."""
+        now = time.monotonic()
+        if now - self._rendered_at >= CACHE_SECONDS:
+            self._rendered, self._rendered_at = generate_latest(self._registry), now
+        return self._rendered
 
 
 class _CurrentState(Collector):
     """Reads the state of engine and admission controller at each request."""
 
-    def __init__(self, stats: Callable[[], EngineStats | None], admission: AdmissionController):
+    def __init__(
+        self,
+        stats: Callable[[], EngineStats | None],
+        admission: AdmissionController,
+        limits: Callable[[], ConnectionLimits | None],
+    ):
         self._stats = stats
         self._admission = admission
+        self._limits = limits
 
     def describe(self) -> Iterable[Metric]:
         # Without this method the registry calls collect() to learn the names, too early for stats.
@@ -87,7 +104,7 @@ class _CurrentState(Collector):
         stats = self._stats()
         yield _gauge("connections", "WebSockets open", self._admission.connections)
         yield _gauge("draining", "Whether the server is stopping", self._admission.draining)
-        yield _refusals(self._admission, stats)
+        yield _refusals(self._admission, stats, self._limits())
         yield _gauge("healthy", "Whether the engine serves", stats is not None and stats.healthy)
         if stats is not None:
             yield from _engine_metrics(stats)
@@ -99,6 +116,8 @@ def _engine_metrics(stats: EngineStats) -> Iterable[Metric]:
     yield _gauge("queued_frames", "Input frames in the queues", stats.queued_frames)
     yield _counter("frames", "Frames of 80 ms computed", stats.frames)
     yield _counter("late_frames", "Frames that took more than 80 ms", stats.late_frames)
+    yield _counter("slow_callbacks", "Callbacks that took more than 80 ms", stats.slow_callbacks)
+    yield _counter("stuck_callbacks", "Callbacks that did not return", stats.stuck_callbacks)
     yield _counter("prefix_hits", "Prompts found in the prefix cache", stats.prefix_hits)
     yield _counter("prefix_misses", "Prompts computed", stats.prefix_misses)
     yield _gauge("prefix_bytes", "Bytes of the prompts in the prefix cache", stats.prefix_bytes)
@@ -116,12 +135,17 @@ def _buckets(counts: Sequence[int]) -> list[tuple[str, float]]:
     return list(zip(bounds, accumulate(counts), strict=True))
 
 
-def _refusals(admission: AdmissionController, stats: EngineStats | None) -> Metric:
+def _refusals(
+    admission: AdmissionController, stats: EngineStats | None, limits: ConnectionLimits | None
+) -> Metric:
     refusals = CounterMetricFamily(
         "personaplex_refusals", "Refused connections and sessions", labels=["reason"]
     )
     engine_full = 0 if stats is None else stats.refused
-    for reason, count in {**admission.refusals, "engine_full": engine_full}.items():
+    counts = {**admission.refusals, "engine_full": engine_full}
+    if limits is not None:
+        counts |= {"address_rate": limits.refused, "connection_evicted": limits.evicted}
+    for reason, count in counts.items():
         refusals.add_metric([reason], count)
     return refusals
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,7 +13,6 @@ from starlette.websockets import WebSocket
 
 from pipecat_personaplex.async_session import AsyncSession, Ended, Ready
 from pipecat_personaplex.config import Persona, SamplingParams
-from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.errors import (
     BadMessage,
     ConfigError,
@@ -29,6 +29,7 @@ from pipecat_personaplex.protocol.moshi import (
     pack,
     unpack,
 )
+from pipecat_personaplex.protocol.ogg_opus import OggOpusMeter
 from pipecat_personaplex.server.admitted_session import AdmittedSession, open_admitted_session
 from pipecat_personaplex.server.auth import ApiClient
 from pipecat_personaplex.server.state import ServerState
@@ -96,10 +97,11 @@ def _voice(requested: str, voices: Sequence[str]) -> str:
     if not requested and voices:
         return voices[0]
     # Clients send the file names of NVIDIA's release. The names are looked up, never opened.
-    names = [requested, *(requested.removesuffix(suffix) for suffix in _VOICE_SUFFIXES)]
-    for name in names:
-        if name in voices:
-            return name
+    name = requested
+    if requested not in voices and requested.lower().endswith(_VOICE_SUFFIXES):
+        name = requested.rpartition(".")[0]
+    if name in voices:
+        return name
     raise VoiceNotFound(requested[:100], voices)
 
 
@@ -165,14 +167,19 @@ class _Connection:
         await self._socket.close(UNSUPPORTED if self._text_received else close_code(error))
 
     async def _listen(self, admitted: AdmittedSession, reader: OggOpusReader) -> None:
+        meter = OggOpusMeter()
         try:
             while True:
                 kind, payload = self._unpack(await self._socket.receive())
                 # NVIDIA's server ignores the other kinds of messages, too.
-                if kind is Kind.AUDIO and len(pcm := reader.decode(payload)):
-                    admitted.limits.consume(len(pcm) / SAMPLE_RATE)
+                if kind is not Kind.AUDIO:
+                    continue
+                # Before the audio is decoded: that alone could delay every other session.
+                admitted.limits.consume(meter.feed(payload))
+                for pcm in reader.decode_slices(payload):
                     admitted.limits.touch()
                     admitted.session.engine_session.push(pcm)
+                    await asyncio.sleep(0)  # Decoding a long message must not delay the others.
         except EngineError:  # The session has ended; its Ended event is in the queue.
             pass
         except PersonaPlexError as error:

@@ -6,8 +6,8 @@ import asyncio
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from socket import AF_INET6, socket
@@ -18,11 +18,14 @@ import uvicorn
 from loguru import logger
 
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.server.app import create_app
+from pipecat_personaplex.server.app import create_app, create_health_app
 from pipecat_personaplex.server.auth import ApiKeys
+from pipecat_personaplex.server.config import ServerConfig
 from pipecat_personaplex.server.listen import (
     BACKLOG,
     OTHER_CONNECTIONS,
+    connection_limits,
+    health_limits,
     open_socket,
     tls_context,
     uvicorn_config,
@@ -45,16 +48,19 @@ class Address:
         port: 0 for any free port.
         certfile: A certificate, for TLS.
         keyfile: Its private key, unless it is in the same file.
+        health_port: Port of ``/healthz``, ``/readyz`` and ``/metrics`` at the same host, without
+            TLS; 0 for any free port. None serves them at ``port``.
 
     Example::
 
-        Address("0.0.0.0", 8998)
+        Address("0.0.0.0", 8998, health_port=8999)
     """
 
     host: str = "127.0.0.1"
     port: int = 8998
     certfile: Path | None = None
     keyfile: Path | None = None
+    health_port: int | None = None
 
 
 class ServerRunner:
@@ -70,7 +76,9 @@ class ServerRunner:
 
     Attributes:
         url: URL of the server with its actual port.
+        health_url: URL of health checks and metrics.
         server: The uvicorn server.
+        limits: The limits of its connections.
         loop: The event loop; None before ``run``.
 
     Raises:
@@ -87,11 +95,20 @@ class ServerRunner:
         tls = tls_context(address.certfile, address.keyfile)
         self._state = state
         self._load = load
-        config = uvicorn_config(create_app(state), state.config, tls)
-        self.server = _Server(config, self.stop, state.config.hello_seconds)
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._socket = open_socket(address.host, address.port)
-        self.url = _url(address, self._socket, secure=tls is not None)
+        self.limits = state.metrics.connection_limits = connection_limits(state.config)
+        listening = open_socket(address.host, address.port)
+        self.url = self.health_url = _url(address.host, listening, secure=tls is not None)
+        app = create_app(state, health=address.health_port is None)
+        config = uvicorn_config(app, state.config, self.limits, tls)
+        self.server = _Server(config, self.limits.guard(listening), state.config, self.stop)
+        self._servers = [self.server]
+        if address.health_port is not None:
+            listening = open_socket(address.host, address.health_port)
+            self.health_url = _url(address.host, listening, secure=False)
+            limits = health_limits()
+            config = uvicorn_config(create_health_app(state), state.config, limits)
+            self._servers.append(_Server(config, limits.guard(listening), state.config))
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -126,10 +143,12 @@ class ServerRunner:
 
     async def _run(self, stack: ExitStack, announce: Callable[[str], object]) -> bool:
         self.loop = asyncio.get_running_loop()
-        serving = asyncio.create_task(self.server.serve(sockets=[self._socket]))
+        serving = asyncio.gather(*(server.serve() for server in self._servers))
         stopped = asyncio.create_task(self._stop.wait())
         stopped_now = asyncio.create_task(self._stop_now.wait())
         logger.info("listening at {}; loading the model", self.url)
+        if self.health_url != self.url:
+            logger.info("health checks and metrics at {}", self.health_url)
         try:
             loading = _in_thread(lambda: stack.enter_context(self._load()))
             await _first(loading, stopped, serving)
@@ -141,8 +160,9 @@ class ServerRunner:
             drained = asyncio.create_task(self._state.admission.drain())
             await _first(drained, stopped_now, serving)
         finally:
-            self.server.force_exit = stopped_now.done()
-            self.server.should_exit = True
+            for server in self._servers:
+                server.force_exit = stopped_now.done()
+                server.should_exit = True
             await serving
         return True
 
@@ -155,11 +175,25 @@ class _Server(uvicorn.Server):
     """uvicorn's server with our signal handler, accept queue and TLS timeouts."""
 
     def __init__(
-        self, config: uvicorn.Config, on_signal: Callable[[], object], hello_seconds: float
+        self,
+        config: uvicorn.Config,
+        listening: socket,
+        limits: ServerConfig,
+        on_signal: Callable[[], object] | None = None,
     ):
         super().__init__(config)
+        self._listening = listening
+        self._hello_seconds = limits.hello_seconds
         self._on_signal = on_signal
-        self._hello_seconds = hello_seconds
+
+    async def serve(self, sockets: list[socket] | None = None) -> None:
+        await super().serve([self._listening])
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        # One server of the process receives the signals, and stops the others.
+        with nullcontext() if self._on_signal is None else super().capture_signals():
+            yield
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         config = self.config
@@ -171,33 +205,39 @@ class _Server(uvicorn.Server):
                 config=config, server_state=self.server_state, app_state=self.lifespan.state
             )
 
-        loop = asyncio.get_running_loop()
-        self.servers = []
-        for listening in sockets or ():
-            server = await loop.create_server(
-                protocol,
-                sock=listening,
-                ssl=config.ssl,
-                backlog=config.backlog,
-                ssl_handshake_timeout=self._hello_seconds if secure else None,
-                ssl_shutdown_timeout=_TLS_CLOSE_SECONDS if secure else None,
-            )
-            self.servers.append(server)
-            # asyncio has set the accept queue to the number of connections it accepts at once.
-            listening.listen(BACKLOG)
+        server = await asyncio.get_running_loop().create_server(
+            protocol,
+            sock=self._listening,
+            ssl=config.ssl,
+            backlog=config.backlog,
+            ssl_handshake_timeout=self._hello_seconds if secure else None,
+            ssl_shutdown_timeout=_TLS_CLOSE_SECONDS if secure else None,
+        )
+        self.servers = [server]
+        # asyncio has set the accept queue to the number of connections it accepts at once.
+        self._listening.listen(BACKLOG)
         self.started = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        assert self._on_signal is not None
         self._on_signal()
 
 
-def reload_keys_on_hangup(state: ServerState, path: Path) -> None:
+def reload_keys_on_hangup(state: ServerState, path: Path | None) -> None:
     """Read the key file again on SIGHUP; if it is invalid, the old keys stay in use.
 
     Sessions whose key was removed continue. Must be called on the main thread.
+
+    Args:
+        state: The server.
+        path: The key file; None if there is none. SIGHUP then does nothing instead of ending the
+            process.
     """
 
     def reload() -> None:
+        if path is None:
+            logger.info("SIGHUP: there is no key file to read again")
+            return
         try:
             state.admission.keys = ApiKeys.read(path)
             logger.info("read the keys of {} again", path)
@@ -260,6 +300,6 @@ async def _first(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _url(address: Address, listening: socket, *, secure: bool) -> str:
-    host = f"[{address.host}]" if listening.family == AF_INET6 else address.host
+def _url(name: str, listening: socket, *, secure: bool) -> str:
+    host = f"[{name}]" if listening.family == AF_INET6 else name
     return f"{'https' if secure else 'http'}://{host}:{listening.getsockname()[1]}"

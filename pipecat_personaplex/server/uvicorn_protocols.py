@@ -5,7 +5,6 @@ uvicorn creates one ``_Http`` object for each connection; an upgrade passes the 
 override below answers one attack or fault:
 
 =====================================  ==========================================================
-``_Http.connection_made``              More connections than the server has file descriptors for.
 ``_Http._watch``, ``_check``           A client that connects and sends nothing, sends its request
                                        byte by byte (slowloris), or does not read the response.
 ``_ClosingTransport.close``            A TLS client that is refused and never ends its TLS session.
@@ -35,6 +34,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame
 from websockets.protocol import State
 
+from pipecat_personaplex.server.connection_limits import ConnectionLimits
 from pipecat_personaplex.server.token_bucket import TokenBucket
 
 _CLOSE_SECONDS = 5.0
@@ -64,7 +64,7 @@ class _ClosingTransport:
             self._transport.close()
 
 
-HTTP_USES = ("connections", "cycle", "loop", "transport", "handle_websocket_upgrade")
+HTTP_USES = ("cycle", "loop", "transport", "handle_websocket_upgrade")
 """Attributes of uvicorn's class that ``_Http`` uses, and ``response_complete`` of its ``cycle``; a
 test checks that they exist."""
 
@@ -74,17 +74,15 @@ class _Http(H11Protocol):
 
     Attributes:
         seconds: Time in which a request must arrive, and its response be read.
-        max_connections: Connections at once; further ones are aborted.
+        limits: Notified when the connection becomes a WebSocket.
     """
 
     seconds: float
-    max_connections: int
+    limits: ConnectionLimits
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, _ClosingTransport(transport)))
         self._watch()
-        if len(self.connections) > self.max_connections:
-            self.transport.abort()
 
     def _watch(self) -> None:
         self._timer = self.loop.call_later(self.seconds, self._check, self._progress())
@@ -102,6 +100,7 @@ class _Http(H11Protocol):
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         self._timer.cancel()
+        self.limits.upgraded(self.transport.get_extra_info("socket").fileno())
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -208,11 +207,11 @@ class _WebSocket(WebSocketsSansIOProtocol):
 WEBSOCKET: type[WebSocketsSansIOProtocol] = _WebSocket
 
 
-def http_protocol(seconds: float, max_connections: int) -> type[H11Protocol]:
+def http_protocol(seconds: float, limits: ConnectionLimits) -> type[H11Protocol]:
     """Return the class of a server's connections, until they become WebSockets.
 
     Args:
         seconds: As ``_Http.seconds``.
-        max_connections: As ``_Http.max_connections``, including WebSockets.
+        limits: As ``_Http.limits``.
     """
-    return type("Http", (_Http,), {"seconds": seconds, "max_connections": max_connections})
+    return type("Http", (_Http,), {"seconds": seconds, "limits": limits})

@@ -6,6 +6,7 @@ in a process of their own.
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from pipecat_personaplex.checkpoint import hub as hub_module
 from pipecat_personaplex.checkpoint.hub import RELEASE, resolve_folder, resolve_model
 from pipecat_personaplex.errors import DownloadError
 from tests.golden_data import CHECKPOINT
-from tests.helpers.hub import FakeHub
+from tests.helpers.hub import COMMIT, FakeHub
+from tests.helpers.logs import recorded
 
 pytestmark = pytest.mark.realtime
 
@@ -171,8 +173,39 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None
         raise PermissionError(13, "Permission denied", "/somewhere")
 
     monkeypatch.setattr("pipecat_personaplex.checkpoint.hub.snapshot_download", denied)
-    with pytest.raises(DownloadError, match=r"cache cannot be written \(/somewhere\); set HF_HOME"):
+    with pytest.raises(DownloadError, match=r"cache is read-only \(/somewhere\).*set HF_HOME"):
         resolve_folder(REPO, progress=False)
+
+
+def test_a_read_only_cache_with_a_newer_commit_on_the_hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The complete snapshot of the cache is used, and the log says why."""
+
+    def read_only(repo: str, *, local_files_only: bool = False, **_: object) -> str:
+        if not local_files_only:
+            raise OSError(errno.EROFS, "Read-only file system", "/cache/refs/main")
+        return str(tmp_path)
+
+    monkeypatch.setattr("pipecat_personaplex.checkpoint.hub.snapshot_download", read_only)
+    for name, content in STUBS.items():
+        (tmp_path / name).write_bytes(content)
+    with recorded("WARNING") as log:
+        assert resolve_folder(REPO, progress=False) == tmp_path
+    [(*_, line)] = log.records
+    assert line.startswith("the Hub's cache is read-only (/cache/refs/main) and not up to date;")
+    assert "owner/name@revision" in line and f"snapshot {tmp_path.name} of the cache is" in line
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(DownloadError, match="read-only"):
+        resolve_folder(REPO, progress=False)
+
+
+def test_a_revision_can_be_pinned(tmp_path: Path) -> None:
+    with FakeHub(REPO, STUBS) as hub:
+        output, _ = fetch(hub.url, tmp_path, repo=f"{REPO}@v1.0")
+        assert f"/api/models/{REPO}/revision/v1.0" in [seen.path for seen in hub.seen]
+    assert {path.name for path in Path(output).iterdir()} == STUBS.keys()
+    assert fetch(hub.url, tmp_path, repo=f"{REPO}@{COMMIT}")[0] == output  # without the Hub
 
 
 def test_an_existing_folder_is_used_as_it_is() -> None:

@@ -13,12 +13,13 @@ from loguru import logger
 from pipecat_personaplex import Engine, EngineConfig
 from pipecat_personaplex.checkpoint.loader import load_checkpoint, random_model, read_config
 from pipecat_personaplex.config import Quantization
+from pipecat_personaplex.engine import free_memory
 from pipecat_personaplex.engine import memory_plan as memory
 from pipecat_personaplex.engine.cuda_graphs import spare_slots
+from pipecat_personaplex.engine.free_memory import available_bytes
 from pipecat_personaplex.engine.kv_cache import RingCache
 from pipecat_personaplex.engine.memory_plan import (
     MemoryPlan,
-    available_bytes,
     kv_bytes,
     plan_memory,
     require_memory,
@@ -309,12 +310,13 @@ def test_a_cpu_needs_memory_for_the_weights_and_one_full_session(
 def test_a_system_that_does_not_report_free_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, messages: list[str]
 ) -> None:
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(free_memory, "_OWN_CGROUPS", tmp_path / "none")
+    monkeypatch.setattr(free_memory, "_MEMINFO", tmp_path / "none")
     assert available_bytes(CPU) is None
     require_memory(replace(PLAN, weights=10**18), CPU)
     assert "free" not in "".join(messages)
     (tmp_path / "meminfo").write_text("MemTotal: 8 kB\nMemAvailable:    1234 kB\n")
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(free_memory, "_MEMINFO", tmp_path / "meminfo")
     assert available_bytes(CPU) == 1234 << 10
 
 

@@ -21,7 +21,8 @@ from pipecat_personaplex.bench.workload import (
 )
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.config import EngineConfig
-from pipecat_personaplex.engine.memory_plan import available_bytes, plan_engine
+from pipecat_personaplex.engine.free_memory import available_bytes
+from pipecat_personaplex.engine.memory_plan import plan_engine
 from pipecat_personaplex.models.device import resolve_target
 
 pytestmark = [

@@ -92,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.refusal is not None:
             status, headers = hub.refusal
             self._send(status, b"{}", headers)
-        elif path in (f"/api/models/{hub.repo}", f"/api/models/{hub.repo}/revision/main"):
+        elif path == (api := f"/api/models/{hub.repo}") or path.startswith(f"{api}/revision/"):
             siblings = [{"rfilename": name} for name in hub.files]
             self._json({"id": hub.repo, "sha": COMMIT, "siblings": siblings, "tags": []})
         elif path == f"/api/models/{hub.repo}/auth-check":

@@ -35,7 +35,8 @@ def server() -> Iterator[RunningServer]:
 
 def test_a_thousand_connections_at_once() -> None:
     """Each gets a response, accepted or refused, and nothing is left over."""
-    with RunningServer(ServedFakeEngine(), ServerConfig(max_connections=300)) as server:
+    config = ServerConfig(max_connections=300, address_rate=0)
+    with RunningServer(ServedFakeEngine(), config) as server:
         files = len(os.listdir("/proc/self/fd"))
         with ExitStack() as stack:
             clients = []

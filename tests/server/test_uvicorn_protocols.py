@@ -118,19 +118,25 @@ def test_a_response_that_is_not_read_is_aborted() -> None:
             eventually(lambda: not server.connections, 10)
 
 
-def test_connections_other_than_websockets_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_silent_connection_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silent connections cannot lock out other clients, and WebSockets are not closed for them."""
     monkeypatch.setattr(listen, "OTHER_CONNECTIONS", 2)
     config = ServerConfig(max_connections=1, hello_seconds=90)
-    with RunningServer(ServedFakeEngine(), config) as server, ExitStack() as stack:
-        for _ in range(3):
-            stack.enter_context(server.tcp())
-        eventually(lambda: len(server.connections) == 3)
-        late = stack.enter_context(server.tcp())
-        try:
-            assert late.recv(100) == b""
-        except ConnectionResetError:
-            pass
-        eventually(lambda: len(server.connections) == 3)
+    with RunningServer(ServedFakeEngine(), config) as server, server.connect() as ws:
+        ws.recv(10)
+        with ExitStack() as stack:
+            silent = [stack.enter_context(server.tcp()) for _ in range(4)]
+            for evicted in silent[:2]:
+                assert evicted.recv(100) == b""
+            eventually(lambda: len(server.connections) == 3)
+            assert server.get("/healthz").status_code == 200
+            assert silent[2].recv(100) == b""
+            silent[3].settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                silent[3].recv(100)
+        ws.ping().wait(10)
+        eventually(lambda: len(server.connections) == 1)  # its count is not lost
+        assert server.runner.limits.evicted == 3
 
 
 def test_uvicorn_has_the_attributes_that_are_used() -> None:

@@ -1,0 +1,1 @@
+"""Attacks on running processes, over loopback, while an ordinary caller measures what it hears."""

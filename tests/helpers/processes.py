@@ -1,0 +1,36 @@
+"""Forked children of a test, and programs that it runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+
+
+def in_child(work: Callable[[], object]) -> str:
+    """Run a function in a forked child; return the traceback of what it raises."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:  # the child must not return into the test
+        try:
+            work()
+        except BaseException:
+            os.write(writer, traceback.format_exc().encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        output = pipe.read()
+    os.waitpid(pid, 0)
+    return output
+
+
+def run_program(code: str, *arguments: str) -> str:
+    """Run a Python program, which must exit with 0; return its output."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    return done.stdout
