@@ -118,7 +118,7 @@ def _gpu() -> Finding:
 def _memory() -> Finding:
     import torch
 
-    from pipecat_personaplex.engine.memory_plan import available_bytes
+    from pipecat_personaplex.engine.free_memory import available_bytes
 
     free = available_bytes(torch.device("cpu"))
     if free is None:

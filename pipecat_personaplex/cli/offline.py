@@ -64,8 +64,8 @@ def offline(
         typer.Option(
             "--input",
             metavar="FILE",
-            help="The recording of the caller: any audio file that libsndfile reads, at any "
-            "sample rate and with any number of channels.",
+            help="The recording of the caller: wav, flac, mp3, m4a, mp4, webm or any other file "
+            "that libsndfile or FFmpeg reads, at any sample rate, with any number of channels.",
             rich_help_panel="Conversation",
         ),
     ],
@@ -223,7 +223,7 @@ def offline(
 
     import numpy as np
 
-    from pipecat_personaplex.audio import read_audio, write_wav
+    from pipecat_personaplex.audio_files import read_audio, write_wav
     from pipecat_personaplex.checkpoint.voices import VoiceLibrary
     from pipecat_personaplex.engine.engine import Engine
 

@@ -12,7 +12,7 @@ import sentencepiece
 import soundfile
 
 from pipecat_personaplex import Engine
-from pipecat_personaplex.audio import read_audio
+from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.config import EngineConfig
 from pipecat_personaplex.constants import AGENT_CODES, FRAME_SAMPLES, SAMPLE_RATE, TEXT
