@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install check format test bot nano bench-gpu clean
+.PHONY: help install check format test docs bot nano bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ test: check  ## Check, then run every test that needs no GPU
 	$(BIN)/pytest -n 3 --dist loadfile -m "realtime and not gpu"
 	$(BIN)/pytest -m "serial and not gpu"
 
+docs: install  ## Build the documentation site, in site/; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 bot:  ## Talk to the assistant in a browser, with the best model for this machine; ARGS="--help"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test $(VENV)/.bots -nt pyproject.toml || test $(STAMP) -nt pyproject.toml || { \
@@ -54,4 +57,4 @@ bench-gpu:  ## Measure this machine's CUDA card, in runs/gpu; about ten minutes,
 	@test -x $(BIN)/python && export PYTHON=$(BIN)/python; tests/gpu/measure.sh runs/gpu
 
 clean:  ## Remove what the targets above made
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist site

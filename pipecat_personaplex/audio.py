@@ -1,27 +1,17 @@
-"""PCM audio, mono 24 kHz float32 from -1 to 1: as frames, as 16-bit samples, and in files.
-
-The libraries for audio files are imported inside the functions that need them, so that the engine
-also runs on machines without them.
-"""
+"""PCM audio, mono 24 kHz float32 from -1 to 1: as frames and as 16-bit samples."""
 
 from __future__ import annotations
 
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE
+from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.errors import InvalidAudio
-
-if TYPE_CHECKING:
-    from soundfile import SoundFile
 
 Pcm = npt.NDArray[np.float32]
 """Samples, float32 [n], mono, 24 kHz, -1 to 1."""
@@ -39,13 +29,6 @@ _SPEECH_RATIO = 2.0
 _FLOOR_FRAMES = 25
 # A caller speaks until 0.32 s after the last such frame, so that gaps between words count.
 _HANGOVER_FRAMES = 4
-MAX_FILE_SECONDS = 4 * 3600.0
-"""Longest audio file that is read unless the caller says otherwise."""
-_BLOCK_SAMPLES = 1 << 20
-# Share of the loudest channel's energy below which the average of the channels is their silence.
-_CANCELLED = 1e-3
-# The block over which loudness is measured, in seconds (ITU-R BS.1770).
-_LOUDNESS_BLOCK_SECONDS = 0.4
 
 
 class FrameBuffer:
@@ -286,120 +269,3 @@ def float_to_pcm16(samples: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
     scaled = np.rint(samples * _PCM16_SCALE).clip(-_PCM16_SCALE, _PCM16_SCALE - 1)
     pcm16: npt.NDArray[np.int16] = scaled.astype(np.int16)
     return pcm16
-
-
-def read_audio(path: str | Path, *, max_seconds: float = MAX_FILE_SECONDS) -> Pcm:
-    """Read an audio file of any format that libsndfile supports, as float32 mono 24 kHz [n].
-
-    Channels are averaged, or, if they cancel each other, the loudest is taken. Other sample rates
-    are resampled. The length is checked before anything is read.
-
-    Args:
-        path: The file.
-        max_seconds: Longest duration that is accepted.
-
-    Raises:
-        InvalidAudio: The file is missing, unreadable, empty or too long, or its samples are not
-            finite.
-    """
-    import soundfile
-    import soxr
-
-    path = Path(path)
-    if not path.exists():
-        raise InvalidAudio(f"audio file {path} does not exist")
-    if not path.is_file():
-        raise InvalidAudio(f"audio file {path} is not a regular file")
-    try:
-        # A file object: libsndfile cannot open every name that the system allows.
-        with path.open("rb") as data, soundfile.SoundFile(data) as file:
-            rate = file.samplerate
-            if file.frames > max_seconds * rate:
-                raise InvalidAudio(
-                    f"audio file {path} lasts {file.frames / rate:.0f} s; at most "
-                    f"{max_seconds:g} s are accepted"
-                )
-            pcm = _read_mono(file)
-    except (soundfile.LibsndfileError, OSError) as error:
-        reason = getattr(error, "error_string", error)
-        raise InvalidAudio(f"audio file {path} cannot be read: {reason}") from None
-    if not np.isfinite(pcm).all():
-        raise InvalidAudio(f"audio file {path} contains samples that are not finite")
-    if rate != SAMPLE_RATE and pcm.size:
-        pcm = soxr.resample(pcm, rate, SAMPLE_RATE, quality="HQ")
-    if not pcm.size:
-        raise InvalidAudio(f"audio file {path} contains no samples at {SAMPLE_RATE} Hz")
-    return pcm
-
-
-def _read_mono(file: SoundFile) -> Pcm:
-    """Read an open file as one channel; the memory is that of this channel."""
-    pcm = np.zeros(file.frames, dtype=np.float32)
-    energies = np.zeros(file.channels)
-    read = 0
-    for block in _blocks(file):
-        pcm[read : read + len(block)] = block.mean(axis=1)
-        energies += np.square(block, dtype=np.float64).sum(axis=0)
-        read += len(block)
-    pcm = pcm[:read]  # a damaged file may hold less than its header says
-    loudest = int(energies.argmax())
-    if float(np.square(pcm, dtype=np.float64).sum()) < _CANCELLED * energies[loudest]:
-        file.seek(0)
-        read = 0
-        for block in _blocks(file):
-            pcm[read : read + len(block)] = block[:, loudest]
-            read += len(block)
-    return pcm
-
-
-def _blocks(file: SoundFile) -> Iterator[npt.NDArray[np.float32]]:
-    frames = max(1, _BLOCK_SAMPLES // file.channels)
-    while len(block := file.read(frames, dtype="float32", always_2d=True)):
-        yield block
-
-
-def write_wav(path: str | Path, pcm: Pcm) -> None:
-    """Write mono 24 kHz samples [n] as a 16-bit WAV file.
-
-    Raises:
-        InvalidAudio: The file cannot be written.
-    """
-    import soundfile
-
-    try:
-        with Path(path).open("wb") as file:  # as in read_audio
-            soundfile.write(file, float_to_pcm16(pcm), SAMPLE_RATE, subtype="PCM_16", format="WAV")
-    except (soundfile.LibsndfileError, OSError) as error:
-        reason = getattr(error, "error_string", error)
-        raise InvalidAudio(f"audio file {path} cannot be written: {reason}") from None
-
-
-def normalize_loudness(pcm: Pcm, lufs: float = -24.0) -> Pcm:
-    """Scale a recording to an integrated loudness (ITU-R BS.1770).
-
-    Args:
-        pcm: float32 [n], mono, 24 kHz.
-        lufs: Target loudness.
-
-    Returns:
-        float32 [n]; the peaks of a quiet recording may exceed 1.
-
-    Raises:
-        InvalidAudio: The recording is too short to measure, or silent.
-    """
-    import pyloudnorm
-
-    if pcm.shape[0] < _LOUDNESS_BLOCK_SECONDS * SAMPLE_RATE:
-        raise InvalidAudio(
-            f"the recording lasts {pcm.shape[0] / SAMPLE_RATE:.2f} s; loudness needs at least "
-            f"{_LOUDNESS_BLOCK_SECONDS} s"
-        )
-    # If every block is below the meter's gate, the loudness is minus infinity, and numpy warns
-    # about the logarithm of zero.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        loudness = pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(pcm)
-    if not np.isfinite(loudness):
-        raise InvalidAudio("the recording is silent; record the voice louder")
-    gain = 10 ** ((lufs - loudness) / 20)
-    normalized: Pcm = (pcm * gain).astype(np.float32)
-    return normalized

@@ -1,11 +1,10 @@
-"""Audio: frames, sample formats and files."""
+"""Audio: frames and sample formats."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import pyloudnorm
 import pytest
 import soundfile
 from hypothesis import given
@@ -17,13 +16,10 @@ from pipecat_personaplex.audio import (
     SpeechDetector,
     float_to_pcm16,
     is_audible,
-    normalize_loudness,
     pcm16_to_float,
-    read_audio,
-    write_wav,
 )
+from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.constants import FRAME_SAMPLES
-from pipecat_personaplex.errors import InvalidAudio
 from tests.golden_data import VOICE_SAMPLE
 
 RATE = 24_000
@@ -110,86 +106,6 @@ def test_pcm16_survives_the_round_trip(samples: np.ndarray) -> None:
 def test_float_samples_are_rounded_and_clipped() -> None:
     samples = np.array([0.6 / 32768, -0.6 / 32768, 1, -1, 7, -7, np.inf], np.float32)
     assert float_to_pcm16(samples).tolist() == [1, -1, 32767, -32768, 32767, -32768, 32767]
-
-
-def test_a_24_khz_mono_file_is_read_unchanged() -> None:
-    expected, rate = soundfile.read(VOICE_SAMPLE, dtype="float32")
-    assert rate == RATE
-    pcm = read_audio(VOICE_SAMPLE)
-    assert pcm.dtype == np.float32
-    np.testing.assert_array_equal(pcm, expected)
-
-
-@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
-def test_other_sample_rates_are_resampled(tmp_path: Path, rate: int, suffix: str) -> None:
-    path = tmp_path / f"tone.{suffix}"
-    soundfile.write(path, tone(1, rate), rate)
-    pcm = read_audio(str(path))
-    assert pcm.dtype == np.float32
-    assert len(pcm) == pytest.approx(RATE, abs=2)
-    middle = slice(2_000, 22_000)
-    tolerance = 0.05 if suffix == "ogg" else 0.005
-    np.testing.assert_allclose(pcm[middle], tone(1)[: len(pcm)][middle], atol=tolerance)
-
-
-@pytest.mark.parametrize("channels", [2, 6])
-def test_channels_are_averaged(tmp_path: Path, channels: int) -> None:
-    path = tmp_path / "many.wav"
-    loud = np.zeros((4_800, channels), np.float32)
-    loud[:, 0] = tone(0.2)
-    soundfile.write(path, loud, RATE, subtype="FLOAT")
-    np.testing.assert_allclose(read_audio(path), tone(0.2) / channels, atol=1e-6)
-
-
-def test_wav_round_trip(tmp_path: Path) -> None:
-    path = tmp_path / "out.wav"
-    write_wav(path, tone(0.3))
-    info = soundfile.info(path)
-    assert (info.samplerate, info.channels, info.subtype) == (RATE, 1, "PCM_16")
-    np.testing.assert_allclose(read_audio(path), tone(0.3), atol=1 / 32768)
-
-
-def test_unusable_files_are_refused_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "text.wav").write_text("this is no audio")
-    (tmp_path / "nothing.wav").write_bytes(b"")
-    soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
-    soundfile.write(tmp_path / "nan.wav", np.full(9, np.nan), RATE, subtype="FLOAT")
-    for name, expected in (
-        ("missing.wav", "does not exist"),
-        (".", "not a regular file"),
-        ("text.wav", "cannot be read"),
-        ("nothing.wav", "cannot be read"),
-        ("empty.wav", "contains no samples"),
-        ("nan.wav", "not finite"),
-    ):
-        with pytest.raises(InvalidAudio, match=expected) as caught:
-            read_audio(tmp_path / name)
-        assert "\n" not in str(caught.value)
-
-
-def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidAudio, match="cannot be written"):
-        write_wav(tmp_path / "no" / "folder.wav", tone(0.1))
-
-
-@pytest.mark.parametrize("peak", [0.001, 0.1, 0.9])
-def test_loudness_becomes_the_requested_one(peak: float) -> None:
-    pcm = normalize_loudness(tone(2, peak=peak), -24)
-    assert pcm.dtype == np.float32
-    assert pyloudnorm.Meter(RATE).integrated_loudness(pcm) == pytest.approx(-24, abs=0.1)
-
-
-def test_loudness_needs_a_recording_of_400_ms() -> None:
-    assert len(normalize_loudness(tone(0.4))) == 9_600
-    with pytest.raises(InvalidAudio, match=r"lasts 0\.40 s; loudness needs at least 0\.4 s"):
-        normalize_loudness(tone(0.4)[1:])
-
-
-@pytest.mark.parametrize("level", [0.0, 1e-30])
-def test_a_silent_recording_is_refused(level: float) -> None:
-    with pytest.raises(InvalidAudio, match="is silent"):
-        normalize_loudness(np.full(RATE, level, np.float32))
 
 
 MENU_QUESTION = Path(__file__).parent / "bots" / "data" / "what_is_on_the_menu.flac"

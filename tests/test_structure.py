@@ -21,7 +21,7 @@ DOCUMENTS = [
 
 # A name that two folders share must mean the same thing in both, seen from that folder.
 SHARED_NAMES = {
-    "audio.py": "PCM in frames and files; as Pipecat's frames need it; on the wire",
+    "audio.py": "PCM in frames; as Pipecat's frames need it; on the wire",
     "config.py": "settings of the engine; of a model's architecture; of the server",
     "drift.py": "a command, and the measurement that it runs",
     "engine.py": "an EngineLike: with a model thread, and with servers",
@@ -43,7 +43,7 @@ def modules() -> list[Path]:
 
 
 def test_the_root_holds_the_foundations_and_the_contract_alone() -> None:
-    foundations = {"errors", "constants", "config", "audio", "words"}
+    foundations = {"errors", "constants", "config", "audio", "audio_files", "words"}
     contract = {"interface", "session", "async_session", "callbacks", "process"}
     assert {p.stem for p in PACKAGE.glob("*.py")} == foundations | contract | {"__init__"}
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipecat_personaplex.audio import read_audio
+from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.bench.measurements import Echo
 from pipecat_personaplex.bench.models import load_model, read_architecture
 from pipecat_personaplex.bench.teacher_forcing import ReferenceRun, TeacherForcedModel

@@ -77,13 +77,18 @@ def _obstacle_to_release(device: str) -> str | None:
         return "there is no CUDA GPU for the 7B model"
     if isinstance(try_to_load_from_cache(RELEASE, MODEL_FILE), str):
         return None
+    return obstacle_to_download(RELEASE)
+
+
+def obstacle_to_download(repo: str) -> str | None:
+    """Ask the Hub for access to a repository; return None, or why there is none and what to do."""
     try:
-        HfApi().auth_check(RELEASE)
+        HfApi().auth_check(repo)
     except HfHubHTTPError as error:
-        return _explain(RELEASE, error)
+        return _explain(repo, error)
     except Exception:  # network errors: their types depend on the version of huggingface_hub
         return (
-            f"the Hub cannot be reached for {RELEASE}, which is not in its cache; check the "
+            f"the Hub cannot be reached for {repo}, which is not in its cache; check the "
             "network and HF_HUB_OFFLINE"
         )
     return None

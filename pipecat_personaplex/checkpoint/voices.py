@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipecat_personaplex.audio import Pcm, normalize_loudness
+from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.audio_files import normalize_loudness
 from pipecat_personaplex.checkpoint.hub import resolve_folder
 from pipecat_personaplex.checkpoint.layout import CONFIG_FILE, VOICES_FILE
 from pipecat_personaplex.checkpoint.loader import read_config, require_files

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from pipecat_personaplex import __version__
-from pipecat_personaplex.cli import bench, drift, offline, quantize, serve
+from pipecat_personaplex.cli import bench, doctor, drift, offline, quantize, serve
 from pipecat_personaplex.cli.eval import evaluation
 from pipecat_personaplex.cli.keys import keys
 from pipecat_personaplex.cli.logs import configure_logging
@@ -22,6 +22,7 @@ from pipecat_personaplex.cli.voices import voices
 from pipecat_personaplex.errors import PersonaPlexError, UserError
 
 _FAILURE, _USER_ERROR, _INTERRUPTED = 1, 2, 130
+_COMPLETION = "_PERSONAPLEX_COMPLETE"
 # Errors of a path that the user can correct.
 _PATH_ERRNOS = (
     errno.ENOENT,
@@ -37,7 +38,6 @@ app = typer.Typer(
     help="NVIDIA PersonaPlex, a model that listens and speaks at the same time.",
     epilog="Each command has a help page: [bold]personaplex offline --help[/bold]",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
 )
 app.command(epilog=offline.EXAMPLES)(offline.offline)
@@ -45,6 +45,7 @@ app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(epilog=drift.EXAMPLES)(drift.drift)
 app.command(epilog=serve.EXAMPLES)(serve.serve)
 app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
+app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(evaluation, name="eval")
 app.add_typer(voices, name="voices")
 app.add_typer(keys, name="keys")
@@ -95,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = _Settings()
     _prepare_streams()
     command = typer.main.get_command(app)
+    if argv is None and _COMPLETION in os.environ:
+        # The shell asks for the words that may follow; Typer prints them and exits.
+        command.main(prog_name="personaplex")
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         with command.make_context("personaplex", arguments, obj=settings) as ctx:

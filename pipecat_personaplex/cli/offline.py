@@ -64,8 +64,8 @@ def offline(
         typer.Option(
             "--input",
             metavar="FILE",
-            help="The recording of the caller: any audio file that libsndfile reads, at any "
-            "sample rate and with any number of channels.",
+            help="The recording of the caller: wav, flac, mp3, m4a, mp4, webm or any other file "
+            "that libsndfile or FFmpeg reads, at any sample rate, with any number of channels.",
             rich_help_panel="Conversation",
         ),
     ],
@@ -89,6 +89,15 @@ def offline(
             "shows them, or a file. A file is a recording of one speaker, about ten seconds, or a "
             "voice file (.pt or .safetensors).",
             show_default="the first preset",
+            rich_help_panel="Conversation",
+        ),
+    ] = None,
+    output_stereo: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.wav",
+            help="Also write both speakers, in time with each other: the caller left, the agent "
+            "right.",
             rich_help_panel="Conversation",
         ),
     ] = None,
@@ -191,11 +200,13 @@ def offline(
     )
     # One conversation needs one slot, and nothing reuses its prompt.
     config = dataclasses.replace(options.config, max_sessions=1, prefix_cache_bytes=0)
-    if output.suffix.lower() != ".wav":
-        raise UserError(f"--output {output}: the output is WAV; choose a name that ends in .wav")
+    for option, path in {"--output": output, "--output-stereo": output_stereo}.items():
+        if path is not None and path.suffix.lower() != ".wav":
+            raise UserError(f"{option} {path}: the output is WAV; choose a name that ends in .wav")
     voice_file = None if voice is None else _voice_file(voice)
     outputs = {
         "--output": output,
+        "--output-stereo": output_stereo,
         "--output-text": output_text,
         "--save-tokens": save_tokens,
         "--save-call": save_call,
@@ -210,7 +221,9 @@ def offline(
     if text_prompt is None:
         text_prompt = "" if call is None else call.persona.text_prompt
 
-    from pipecat_personaplex.audio import read_audio, write_wav
+    import numpy as np
+
+    from pipecat_personaplex.audio_files import read_audio, write_wav
     from pipecat_personaplex.checkpoint.voices import VoiceLibrary
     from pipecat_personaplex.engine.engine import Engine
 
@@ -248,6 +261,8 @@ def offline(
     with whole_files(list(requested.values())) as temporary:
         paths = dict(zip(requested, temporary, strict=True))
         write_wav(paths["--output"], conversation.pcm)
+        if "--output-stereo" in paths:
+            write_wav(paths["--output-stereo"], np.stack([pcm, conversation.pcm], axis=1))
         if "--output-text" in paths:
             settings: dict[str, Any] = {
                 "model": model,

@@ -95,7 +95,7 @@ def encode(
     check_outputs({"--output": output}, [recording])
     config = replace(options.config, dtype=dtype, max_sessions=1)
 
-    from pipecat_personaplex.audio import read_audio
+    from pipecat_personaplex.audio_files import read_audio
     from pipecat_personaplex.checkpoint.voices import MAX_RECORDING_SECONDS, export_voice
     from pipecat_personaplex.engine.engine import Engine
 

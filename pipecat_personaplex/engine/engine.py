@@ -14,7 +14,8 @@ from typing import Self
 import torch
 
 from pipecat_personaplex import process
-from pipecat_personaplex.audio import Pcm, read_audio
+from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.callbacks import Owner
 from pipecat_personaplex.checkpoint.loader import Checkpoint
 from pipecat_personaplex.checkpoint.voices import (

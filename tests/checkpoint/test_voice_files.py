@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipecat_personaplex import Engine
-from pipecat_personaplex.audio import read_audio
+from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.checkpoint import voice_files
 from pipecat_personaplex.checkpoint.loader import random_model
 from pipecat_personaplex.checkpoint.voices import (

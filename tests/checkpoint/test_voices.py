@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipecat_personaplex.audio import normalize_loudness, read_audio
+from pipecat_personaplex.audio_files import normalize_loudness, read_audio
 from pipecat_personaplex.checkpoint import voices
 from pipecat_personaplex.checkpoint.voices import Voice, VoiceLibrary, encode_voice
 from pipecat_personaplex.errors import InvalidAudio, VoiceError, VoiceNotFound

@@ -12,7 +12,7 @@ import sentencepiece
 import soundfile
 
 from pipecat_personaplex import Engine
-from pipecat_personaplex.audio import read_audio
+from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.config import EngineConfig
 from pipecat_personaplex.constants import AGENT_CODES, FRAME_SAMPLES, SAMPLE_RATE, TEXT
@@ -235,3 +235,23 @@ def test_output_that_is_a_link_stays_a_link(callers: Path, tmp_path: Path) -> No
     assert main(offline(callers / "short.wav", tmp_path)) == 0
     assert os.readlink(tmp_path / "out.wav") == "real.wav"
     assert soundfile.info(tmp_path / "real.wav").frames == 5 * FRAME_SAMPLES + 1
+
+
+def test_both_speakers_in_one_file(callers: Path, tmp_path: Path) -> None:
+    stereo = tmp_path / "both.wav"
+    assert main(offline(callers / "short.wav", tmp_path, "--output-stereo", stereo)) == 0
+    both, rate = soundfile.read(stereo)
+    caller, agent = (
+        soundfile.read(callers / "short.wav")[0],
+        soundfile.read(tmp_path / "out.wav")[0],
+    )
+    assert rate == SAMPLE_RATE
+    np.testing.assert_allclose(both, np.stack([caller, agent], axis=1), atol=2**-15)
+
+
+def test_both_speakers_only_as_wav(
+    callers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = offline(callers / "short.wav", tmp_path, "--output-stereo", tmp_path / "both.mp3")
+    assert main(arguments) == 2
+    assert "--output-stereo" in one_line(capsys.readouterr().err)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipecat_personaplex.audio import Pcm, write_wav
+from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.audio_files import write_wav
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.engine.history import WARM_UP_FRAMES

@@ -10,8 +10,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pipecat.frames.frames import EndFrame, TTSSpeakFrame
+from pipecat.pipeline.worker import PipelineWorker
+from pipecat.processors.aggregators.llm_response_universal import LLMAssistantAggregator
+from pipecat.transports.base_transport import TransportParams
+from pipecat.workers.runner import WorkerRunner
 
 from pipecat_personaplex import Engine, EngineConfig
 from pipecat_personaplex.cli import main
@@ -19,6 +25,7 @@ from tests.golden_data import CHECKPOINT, VOICE_SAMPLE
 from tests.helpers.llm import Rule, StubLLM
 from tests.helpers.logs import logging_restored
 from tests.helpers.servers import RunningServer
+from tests.helpers.transports import FakeTransport
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -58,7 +65,7 @@ def run(
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert len(blocks("python")) == 7
+    assert len(blocks("python")) == 9
     assert len(blocks("bash")) >= 2
 
 
@@ -89,6 +96,10 @@ def test_steering_a_session(run: Callable[[str], str]) -> None:
     assert out.endswith("new prompt: in effect\n")
 
 
+def test_changing_the_settings_of_a_call(run: Callable[[str], str]) -> None:
+    assert run(the_block("the voice is now")) == "the voice is now NATM1\n"
+
+
 def test_steering_a_call_of_the_service(run: Callable[[str], str]) -> None:
     out = run(the_block("agent.say("))
     spoken = ["Hello, this is Anna. What can I get you?", "Thank you, bye bye!"]
@@ -113,6 +124,27 @@ async def test_a_backend_behind_the_voice(folder: Path) -> None:
         assert program.returncode == 0
         assert "agent: We are open until nine tonight." in out.decode()
         assert "nine tonight" in str(llm.requests[-1]["messages"])  # the tool's result
+
+
+@pytest.mark.realtime
+async def test_the_pipeline_of_the_integration_page() -> None:
+    """It runs, and what the agent says reaches the context."""
+    code = the_block("LLMContextAggregatorPair(LLMContext())").replace("NATF2", "NATM1")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    transport = FakeTransport(
+        TransportParams(audio_out_enabled=True, audio_out_sample_rate=24_000), lambda at, pcm: None
+    )
+    with Engine.load("nano", EngineConfig(device="cpu", max_sessions=1)) as engine:
+        pipeline = names["pipeline"](engine, transport)
+        worker = PipelineWorker(pipeline)
+        runner = WorkerRunner(handle_sigint=False)
+        await runner.add_workers(worker)
+        await worker.queue_frames([TTSSpeakFrame("Hello there."), EndFrame()])
+        await asyncio.wait_for(runner.run(), 60)
+    [aggregator] = [p for p in pipeline.processors if isinstance(p, LLMAssistantAggregator)]
+    [message] = aggregator.context.messages
+    assert message == {"role": "assistant", "content": "Hello there."}
 
 
 def test_the_readme_shows_the_minimal_bot() -> None:

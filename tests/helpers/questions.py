@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipecat_personaplex.audio import read_audio
+from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.constants import FRAME_SAMPLES
 
 QUESTION = Path(__file__).parents[1] / "bots" / "data" / "what_is_on_the_menu.flac"

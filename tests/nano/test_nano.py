@@ -12,7 +12,8 @@ import pytest
 from bots.assistant import TEACHER
 from bots.drive_thru import RESTAURANT
 from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams
-from pipecat_personaplex.audio import Pcm, read_audio
+from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.checkpoint.hub import resolve_folder
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.constants import SAMPLE_RATE

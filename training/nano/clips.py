@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipecat_personaplex.audio import normalize_loudness
+from pipecat_personaplex.audio_files import normalize_loudness
 from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano import script, wordings

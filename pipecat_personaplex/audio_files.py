@@ -1,0 +1,203 @@
+"""Audio files, read and written as float32 mono 24 kHz, and the loudness of a recording.
+
+The libraries for audio files are imported inside the functions that need them, so that the engine
+also runs on machines without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pipecat_personaplex.audio import Pcm, float_to_pcm16
+from pipecat_personaplex.constants import SAMPLE_RATE
+from pipecat_personaplex.errors import InvalidAudio
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+MAX_FILE_SECONDS = 4 * 3600.0
+"""Longest audio file that is read unless the caller says otherwise."""
+_BLOCK_SAMPLES = 1 << 20
+# Share of the loudest channel's energy below which the average of the channels is their silence.
+_CANCELLED = 1e-3
+# The block over which loudness is measured, in seconds (ITU-R BS.1770).
+_LOUDNESS_BLOCK_SECONDS = 0.4
+# Formats that FFmpeg may read: those that hold their audio themselves. A playlist would make it
+# open other files and addresses.
+_FFMPEG_OPTIONS = {
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,ogg,mp3,aac,flac,wav,aiff,asf,amr,"
+    "avi,caf,flv,mpegts,ac3,eac3",
+    "protocol_whitelist": "none",
+}
+
+Block = npt.NDArray[np.float32]
+"""Consecutive samples of a file, float32 [n, channels], at the file's rate."""
+Blocks = Callable[[], Iterator[Block]]
+"""Reads a file from its beginning."""
+
+
+def read_audio(path: str | Path, *, max_seconds: float = MAX_FILE_SECONDS) -> Pcm:
+    """Read the audio of a file as float32 mono 24 kHz [n].
+
+    libsndfile reads WAV, FLAC, Ogg, MP3 and others; FFmpeg (PyAV) reads what it does not know, such
+    as m4a, mp4 and webm. Channels are averaged, or, if they cancel each other, the loudest is
+    taken. Other sample rates are resampled. The length is bounded while reading.
+
+    Args:
+        path: The file.
+        max_seconds: Longest duration that is accepted.
+
+    Raises:
+        InvalidAudio: The file is missing, unreadable, empty or too long, or its samples are not
+            finite.
+    """
+    import soundfile
+    import soxr
+
+    path = Path(path)
+    if not path.exists():
+        raise InvalidAudio(f"audio file {path} does not exist")
+    if not path.is_file():
+        raise InvalidAudio(f"audio file {path} is not a regular file")
+    try:
+        # A file object: libsndfile cannot open every name that the system allows.
+        with path.open("rb") as data:
+            try:
+                pcm, rate = _read_with_libsndfile(data, path, max_seconds)
+            except soundfile.LibsndfileError as error:
+                data.seek(0)
+                pcm, rate = _read_with_ffmpeg(data, path, max_seconds, error.error_string)
+    except OSError as error:
+        raise InvalidAudio(f"audio file {path} cannot be read: {error.strerror}") from None
+    if not np.isfinite(pcm).all():
+        raise InvalidAudio(f"audio file {path} contains samples that are not finite")
+    if rate != SAMPLE_RATE and pcm.size:
+        pcm = soxr.resample(pcm, rate, SAMPLE_RATE, quality="HQ")
+    if not pcm.size:
+        raise InvalidAudio(f"audio file {path} contains no samples at {SAMPLE_RATE} Hz")
+    return pcm
+
+
+def _read_with_libsndfile(data: IO[bytes], path: Path, max_seconds: float) -> tuple[Pcm, int]:
+    import soundfile
+
+    with soundfile.SoundFile(data) as file:
+
+        def blocks() -> Iterator[Block]:
+            file.seek(0)
+            frames = max(1, _BLOCK_SAMPLES // file.channels)
+            while len(block := file.read(frames, dtype="float32", always_2d=True)):
+                yield block
+
+        rate = int(file.samplerate)
+        _check_length(file.frames, rate, path, max_seconds)
+        return _mono(blocks, rate, path, max_seconds), rate
+
+
+def _read_with_ffmpeg(
+    data: IO[bytes], path: Path, max_seconds: float, reason: str
+) -> tuple[Pcm, int]:
+    """Read what libsndfile refused for ``reason``."""
+    import av
+
+    try:
+        with av.open(data, mode="r", options=_FFMPEG_OPTIONS) as container:
+            if not container.streams.audio:
+                raise InvalidAudio(f"audio file {path} contains no audio")
+            rate = int(container.streams.audio[0].rate)
+            return _mono(lambda: _decoded(container), rate, path, max_seconds), rate
+    except av.FFmpegError:
+        raise InvalidAudio(f"audio file {path} cannot be read: {reason}") from None
+
+
+def _decoded(container: InputContainer) -> Iterator[Block]:
+    import av
+
+    container.seek(0)
+    planar = av.AudioResampler(format="fltp")  # keeps rate and channels
+    for frame in container.decode(audio=0):
+        for converted in planar.resample(frame):
+            block: Block = converted.to_ndarray().T.astype(np.float32, copy=False)
+            yield block
+
+
+def _mono(blocks: Blocks, rate: int, path: Path, max_seconds: float) -> Pcm:
+    """Mix all channels to one [n]; the memory is that of one channel.
+
+    Raises:
+        InvalidAudio: The file is longer than ``max_seconds``.
+    """
+    parts: list[Pcm] = []
+    energies = np.zeros(1)
+    length = 0
+    for block in blocks():
+        length += len(block)
+        _check_length(length, rate, path, max_seconds)
+        parts.append(block.mean(axis=1))
+        energies = energies + np.square(block, dtype=np.float64).sum(axis=0)
+    pcm = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    loudest = int(energies.argmax())
+    if float(np.square(pcm, dtype=np.float64).sum()) < _CANCELLED * energies[loudest]:
+        del pcm, parts
+        pcm = np.concatenate([block[:, loudest] for block in blocks()])
+    return pcm
+
+
+def _check_length(frames: int, rate: int, path: Path, max_seconds: float) -> None:
+    if frames > max_seconds * rate:
+        raise InvalidAudio(
+            f"audio file {path} lasts {frames / rate:.0f} s or more; at most {max_seconds:g} s are "
+            "accepted"
+        )
+
+
+def write_wav(path: str | Path, pcm: Pcm) -> None:
+    """Write 24 kHz samples, mono [n] or stereo [n, 2], as a 16-bit WAV file.
+
+    Raises:
+        InvalidAudio: The file cannot be written.
+    """
+    import soundfile
+
+    try:
+        with Path(path).open("wb") as file:  # as in read_audio
+            soundfile.write(file, float_to_pcm16(pcm), SAMPLE_RATE, subtype="PCM_16", format="WAV")
+    except (soundfile.LibsndfileError, OSError) as error:
+        reason = getattr(error, "error_string", error)
+        raise InvalidAudio(f"audio file {path} cannot be written: {reason}") from None
+
+
+def normalize_loudness(pcm: Pcm, lufs: float = -24.0) -> Pcm:
+    """Scale a recording to an integrated loudness (ITU-R BS.1770).
+
+    Args:
+        pcm: float32 [n], mono, 24 kHz.
+        lufs: Target loudness.
+
+    Returns:
+        float32 [n]; the peaks of a quiet recording may exceed 1.
+
+    Raises:
+        InvalidAudio: The recording is too short to measure, or silent.
+    """
+    import pyloudnorm
+
+    if pcm.shape[0] < _LOUDNESS_BLOCK_SECONDS * SAMPLE_RATE:
+        raise InvalidAudio(
+            f"the recording lasts {pcm.shape[0] / SAMPLE_RATE:.2f} s; loudness needs at least "
+            f"{_LOUDNESS_BLOCK_SECONDS} s"
+        )
+    # If every block is below the meter's gate, the loudness is minus infinity, and numpy warns
+    # about the logarithm of zero.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        loudness = pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(pcm)
+    if not np.isfinite(loudness):
+        raise InvalidAudio("the recording is silent; record the voice louder")
+    gain = 10 ** ((lufs - loudness) / 20)
+    normalized: Pcm = (pcm * gain).astype(np.float32)
+    return normalized
