@@ -37,7 +37,6 @@ from bots.session_log import LoggedEngine
 from bots.transports import (
     open_transport,
     sample_rate,
-    shorten_microphone_buffer,
     transport_of,
 )
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig
@@ -45,6 +44,7 @@ from pipecat_personaplex.errors import EngineFull, PersonaPlexError, UserError, 
 from pipecat_personaplex.interface import EngineLike
 from pipecat_personaplex.protocol.moshi import MOSHI_PATH
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
+from pipecat_personaplex.talk.webrtc import shorten_microphone_buffer
 
 # WebSocket close code "try again later".
 _WS_TRY_AGAIN_LATER = 1013

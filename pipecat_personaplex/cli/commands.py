@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from pipecat_personaplex import __version__
-from pipecat_personaplex.cli import bench, drift, offline, quantize, serve
+from pipecat_personaplex.cli import bench, drift, offline, quantize, serve, talk
 from pipecat_personaplex.cli.keys import keys
 from pipecat_personaplex.cli.logs import configure_logging
 from pipecat_personaplex.cli.voices import voices
@@ -38,6 +38,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
+app.command(epilog=talk.EXAMPLES)(talk.talk)
 app.command(epilog=offline.EXAMPLES)(offline.offline)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(epilog=drift.EXAMPLES)(drift.drift)

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from pipecat.processors.frameworks.rtvi import RTVIClientMessageFrame, RTVIServerResponseFrame
 
-from bots.client_messages import ClientMessages
+from pipecat_personaplex.talk.client_messages import ClientMessages
 from pipecat_personaplex.config import Persona
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from tests.helpers.bots import BotProcess, Messages, receive_audio, webrtc_caller
