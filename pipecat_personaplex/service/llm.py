@@ -45,8 +45,9 @@ from pipecat_personaplex.service.caller_speech import CallerSpeech
 from pipecat_personaplex.service.control_frames import PersonaPlexHoldFrame, PersonaPlexReleaseFrame
 from pipecat_personaplex.service.errors import as_personaplex_error
 from pipecat_personaplex.service.frames import AgentOutput, CallerInput
-from pipecat_personaplex.service.metrics import MetricsWindow
+from pipecat_personaplex.service.metrics import MetricsWindow, response_metrics
 from pipecat_personaplex.service.playout import PlayoutMeter
+from pipecat_personaplex.service.response_time import ResponseTime
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
 from pipecat_personaplex.service.settings_service import SettingsService
 from pipecat_personaplex.service.speech import RequestedText
@@ -154,6 +155,7 @@ class PersonaPlexLLMService(SettingsService):
         self._caller_speech = CallerSpeech()
         self._output = AgentOutput(playout, noise_gate_dbfs)
         self._metrics_window = MetricsWindow()
+        self._response_time = ResponseTime()
         self._clock_task: asyncio.Task[None] | None = None
         self._event_task: asyncio.Task[None] | None = None
         if greeting:
@@ -264,10 +266,14 @@ class PersonaPlexLLMService(SettingsService):
                     self._call.speech.interrupt()
                 self._call.push_audio(pcm)
             case VADUserStartedSpeakingFrame():
+                self._response_time.caller_started()
                 self._caller_speech.vad(True, frame.start_secs)
             case UserStartedSpeakingFrame():
                 self._caller_speech.vad(True)
-            case VADUserStoppedSpeakingFrame() | UserStoppedSpeakingFrame():
+            case VADUserStoppedSpeakingFrame():
+                self._caller_speech.vad(False)
+                await self._push_response_time(self._response_time.caller_stopped(frame.stop_secs))
+            case UserStoppedSpeakingFrame():
                 self._caller_speech.vad(False)
             case TTSSpeakFrame():
                 self.say(frame.text, interruptible=False)
@@ -345,10 +351,15 @@ class PersonaPlexLLMService(SettingsService):
     async def _push_output(self, model_frame: SessionFrame) -> None:
         for frame in self._output.frames(model_frame, keep_turn=self._call.speech.speaking):
             await self.push_frame(frame)
+        await self._push_response_time(self._response_time.agent(model_frame.pcm))
         if self._metrics_window.add(model_frame):
             await self._call_event_handler("on_late_frame", model_frame.timings)
         if self._metrics_window.frames >= _METRICS_FRAMES:
             await self._push_metrics()
+
+    async def _push_response_time(self, seconds: float | None) -> None:
+        if seconds is not None and self.metrics_enabled:
+            await self.push_frame(MetricsFrame([response_metrics(self.name, seconds)]))
 
     async def _end_turn(self) -> None:
         for frame in self._output.end_turn():

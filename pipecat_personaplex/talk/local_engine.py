@@ -18,7 +18,7 @@ from pipecat_personaplex.constants import FRAME_SAMPLES, MAX_PROMPT_FRAMES, SAMP
 from pipecat_personaplex.engine.engine import Engine
 from pipecat_personaplex.engine.loading import load_parts
 from pipecat_personaplex.engine.prompt import SILENCE_FRAMES, text_prompt_tokens
-from pipecat_personaplex.errors import LimitReached
+from pipecat_personaplex.errors import InvalidAudio, LimitReached, VoiceError
 from pipecat_personaplex.interface import SessionLike
 
 MAX_VOICE_UPLOAD = 16 << 20
@@ -138,12 +138,14 @@ class LocalEngine:
             raise LimitReached(f"the model has a voice {name!r}; choose another name")
         if name not in self._added and len(self._added) >= _MAX_ADDED_VOICES:
             raise LimitReached(f"{_MAX_ADDED_VOICES} voices were added already; restart for more")
-        with tempfile.NamedTemporaryFile(suffix=suffix, delete=False) as file:
-            file.write(recording)
-        try:
-            self.engine.add_voice(name, file.name)
-        finally:
-            Path(file.name).unlink()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{name}{suffix}"
+            path.write_bytes(recording)
+            try:
+                self.engine.add_voice(name, path)
+            except (InvalidAudio, VoiceError) as error:
+                # The path means nothing to the person at the page.
+                raise type(error)(str(error).replace(str(path), path.name)) from None
         self._added.add(name)
 
 

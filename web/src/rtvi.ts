@@ -89,7 +89,8 @@ function eventsOf(type: string, data: Record<string, unknown>): CallEvent[] {
   switch (type) {
     case "bot-output":
       // Each word is a segment of its own, sent when its sound is about to be played.
-      return data.spoken_status === "new" ? [] : [{ kind: "word", text: String(data.text) }];
+      if (data.will_be_spoken && data.spoken_status !== "completed") return [];
+      return [{ kind: "word", text: String(data.text) }];
     case "bot-started-speaking":
       return [{ kind: "turn", speaking: true }];
     case "bot-stopped-speaking":

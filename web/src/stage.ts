@@ -211,6 +211,8 @@ export class Stage {
     show(byId("echo"), this.meter.echo);
     const recorded = this.recorder?.recorded ?? 0;
     byId("recorded").textContent = recorded ? `${clock(recorded)} in this tab` : "Not recorded";
+    byId<HTMLButtonElement>("wav").disabled = recorded === 0;
+    byId<HTMLButtonElement>("json").disabled = this.log.length === 0;
     if (this.state === "live") byId("talk").textContent = `Hang up ${clock(now)}`;
   }
 
