@@ -17,10 +17,10 @@ from pipecat.processors.aggregators.llm_response_universal import (
 from pipecat.runner.types import RunnerArguments
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 
-from pipecat_personaplex.talk.client_messages import ClientMessages
 from bots.host import BotCall, BotHost
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from pipecat_personaplex.service.playout import PlayoutMeter
+from pipecat_personaplex.talk.client_messages import ClientMessages
 
 # The only assistant role that the model was trained on, in NVIDIA's exact words.
 TEACHER = (

@@ -153,57 +153,57 @@ def talk(
 
     address = _lan_address() if share_on_lan else "localhost"
     # Before anything slow is imported or loaded: the port may be in use.
-    listening = open_socket("0.0.0.0" if share_on_lan else "127.0.0.1", port)
-    scheme = "https" if share_on_lan else "http"
-    url = f"{scheme}://{address}:{listening.getsockname()[1]}"
-    model, note = _resolve_model(options)
-    config = replace(options.config, max_sessions=max_sessions or 0)
-    _check_voice(model, voice, [name for name, _ in added])
-    typer.echo(f"loading {model} ...", err=True)
+    with open_socket("0.0.0.0" if share_on_lan else "127.0.0.1", port) as listening:
+        scheme = "https" if share_on_lan else "http"
+        url = f"{scheme}://{address}:{listening.getsockname()[1]}"
+        model, note = _resolve_model(options)
+        config = replace(options.config, max_sessions=max_sessions or 0)
+        _check_voice(model, voice, [name for name, _ in added])
+        typer.echo(f"loading {model} ...", err=True)
 
-    from pipecat_personaplex.talk.about import describe_model
-    from pipecat_personaplex.talk.certificate import self_signed
-    from pipecat_personaplex.talk.host import TalkHost, TalkOptions
-    from pipecat_personaplex.talk.local_engine import LocalEngine
-    from pipecat_personaplex.talk.serving import TalkServer
-    from pipecat_personaplex.talk.transcriber import whisper
+        from pipecat_personaplex.talk.about import describe_model
+        from pipecat_personaplex.talk.certificate import self_signed
+        from pipecat_personaplex.talk.host import TalkHost, TalkOptions
+        from pipecat_personaplex.talk.local_engine import LocalEngine
+        from pipecat_personaplex.talk.serving import TalkServer
+        from pipecat_personaplex.talk.transcriber import whisper
 
-    def load() -> LocalEngine:
-        local = LocalEngine(model, config, progress=sys.stderr.isatty())
-        for name, path in added:
-            local.engine.add_voice(name, path)
-        return local
+        def load() -> LocalEngine:
+            local = LocalEngine(model, config, progress=sys.stderr.isatty())
+            for name, path in added:
+                local.engine.add_voice(name, path)
+            return local
 
-    def ready() -> None:
-        typer.echo(f"Talk to {model} at {url}  (Ctrl-C ends it)")
-        if share_on_lan:
-            typer.echo("Everyone in this network can open it; the browser warns once: go on.")
-        if not no_browser and _has_browser():
-            webbrowser.open(url)
+        def ready() -> None:
+            typer.echo(f"Talk to {model} at {url}  (Ctrl-C ends it)")
+            if share_on_lan:
+                typer.echo("Everyone in this network can open it; the browser warns once: go on.")
+            if not no_browser and _has_browser():
+                webbrowser.open(url)
 
-    host = TalkHost(
-        describe_model(model),
-        TalkOptions(
-            voice=voice,
-            prompt=prompt,
-            greeting=greeting,
-            note=note,
-            ice_servers=tuple(ice_server or ()),
-            transcriber=None if transcribe is None else whisper(transcribe),
-            prebuilt=prebuilt,
-        ),
-    )
-    names = [address, socket.gethostname(), "localhost", "127.0.0.1"]
-    server = TalkServer(
-        host,
-        listening,
-        load,
-        tls=self_signed(names) if share_on_lan else None,
-        hosts=frozenset(names if share_on_lan else ()),
-    )
-    if not server.run(ready):
-        # The thread that loads the model still runs, and would crash when the interpreter exits.
-        os._exit(0)
+        host = TalkHost(
+            describe_model(model),
+            TalkOptions(
+                voice=voice,
+                prompt=prompt,
+                greeting=greeting,
+                note=note,
+                ice_servers=tuple(ice_server or ()),
+                transcriber=None if transcribe is None else whisper(transcribe),
+                prebuilt=prebuilt,
+            ),
+        )
+        names = [address, socket.gethostname(), "localhost", "127.0.0.1"]
+        server = TalkServer(
+            host,
+            listening,
+            load,
+            tls=self_signed(names) if share_on_lan else None,
+            hosts=frozenset(names if share_on_lan else ()),
+        )
+        if not server.run(ready):
+            # The thread that loads the model still runs, and would crash when the interpreter exits.
+            os._exit(0)
 
 
 def _require_packages(transcribe: str | None) -> None:
@@ -223,7 +223,7 @@ def _resolve_model(options: EngineOptions) -> tuple[str, str]:
 
 def _check_voice(model: str, voice: str | None, added: list[str]) -> None:
     """Refuse an unknown voice before gigabytes of weights are loaded."""
-    if voice is None or voice in added or not Path(model).is_dir() and model != "nano":
+    if voice is None or voice in added or (not Path(model).is_dir() and model != "nano"):
         return
     from pipecat_personaplex.checkpoint.voices import VoiceLibrary
 

@@ -7,6 +7,10 @@ import ssl
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cryptography.x509 import GeneralName
 
 _DAYS = 30
 
@@ -55,7 +59,7 @@ def self_signed(hosts: list[str]) -> ssl.SSLContext:
     return context
 
 
-def _name(host: str):  # type: ignore[no-untyped-def]
+def _name(host: str) -> GeneralName:
     from cryptography import x509
 
     try:

@@ -15,7 +15,6 @@ from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from pipecat_personaplex.service.settings import SAMPLING_FIELDS
 
 _TYPES = ("say", "hush", "hold", "release", "prompt", "sampling")
-_SAMPLING_FIELDS = sorted(SAMPLING_FIELDS)
 
 
 class ClientMessages(FrameProcessor):
@@ -98,7 +97,8 @@ class ClientMessages(FrameProcessor):
 
     async def _change_sampling(self, data: dict[str, Any]) -> None:
         if not data or not data.keys() <= SAMPLING_FIELDS:
-            raise ConfigError(f"a sampling message has one or more of {', '.join(_SAMPLING_FIELDS)}")
+            names = ", ".join(sorted(SAMPLING_FIELDS))
+            raise ConfigError(f"a sampling message has one or more of {names}")
         SamplingParams(**data)  # raises for an invalid value, before it reaches the agent
         delta = self._agent.Settings(**data)
         await self.push_frame(LLMUpdateSettingsFrame(delta=delta, service=self._agent))

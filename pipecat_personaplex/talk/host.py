@@ -154,7 +154,7 @@ class TalkHost:
             try:
                 await self._run(call_id, conversation)
             finally:
-                await connection.disconnect()
+                await connection.disconnect()  # type: ignore[no-untyped-call]
 
         task = asyncio.create_task(talk())
         self._tasks.add(task)

@@ -153,4 +153,3 @@ def _wav(pcm: Pcm) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, float_to_pcm16(pcm), SAMPLE_RATE, subtype="PCM_16", format="WAV")
     return file.getvalue()
-

@@ -15,9 +15,9 @@ import uvicorn
 from loguru import logger
 
 from pipecat_personaplex.errors import PersonaPlexError
-from pipecat_personaplex.talk.app import create_app
 from pipecat_personaplex.talk.host import TalkHost
 from pipecat_personaplex.talk.local_engine import LocalEngine
+from pipecat_personaplex.talk.page_app import create_app
 from pipecat_personaplex.talk.socket import MAX_MESSAGE_BYTES
 from pipecat_personaplex.talk.webrtc import offer_loopback
 

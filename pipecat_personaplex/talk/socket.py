@@ -66,4 +66,4 @@ def socket_transport(websocket: WebSocket) -> BaseTransport:
         serializer=PageSerializer(),
         allowed_origins=[],  # the application has checked the origin
     )
-    return FastAPIWebsocketTransport(websocket, params)  # type: ignore[arg-type]
+    return FastAPIWebsocketTransport(websocket, params)

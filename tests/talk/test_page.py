@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Playwright, sync_playwright
+from playwright.sync_api import Browser, Playwright, expect, sync_playwright
 
 from tests.talk.browsers import (
     CHROMIUM,
@@ -118,7 +118,9 @@ def test_a_spoken_question_is_answered_measured_and_recorded(
     print(f"response times in s: meter {measured}, recording {recorded}, probe {heard}")
     assert abs(np.median(measured) - np.median(recorded)) <= 0.04
     assert abs(np.median(recorded) - np.median(heard)) <= 0.05
-    assert report["model"] == "nano" and any("Owen" in line["text"] for line in report["transcript"])
+    assert report["model"] == "nano" and any(
+        "Owen" in line["text"] for line in report["transcript"]
+    )
 
 
 def test_the_persona_changes_in_mid_call(opened: TalkPage) -> None:
@@ -128,14 +130,12 @@ def test_the_persona_changes_in_mid_call(opened: TalkPage) -> None:
     page.get_by_role("button", name="Change during the call").click()
     opened.until_transcript("new role or voice (NATF2)")
     opened.until_transcript("Grace.")  # the same question, another answer, in the same call
-    page.get_by_label("NATM1").check()
+    page.get_by_role("radio", name="NATM1").check()
     opened.until_transcript("new role or voice (NATM1)")
     page.get_by_label("Tell it a fact").fill("The kitchen closes in ten minutes")
     page.get_by_role("button", name="Add").click()
-    page.wait_for_function(
-        "document.querySelector('#transcript').innerText.match(/NATM1/g).length === 2"
-    )
-    prompt = page.get_by_label("Prompt").input_value()
+    opened.until_transcript("NATM1", times=2)
+    prompt = page.get_by_label("Prompt", exact=True).input_value()
     assert prompt.count("Information:") == 1
     assert prompt.endswith("$10.25). The kitchen closes in ten minutes.")
     opened.hang_up()
@@ -154,16 +154,13 @@ def test_say_and_hold(opened: TalkPage) -> None:
     page.wait_for_timeout(1000 * (PERIOD_SECONDS + 1))  # the question is asked again
     assert opened.count("Owen") == answers
     page.get_by_role("button", name="Release").click()
-    page.wait_for_function(
-        "count => document.querySelector('#transcript').innerText.split('Owen').length - 1 > count",
-        arg=answers,
-    )
+    opened.until_transcript("Owen", times=answers + 1)
     opened.hang_up()
 
 
 def test_sampling_acts_in_mid_call_and_stays_in_the_address(opened: TalkPage) -> None:
     page = opened.talk().page
-    page.get_by_text("Sampling", exact=True).click()
+    page.get_by_role("heading", name="Sampling").click()
     page.get_by_label("Freedom of the words").fill("1.5")
     page.get_by_label("Candidates for words").fill("100")
     page.get_by_text("Sampling changed").wait_for()
@@ -171,7 +168,8 @@ def test_sampling_acts_in_mid_call_and_stays_in_the_address(opened: TalkPage) ->
     opened.hang_up()
     page.reload()
     opened.until_status("Ready")
-    assert page.get_by_label("Freedom of the words").input_value() == "1.5"
+    page.get_by_role("heading", name="Sampling").click()
+    expect(page.get_by_label("Freedom of the words")).to_have_value("1.5")
 
 
 def test_muting_sends_silence(opened: TalkPage) -> None:

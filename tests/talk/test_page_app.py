@@ -16,9 +16,9 @@ from starlette.websockets import WebSocketDisconnect
 
 from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.talk.about import describe_model
-from pipecat_personaplex.talk.app import create_app
 from pipecat_personaplex.talk.host import TalkHost, TalkOptions
 from pipecat_personaplex.talk.local_engine import LocalEngine
+from pipecat_personaplex.talk.page_app import create_app
 from tests.golden_data import GOLDEN
 
 ORIGIN = "http://localhost:7860"

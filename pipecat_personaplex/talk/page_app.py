@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from functools import wraps
 from http import HTTPStatus
 from importlib.util import find_spec
@@ -237,7 +238,8 @@ def _prebuilt_routes(pages: _Pages) -> list[BaseRoute]:
     """Pipecat's own page, which starts a session before it sends its offer."""
     if find_spec("pipecat_ai_prebuilt") is None:
         raise ConfigError("--prebuilt needs Pipecat's page: pip install pipecat-ai-prebuilt")
-    from pipecat_ai_prebuilt.frontend import PipecatPrebuiltUI
+    with redirect_stdout(io.StringIO()):  # it prints where it looks for its files
+        from pipecat_ai_prebuilt.frontend import PipecatPrebuiltUI
 
     async def start(request: Request) -> Response:
         return JSONResponse({"sessionId": "talk", "iceConfig": {"iceServers": []}})
