@@ -202,7 +202,7 @@ def talk(
             hosts=frozenset(names if share_on_lan else ()),
         )
         if not server.run(ready):
-            # The thread that loads the model still runs, and would crash when the interpreter exits.
+            # The loading thread still runs, and would crash when the interpreter exits.
             os._exit(0)
 
 
@@ -218,6 +218,8 @@ def _resolve_model(options: EngineOptions) -> tuple[str, str]:
     from pipecat_personaplex.checkpoint.hub import resolve_model
 
     model, note = resolve_model(options.model, options.config.device)
+    if note:
+        typer.echo(note, err=True)
     return model, note or ""
 
 
