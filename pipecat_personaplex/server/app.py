@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from http import HTTPStatus
 
@@ -11,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
@@ -29,11 +30,12 @@ _RETRY_SECONDS = 5
 _DEFECT_TEXT = "the server failed to answer; its log says why"
 
 
-def create_app(state: ServerState) -> Starlette:
+def create_app(state: ServerState, more_routes: Sequence[BaseRoute] = ()) -> Starlette:
     """Build the application of a server.
 
     Args:
         state: The server; its engine may be loaded later.
+        more_routes: Pages in addition to the server's own.
     """
     pages = _Pages(state)
     app = Starlette(
@@ -46,6 +48,7 @@ def create_app(state: ServerState) -> Starlette:
             Route(MOSHI_PATH, _upgrade_required),
             WebSocketRoute(SESSION_PATH, session_endpoint(state)),
             WebSocketRoute(MOSHI_PATH, moshi_endpoint(state)),
+            *more_routes,
             WebSocketRoute("/{path:path}", _no_such_websocket),
         ],
         middleware=[Middleware(_AdmissionMiddleware, state=state)],

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import uvicorn
 from loguru import logger
+from starlette.routing import BaseRoute
 
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.server.app import create_app
@@ -67,6 +68,7 @@ class ServerRunner:
         address: Where it listens.
         load: Loads the engine; called on a separate thread. ``run`` enters and leaves the context
             manager that it returns.
+        more_routes: Pages in addition to the server's own.
 
     Attributes:
         url: URL of the server with its actual port.
@@ -83,11 +85,17 @@ class ServerRunner:
         runner.run(announce=print)
     """
 
-    def __init__(self, state: ServerState, address: Address, load: Load):
+    def __init__(
+        self,
+        state: ServerState,
+        address: Address,
+        load: Load,
+        more_routes: Sequence[BaseRoute] = (),
+    ):
         tls = tls_context(address.certfile, address.keyfile)
         self._state = state
         self._load = load
-        config = uvicorn_config(create_app(state), state.config, tls)
+        config = uvicorn_config(create_app(state, more_routes), state.config, tls)
         self.server = _Server(config, self.stop, state.config.hello_seconds)
         self.loop: asyncio.AbstractEventLoop | None = None
         self._socket = open_socket(address.host, address.port)

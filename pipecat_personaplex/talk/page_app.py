@@ -40,9 +40,7 @@ from pipecat_personaplex.talk.conversation import CallRequest
 from pipecat_personaplex.talk.host import TalkHost
 from pipecat_personaplex.talk.local_engine import MAX_VOICE_UPLOAD
 from pipecat_personaplex.talk.requests import LimitBody, SameOrigin, SecurityHeaders
-
-STATIC = Path(__file__).parent / "static"
-"""The built page; ``web`` holds its source."""
+from pipecat_personaplex.talk.static_files import STATIC
 
 _RETRY_SECONDS = 5
 _OPEN_SECONDS = 10.0
@@ -121,7 +119,7 @@ class _Pages:
                 "calls": host.calls,
                 "transcribes": host.options.transcriber is not None,
                 "ice_servers": list(host.options.ice_servers),
-                "prebuilt": host.options.prebuilt,
+                "key_required": False,
             },
             headers={"Cache-Control": "no-store"},
         )

@@ -1,10 +1,13 @@
 // Opens a call in a way that gets through: WebRTC, else a WebSocket.
+import { byId } from "./dom";
 import type { Call, CallRequest, Info, Listener, Sampling } from "./events";
+import { SessionCall } from "./session";
 import { SocketCall } from "./socket";
 import { WebRtcCall } from "./webrtc";
 
 export function prepareCall(info: Info, microphone: MediaStream, listener: Listener): Call {
-  return new TalkCall(info, microphone, listener);
+  if (info.server === "talk") return new TalkCall(info, microphone, listener);
+  return new SessionCall(microphone, listener, byId<HTMLInputElement>("key").value.trim());
 }
 
 // WebRTC has the smaller delay. Browsers do not offer it without a network, even for a bot on the

@@ -42,6 +42,7 @@ export interface Info {
   calls: number;
   transcribes: boolean;
   ice_servers: string[];
+  key_required: boolean;
 }
 
 export type CallEvent =

@@ -50,11 +50,25 @@ function describe(info: Info): void {
   byId("note").textContent = info.note;
   show(byId("note"), info.note !== "");
   show(byId("hears"), !info.transcribes);
+  // What `personaplex serve` does not offer: prompt sizes, previews and new voices.
+  document.documentElement.dataset.server = info.server;
+  show(byId("key-card"), info.key_required);
 }
 
 function run(info: Info): void {
   banner.clear();
   const settings = readAddress(info);
+  const key = byId<HTMLInputElement>("key");
+  key.value = sessionStorage.getItem("key") ?? "";
+  const listVoices = async () => {
+    sessionStorage.setItem("key", key.value.trim());
+    const headers = { Authorization: `Bearer ${key.value.trim()}` };
+    const response = await fetch("/v1/voices", { headers });
+    if (!response.ok) return banner.show("The server does not know this key.");
+    const { voices: names } = (await response.json()) as { voices: string[] };
+    voices.set(names, names.includes(settings.voice) ? settings.voice : names[0]);
+  };
+  key.addEventListener("change", () => void listVoices());
   const greeting = byId<HTMLInputElement>("greeting");
   greeting.value = settings.greeting;
   const request = () => ({
@@ -84,6 +98,7 @@ function run(info: Info): void {
   const stage = new Stage(info, banner, request, persona);
   greeting.addEventListener("input", changed);
   persona.prompt = settings.prompt;
+  if (info.key_required && key.value) void listVoices();
   followKeys({
     t: () => byId("talk").click(),
     m: () => byId("mute").click(),

@@ -94,6 +94,7 @@ export class PersonaEditor {
   }
 
   private async countTokens(): Promise<void> {
+    if (this.info.server !== "talk") return;
     const count = byId("tokens");
     const bar = byId("tokens-bar");
     const response = await post("/api/prompt", { voice: this.voice(), prompt: this.prompt }).catch(

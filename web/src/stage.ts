@@ -127,7 +127,7 @@ export class Stage {
       case "connected":
         this.show("live", "Connected", "The agent is getting ready …");
         this.play(event.voice);
-        if (event.over === "websocket") {
+        if (event.over === "websocket" && this.info.server === "talk") {
           this.transcript.note("WebRTC is not available here: a WebSocket takes its place.", at);
         }
         break;
