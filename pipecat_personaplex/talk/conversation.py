@@ -137,7 +137,13 @@ class Conversation:
         self._connected = asyncio.Event()
         self._end_reason = ""
         self._late_frames = 0
+        self._persona: Persona | None = None  # once the session has started
         self._report_events()
+
+    @property
+    def ending(self) -> bool:
+        """Whether the call is about to free its slot."""
+        return self._end_reason != ""
 
     async def run(self) -> str:
         """Talk until the caller hangs up or the agent cannot go on.
@@ -190,6 +196,12 @@ class Conversation:
         async def on_client_connected(transport: object, client: object) -> None:
             self._connected.set()
 
+        @worker.rtvi.event_handler("on_client_ready")  # type: ignore[untyped-decorator]
+        async def on_client_ready(rtvi: object) -> None:
+            # What was sent before is lost if the page was not listening yet.
+            if self._persona is not None:
+                await self._send_persona("started", self._persona)
+
         @transport.event_handler("on_client_disconnected")  # type: ignore[untyped-decorator]
         async def on_client_disconnected(transport: object, client: object) -> None:
             await self.hang_up("the caller hung up")
@@ -202,10 +214,12 @@ class Conversation:
 
         @agent.event_handler("on_session_started")  # type: ignore[untyped-decorator]
         async def on_session_started(agent: object, persona: Persona) -> None:
+            self._persona = persona
             await self._send_persona("started", persona)
 
         @agent.event_handler("on_prompt_changed")  # type: ignore[untyped-decorator]
         async def on_prompt_changed(agent: object, persona: Persona) -> None:
+            self._persona = persona
             await self._send_persona("changed", persona)
 
         @agent.event_handler("on_speech_started")  # type: ignore[untyped-decorator]

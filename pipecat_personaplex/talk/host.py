@@ -30,6 +30,8 @@ from pipecat_personaplex.talk.socket import socket_transport
 from pipecat_personaplex.talk.webrtc import webrtc_transport
 
 _MAX_PROMPT_CHARS = 20_000
+# Somebody who hangs up and calls again must not be refused.
+_FREEING_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,16 @@ class TalkHost:
         size = local.prompt_size(request.persona)
         if size.frames > size.limit:
             raise PromptTooLong(size.frames, size.limit)
+
+    async def admit(self, request: CallRequest) -> None:
+        """As ``check``, but wait a moment for a slot that a call is about to free."""
+        local = self.require()
+        deadline = time.monotonic() + _FREEING_SECONDS
+        while self.calls >= local.engine.max_sessions and time.monotonic() < deadline:
+            if not any(conversation.ending for conversation in self._calls.values()):
+                break
+            await asyncio.sleep(0.05)
+        self.check(request)
 
     def start_call(self, connection: SmallWebRTCConnection, request: CallRequest) -> None:
         """Talk over WebRTC, in a task of its own; see ``check`` for what is refused."""

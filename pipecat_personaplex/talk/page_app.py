@@ -130,7 +130,7 @@ class _Pages:
         if body.get("pc_id"):
             return await self._renegotiate(body)
         requested = self._call_request(body.get("request_data") or body.get("requestData") or {})
-        self._host.check(requested)
+        await self._host.admit(requested)
 
         async def start(connection: Any) -> None:
             self._host.start_call(connection, requested)
@@ -168,7 +168,7 @@ class _Pages:
             async with asyncio.timeout(_OPEN_SECONDS):
                 data = json.loads(await websocket.receive_text())
             requested = self._call_request(data)
-            self._host.check(requested)
+            await self._host.admit(requested)
             await websocket.send_json({"opened": True})
             await self._host.talk_over(websocket, requested)
         except PersonaPlexError as error:
