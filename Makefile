@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install check format test docs bot nano bench-gpu clean
+.PHONY: help install check format test docs bot page nano bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,12 +37,15 @@ test: check  ## Check, then run every test that needs no GPU
 docs: install  ## Build the documentation site, in site/; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-bot:  ## Talk to the assistant in a browser, with the best model for this machine; ARGS="--help"
+bot:  ## Talk to the best model for this machine in a browser; ARGS="--help"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@test $(VENV)/.bots -nt pyproject.toml || test $(STAMP) -nt pyproject.toml || { \
+	@test $(VENV)/.talk -nt pyproject.toml || test $(STAMP) -nt pyproject.toml || { \
 		echo "installing into $(VENV); the first time takes minutes" && \
-		$(BIN)/pip install --quiet -c constraints.txt -e '.[bots]' && touch $(VENV)/.bots; }
-	@$(BIN)/python -m bots.assistant $(ARGS)
+		$(BIN)/pip install -c constraints.txt -e '.[talk]' && touch $(VENV)/.talk; }
+	@$(BIN)/python -m pipecat_personaplex.cli talk $(ARGS)
+
+page:  ## Build the page of personaplex talk from web/src; needs Node
+	cd web && npm ci --no-audit --no-fund && npm run check && npm run build
 
 nano: install  ## Make the bundled nano model from nothing, in runs/nano: hours on two cores
 	$(BIN)/python -m training.nano codec autoencoder --minutes 60
@@ -57,4 +60,4 @@ bench-gpu:  ## Measure this machine's CUDA card, in runs/gpu; about ten minutes,
 	@test -x $(BIN)/python && export PYTHON=$(BIN)/python; tests/gpu/measure.sh runs/gpu
 
 clean:  ## Remove what the targets above made
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist site
+	rm -rf $(VENV) web/node_modules .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist site

@@ -23,7 +23,6 @@ from pipecat.runner.types import RunnerArguments
 
 from bots.assistant_tools import INSTRUCTIONS, AssistantTools
 from bots.backends import add_backend_options, choose_backend
-from bots.client_messages import ClientMessages
 from bots.documents import Documents
 from bots.host import BotCall, BotHost
 from bots.notes import Notes
@@ -32,6 +31,7 @@ from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.service.delegation import Delegation
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from pipecat_personaplex.service.playout import PlayoutMeter
+from pipecat_personaplex.talk.client_messages import ClientMessages
 
 # The only assistant role that the model was trained on, in NVIDIA's exact words.
 TEACHER = (

@@ -36,7 +36,6 @@ from bots.runner_app import Protection, configure_runner
 from bots.transports import (
     open_transport,
     sample_rate,
-    shorten_microphone_buffer,
     transport_of,
 )
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig
@@ -46,6 +45,7 @@ from pipecat_personaplex.protocol.moshi import MOSHI_PATH
 from pipecat_personaplex.server.listen import open_socket
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
 from pipecat_personaplex.service.webrtc_clock import use_monotonic_time
+from pipecat_personaplex.talk.webrtc import shorten_microphone_buffer
 
 # WebSocket close code "try again later".
 _WS_TRY_AGAIN_LATER = 1013

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from typing import Any
 
-from loguru import logger
 from pipecat.runner.types import (
     DailyRunnerArguments,
     RunnerArguments,
@@ -23,6 +21,7 @@ from pipecat.transports.websocket.fastapi import (
 
 from bots.twilio import CallerSerializer, read_handshake
 from pipecat_personaplex.constants import SAMPLE_RATE
+from pipecat_personaplex.talk.webrtc import webrtc_params
 
 # Sample rate of each transport, in Hz. Pipecat's resamplers add up to 150 ms of delay, so a
 # pipeline runs at the rate of its transport and the service resamples.
@@ -80,28 +79,6 @@ def sample_rate(transport: str) -> int:
     return _RATES[transport]
 
 
-def shorten_microphone_buffer(connection: Any) -> None:
-    """Make aiortc buffer 20 ms of the caller's audio instead of 80 ms.
-
-    After a lost packet, aiortc's default buffer stalls for 300 ms and the call stays late by as
-    much; the short one loses only that packet. aiortc has no option for this, so a private
-    attribute is replaced. If that fails, the default buffer stays.
-
-    Args:
-        connection: A ``SmallWebRTCConnection`` that is not connected yet.
-    """
-    try:
-        from aiortc.jitterbuffer import JitterBuffer
-
-        for transceiver in connection.pc.getTransceivers():
-            if transceiver.kind == "audio":
-                name = "_RTCRtpReceiver__jitter_buffer"
-                getattr(transceiver.receiver, name)  # raises if aiortc has renamed it
-                setattr(transceiver.receiver, name, JitterBuffer(capacity=4, prefetch=1))
-    except (ImportError, AttributeError, TypeError) as error:
-        logger.warning("the microphone buffer stays at 80 ms: {}", error)
-
-
 def transport_params() -> dict[str, Callable[[], TransportParams]]:
     """Settings of each transport, for ``create_transport``.
 
@@ -110,17 +87,7 @@ def transport_params() -> dict[str, Callable[[], TransportParams]]:
     - The output inserts no silence when its queue is empty. The service sends audio all the time,
       so each inserted piece would delay the rest of the call by its length.
     """
-    return {"webrtc": _webrtc, "daily": _daily, "twilio": _twilio}
-
-
-def _webrtc() -> TransportParams:
-    return TransportParams(
-        audio_in_enabled=True,
-        audio_out_enabled=True,
-        audio_out_10ms_chunks=4,
-        audio_out_auto_silence=False,
-        audio_out_end_silence_secs=0,
-    )
+    return {"webrtc": webrtc_params, "daily": _daily, "twilio": _twilio}
 
 
 def _daily() -> TransportParams:

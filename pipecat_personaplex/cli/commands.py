@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from pipecat_personaplex import __version__
-from pipecat_personaplex.cli import bench, doctor, drift, offline, quantize, serve
+from pipecat_personaplex.cli import bench, doctor, drift, offline, quantize, serve, talk
 from pipecat_personaplex.cli.eval import evaluation
 from pipecat_personaplex.cli.keys import keys
 from pipecat_personaplex.cli.logs import configure_logging
@@ -40,6 +40,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
+app.command(epilog=talk.EXAMPLES)(talk.talk)
 app.command(epilog=offline.EXAMPLES)(offline.offline)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(epilog=drift.EXAMPLES)(drift.drift)

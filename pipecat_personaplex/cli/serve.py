@@ -19,6 +19,8 @@ from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.server.config import ServerConfig
 
 if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
     from pipecat_personaplex.server.state import ServedEngine
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -116,6 +118,14 @@ def serve(
             rich_help_panel="Address",
         ),
     ] = None,
+    page: Annotated[
+        bool,
+        typer.Option(
+            "--page",
+            help="Also serve a page at / to talk to the model in a browser.",
+            rich_help_panel="Address",
+        ),
+    ] = False,
     ssl_certfile: Annotated[
         Path | None,
         typer.Option(
@@ -306,7 +316,13 @@ def serve(
 
     model = options.resolve_model()
     state = ServerState(config, Path(model).resolve().name, AdmissionController(config, keys))
-    runner = ServerRunner(state, Address(host, port, ssl_certfile, ssl_keyfile, health_port), load)
+    more_routes: list[BaseRoute] = []
+    if page:
+        from pipecat_personaplex.talk.served_page import page_routes
+
+        more_routes = page_routes(state, model)
+    address = Address(host, port, ssl_certfile, ssl_keyfile, health_port)
+    runner = ServerRunner(state, address, load, more_routes)
     allow_files(config.max_connections)
     reload_keys_on_hangup(state, api_key_file)
     # The model thread takes the interpreter's lock for each operation. By default it would wait

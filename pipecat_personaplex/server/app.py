@@ -31,11 +31,14 @@ _RETRY_SECONDS = 5
 _DEFECT_TEXT = "the server failed to answer; its log says why"
 
 
-def create_app(state: ServerState, *, health: bool = True) -> Starlette:
+def create_app(
+    state: ServerState, more_routes: Sequence[BaseRoute] = (), *, health: bool = True
+) -> Starlette:
     """Build the application of a server.
 
     Args:
         state: The server; its engine may be loaded later.
+        more_routes: Pages in addition to the server's own.
         health: Whether it serves ``/healthz``, ``/readyz`` and ``/metrics``.
     """
     pages = _Pages(state)
@@ -45,6 +48,7 @@ def create_app(state: ServerState, *, health: bool = True) -> Starlette:
         Route(MOSHI_PATH, _upgrade_required),
         WebSocketRoute(SESSION_PATH, session_endpoint(state)),
         WebSocketRoute(MOSHI_PATH, moshi_endpoint(state)),
+        *more_routes,
         WebSocketRoute("/{path:path}", _no_such_websocket),
     ]
     admission = Middleware(_AdmissionMiddleware, state=state)

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import uvicorn
 from loguru import logger
+from starlette.routing import BaseRoute
 
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.server.app import create_app, create_health_app
@@ -73,6 +74,7 @@ class ServerRunner:
         address: Where it listens.
         load: Loads the engine; called on a separate thread. ``run`` enters and leaves the context
             manager that it returns.
+        more_routes: Pages in addition to the server's own.
 
     Attributes:
         url: URL of the server with its actual port.
@@ -91,7 +93,13 @@ class ServerRunner:
         runner.run(announce=print)
     """
 
-    def __init__(self, state: ServerState, address: Address, load: Load):
+    def __init__(
+        self,
+        state: ServerState,
+        address: Address,
+        load: Load,
+        more_routes: Sequence[BaseRoute] = (),
+    ):
         tls = tls_context(address.certfile, address.keyfile)
         self._state = state
         self._load = load
@@ -99,7 +107,7 @@ class ServerRunner:
         self.limits = state.metrics.connection_limits = connection_limits(state.config)
         listening = open_socket(address.host, address.port)
         self.url = self.health_url = _url(address.host, listening, secure=tls is not None)
-        app = create_app(state, health=address.health_port is None)
+        app = create_app(state, more_routes, health=address.health_port is None)
         config = uvicorn_config(app, state.config, self.limits, tls)
         self.server = _Server(config, self.limits.guard(listening), state.config, self.stop)
         self._servers = [self.server]

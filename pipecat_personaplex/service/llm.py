@@ -52,8 +52,9 @@ from pipecat_personaplex.service.delegator import Delegator
 from pipecat_personaplex.service.end_gate import EndGate, EndProbeFrame
 from pipecat_personaplex.service.errors import as_personaplex_error
 from pipecat_personaplex.service.frames import AgentOutput
-from pipecat_personaplex.service.metrics import MetricsWindow
+from pipecat_personaplex.service.metrics import MetricsWindow, response_metrics
 from pipecat_personaplex.service.playout import PlayoutMeter
+from pipecat_personaplex.service.response_time import ResponseTime
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
 
 _TICK_SECONDS = 0.02
@@ -166,6 +167,7 @@ class PersonaPlexLLMService(DelegatingService):
         self._output = AgentOutput(playout, noise_gate_dbfs)
         self._metrics_window = MetricsWindow()
         self._end_gate = EndGate(self, self._call, self.warn)
+        self._response_time = ResponseTime()
         self._clock_task: asyncio.Task[None] | None = None
         self._event_task: asyncio.Task[None] | None = None
         if greeting:
@@ -239,10 +241,14 @@ class PersonaPlexLLMService(DelegatingService):
             case InputAudioRawFrame():
                 await self._push_input(self._input.pcm(frame))
             case VADUserStartedSpeakingFrame():
+                self._response_time.caller_started()
                 self._caller_speech.vad(True, frame.start_secs)
             case UserStartedSpeakingFrame():
                 self._caller_speech.vad(True)
-            case VADUserStoppedSpeakingFrame() | UserStoppedSpeakingFrame():
+            case VADUserStoppedSpeakingFrame():
+                self._caller_speech.vad(False)
+                await self._push_response_time(self._response_time.caller_stopped(frame.stop_secs))
+            case UserStoppedSpeakingFrame():
                 self._caller_speech.vad(False)
             case EndProbeFrame():
                 frame.arrived(self)
@@ -336,10 +342,15 @@ class PersonaPlexLLMService(DelegatingService):
             self._delegator.push_output(model_frame)
         for frame in self._output.frames(model_frame, keep_turn=self._call.speech.speaking):
             await self.push_frame(frame)
+        await self._push_response_time(self._response_time.agent(model_frame.pcm))
         if self._metrics_window.add(model_frame):
             await self._call_event_handler("on_late_frame", model_frame.timings)
         if self._metrics_window.frames >= _METRICS_FRAMES:
             await self._push_metrics()
+
+    async def _push_response_time(self, seconds: float | None) -> None:
+        if seconds is not None and self.metrics_enabled:
+            await self.push_frame(MetricsFrame([response_metrics(self.name, seconds)]))
 
     async def _end_turn(self) -> None:
         for frame in self._output.end_turn():

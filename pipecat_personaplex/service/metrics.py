@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from pipecat.metrics.metrics import LLMTokenUsage, LLMUsageMetricsData, ProcessingMetricsData
+from pipecat.metrics.metrics import (
+    LLMTokenUsage,
+    LLMUsageMetricsData,
+    ProcessingMetricsData,
+    TTFBMetricsData,
+)
 
 from pipecat_personaplex.constants import FRAME_SECONDS, SAMPLE_RATE
 from pipecat_personaplex.interface import SessionFrame
@@ -34,6 +39,11 @@ class PersonaPlexMetricsData(ProcessingMetricsData):
     playout_backlog: float | None
     silence_inserted: float
     input_discarded: float
+
+
+def response_metrics(processor: str, seconds: float) -> TTFBMetricsData:
+    """The time from the end of the caller's speech to the agent's onset, as Pipecat's TTFB."""
+    return TTFBMetricsData(processor=processor, model=MODEL_NAME, value=seconds)
 
 
 class MetricsWindow:

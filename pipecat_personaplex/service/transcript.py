@@ -102,6 +102,7 @@ class Transcript:
         # SENTENCE, although it is a word: Pipecat sends smaller types to no client.
         spoken = TTSTextFrame(word, text_type=TextType.SENTENCE)
         spoken.includes_inter_frame_spaces = True
+        spoken.will_be_spoken = True  # clients mark the word as spoken
         return _uninterruptible(generated, spoken)
 
 

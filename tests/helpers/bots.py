@@ -49,6 +49,8 @@ def run_bot(module: str, *arguments: str, **variables: str) -> subprocess.Comple
 class BotProcess:
     """A bot that serves on a free port of 127.0.0.1 while its ``with`` block runs."""
 
+    serving_line = "Uvicorn running on"  # printed once it serves
+
     def __init__(self, module: str, *arguments: str, **variables: str):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -116,7 +118,7 @@ class BotProcess:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._lines.append(line)
-            if "Uvicorn running on" in line:
+            if self.serving_line in line:
                 self._serving.set()
         self._serving.set()  # the process has ended
 

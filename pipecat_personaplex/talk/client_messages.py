@@ -9,10 +9,12 @@ from pipecat.frames.frames import Frame, LLMUpdateSettingsFrame
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.processors.frameworks.rtvi import RTVIClientMessageFrame, RTVIServerResponseFrame
 
+from pipecat_personaplex.config import SamplingParams
 from pipecat_personaplex.errors import ConfigError, PersonaPlexError
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
+from pipecat_personaplex.service.settings import SAMPLING_FIELDS
 
-_TYPES = ("say", "hush", "hold", "release", "prompt")
+_TYPES = ("say", "hush", "hold", "release", "prompt", "sampling")
 
 
 class ClientMessages(FrameProcessor):
@@ -26,6 +28,7 @@ class ClientMessages(FrameProcessor):
     - release
     - prompt ``{"text": "...", "voice": "..."}``, at least one of them. The response means that the
       change was requested; if it fails, an RTVI error follows.
+    - sampling ``{"temperature_text": 0.7, ...}``: any of the fields of ``SamplingParams``
 
     Args:
         agent: The agent of this call.
@@ -75,6 +78,8 @@ class ClientMessages(FrameProcessor):
                 self._agent.release()
             case "prompt":
                 await self._change_prompt(data)
+            case "sampling":
+                await self._change_sampling(data)
             case _:
                 raise ConfigError(
                     f"unknown message type {kind!r:.40}; known are {', '.join(_TYPES)}"
@@ -90,18 +95,19 @@ class ClientMessages(FrameProcessor):
             raise ConfigError("a prompt message needs a text or a voice")
         await self.push_frame(LLMUpdateSettingsFrame(delta=delta, service=self._agent))
 
+    async def _change_sampling(self, data: dict[str, Any]) -> None:
+        if not data or not data.keys() <= SAMPLING_FIELDS:
+            names = ", ".join(sorted(SAMPLING_FIELDS))
+            raise ConfigError(f"a sampling message has one or more of {names}")
+        SamplingParams(**data)  # raises for an invalid value, before it reaches the agent
+        delta = self._agent.Settings(**data)
+        await self.push_frame(LLMUpdateSettingsFrame(delta=delta, service=self._agent))
+
 
 def _text(data: dict[str, Any], name: str) -> str:
     value = data.get(name)
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{name} must be a text, not {value!r:.40}")
-    return value
-
-
-def _flag(data: dict[str, Any], name: str, *, default: bool) -> bool:
-    value = data.get(name, default)
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name} must be true or false, not {value!r:.40}")
     return value
 
 

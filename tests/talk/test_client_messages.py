@@ -8,9 +8,9 @@ import aiohttp
 import pytest
 from pipecat.processors.frameworks.rtvi import RTVIClientMessageFrame, RTVIServerResponseFrame
 
-from bots.client_messages import ClientMessages
-from pipecat_personaplex.config import Persona
+from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
+from pipecat_personaplex.talk.client_messages import ClientMessages
 from tests.helpers.bots import BotProcess, Messages, receive_audio, webrtc_caller
 from tests.helpers.engines import FakeEngine
 from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, started
@@ -62,6 +62,9 @@ async def test_messages_act_on_the_running_call() -> None:
             await page.pipeline.until(lambda: session.prompts[1:])
             assert session.prompts[1] == Persona("NATM1", "You sell hats.")
             session.hush()
+            await page.send("sampling", {"temperature_text": 0.2, "top_k_text": 5})
+            await page.pipeline.until(lambda: session.sampling.top_k_text == 5)
+            assert session.sampling == SamplingParams(temperature_text=0.2, top_k_text=5)
     assert len(fake.sessions) == 1
 
 
@@ -77,7 +80,14 @@ async def test_messages_act_on_the_running_call() -> None:
         ("hold", {"seconds": float("nan")}, "30 s"),
         ("prompt", {}, "needs a text or a voice"),
         ("prompt", {"voice": 7}, "voice must be a text"),
-        ("dance", {}, "unknown message type 'dance'; known are say, hush, hold, release, prompt"),
+        ("sampling", {}, "one or more of seed, temperature_audio"),
+        ("sampling", {"warmth": 1}, "one or more of seed, temperature_audio"),
+        ("sampling", {"temperature_text": 11}, "temperature_text must be from 0"),
+        (
+            "dance",
+            {},
+            "unknown message type 'dance'; known are say, hush, hold, release, prompt, sampling",
+        ),
     ],
 )
 async def test_an_invalid_message_gets_an_error_response(

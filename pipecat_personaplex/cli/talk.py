@@ -1,0 +1,251 @@
+"""``personaplex talk``: talk to the model in a browser."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import webbrowser
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipecat_personaplex.cli.logs import LogLevel, configure_logging
+from pipecat_personaplex.cli.options import EngineOptions, engine_options, named_voice
+from pipecat_personaplex.errors import ConfigError, VoiceNotFound
+
+if TYPE_CHECKING:
+    from pipecat_personaplex.talk.local_engine import LocalEngine
+
+EXAMPLES = """[bold]Examples[/bold]
+
+personaplex talk
+
+personaplex talk --voice NATM1 --prompt "You enjoy having a good conversation."
+
+personaplex talk --add-voice owen=owen.wav --voice owen --greeting "Hello, this is Owen."
+
+personaplex talk --share-on-lan"""
+
+_PACKAGES = ("aiortc", "fastapi", "uvicorn")
+# Never contacted: connecting a UDP socket sends nothing, and chooses the address for a route.
+_ELSEWHERE = ("192.0.2.1", 9)
+_MAX_CALLS = 4
+
+
+@engine_options()
+def talk(
+    ctx: typer.Context,
+    options: EngineOptions,
+    voice: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PERSONAPLEX_VOICE",
+            help="The voice to begin with; the page can change it.",
+            show_default="the model's first",
+            rich_help_panel="Agent",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PERSONAPLEX_PROMPT",
+            help="The role to begin with, in plain words; the page can change it.",
+            show_default="one that the model knows",
+            rich_help_panel="Agent",
+        ),
+    ] = None,
+    greeting: Annotated[
+        str,
+        typer.Option(
+            envvar="PERSONAPLEX_GREETING",
+            help="A sentence with which the agent opens each call.",
+            show_default="none: you speak first",
+            rich_help_panel="Agent",
+        ),
+    ] = "",
+    add_voice: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="Add a voice: a recording of one speaker, or a .pt or .safetensors voice file. "
+            "May be repeated.",
+            rich_help_panel="Agent",
+        ),
+    ] = None,
+    transcribe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHISPER",
+            help="Also write down what you say, with this Whisper model (tiny.en, base.en, ... or "
+            "a folder of faster-whisper). The model itself hears, and writes nothing down. Needs "
+            "pip install 'pipecat-ai\\[whisper]'.",
+            show_default="off",
+            rich_help_panel="Agent",
+        ),
+    ] = None,
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, help="Port of the page; 0 takes a free one.", rich_help_panel="Page"
+        ),
+    ] = 7860,
+    no_browser: Annotated[
+        bool,
+        typer.Option("--no-browser", help="Open no browser.", rich_help_panel="Page"),
+    ] = False,
+    share_on_lan: Annotated[
+        bool,
+        typer.Option(
+            "--share-on-lan",
+            help="Let other devices in this network open the page, such as a telephone. Browsers "
+            "give the microphone to https pages alone, so a certificate is made on the spot; the "
+            "browser warns of it once.",
+            rich_help_panel="Page",
+        ),
+    ] = False,
+    ice_server: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="A STUN or TURN server, such as stun:stun.example.com:3478, for browsers in other "
+            "networks. May be repeated. None is contacted otherwise.",
+            rich_help_panel="Page",
+        ),
+    ] = None,
+    max_sessions: Annotated[
+        int | None,
+        typer.Option(
+            envvar="PERSONAPLEX_MAX_SESSIONS",
+            min=1,
+            help="Calls at once; further callers are refused.",
+            show_default=f"as many as fit into the device's memory, at most {_MAX_CALLS}",
+            rich_help_panel="Page",
+        ),
+    ] = None,
+    prebuilt: Annotated[
+        bool,
+        typer.Option(
+            "--prebuilt",
+            help="Also serve Pipecat's own page, at /client/. It loads a script from the internet.",
+            rich_help_panel="Page",
+        ),
+    ] = False,
+    log_level: Annotated[
+        LogLevel,
+        typer.Option(envvar="PERSONAPLEX_LOG_LEVEL", help="Log level.", rich_help_panel="Page"),
+    ] = "WARNING",
+) -> None:
+    """Talk to the model in a browser: one command, one page, no account and no cloud.
+
+    Without a GPU it runs nano, a small demonstration model that is part of this package.
+    """
+    _require_packages(transcribe)
+    level = "DEBUG" if ctx.obj.debug else log_level
+    quiet = ["pipecat", "pipecat_personaplex.service", "aiortc", "aioice"]
+    configure_logging(level, quiet=quiet)
+    added = [named_voice(text) for text in add_voice or ()]
+
+    from pipecat_personaplex.server.listen import open_socket
+
+    address = _lan_address() if share_on_lan else "localhost"
+    # Before anything slow is imported or loaded: the port may be in use.
+    with open_socket("0.0.0.0" if share_on_lan else "127.0.0.1", port) as listening:
+        scheme = "https" if share_on_lan else "http"
+        url = f"{scheme}://{address}:{listening.getsockname()[1]}"
+        model, note = _resolve_model(options)
+        config = replace(options.config, max_sessions=max_sessions or 0)
+        _check_voice(model, voice, [name for name, _ in added])
+        typer.echo(f"loading {model} ...", err=True)
+
+        from pipecat_personaplex.talk.about import describe_model
+        from pipecat_personaplex.talk.certificate import self_signed
+        from pipecat_personaplex.talk.host import TalkHost, TalkOptions
+        from pipecat_personaplex.talk.local_engine import LocalEngine
+        from pipecat_personaplex.talk.serving import TalkServer
+        from pipecat_personaplex.talk.transcriber import whisper
+
+        def load() -> LocalEngine:
+            local = LocalEngine(model, config, progress=sys.stderr.isatty())
+            for name, path in added:
+                local.engine.add_voice(name, path)
+            return local
+
+        def ready() -> None:
+            typer.echo(f"Talk to {model} at {url}  (Ctrl-C ends it)")
+            if share_on_lan:
+                typer.echo("Everyone in this network can open it; the browser warns once: go on.")
+            if not no_browser and _has_browser():
+                webbrowser.open(url)
+
+        host = TalkHost(
+            describe_model(model),
+            TalkOptions(
+                voice=voice,
+                prompt=prompt,
+                greeting=greeting,
+                note=note,
+                ice_servers=tuple(ice_server or ()),
+                transcriber=None if transcribe is None else whisper(transcribe),
+                prebuilt=prebuilt,
+            ),
+        )
+        names = [address, socket.gethostname(), "localhost", "127.0.0.1"]
+        server = TalkServer(
+            host,
+            listening,
+            load,
+            tls=self_signed(names) if share_on_lan else None,
+            hosts=frozenset(names if share_on_lan else ()),
+        )
+        if not server.run(ready):
+            # The loading thread still runs, and would crash when the interpreter exits.
+            os._exit(0)
+
+
+def _require_packages(transcribe: str | None) -> None:
+    if any(find_spec(name) is None for name in _PACKAGES):
+        raise ConfigError("personaplex talk needs more: pip install 'pipecat-personaplex[talk]'")
+    if transcribe is not None and find_spec("faster_whisper") is None:
+        raise ConfigError("--transcribe needs a package: pip install 'pipecat-ai[whisper]'")
+
+
+def _resolve_model(options: EngineOptions) -> tuple[str, str]:
+    """The model to load, and why it was chosen; no reason if the user named it."""
+    from pipecat_personaplex.checkpoint.hub import resolve_model
+
+    model, note = resolve_model(options.model, options.config.device)
+    if note:
+        typer.echo(note, err=True)
+    return model, note or ""
+
+
+def _check_voice(model: str, voice: str | None, added: list[str]) -> None:
+    """Refuse an unknown voice before gigabytes of weights are loaded."""
+    if voice is None or voice in added or (not Path(model).is_dir() and model != "nano"):
+        return
+    from pipecat_personaplex.checkpoint.voices import VoiceLibrary
+
+    known = VoiceLibrary.of_model(model, progress=False).names
+    if voice not in known:
+        raise VoiceNotFound(voice, [*known, *added])
+
+
+def _lan_address() -> str:
+    """This machine's address in its network."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(_ELSEWHERE)
+        except OSError:
+            raise ConfigError("--share-on-lan: this machine is in no network") from None
+        return str(probe.getsockname()[0])
+
+
+def _has_browser() -> bool:
+    """Whether a browser would have a screen; text browsers have no microphone."""
+    if sys.platform in ("darwin", "win32"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

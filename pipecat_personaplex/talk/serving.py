@@ -1,0 +1,169 @@
+"""Serves the page until it is interrupted: listens, loads the model, announces the address."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+
+import uvicorn
+from loguru import logger
+
+from pipecat_personaplex.errors import PersonaPlexError
+from pipecat_personaplex.talk.host import TalkHost
+from pipecat_personaplex.talk.local_engine import LocalEngine
+from pipecat_personaplex.talk.page_app import create_app
+from pipecat_personaplex.talk.socket import MAX_MESSAGE_BYTES
+from pipecat_personaplex.talk.webrtc import offer_loopback
+
+# An open page asks once a second whether the model is loaded.
+_FAILURE_SECONDS = 2.5
+
+
+class TalkServer:
+    """Runs the page of one model.
+
+    Args:
+        host: What is served.
+        listening: A listening socket.
+        load: Loads the model; called on a thread of its own.
+        tls: TLS settings; None for plain HTTP.
+        hosts: Names of this machine under which other machines may open the page.
+
+    Example::
+
+        server = TalkServer(host, open_socket("127.0.0.1", 7860), lambda: LocalEngine("nano", c))
+        server.run(ready=lambda: print("talk to it"))
+    """
+
+    def __init__(
+        self,
+        host: TalkHost,
+        listening: socket.socket,
+        load: Callable[[], LocalEngine],
+        *,
+        tls: ssl.SSLContext | None = None,
+        hosts: frozenset[str] = frozenset(),
+    ):
+        self._host = host
+        self._socket = listening
+        self._load = load
+        self._server = _Server(
+            uvicorn.Config(
+                create_app(host, hosts),
+                loop="asyncio",
+                ws="websockets-sansio",
+                ws_max_size=MAX_MESSAGE_BYTES,
+                ws_per_message_deflate=False,  # audio does not compress
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=3,
+                ssl_context_factory=None if tls is None else lambda *_: tls,
+            )
+        )
+
+    def run(self, ready: Callable[[], object]) -> bool:
+        """Serve until SIGINT or SIGTERM.
+
+        Args:
+            ready: Called once the model is loaded.
+
+        Returns:
+            False if the model was still being loaded when the server stopped. The loading thread
+            runs on then, and the process must exit without waiting for it (``os._exit``).
+
+        Raises:
+            PersonaPlexError: The model cannot be loaded. A page that is open shows why.
+        """
+        offer_loopback()
+        return asyncio.run(self._run(ready))
+
+    async def _run(self, ready: Callable[[], object]) -> bool:
+        serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+        stopping = asyncio.create_task(self._server.stopping.wait())
+        loading = _in_thread(self._load)
+        await asyncio.wait((serving, stopping, loading), return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            await self._stop(serving)
+            return False
+        try:
+            self._host.local = loading.result()
+        except PersonaPlexError as error:
+            self._host.failure = str(error)
+            if self._host.opened:
+                await asyncio.sleep(_FAILURE_SECONDS)
+            await self._stop(serving)
+            raise
+        with self._host.local.engine:
+            # A full garbage collection scans all imported modules and stalls every call for
+            # 200 ms. Frozen objects are not scanned.
+            gc.collect()
+            gc.freeze()
+            ready()
+            try:
+                await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await self._host.close()
+                await self._stop(serving)
+                gc.unfreeze()  # else extension modules report leaks when the interpreter ends
+        return True
+
+    async def _stop(self, serving: asyncio.Task[None]) -> None:
+        self._server.should_exit = True
+        await serving
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server; a signal ends the calls first, which uvicorn would wait for."""
+
+    def __init__(self, config: uvicorn.Config):
+        super().__init__(config)
+        self.stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.stopping.is_set() or self._loop is None:
+            self.should_exit = self.force_exit = True
+            return
+        self._loop.call_soon_threadsafe(self._begin_to_stop)
+
+    def _begin_to_stop(self) -> None:
+        logger.info("stopping")
+        self.stopping.set()
+
+
+def _in_thread(load: Callable[[], LocalEngine]) -> asyncio.Future[LocalEngine]:
+    # Not an executor: asyncio waits for executors at the end, and loading takes minutes.
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[LocalEngine] = loop.create_future()
+
+    def finish(local: LocalEngine | None, error: BaseException | None) -> None:
+        if error is not None:
+            future.set_exception(error)
+        elif local is not None:
+            future.set_result(local)
+
+    def run() -> None:
+        local, failure = None, None
+        try:
+            local = load()
+        except BaseException as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: the server has stopped
+            loop.call_soon_threadsafe(finish, local, failure)
+
+    threading.Thread(target=run, name="personaplex-load", daemon=True).start()
+    return future

@@ -1,0 +1,111 @@
+"""A real Chromium whose microphone plays a file, and the page in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from playwright.sync_api import Browser, Page, Playwright, Request, expect
+
+CHROMIUM = "/usr/bin/chromium"
+QUESTION = Path(__file__).parent / "data" / "what_is_your_name.flac"
+PERIOD_SECONDS = 6
+_RATE = 48_000
+# Long, because other processes may have the cores.
+PATIENCE_MS = 60_000
+
+
+def write_microphone(path: Path) -> Path:
+    """A question, which repeats every six seconds."""
+    spoken, rate = soundfile.read(QUESTION, dtype="float32")
+    sound = np.zeros(PERIOD_SECONDS * rate, dtype=np.float32)
+    sound[rate : rate + len(spoken)] = spoken
+    soundfile.write(path, soxr.resample(sound, rate, _RATE), _RATE, subtype="PCM_16")
+    return path
+
+
+@contextmanager
+def browsing(playwright: Playwright, *arguments: str) -> Iterator[Browser]:
+    chromium = playwright.chromium.launch(
+        executable_path=CHROMIUM,
+        args=["--no-sandbox", "--disable-background-networking", *arguments],
+    )
+    yield chromium
+    chromium.close()
+
+
+def with_microphone(microphone: Path) -> list[str]:
+    return [
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-audio-capture={microphone}",
+    ]
+
+
+class TalkPage:
+    """The page as a person uses it.
+
+    Attributes:
+        page: Playwright's page.
+        foreign: Addresses of requests to other servers.
+        problems: Exceptions and error messages of the page's scripts.
+    """
+
+    def __init__(self, browser: Browser, url: str, **options: Any):
+        self._context = browser.new_context(accept_downloads=True, **options)
+        self._context.set_default_timeout(PATIENCE_MS)
+        self.page: Page = self._context.new_page()
+        self.url = url
+        self.foreign: list[str] = []
+        self.problems: list[str] = []
+        self.page.on("request", self._note)
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+
+    def _note(self, request: Request) -> None:
+        if not request.url.startswith((self.url, "blob:", "data:")):
+            self.foreign.append(request.url)
+
+    def __enter__(self) -> TalkPage:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._context.close()
+
+    def open(self, address: str = "") -> TalkPage:
+        self.page.goto(f"{self.url}/{address}")
+        self.until_status("Ready")
+        return self
+
+    def talk(self) -> TalkPage:
+        self.page.get_by_role("button", name="Talk").click()
+        self.until_status("Talk now")
+        return self
+
+    def hang_up(self) -> None:
+        self.page.get_by_role("button", name="Hang up").click()
+        self.until_status("You hung up.")
+
+    # The page's policy forbids eval, and with it Playwright's wait_for_function.
+
+    def until_status(self, text: str) -> None:
+        expect(self.page.locator("#status")).to_contain_text(text, timeout=PATIENCE_MS)
+
+    def until_transcript(self, text: str, times: int = 1) -> None:
+        """Wait until the transcript contains a text so many times."""
+        pattern = re.compile(f"({re.escape(text)}.*){{{times}}}", re.DOTALL)
+        expect(self.page.locator("#transcript")).to_contain_text(pattern, timeout=PATIENCE_MS)
+
+    def until_banner(self, text: str) -> None:
+        """Wait for a message above the page."""
+        expect(self.page.locator("#banner:not([hidden])")).to_contain_text(
+            text, timeout=PATIENCE_MS
+        )
+
+    def count(self, text: str) -> int:
+        return self.page.locator("#transcript").inner_text().count(text)

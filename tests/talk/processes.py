@@ -1,0 +1,36 @@
+"""``personaplex talk`` as a real process."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from tests.helpers.bots import BotProcess
+
+
+class TalkProcess(BotProcess):
+    """Serves its page on a free port of 127.0.0.1 while its ``with`` block runs."""
+
+    serving_line = "Talk to "
+
+    def __init__(self, *arguments: str, **variables: str):
+        super().__init__("pipecat_personaplex.cli", **variables)
+        self._command = [sys.executable, "-m", "pipecat_personaplex.cli", "talk", "--no-browser"]
+        self._command += ["--port", str(self.port), "--log-level", "INFO", *arguments]
+
+    @property
+    def command(self) -> list[str]:
+        return self._command
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return self._environment
+
+    def interrupt(self) -> None:
+        """Send SIGINT, as Ctrl-C does, and wait for the end."""
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(30)
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode

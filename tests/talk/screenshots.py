@@ -1,0 +1,116 @@
+"""Takes the pictures of the documentation: ``python -m tests.talk.screenshots docs/images``.
+
+They need Chromium and no network. Pillow, if it is installed, makes them small.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from playwright.sync_api import Browser, Playwright, sync_playwright
+
+from tests.talk.browsers import TalkPage, browsing, with_microphone, write_microphone
+from tests.talk.processes import TalkProcess
+from tests.talk.test_page import NO_WEBRTC, NO_WEBSOCKET
+
+DESKTOP = {"width": 1180, "height": 900}
+PHONE = {"width": 390, "height": 844}
+GATED = (
+    "nvidia/personaplex-7b-v1 is gated: accept its licence at "
+    "https://huggingface.co/nvidia/personaplex-7b-v1, then set HF_TOKEN to a token of that account "
+    "or run `hf auth login`"
+)
+
+
+class Pictures:
+    """The pictures, in a folder."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def take(self, name: str, page: TalkPage) -> None:
+        path = self._folder / f"talk-{name}.png"
+        page.page.screenshot(path=path)
+        if find_spec("PIL") is not None:
+            from PIL import Image
+
+            with Image.open(path) as picture:
+                small = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+            small.save(path, optimize=True)
+        print(path, f"{path.stat().st_size >> 10} KiB", flush=True)
+
+
+def calls(pictures: Pictures, browser: Browser, url: str) -> None:
+    for name, options in (
+        ("desktop", {"viewport": DESKTOP, "color_scheme": "light"}),
+        ("dark", {"viewport": DESKTOP, "color_scheme": "dark"}),
+        ("phone", {"viewport": PHONE, "color_scheme": "light", "device_scale_factor": 2}),
+    ):
+        with TalkPage(browser, url, **options) as page:
+            page.open().talk()
+            page.until_transcript("Owen.")
+            page.page.get_by_label("Have it say").fill("One moment please.")
+            page.page.get_by_role("button", name="Say", exact=True).click()
+            page.until_transcript("please.")
+            page.page.wait_for_timeout(4000)
+            page.page.evaluate("scrollTo(0, 0)")
+            pictures.take(name, page)
+            page.hang_up()
+
+
+def errors(pictures: Pictures, playwright: Playwright, browser: Browser, url: str) -> None:
+    options = {"viewport": {"width": 1180, "height": 420}}
+    with TalkPage(browser, url, **options) as first, TalkPage(browser, url, **options) as second:
+        first.open().talk()
+        second.open().page.get_by_role("button", name="Talk").click()
+        second.until_banner("Every slot")
+        pictures.take("full", second)
+        first.hang_up()
+    for name, arguments in (
+        ("denied", ["--use-fake-device-for-media-stream"]),
+        ("no-microphone", ["--use-fake-ui-for-media-stream"]),
+    ):
+        with browsing(playwright, *arguments) as other, TalkPage(other, url, **options) as page:
+            page.open().page.get_by_role("button", name="Talk").click()
+            page.until_banner("icrophone")
+            pictures.take(name, page)
+    with TalkPage(browser, url, **options) as page:
+        page.page.add_init_script(NO_WEBRTC + NO_WEBSOCKET)
+        page.open().page.get_by_role("button", name="Talk").click()
+        page.until_banner("blocks WebRTC")
+        pictures.take("blocked", page)
+    with TalkPage(browser, url, **options) as page:
+        info = page.page.request.get(f"{url}/api/info").json()
+        failed = info | {"state": "failed", "failure": GATED, "model": "nvidia/personaplex-7b-v1"}
+        page.page.route("**/api/info", lambda route: route.fulfill(json=failed))
+        page.page.goto(url)
+        page.until_banner("gated")
+        pictures.take("gated", page)
+
+
+def main(folder: Path) -> None:
+    pictures = Pictures(folder)
+    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
+        microphone = write_microphone(Path(temporary) / "question.wav")
+        with browsing(playwright, *with_microphone(microphone)) as browser:
+            with TalkProcess("--model", "nano", "--max-sessions", "1") as bot:
+                calls(pictures, browser, bot.url)
+                errors(pictures, playwright, browser, bot.url)
+            with (
+                TalkProcess("--model", "nano") as mortal,
+                TalkPage(browser, mortal.url, viewport={"width": 1180, "height": 420}) as page,
+            ):
+                page.open().talk()
+                os.kill(mortal.pid, signal.SIGKILL)
+                page.until_banner("gone")
+                pictures.take("gone", page)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,60 @@
+// Theme, keys and messages: what has nothing to do with a call.
+import { byId, show } from "./dom";
+
+const THEMES = ["auto", "light", "dark"];
+
+export function followTheme(): void {
+  const button = byId("theme");
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  let theme = localStorage.getItem("theme") ?? "auto";
+  const apply = () => {
+    const chosen = theme === "auto" ? (dark.matches ? "dark" : "light") : theme;
+    document.documentElement.dataset.theme = chosen;
+    button.textContent = `Theme: ${theme}`;
+  };
+  dark.addEventListener("change", apply);
+  button.addEventListener("click", () => {
+    theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
+    localStorage.setItem("theme", theme);
+    apply();
+  });
+  apply();
+}
+
+export function followKeys(actions: Record<string, () => void>): void {
+  const dialog = byId<HTMLDialogElement>("keys-dialog");
+  byId("keys").addEventListener("click", () => dialog.showModal());
+  document.addEventListener("keydown", (event) => {
+    const typing = (event.target as HTMLElement).closest("input:not([type=radio]), textarea, select");
+    if (typing || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+    const action = event.key === "?" ? () => dialog.showModal() : actions[event.key.toLowerCase()];
+    if (!action) return;
+    event.preventDefault();
+    action();
+  });
+}
+
+// A message above the page, for what the person has to know or do.
+export class Banner {
+  private retry: (() => void) | undefined;
+
+  constructor() {
+    byId("banner-close").addEventListener("click", () => this.clear());
+    byId("banner-retry").addEventListener("click", () => {
+      const retry = this.retry;
+      this.clear();
+      retry?.();
+    });
+  }
+
+  show(text: string, retry?: () => void): void {
+    this.retry = retry;
+    byId("banner-text").textContent = text;
+    show(byId("banner-retry"), retry !== undefined);
+    show(byId("banner"), true);
+  }
+
+  clear(): void {
+    show(byId("banner"), false);
+  }
+}

@@ -1,0 +1,14 @@
+// Words for what may be in the way of a call.
+
+export const GONE = "The bot is gone: its program was stopped, or the network is down.";
+export const ENDED = "The bot ended the call.";
+export const BLOCKED =
+  "The page reached the bot, but no sound gets through: a firewall, a VPN or a proxy blocks WebRTC " +
+  "and WebSockets. Allow one of them, or open the page on the machine that runs the bot.";
+
+// What the bot says when it refuses a call.
+export function refusal(detail: string): string {
+  return /sessions are taken/.test(detail)
+    ? "Every slot is taken by other calls. Try again in a moment."
+    : detail;
+}

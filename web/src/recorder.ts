@@ -1,0 +1,97 @@
+// Both voices of a call: their levels as they sound, and the recording.
+
+export const PIECE_SECONDS = 0.02;
+const MAX_SECONDS = 30 * 60; // about 170 MB in this tab
+
+export interface Levels {
+  caller: number; // RMS of 20 ms
+  agent: number;
+}
+
+export class Recorder {
+  readonly seconds = () => this.pieces * PIECE_SECONDS;
+  keep = true; // whether the samples are stored
+  private pieces = 0;
+  private stored: [Int16Array, Int16Array][] = [];
+  private sources: MediaStreamAudioSourceNode[] = [];
+
+  private constructor(
+    private context: AudioContext,
+    private node: AudioWorkletNode,
+    listener: (levels: Levels) => void,
+  ) {
+    node.port.onmessage = ({ data }: MessageEvent<[Int16Array, Int16Array]>) => {
+      this.pieces += 1;
+      if (this.keep && this.stored.length < MAX_SECONDS / PIECE_SECONDS) this.stored.push(data);
+      listener({ caller: level(data[0]), agent: level(data[1]) });
+    };
+    node.connect(context.destination); // silent; a node without a connection is not processed
+  }
+
+  // Created in a click, so that the browser lets the sound start.
+  static async create(listener: (levels: Levels) => void): Promise<Recorder> {
+    const context = new AudioContext({ latencyHint: "interactive" });
+    await context.audioWorklet.addModule("/static/tap.js");
+    const node = new AudioWorkletNode(context, "tap", {
+      numberOfInputs: 2,
+      channelCount: 1,
+      channelCountMode: "explicit",
+    });
+    await context.resume();
+    return new Recorder(context, node, listener);
+  }
+
+  connect(stream: MediaStream, voice: 0 | 1): void {
+    this.sources[voice]?.disconnect();
+    this.sources[voice] = this.context.createMediaStreamSource(stream);
+    this.sources[voice].connect(this.node, 0, voice);
+  }
+
+  stop(): void {
+    this.node.port.onmessage = null;
+    if (this.context.state !== "closed") void this.context.close();
+  }
+
+  get recorded(): number {
+    return this.stored.length * PIECE_SECONDS;
+  }
+
+  // Stereo, 16 bits: caller left, agent right.
+  wav(): Blob {
+    const size = this.stored[0]?.[0].length ?? 1;
+    const rate = Math.round(size / PIECE_SECONDS);
+    const samples = new Int16Array(this.stored.length * size * 2);
+    this.stored.forEach(([caller, agent], piece) => {
+      for (let i = 0; i < size; i++) {
+        samples[(piece * size + i) * 2] = caller[i];
+        samples[(piece * size + i) * 2 + 1] = agent[i];
+      }
+    });
+    return new Blob([header(samples.byteLength, rate), samples], { type: "audio/wav" });
+  }
+}
+
+function level(samples: Int16Array): number {
+  let sum = 0;
+  for (const sample of samples) sum += sample * sample;
+  return Math.sqrt(sum / samples.length) / 32768;
+}
+
+function header(bytes: number, rate: number): ArrayBuffer {
+  const view = new DataView(new ArrayBuffer(44));
+  const text = (at: number, value: string) =>
+    [...value].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
+  text(0, "RIFF");
+  view.setUint32(4, 36 + bytes, true);
+  text(8, "WAVEfmt ");
+  view.setUint32(16, 16, true);
+  view.setUint16(20, 1, true); // PCM
+  view.setUint16(22, 2, true); // channels
+  view.setUint32(24, rate, true);
+  view.setUint32(28, rate * 4, true);
+  view.setUint16(32, 4, true);
+  view.setUint16(34, 16, true);
+  text(36, "data");
+  view.setUint32(40, bytes, true);
+  return view.buffer;
+}
