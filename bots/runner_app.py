@@ -33,6 +33,7 @@ from pipecat_personaplex.asgi.websocket_limit import MAX_MESSAGE_BYTES, WebSocke
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.server.auth import ApiKeys
 from pipecat_personaplex.server.config import ServerConfig
+from pipecat_personaplex.server.connection_limits import ConnectionLimits
 from pipecat_personaplex.server.uvicorn_protocols import WEBSOCKET, http_protocol
 
 RUNNER_USES = (
@@ -207,11 +208,12 @@ class _Uvicorn:
 
     def run(self, app: Any, *, host: str, port: int) -> None:
         """Serve on the socket that is open; returns after SIGINT or SIGTERM."""
+        limits = ConnectionLimits(0, burst=0, max_connections=_MAX_CONNECTIONS)
         config = uvicorn.Config(
             app,
             host=host,
             port=port,
-            http=http_protocol(_REQUEST_SECONDS, _MAX_CONNECTIONS),
+            http=http_protocol(_REQUEST_SECONDS, limits),
             ws=WEBSOCKET,
             ws_max_size=MAX_MESSAGE_BYTES,
             ws_per_message_deflate=False,  # a small message could expand to a large one
@@ -220,7 +222,7 @@ class _Uvicorn:
             server_header=False,
         )
         with suppress(KeyboardInterrupt):  # uvicorn has shut down and raises the signal again
-            _Server(config).run(sockets=[self._listening])
+            _Server(config).run(sockets=[limits.guard(self._listening)])
 
 
 class _Server(uvicorn.Server):

@@ -109,7 +109,7 @@ def latency(
 
 
 def _question(path: Path | None) -> Pcm:
-    from pipecat_personaplex.audio import read_audio
+    from pipecat_personaplex.audio_files import read_audio
     from pipecat_personaplex.eval.suites.nano_calls import caller_voices
 
     if path is not None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from socket import SHUT_RDWR, socket
 from typing import Any
 
-from pipecat_personaplex.server.token_bucket import TokenBucket
+from pipecat_personaplex.asgi.token_bucket import TokenBucket
 
 _MAX_ADDRESSES = 4096
 """Addresses that are remembered; the one that has not connected for the longest is forgotten."""

@@ -34,6 +34,11 @@ class CallerSpeech:
         self._reported = False  # this speech has been reported
         self._unreported_seconds = _REPORT_SECONDS  # since ``still_speaking`` was True
 
+    @property
+    def speaking(self) -> bool:
+        """Whether the caller speaks in the newest audio."""
+        return self._seconds > 0
+
     def vad(self, speaking: bool, seconds: float = 0.0) -> None:
         """Take what a detector reports.
 

@@ -32,7 +32,6 @@ from pipecat_personaplex.service.backend_link import (
 )
 from pipecat_personaplex.service.backend_tools import BackendTools
 from pipecat_personaplex.service.call_memory import CallMemory
-from pipecat_personaplex.service.caller_speech import is_speech
 from pipecat_personaplex.service.delegation import PAIRING_INSTRUCTION, Delegation
 from pipecat_personaplex.service.delegation_actions import (
     Action,
@@ -161,18 +160,20 @@ class Delegator:
             case LLMContextFrame():
                 self._take_context(frame.context)
 
-    def hear(self, pcm: Pcm) -> None:
-        """Take the caller's audio, to notice that no transcript follows: float32 [n] 24 kHz."""
+    def hear_speech(self, pcm: Pcm) -> None:
+        """Take audio in which the caller speaks, to notice that no transcript follows.
+
+        Args:
+            pcm: float32 [n] mono 24 kHz.
+        """
         if self._context is not None or self._unwritten_seconds > NO_TRANSCRIPT_SECONDS:
             return
-        if len(pcm) and is_speech(pcm):
-            self._unwritten_seconds += len(pcm) / SAMPLE_RATE
-            if self._unwritten_seconds > NO_TRANSCRIPT_SECONDS:
-                self._front.warn(
-                    f"the backend has heard nothing: {NO_TRANSCRIPT_SECONDS:g} s of speech and no "
-                    "transcript; put a speech-to-text service and a user aggregator before the "
-                    "agent"
-                )
+        self._unwritten_seconds += len(pcm) / SAMPLE_RATE
+        if self._unwritten_seconds > NO_TRANSCRIPT_SECONDS:
+            self._front.warn(
+                f"the backend has heard nothing: {NO_TRANSCRIPT_SECONDS:g} s of speech and no "
+                "transcript; put a speech-to-text service and a user aggregator before the agent"
+            )
 
     def push_output(self, frame: SessionFrame) -> None:
         """Take a frame of the model, to know when the agent speaks words of its own."""

@@ -270,10 +270,10 @@ class PersonaPlexLLMService(DelegatingService):
     async def _push_input(self, pcm: Pcm) -> None:
         if not len(pcm):
             return
-        if self._delegator is not None:
-            self._delegator.hear(pcm)
         if self._caller_speech.push(pcm):
             self._call.speech.interrupt()
+        if self._delegator is not None and self._caller_speech.speaking:
+            self._delegator.hear_speech(pcm)
         if self._caller_speech.still_speaking():
             await self.push_frame(UserSpeakingFrame())  # the pipeline is not idle
         self._call.push_audio(pcm)

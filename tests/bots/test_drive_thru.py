@@ -20,7 +20,8 @@ from bots.order_window.menu import read_menu
 from bots.order_window.store import OrderStore
 from bots.stt import choose_stt
 from pipecat_personaplex import Engine, EngineConfig
-from pipecat_personaplex.audio import float_to_pcm16, read_audio
+from pipecat_personaplex.audio import float_to_pcm16
+from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.errors import ConfigError
 from tests.helpers.callers import Caller, ScriptedStt

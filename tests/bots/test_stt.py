@@ -21,7 +21,8 @@ from pipecat.pipeline.worker import PipelineParams
 from pipecat.processors.frame_processor import FrameProcessor
 
 from bots.stt import add_stt_options, choose_stt, transcribe
-from pipecat_personaplex.audio import float_to_pcm16, read_audio
+from pipecat_personaplex.audio import float_to_pcm16
+from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.errors import ConfigError
 from tests.helpers.pipelines import RunningPipeline

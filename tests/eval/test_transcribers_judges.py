@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from pipecat_personaplex.audio import read_audio
+from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.errors import ConfigError, UserError
 from pipecat_personaplex.eval import plugins

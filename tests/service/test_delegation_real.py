@@ -10,7 +10,7 @@ from pipecat.processors.filters.identity_filter import IdentityFilter
 from pipecat.workers.llm.backend_llm_worker import BackendOutput
 
 from pipecat_personaplex import Engine, EngineConfig, Hold, PersonaPlexLLMService
-from pipecat_personaplex.audio import read_audio
+from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.service.speakable import speakable
 from tests.helpers.delegation import DelegatedCall
 from tests.helpers.questions import QUESTION

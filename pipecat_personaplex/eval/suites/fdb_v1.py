@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipecat_personaplex.audio import read_audio
+from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.errors import UserError
 from pipecat_personaplex.eval.items import Event, Item

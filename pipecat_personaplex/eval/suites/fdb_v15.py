@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipecat_personaplex.audio import read_audio
+from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.errors import UserError
 from pipecat_personaplex.eval.items import Event, EventKind, Item
 from pipecat_personaplex.eval.suites.suite_files import (

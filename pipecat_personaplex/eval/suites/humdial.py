@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pipecat_personaplex.audio import read_audio
+from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.errors import UserError
 from pipecat_personaplex.eval.items import Event, EventKind, Item
 from pipecat_personaplex.eval.suites.suite_files import (

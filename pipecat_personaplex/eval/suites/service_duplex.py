@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipecat_personaplex.audio import Pcm, read_audio
+from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.errors import UserError
 from pipecat_personaplex.eval.items import Event, Item
