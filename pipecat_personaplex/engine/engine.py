@@ -274,7 +274,7 @@ class Engine:
             on_end=on_end,
             wake=self._thread.wake,
             callbacks=self._thread.callbacks,
-            speech=AgentSpeech(self._speech_words),
+            speech=AgentSpeech(partial(speech_words, tokenizer=self.checkpoint.tokenizer)),
             prompts=PromptUpdates(self._build_prompt),
             past=History(lm.window, history),
             max_queued_frames=self.config.max_queued_frames,
@@ -291,9 +291,6 @@ class Engine:
         voice = self._voices.get(persona.voice)
         tokens = text_prompt_tokens(persona.text_prompt, self.checkpoint.tokenizer)
         return build_prompt(voice, tokens, self.checkpoint.config)
-
-    def _speech_words(self, text: str) -> list[tuple[str, list[int]]]:
-        return speech_words(text, self.checkpoint.tokenizer)
 
     def _require_slot(self) -> None:
         self._thread.require_healthy()
