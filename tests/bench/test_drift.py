@@ -12,6 +12,7 @@ import torch
 from pipecat_personaplex.bench import drift
 from pipecat_personaplex.bench.drift import DriftOptions, compare, record
 from pipecat_personaplex.bench.models import load_model
+from pipecat_personaplex.bench.teacher_forcing import ReferenceRun
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.config import EngineConfig
 from tests.golden_data import CHECKPOINT, VOICE_SAMPLE
@@ -27,6 +28,11 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def recorded() -> ReferenceRun:
+    return record(TINY)
+
+
 def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dict[str, float]]:
     code = main(["drift", "--model", str(CHECKPOINT), "--device", "cpu", *arguments])
     assert code == 0
@@ -37,16 +43,16 @@ def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dic
     return streams
 
 
-def test_a_model_agrees_with_itself() -> None:
-    metrics = compare(record(TINY), TINY)
+def test_a_model_agrees_with_itself(recorded: ReferenceRun) -> None:
+    metrics = compare(recorded, TINY)
     assert [values.shape for values in metrics] == 3 * [(60, 9)]
     assert abs(metrics.logit_error).max() == 0
     assert metrics.same_top1.min() == 1
     assert abs(metrics.kl).max() == 0
 
 
-def test_tokens_of_another_conversation_give_other_logits() -> None:
-    first, second = record(TINY), record(replace(TINY, seed=5))
+def test_tokens_of_another_conversation_give_other_logits(recorded: ReferenceRun) -> None:
+    first, second = recorded, record(replace(TINY, seed=5))
     assert not torch.equal(first.codes, second.codes)
     crossed = compare(replace(first, logits=second.logits), TINY)
     assert crossed.logit_error[1:].min() > 0.01
@@ -74,8 +80,8 @@ def test_low_bit_weights_drift_and_stay_close(
         assert row["last_error"] < 3 * row["first_error"]
 
 
-def test_conversation_is_sampled_and_repeatable() -> None:
-    reference, again = record(TINY), record(TINY)
+def test_conversation_is_sampled_and_repeatable(recorded: ReferenceRun) -> None:
+    reference, again = recorded, record(TINY)
     assert torch.equal(reference.codes, again.codes)
     assert torch.equal(reference.text, again.text)
     greedy = torch.stack([logits.text.argmax() for logits in reference.logits])

@@ -64,8 +64,8 @@ def test_the_attention_kernels_compute_the_reference(
     ) -> TritonRingAttention:
         return TritonRingAttention(ring.stored_keys, ring.stored_values, batch, positions, steps)
 
-    monkeypatch.setattr(RingCache, "at", at)  # Triton's interpreter is slow: a few frames
-    golden, frames = conversation("friend"), 4
+    monkeypatch.setattr(RingCache, "at", at)  # Triton's interpreter is slow: two frames
+    golden, frames = conversation("friend"), 2
     pcm = golden.user_pcm[: frames * FRAME_SAMPLES]
     result = engine.converse(golden.persona, pcm, SamplingParams.greedy())
     expected = golden.tokens[:9, 1 : frames + 1]

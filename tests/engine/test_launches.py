@@ -88,7 +88,8 @@ def step(runner: ModelRunner, size: int) -> int:
 
 def test_a_step_without_kernels_reads_nothing_on_the_host() -> None:
     runner = new_runner(kernels=False)
-    for size in batch_sizes(CALLERS):
+    smallest, *_, largest = batch_sizes(CALLERS)
+    for size in (smallest, largest):
         assert step(runner, size) > 1_000
 
 
