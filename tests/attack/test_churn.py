@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from loguru import logger
 
 from pipecat_personaplex.config import Persona
 from pipecat_personaplex.constants import FRAME_SAMPLES
@@ -57,6 +58,7 @@ def churn(engine: EngineLike, sessions: int, server: int) -> dict[str, list[floa
 
 
 def main(kind: str, sessions: int, url: str, server: int) -> None:
+    logger.disable("pipecat_personaplex")  # a few lines for each session
     if kind == "engine":
         from pipecat_personaplex import Engine, EngineConfig
 
