@@ -141,9 +141,9 @@ def _mono(blocks: Blocks, rate: int, path: Path, max_seconds: float) -> Pcm:
         parts.append(block.mean(axis=1))
         energies = energies + np.square(block, dtype=np.float64).sum(axis=0)
     pcm = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    parts.clear()
     loudest = int(energies.argmax())
-    if float(np.square(pcm, dtype=np.float64).sum()) < _CANCELLED * energies[loudest]:
-        del pcm, parts
+    if float(pcm @ pcm) < _CANCELLED * energies[loudest]:
         pcm = np.concatenate([block[:, loudest] for block in blocks()])
     return pcm
 

@@ -170,7 +170,7 @@ async def _call(url: str, seconds: float) -> Harm:
             await client.push()
             await asyncio.sleep(max(0.0, started + 0.08 * (index + 1) - time.monotonic()))
         with suppress(TimeoutError):  # what has not arrived counts as not heard
-            await asyncio.wait_for(listening, 2)
+            await asyncio.wait_for(listening, 10)
     return playout.harm(seconds)
 
 

@@ -169,6 +169,8 @@ def test_ctrl_c_twice_ends_the_process() -> None:
     with ServeProcess("--drain-seconds", 600) as server:
         with client(server.ws_url) as ws:
             opened(ws)
+            server.send(signal.SIGHUP)  # without a key file it does nothing
+            eventually(lambda: "there is no key file to read again" in server.log)
             server.send(signal.SIGINT)
             assert receive(ws)["type"] == "draining"
             server.send(signal.SIGINT)
