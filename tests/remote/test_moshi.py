@@ -22,6 +22,7 @@ from pipecat_personaplex.errors import (
     SessionLost,
 )
 from pipecat_personaplex.remote import RemoteEngine, moshi
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from tests.remote.fakes import FakeServer
 from tests.remote.helpers import FRIEND, WAIT, Caller, tone, until
 
@@ -273,3 +274,10 @@ def test_refused_connections_are_reported() -> None:
         assert isinstance(error, EngineUnreachable) and "500" in str(error)
     with pytest.raises(EngineUnreachable, match="refused"):
         engine_at(server, start_seconds=0.5).start()
+
+
+def test_a_delegation_is_refused_where_the_service_is_made() -> None:
+    with chat() as server, engine_at(server) as engine:
+        assert engine.features == frozenset()
+        with pytest.raises(ConfigError, match=r"supports hold, prompt, say"):
+            PersonaPlexLLMService(engine, delegation=PersonaPlexLLMService.Delegation("clerk"))
