@@ -212,6 +212,8 @@ class PersonaPlexLLMService(DelegatingService):
     async def stop(self, frame: EndFrame) -> None:
         """Wait until all texts are spoken, then close the session."""
         await super().stop(frame)
+        if self._delegator is not None:
+            await self._delegator.close()  # the backend ends too, and no new answers come
         if not await self._call.wait_for_speech(_STALL_SECONDS):
             self.warn("the call ends before all forced speech was spoken: the model stalled")
         await self._teardown()

@@ -141,7 +141,7 @@ class StubLLM:
             await send({"role": "assistant", "tool_calls": [call]})
             await send({}, "tool_calls")
         else:
-            answer = self._answer(body["messages"], rule)
+            answer = await self.write(body["messages"])
             for word in re.findall(r"\S+\s*", answer):
                 await send({"role": "assistant", "content": word})
             await send({}, "stop")
@@ -158,9 +158,9 @@ class StubLLM:
         question = lines[-1] if lines else users[-1]
         return next((rule for rule in self.rules if re.search(rule.pattern, question, re.I)), None)
 
-    def _answer(self, messages: list[dict[str, Any]], rule: Rule | None) -> str:
-        if rule is None:
-            rule = self._rule(messages)
+    async def write(self, messages: list[dict[str, Any]]) -> str:
+        """What the model writes after these messages."""
+        rule = self._rule(messages)
         if rule is None:
             return "nothing"
         last = messages[-1]
