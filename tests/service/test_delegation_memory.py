@@ -6,7 +6,12 @@ import asyncio
 
 import pytest
 from pipecat.adapters.llm.schemas.function_schema import FunctionSchema
-from pipecat.frames.frames import LLMContextFrame, LLMMessagesAppendFrame, TTSTextFrame
+from pipecat.frames.frames import (
+    LLMContextFrame,
+    LLMMessagesAppendFrame,
+    OutputTransportMessageUrgentFrame,
+    TTSTextFrame,
+)
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.services.llm_service import FunctionCallParams
 
@@ -228,6 +233,31 @@ async def test_registered_functions_and_tools_of_the_context_are_the_backends(
             await call.until_said("Your tea is on its way.")
     assert called == ["tea"]
     assert not [warning for warning in warnings_logged if "tools" in warning]
+
+
+async def test_clients_see_each_tool_call(fake: FakeEngine) -> None:
+    async def order(params: FunctionCallParams, item: str) -> None:
+        """Order an item.
+
+        Args:
+            item: Its name.
+        """
+        await params.result_callback("ordered")
+
+    rule = Rule("tea", ">> Your tea is on its way.", "order", {"item": "tea"})
+    async with (
+        StubLLM([rule]) as llm,
+        delegated_call(fake, llm.worker([order]), rtvi=True, service=SERVICE) as call,
+    ):
+        await call.says("A tea please.")
+        await call.until_said("Your tea is on its way.")
+        seen = [f.message["type"] for f in call.ear.seen(OutputTransportMessageUrgentFrame)]
+        calls = [kind for kind in seen if kind.startswith("llm-function-call")]
+        assert calls == [
+            "llm-function-call-started",
+            "llm-function-call-in-progress",
+            "llm-function-call-stopped",
+        ]
 
 
 async def test_a_backend_elsewhere_has_to_have_its_own_tools(

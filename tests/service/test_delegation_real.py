@@ -49,7 +49,7 @@ async def test_a_spoken_question_is_answered_by_a_real_model() -> None:
             async with DelegatedCall(agent, LLMContext(), before) as call:
                 question = (read_audio(QUESTION) * 32_767).astype(np.int16)
                 call.microphone = np.concatenate([np.zeros(24_000, np.int16), question])
-                await call.until(lambda: llm.answers, 60)
+                await call.until(lambda: llm.answers, 120)
                 [answer] = llm.answers
                 first = speakable(answer)[0]
                 await call.until(lambda: first in call.words, 60)
