@@ -16,7 +16,7 @@ from pipecat.transports.base_transport import BaseTransport
 from pipecat.workers.runner import WorkerRunner
 
 from bots.caller_watch import CallerWatch
-from bots.protection_options import connect_seconds
+from bots.protection_options import connect_seconds, silent_seconds
 from bots.session_log import LoggedEngine
 from pipecat_personaplex.interface import EngineLike
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
@@ -127,7 +127,7 @@ class BotCall:
         watching = asyncio.create_task(
             watch.end_if_absent(
                 connect_seconds(self.args),
-                self.args.silent_seconds or None,
+                silent_seconds(self.args),
                 lambda reason: worker.cancel(reason=reason),
             )
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 
+_SILENT_SECONDS = 60.0
+
 
 def seconds(text: str) -> float:
     """Parse a duration; 0 for no limit."""
@@ -29,7 +31,7 @@ def add_protection_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--silent-seconds",
         type=seconds,
-        default=60.0,
+        default=_SILENT_SECONDS,
         metavar="SECONDS",
         help="a call from which no audio arrives for this time ends, 0 for no limit (default: 60)",
     )
@@ -62,7 +64,13 @@ def restrict_runner_options(parser: argparse.ArgumentParser) -> None:
 
 def connect_seconds(args: argparse.Namespace) -> float | None:
     """How long a call may take to connect; None for no limit."""
-    given: float | None = args.connect_seconds
+    given: float | None = getattr(args, "connect_seconds", None)
     if given is None:
         given = 120.0 if args.transport == "daily" else 20.0
+    return given or None
+
+
+def silent_seconds(args: argparse.Namespace) -> float | None:
+    """For how long a call may bring no audio; None for no limit."""
+    given: float = getattr(args, "silent_seconds", _SILENT_SECONDS)
     return given or None

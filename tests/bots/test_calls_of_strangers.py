@@ -42,6 +42,7 @@ class TestPace:
 
     async def test_of_a_telephone_call(self) -> None:
         serializer = CallerSerializer(TwilioStart(*IDS.values()), CREDENTIALS)
+        serializer.pace = PaceLimit(ManualClock())
         serializer._sample_rate = 8_000
 
         def media(samples: int) -> str:
