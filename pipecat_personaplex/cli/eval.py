@@ -15,7 +15,7 @@ from pipecat_personaplex.cli.eval_latency import EXAMPLES as LATENCY_EXAMPLES
 from pipecat_personaplex.cli.eval_latency import latency
 from pipecat_personaplex.cli.options import EngineOptions, engine_options
 from pipecat_personaplex.config import EngineConfig, SamplingParams
-from pipecat_personaplex.errors import ConfigError, EngineError, UserError
+from pipecat_personaplex.errors import ConfigError, EngineError, UserError, VoiceNotFound
 
 if TYPE_CHECKING:
     from pipecat_personaplex.engine.engine import Engine
@@ -143,7 +143,8 @@ def run_(
     inventory = take_inventory(plan)  # before gigabytes of weights are loaded
     model = options.resolve_model()
     engine = _load(model, replace(options.config, max_sessions=sessions))
-    plan = replace(plan, voice=_add_voice(engine, voice))
+    voice_file = Path(voice) if voice is not None and Path(voice).is_file() else None
+    plan = replace(plan, voice=_add_voice(engine, voice, voice_file), voice_file=voice_file)
     run = RunFolder.create(out, describe_run(plan, inventory, engine, model))
     with engine, rate_bar(chosen.title, "calls a second") as bar:
         result = run_suite(engine, plan, run, inventory.items, bar)
@@ -303,13 +304,11 @@ def _load(model: str, config: EngineConfig) -> Engine:
     return Engine.load(model, config, progress=sys.stderr.isatty())
 
 
-def _add_voice(engine: Engine, voice: str | None) -> str:
+def _add_voice(engine: Engine, voice: str | None, file: Path | None) -> str:
     """Return the name of the voice; a recording is added to the engine."""
-    from pipecat_personaplex.errors import VoiceNotFound
-
-    if voice is not None and Path(voice).is_file():
-        engine.add_voice(Path(voice).stem, Path(voice))
-        return Path(voice).stem
+    if file is not None:
+        engine.add_voice(file.stem, file)
+        return file.stem
     name = voice or next(iter(engine.voices), "")
     if name not in engine.voices:
         raise VoiceNotFound(name, engine.voices)

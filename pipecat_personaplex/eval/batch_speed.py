@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,6 +11,7 @@ from pipecat_personaplex.engine.converse_many import ConversationJob
 from pipecat_personaplex.engine.engine import Engine
 from pipecat_personaplex.errors import EngineError
 from pipecat_personaplex.eval.items import Item
+from pipecat_personaplex.eval.run_suite import hash_tokens
 from pipecat_personaplex.eval.suites.nano_calls import caller_voices, generate
 
 
@@ -76,9 +76,5 @@ def _run(engine: Engine, items: Sequence[Item]) -> dict[int, str]:
     for finished in engine.converse_many(jobs):
         if finished.conversation is None:
             raise finished.error or EngineError("the call failed")
-        digest = hashlib.sha256()
-        for frame in finished.conversation.frames:
-            digest.update(frame.text_token.to_bytes(4, "little", signed=True))
-            digest.update(frame.agent_codes.tobytes())
-        hashes[finished.job.label] = digest.hexdigest()
+        hashes[finished.job.label] = hash_tokens(finished.conversation.frames)
     return hashes

@@ -52,6 +52,7 @@ class Call:
         source: As in ``Item``.
         seconds: Length of the recording.
         caller: Loudness of the caller, a number from 0 to 9 for each 80 ms, as text.
+        tokens: Hash of the agent's tokens; the same for the same call in any batch.
         error: Why the call failed; empty if it did not. A failed call has no audio.
     """
 
@@ -65,10 +66,11 @@ class Call:
     source: str
     seconds: float
     caller: str
+    tokens: str = ""
     error: str = ""
 
     @classmethod
-    def of(cls, item: Item, seed: int, error: str = "") -> Call:
+    def of(cls, item: Item, seed: int, tokens: str = "", error: str = "") -> Call:
         """The call of an item."""
         return cls(
             item.id,
@@ -81,6 +83,7 @@ class Call:
             item.source,
             round(len(item.pcm) / SAMPLE_RATE, 6),
             loudness(item.pcm),
+            tokens,
             error,
         )
 
@@ -149,13 +152,17 @@ class RunFolder:
         return cls(path, settings)
 
     def calls(self) -> list[Call]:
-        """The finished calls, sorted by id and seed; an incomplete last line is ignored."""
+        """The finished calls, sorted by id and seed.
+
+        An incomplete last line is ignored. A failed call may have a later line, which counts.
+        """
         try:
             lines = (self.path / "items.jsonl").read_text(encoding="utf-8").split("\n")
         except FileNotFoundError:
             return []
         calls = [_call(json.loads(line)) for line in lines[:-1] if line]
-        return sorted(calls, key=lambda call: (call.id, call.seed))
+        newest = {(call.id, call.seed): call for call in calls}
+        return [newest[key] for key in sorted(newest)]
 
     def add(self, call: Call, pcm: Pcm, words: Sequence[Word]) -> None:
         """Write a finished call: audio and words first, its line in ``items.jsonl`` last."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pipecat_personaplex.errors import UserError
 from pipecat_personaplex.eval.items import Item
 from pipecat_personaplex.eval.run_folder import Call, RunFolder, checked_id
 from pipecat_personaplex.eval.suites.suite_files import Suite
+from pipecat_personaplex.interface import SessionFrame
 from pipecat_personaplex.words import words_of
 
 Progress = Callable[[int, int, float], object]
@@ -34,6 +35,7 @@ class Plan:
         suite: The suite.
         data: Folder of its data; None for a suite that generates its items.
         voice: The agent's voice.
+        voice_file: The recording of that voice; None for a preset.
         seeds: Seeds of the sampling; each item is run once with each.
         sampling: The other parameters of the sampling.
         limit: Items of each group, at most; 0 for all.
@@ -45,6 +47,7 @@ class Plan:
     seeds: tuple[int, ...]
     sampling: SamplingParams
     limit: int = 0
+    voice_file: Path | None = None
 
     def items(self) -> Iterator[Item]:
         """The items, one after another."""
@@ -136,6 +139,7 @@ def describe_run(plan: Plan, inventory: Inventory, engine: Engine, model: str) -
         "keep_persona": config.keep_persona,
         "device": engine.device.type,
         "voice": plan.voice,
+        "voice_sha256": None if plan.voice_file is None else _file_hash(plan.voice_file),
         "sampling": sampling,
         "seeds": list(plan.seeds),
         "sessions": engine.max_sessions,
@@ -148,7 +152,10 @@ def describe_run(plan: Plan, inventory: Inventory, engine: Engine, model: str) -
 
 def checkpoint_hash(model: str) -> str:
     """The first 16 digits of the SHA-256 of the language model's file."""
-    path = resolve_folder(model, progress=False) / MODEL_FILE
+    return _file_hash(resolve_folder(model, progress=False) / MODEL_FILE)
+
+
+def _file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -177,10 +184,11 @@ def run_suite(
         item, seed = finished.job.label
         if finished.conversation is None:
             failed += 1
-            run.add(Call.of(item, seed, str(finished.error)), item.pcm[:0], [])
+            run.add(Call.of(item, seed, error=str(finished.error)), item.pcm[:0], [])
         else:
             talk = finished.conversation
-            run.add(Call.of(item, seed), talk.pcm, words_of(frame.text for frame in talk.frames))
+            words = words_of(frame.text for frame in talk.frames)
+            run.add(Call.of(item, seed, hash_tokens(talk.frames)), talk.pcm, words)
         calls += 1
         audio_seconds += len(item.pcm) / SAMPLE_RATE
         if progress is not None:
@@ -190,6 +198,15 @@ def run_suite(
     if calls:
         _append_speed(run, engine.max_sessions, result)
     return result
+
+
+def hash_tokens(frames: Iterable[SessionFrame]) -> str:
+    """The first 16 digits of the SHA-256 of the agent's text tokens and codes."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(frame.text_token.to_bytes(4, "little", signed=True))
+        digest.update(frame.agent_codes.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _jobs(plan: Plan, done: set[tuple[str, int]]) -> Iterator[ConversationJob[tuple[Item, int]]]:

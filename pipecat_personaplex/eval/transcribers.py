@@ -69,6 +69,8 @@ class Whisper:
 
     def __call__(self, pcm: Pcm, rate: int) -> list[Word]:
         """Transcribe; silence is left out first, because Whisper invents words in it."""
+        if not len(pcm):
+            return []
         segments, _ = self._model.transcribe(
             _resampled(pcm, rate),
             word_timestamps=True,
@@ -100,6 +102,8 @@ class PocketSphinx:
 
     def __call__(self, pcm: Pcm, rate: int) -> list[Word]:
         """Transcribe."""
+        if not len(pcm):
+            return []
         decoder = self._decoder
         decoder.start_utt()
         decoder.process_raw(float_to_pcm16(_resampled(pcm, rate)).tobytes(), full_utt=True)
@@ -133,6 +137,8 @@ class OnnxModel:
 
     def __call__(self, pcm: Pcm, rate: int) -> list[Word]:
         """Transcribe. A token with a leading space starts a word."""
+        if not len(pcm):
+            return []
         result = self._model.recognize(_resampled(pcm, rate), sample_rate=_RATE)
         tokens, times = list(result.tokens or ()), list(result.timestamps or ())
         if not tokens:
