@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ def test_page_and_pictures(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(calls) == 5 and all(call["events"] for call in calls)
     for name in ("scores.png", "times.png"):
         assert (plots / name).read_bytes().startswith(b"\x89PNG")
-    assert "0.170" not in capsys.readouterr().out
+    assert "kyutai" not in capsys.readouterr().out
 
 
 def test_the_run_describes_itself(run: Path) -> None:
@@ -114,6 +115,10 @@ def test_the_run_describes_itself(run: Path) -> None:
 
 
 def test_selftest(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command's output and exit code; tests/eval/test_selftest.py runs it with nano."""
+    tone = np.sin(np.arange(24_000, dtype=np.float32)) / 2
+    monkeypatch.setattr("pipecat_personaplex.cli.eval._load", lambda *_: nullcontext())
+    monkeypatch.setattr("pipecat_personaplex.eval.selftest.record_voice", lambda engine: tone)
     monkeypatch.setattr("pipecat_personaplex.eval.selftest.check_nano", lambda *_: iter(()))
     assert main(["eval", "selftest"]) == 0
     assert re.search(r"\d{3} exact scores .* 0 wrong", capsys.readouterr().out)
@@ -124,11 +129,30 @@ def test_selftest(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     assert "the self-test failed" in one_line(captured.err)
 
 
-def test_speed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", "speed", *TINY, "--sessions", "1,3", "--per-kind", "1"]) == 0
+@pytest.mark.measurement
+def test_a_batch_of_16_is_at_least_five_times_as_fast(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "speed", "--model", "nano", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"3 at once: [\d.]+ times as fast as 1", text)
-    assert "the tokens of all 8 calls are the same" in text
+    print(text)
+    [ratio] = re.findall(r"16 at once: ([\d.]+) times as fast as 1", text)
+    assert "the tokens of all 32 calls are the same" in text
+    assert float(ratio) >= 5
+
+
+@pytest.mark.measurement
+def test_two_hundred_calls_of_nano_twice(tmp_path: Path) -> None:
+    """The same seeds give the same tokens and figures, in batches of 16 and of 5."""
+    summaries = []
+    for sessions in ("16", "5"):
+        out = tmp_path / sessions
+        command = ["eval", "run", "nano", "--model", "nano", "--out", str(out)]
+        assert main([*command, "--sessions", sessions]) == 0
+        [(_, scores)] = RunFolder.open(out).scores()
+        assert scores["calls"] == 3 * 208 and (out / "page.html").is_file()
+        summaries.append((scores["summary"], [c.tokens for c in RunFolder.open(out).calls()]))
+    assert summaries[0][1] == summaries[1][1]
+    for key, summary in summaries[0][0]["fixed"].items():
+        assert summary["mean"] == pytest.approx(summaries[1][0]["fixed"][key]["mean"], abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -190,14 +214,13 @@ def test_more_mistakes(
     assert "--plots needs matplotlib" in one_line(capsys.readouterr().err)
 
 
-def test_a_recording_as_voice(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    voice = tmp_path / "kim.wav"
-    noise = np.random.default_rng(0).normal(0, 0.05, 48_000).astype(np.float32)
-    soundfile.write(voice, noise, 24_000)
-    out = tmp_path / "run"
-    command = ["eval", "run", "fdb-v1", *TINY, "--data", str(data), "--out", str(out)]
-    assert main([*command, "--voice", str(voice), "--seeds", "1", "--no-score"]) == 0
+def test_a_recording_as_voice(tmp_path: Path) -> None:
+    calls, out = tmp_path / "calls", tmp_path / "run"
+    folders.write(calls, folders.CLIPS[0][:12_000], "a.wav", a={"events": []})
+    noise = np.random.default_rng(0).normal(0, 0.05, 24_000).astype(np.float32)
+    soundfile.write(tmp_path / "kim.wav", noise, 24_000)
+    command = ["eval", "run", "folder", *TINY, "--data", str(calls), "--out", str(out)]
+    voice = ["--voice", str(tmp_path / "kim.wav"), "--seeds", "1", "--sessions", "1"]
+    assert main([*command, *voice, "--no-score"]) == 0
     settings = RunFolder.open(out).settings
     assert settings["voice"] == "kim" and len(settings["voice_sha256"]) == 16
