@@ -56,7 +56,11 @@ class ServerLine:
 
     async def __aenter__(self) -> Self:
         """Connect."""
-        await asyncio.to_thread(self._open)
+        try:
+            await asyncio.to_thread(self._open)
+        except BaseException:
+            await asyncio.to_thread(self._engine.stop)
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -50,8 +50,16 @@ class WebRtcLine:
 
     async def __aenter__(self) -> Self:
         """Connect."""
+        self._peer = self._aiortc.RTCPeerConnection()
+        try:
+            await self._connect()
+        except BaseException:
+            await self._peer.close()
+            raise
+        return self
+
+    async def _connect(self) -> None:
         aiortc = self._aiortc
-        self._peer = aiortc.RTCPeerConnection()
         self._peer.createDataChannel("rtvi-ai")  # Pipecat's bots expect the client's channel
         self._peer.addTrack(_make_track(aiortc, self._chunks, self.rate))
 
@@ -66,7 +74,6 @@ class WebRtcLine:
         await self._peer.setRemoteDescription(
             aiortc.RTCSessionDescription(answer["sdp"], answer["type"])
         )
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         """Hang up."""
