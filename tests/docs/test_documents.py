@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODEL = "nvidia/personaplex-7b-v1"
 # Blocks that other tests run: what this very run is made of; what takes minutes, and has a shorter
-# run in tests/bench/test_bench.py and tests/cli/test_eval.py; what ends with its user, in
+# run in tests/bench/test_run.py and tests/eval/test_command.py; what ends with its user, in
 # tests/cli/test_serve.py.
 ELSEWHERE = ("make ", "personaplex bench", "personaplex eval", "personaplex serve")
 

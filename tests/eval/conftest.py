@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from pipecat_personaplex import Engine, EngineConfig
+from tests.cli.conftest import clean_environment, own_logging
+
+__all__ = ["clean_environment", "own_logging"]  # these restore what a command changes
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from pipecat_personaplex import Engine
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.eval import plugins
 from pipecat_personaplex.eval.run_folder import RunFolder
@@ -18,7 +20,6 @@ from tests.eval import folders
 from tests.golden_data import CHECKPOINT
 from tests.helpers.commands import one_line
 
-pytest_plugins = ["tests.eval.conftest"]
 TINY = ("--model", str(CHECKPOINT), "--device", "cpu", "--dtype", "float32")
 
 
@@ -28,17 +29,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(data: Path, nano: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """nano on a folder of Full-Duplex-Bench's shape, stopped once and continued."""
     path = tmp_path_factory.mktemp("runs") / "fdb"
     command = ["eval", "run", "fdb-v1", "--data", str(data), "--model", "nano", "--device", "cpu"]
     command += ["--out", str(path), "--seeds", "1", "--sessions", "5", "--voice", "NATM1"]
-    assert main([*command, "--no-score"]) == 0
-    lines = (path / "items.jsonl").read_text().splitlines(keepends=True)
-    assert len(lines) == 5
-    (path / "items.jsonl").write_text("".join(lines[:3]) + lines[3][:40])
-    assert main(command) == 0
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipecat_personaplex.cli.eval._load", lambda model, config: nano)
+        assert main([*command, "--no-score"]) == 0
+        lines = (path / "items.jsonl").read_text().splitlines(keepends=True)
+        assert len(lines) == 5
+        (path / "items.jsonl").write_text("".join(lines[:3]) + lines[3][:40])
+        assert main(command) == 0
+        nano.start()  # for other tests: the command has stopped it
+    yield path
 
 
 def test_a_run_that_was_stopped_goes_on(run: Path) -> None:
