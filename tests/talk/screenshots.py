@@ -41,7 +41,7 @@ class Pictures:
             from PIL import Image
 
             with Image.open(path) as picture:
-                small = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+                small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
             small.save(path, optimize=True)
         print(path, f"{path.stat().st_size >> 10} KiB", flush=True)
 
@@ -99,9 +99,6 @@ def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         microphone = write_microphone(Path(temporary) / "question.wav")
         with browsing(playwright, *with_microphone(microphone)) as browser:
-            with TalkProcess("--model", "nano", "--max-sessions", "1") as bot:
-                calls(pictures, browser, bot.url)
-                errors(pictures, playwright, browser, bot.url)
             with (
                 TalkProcess("--model", "nano") as mortal,
                 TalkPage(browser, mortal.url, viewport={"width": 1180, "height": 420}) as page,
@@ -110,6 +107,9 @@ def main(folder: Path) -> None:
                 os.kill(mortal.pid, signal.SIGKILL)
                 page.until_banner("gone")
                 pictures.take("gone", page)
+            with TalkProcess("--model", "nano", "--max-sessions", "1") as bot:
+                errors(pictures, playwright, browser, bot.url)
+                calls(pictures, browser, bot.url)
 
 
 if __name__ == "__main__":
