@@ -1,5 +1,6 @@
 """Takes the pictures of the documentation: ``python -m tests.talk.screenshots docs/images``.
 
+With ``calls`` behind it, only those of a call, which need a machine that has nothing else to do.
 They need Chromium and no network. Pillow, if it is installed, makes them small.
 """
 
@@ -41,7 +42,7 @@ class Pictures:
             from PIL import Image
 
             with Image.open(path) as picture:
-                small = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+                small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
             small.save(path, optimize=True)
         print(path, f"{path.stat().st_size >> 10} KiB", flush=True)
 
@@ -55,10 +56,7 @@ def calls(pictures: Pictures, browser: Browser, url: str) -> None:
         with TalkPage(browser, url, **options) as page:
             page.open().talk()
             page.until_transcript("Owen.")
-            page.page.get_by_label("Have it say").fill("One moment please.")
-            page.page.get_by_role("button", name="Say", exact=True).click()
-            page.until_transcript("please.")
-            page.page.wait_for_timeout(4000)
+            page.page.wait_for_timeout(8000)  # one more question and its answer
             page.page.evaluate("scrollTo(0, 0)")
             pictures.take(name, page)
             page.hang_up()
@@ -94,23 +92,24 @@ def errors(pictures: Pictures, playwright: Playwright, browser: Browser, url: st
         pictures.take("gated", page)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *, only_calls: bool) -> None:
     pictures = Pictures(folder)
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         microphone = write_microphone(Path(temporary) / "question.wav")
-        with browsing(playwright, *with_microphone(microphone)) as browser:
-            with TalkProcess("--model", "nano", "--max-sessions", "1") as bot:
-                calls(pictures, browser, bot.url)
-                errors(pictures, playwright, browser, bot.url)
-            with (
-                TalkProcess("--model", "nano") as mortal,
-                TalkPage(browser, mortal.url, viewport={"width": 1180, "height": 420}) as page,
-            ):
+        with (
+            browsing(playwright, *with_microphone(microphone)) as browser,
+            TalkProcess("--model", "nano", "--max-sessions", "1") as bot,
+        ):
+            calls(pictures, browser, bot.url)
+            if only_calls:
+                return
+            errors(pictures, playwright, browser, bot.url)
+            with TalkPage(browser, bot.url, viewport={"width": 1180, "height": 420}) as page:
                 page.open().talk()
-                os.kill(mortal.pid, signal.SIGKILL)
+                os.kill(bot.pid, signal.SIGKILL)
                 page.until_banner("gone")
                 pictures.take("gone", page)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), only_calls="calls" in sys.argv[2:])

@@ -16,6 +16,7 @@ import soundfile
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Playwright, expect, sync_playwright
 
+from tests.helpers.servers import ServeProcess
 from tests.talk.browsers import (
     CHROMIUM,
     PERIOD_SECONDS,
@@ -265,6 +266,18 @@ def test_the_keyboard(opened: TalkPage) -> None:
     page.get_by_label("Have it say").blur()
     page.keyboard.press("t")
     opened.until_status("You hung up.")
+
+
+def test_the_page_of_a_server(browser: Browser) -> None:
+    with ServeProcess("--page", "--model", "nano") as server, TalkPage(browser, server.url) as page:
+        page.open().talk()
+        page.page.get_by_label("Have it say").fill("One moment please.")
+        page.page.get_by_role("button", name="Say", exact=True).click()
+        page.until_transcript("please.")
+        page.page.get_by_role("radio", name="NATM1").check()
+        page.until_transcript("new role or voice (NATM1)")
+        page.hang_up()
+        assert page.foreign == [] and page.problems == []
 
 
 def test_the_bot_is_killed(browser: Browser) -> None:

@@ -3,7 +3,7 @@ import { type CallEvent, type Listener, Problem, type Sampling } from "./events"
 
 const LABEL = "rtvi-ai";
 const VERSION = "2.2.0";
-const ANSWER_MS = 5000;
+const ANSWER_MS = 8000;
 
 interface Message {
   label: string;
@@ -91,9 +91,7 @@ function eventsOf(type: string, data: Record<string, unknown>): CallEvent[] {
       // Each word is a segment of its own, sent when its sound is about to be played.
       if (data.will_be_spoken && data.spoken_status !== "completed") return [];
       return [{ kind: "word", text: String(data.text) }];
-    case "bot-started-speaking":
-      return [{ kind: "turn", speaking: true }];
-    case "bot-stopped-speaking":
+    case "bot-tts-stopped": // no word for 0.8 s
       return [{ kind: "turn", speaking: false }];
     case "user-input":
       return [{ kind: "caller", text: String(data.text), final: data.final !== false }];

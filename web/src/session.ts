@@ -10,6 +10,7 @@ const LATE_MS = 80;
 const OPEN_MS = 3000;
 const SILENT_MS = 3000;
 const CHECK_MS = 500;
+const TURN_GAP_FRAMES = 10; // 0.8 s without text end a turn
 const STEP_FRAMES = 25; // step times are averaged
 
 interface Message {
@@ -35,6 +36,7 @@ export class SessionCall implements Call {
   private heardAt = 0;
   private timer = 0;
   private word = "";
+  private quiet = 0; // frames without text
   private late = 0;
   private steps: number[] = [];
   private ids = 0;
@@ -207,6 +209,8 @@ export class SessionCall implements Call {
 
   // Pieces follow each other within a word; padding, or a piece with a space, ends it.
   private read(piece: string): void {
+    this.quiet = piece ? 0 : this.quiet + 1;
+    if (this.quiet === TURN_GAP_FRAMES) this.listener({ kind: "turn", speaking: false });
     if (!piece || /^\s/.test(piece)) {
       const word = this.word.trim();
       this.word = "";

@@ -132,7 +132,7 @@ export class Stage {
         }
         break;
       case "ended":
-        this.finish(event.reason);
+        this.finish(event.problem ? "The call is over" : event.reason);
         if (event.problem) this.banner.show(event.reason, () => void this.toggle());
         break;
       case "problem":
@@ -141,6 +141,9 @@ export class Stage {
       case "word":
         this.transcript.word(event.text, at);
         this.timeline.mark("word", event.text);
+        break;
+      case "turn":
+        if (!event.speaking) this.transcript.endTurn();
         break;
       case "caller":
         this.transcript.caller(event.text, event.final, at);
@@ -213,7 +216,7 @@ export class Stage {
     byId("recorded").textContent = recorded ? `${clock(recorded)} in this tab` : "Not recorded";
     byId<HTMLButtonElement>("wav").disabled = recorded === 0;
     byId<HTMLButtonElement>("json").disabled = this.log.length === 0;
-    if (this.state === "live") byId("talk").textContent = `Hang up ${clock(now)}`;
+    if (this.state === "live") byId("talk").textContent = `Hang up\n${clock(now)}`;
   }
 
   // Steering.
@@ -347,7 +350,7 @@ export class Stage {
     byId<HTMLButtonElement>("json").disabled = this.log.length === 0;
     byId<HTMLButtonElement>("wav").disabled = recorded === 0;
     this.recorder?.stop();
-    this.show("idle", reason, recorded ? `${clock(recorded)} recorded in this tab.` : "");
+    this.show("idle", reason, recorded >= 1 ? `${clock(recorded)} recorded in this tab.` : "");
   }
 
   private keep(): void {

@@ -75,7 +75,7 @@ export class Timeline {
     this.grid(pen, width, height, x, colour("line"), colour("quiet"));
     this.drawSpans(pen, height, x, colour);
     this.drawLane(pen, "caller", width, height * 0.27, height * 0.19, colour("caller"));
-    this.drawLane(pen, "agent", width, height * 0.73, height * 0.19, colour("agent"));
+    this.drawLane(pen, "agent", width, height * 0.71, height * 0.17, colour("agent"));
     this.drawMarks(pen, height, x, colour);
   }
 
@@ -94,7 +94,7 @@ export class Timeline {
     pen.fillRect(0, height / 2, width, 1);
     pen.fillStyle = quiet;
     pen.fillText("you", 8, 16);
-    pen.fillText("agent", 8, height - 8);
+    pen.fillText("agent", 8, height / 2 + 16);
   }
 
   private drawLane(
@@ -136,7 +136,7 @@ export class Timeline {
       pen.fillRect(left, height / 2 + 1, Math.max(2, right - left), height / 2);
       pen.globalAlpha = 1;
       pen.fillStyle = colour("quiet");
-      pen.fillText(text, Math.max(left, 0) + 4, height / 2 + 14);
+      pen.fillText(text, Math.max(left + 4, 48), height / 2 + 16);
     }
   }
 
@@ -152,7 +152,7 @@ export class Timeline {
       if (kind === "word") {
         pen.fillStyle = colour("text");
         const from = Math.max(left, free);
-        pen.fillText(text, from, height - 26);
+        pen.fillText(text, from, height - 10);
         free = from + pen.measureText(`${text} `).width;
       } else if (kind === "caller") {
         pen.fillStyle = colour("text");

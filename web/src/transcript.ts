@@ -1,8 +1,6 @@
 // The conversation as text, one bubble for each turn.
 import { element } from "./dom";
 
-const TURN_GAP_MS = 1500;
-
 export type Side = "caller" | "agent" | "note";
 
 export interface Line {
@@ -15,7 +13,6 @@ export class Transcript {
   readonly lines: Line[] = [];
   private bubble: HTMLElement | undefined;
   private side: Side | undefined;
-  private at = 0;
 
   constructor(private list: HTMLElement) {}
 
@@ -27,17 +24,20 @@ export class Transcript {
 
   // Adds words of the agent to its turn, or begins one.
   word(text: string, seconds: number): void {
-    const now = performance.now();
     const line = this.lines.at(-1);
-    if (this.side === "agent" && line && this.bubble && now - this.at < TURN_GAP_MS) {
+    if (this.side === "agent" && line && this.bubble) {
       // A word may come with its space; punctuation comes with its word.
       line.text += ` ${text.trim()}`;
       this.bubble.textContent = line.text;
     } else {
       this.add("agent", text.trim(), seconds);
     }
-    this.at = now;
     this.scroll();
+  }
+
+  // The next word of the agent begins another turn.
+  endTurn(): void {
+    if (this.side === "agent") this.side = undefined;
   }
 
   // Sets what the caller is saying; final once it does not change any more.
