@@ -154,7 +154,8 @@ def run_(
         f"second; {result.failed} failed"
     )
     if score:
-        scorer = _scorer("monologue", "energy", "rules" if _knows_answers(run) else "none", "both")
+        known = any(call.wanted for call in run.calls())
+        scorer = _scorer("monologue", "energy", "rules" if known else "none", "both")
         _score(run, scorer)
         _show([run], False)
         _write_page(run, None)
@@ -190,7 +191,10 @@ def score_(
     _write_page(folder, None)
 
 
-@evaluation.command("table")
+@evaluation.command(
+    "table",
+    epilog="[bold]Examples[/bold]\n\npersonaplex eval table runs/fdb --markdown --plots plots",
+)
 def table(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs of one suite.")],
     against: Annotated[
@@ -225,7 +229,7 @@ def table(
             typer.echo(str(file))
 
 
-@evaluation.command("selftest")
+@evaluation.command("selftest", epilog="[bold]Examples[/bold]\n\npersonaplex eval selftest")
 def selftest(
     per_kind: Annotated[int, typer.Option(min=1, help="Calls of each kind of event for nano.")] = 2,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print every comparison.")] = False,
@@ -252,7 +256,9 @@ def selftest(
         raise EngineError("the self-test failed: the scorers or the engine are broken")
 
 
-@evaluation.command("speed")
+@evaluation.command(
+    "speed", epilog="[bold]Examples[/bold]\n\npersonaplex eval speed --model nano --sessions 1,16"
+)
 @engine_options()
 def speed(
     options: EngineOptions,
@@ -313,10 +319,6 @@ def _add_voice(engine: Engine, voice: str | None, file: Path | None) -> str:
     if name not in engine.voices:
         raise VoiceNotFound(name, engine.voices)
     return name
-
-
-def _knows_answers(run: RunFolder) -> bool:
-    return any(call.wanted for call in run.calls())
 
 
 def _scorer(asr: str, vad: Literal["energy", "silero"], judge: str, rules: str) -> Scorer:
