@@ -144,9 +144,11 @@ def test_the_persona_changes_in_mid_call(opened: TalkPage) -> None:
 
 def test_say_and_hold(opened: TalkPage) -> None:
     page = opened.talk().page
+    page.get_by_role("button", name="Mute").click()  # the question would cut the text
     page.get_by_label("Have it say").fill("One moment please.")
     page.get_by_role("button", name="Say", exact=True).click()
     opened.until_transcript("One moment please.")
+    page.get_by_role("button", name="Muted").click()
     opened.until_transcript("Owen.")
     page.wait_for_timeout(1500)  # the answer ends
     page.get_by_role("button", name="Hold").click()
