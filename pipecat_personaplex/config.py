@@ -210,7 +210,7 @@ def checked_text(what: str, text: str) -> str:
             nor a message can represent: text that was decoded wrongly has them.
     """
     if not isinstance(text, str):
-        raise ConfigError(f"{what} must be text, not {text!r}")
+        raise ConfigError(f"{what} must be text, not {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -8,11 +8,10 @@ from collections.abc import Collection
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pipecat_personaplex.asgi import ANY_ORIGIN
 from pipecat_personaplex.asgi.refusal_log import RefusalLog
 from pipecat_personaplex.asgi.responses import refuse
 from pipecat_personaplex.errors import AccessDenied
-
-ANY_ORIGIN = "*"
 
 
 class OriginGuard:

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from pipecat_personaplex.asgi.origins import ANY_ORIGIN
+from pipecat_personaplex.asgi import ANY_ORIGIN
 from pipecat_personaplex.errors import ConfigError
 
 _MAX_RESUME_SECONDS = 300.0

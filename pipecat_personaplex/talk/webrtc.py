@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 from pipecat.transports.base_transport import BaseTransport, TransportParams
-from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
-from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
+
+if TYPE_CHECKING:
+    from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
 
 _LOOPBACK = "127.0.0.1"
 
@@ -35,6 +36,9 @@ def webrtc_transport(connection: SmallWebRTCConnection) -> BaseTransport:
     Args:
         connection: The browser's connection, not connected yet.
     """
+    # Imported here: bots without WebRTC use the other functions of this module.
+    from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
+
     shorten_microphone_buffer(connection)
     return SmallWebRTCTransport(connection, webrtc_params())
 

@@ -31,7 +31,7 @@ COMMANDS = sorted(
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI", "ANTHROPIC", "DAILY"):
         monkeypatch.setenv(f"{name}_API_KEY", "key of a test")
-    monkeypatch.setenv("TWILIO_ACCOUNT_SID", "AC0")
+    monkeypatch.setenv("TWILIO_ACCOUNT_SID", "AC" + 32 * "0")
     monkeypatch.setenv("TWILIO_AUTH_TOKEN", "secret")
     for name in ("BACKEND", "BACKEND_URL", "BACKEND_MODEL", "STT", "STT_MODEL", "ENGINE"):
         monkeypatch.delenv(f"PERSONAPLEX_{name}", raising=False)

@@ -47,8 +47,8 @@ def test_records_of_the_standard_library_are_written_too(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     configure_logging("INFO")
-    logging.getLogger("uvicorn").info("not written")
-    logging.getLogger("uvicorn").warning("a request of %d bytes {}", 7)
+    logging.getLogger("library").info("not written")
+    logging.getLogger("library").warning("a request of %d bytes {}", 7)
     [line] = capsys.readouterr().err.splitlines()
     assert "WARNING" in line and line.endswith("a request of 7 bytes {}")
 

@@ -230,7 +230,7 @@ def test_options_become_the_server_config(monkeypatch: pytest.MonkeyPatch) -> No
     made: list[tuple[ServerState, Address]] = []
 
     class NoRunner:
-        def __init__(self, state: ServerState, address: Address, load: object):
+        def __init__(self, state: ServerState, address: Address, load: object, pages: object):
             made.append((state, address))
 
         def run(self, announce: object) -> bool:
@@ -275,7 +275,9 @@ def test_options_become_the_engine_config(monkeypatch: pytest.MonkeyPatch) -> No
     made: list[EngineConfig] = []
 
     class LoadOnly:
-        def __init__(self, state: object, address: object, load: Callable[[], object]):
+        def __init__(
+            self, state: object, address: object, load: Callable[[], object], pages: object
+        ):
             self._load = load
 
         def run(self, announce: object) -> bool:

@@ -31,10 +31,13 @@ from tests.helpers.transports import FakeTransport
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODEL = "nvidia/personaplex-7b-v1"
-# Blocks that other tests run: what this very run is made of; what takes minutes, and has a shorter
-# run in tests/bench/test_run.py and tests/eval/test_command.py; what ends with its user, in
-# tests/cli/test_serve.py.
-ELSEWHERE = ("make ", "personaplex bench", "personaplex eval", "personaplex serve")
+# Blocks that other tests run: what this very run is made of; what takes minutes, in tests/bench
+# and tests/eval; what ends with its user, in tests/cli/test_serve.py and test_talk.py; commands
+# of the bots, in tests/bots/test_bots_documentation.py.
+ELSEWHERE = (
+    *("make ", "pip install", "personaplex bench", "personaplex eval", "personaplex serve"),
+    *("python -m bots.", "sqlite3 "),
+)
 
 
 def blocks(language: str) -> list[str]:

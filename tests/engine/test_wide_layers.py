@@ -109,4 +109,4 @@ def test_loading_takes_little_more_than_the_result() -> None:
     for peak, result in loading_peaks(LOAD, ["int8", "int4"]):
         print(f"\n{result / 1e9:.2f} GB, peak {peak / 1e9:.2f} GB")
         assert result > 0.05e9
-        assert peak < 1.35 * result
+        assert peak < 1.5 * result

@@ -12,6 +12,7 @@ import sphn
 from pipecat_personaplex import Engine
 from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.errors import ConfigError, VoiceNotFound
+from pipecat_personaplex.server.config import ServerConfig
 from pipecat_personaplex.server.moshi_endpoint import parse_query
 from tests.golden_data import RESTAURANT, conversation
 from tests.helpers.engines import says
@@ -217,7 +218,7 @@ async def test_a_conversation_equals_that_of_the_engine(engine: Engine, seconds:
     heard = np.concatenate([reader.append_bytes(writer.append_pcm(frame)) for frame in caller])
     sampling = SamplingParams(11, 0.9, 0.8, 100, 40)
     expected = await asyncio.to_thread(engine.converse, RESTAURANT, heard, sampling)
-    with LiveServer(engine) as server:
+    with LiveServer(engine, ServerConfig(max_speed=0)) as server:
         async with ChatClient.connect(server.ws_url, **query) as client:
             await client.handshake()
             await client.converse(list(caller))

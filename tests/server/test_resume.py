@@ -234,7 +234,7 @@ async def test_of_several_resumes_one_remains(server: LiveServer, fake: ServedFa
 
 
 async def test_a_resume_while_the_old_connection_is_stuck_in_a_send(fake: ServedFakeEngine) -> None:
-    with LiveServer(fake, ServerConfig(max_unsent_frames=2_000)) as server:
+    with LiveServer(fake, ServerConfig(max_unsent_frames=2_000, max_speed=0)) as server:
         async with SessionClient.connect(server.ws_url, max_queue=1) as old:
             await old.open()
             await old.message()

@@ -114,7 +114,44 @@ def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert losses[19] < 0.95 * losses[11], "the resumed run continues from the trained weights"
 
 
-TOGETHER = """
+def run_together(folder: Path, source: str) -> None:
+    """Run a program in a group of two new processes."""
+    script = folder / "together.py"
+    script.write_text(source)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launch, str(script), str(folder)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+AVERAGING = """
+import torch
+
+from training.nano.lm import _average, _process_group
+from training.nano.progress import Clock
+
+with _process_group() as (rank, count):
+    parts = torch.nn.Linear(3, 2)
+    for parameter in parts.parameters():
+        parameter.grad = torch.full_like(parameter, float(rank))
+    clock = Clock(60)
+    clock.spent = 10.0 * rank
+    _average(parts, clock, count)
+    grads = [parameter.grad.unique().tolist() for parameter in parts.parameters()]
+    assert (grads, clock.spent) == ([[0.5], [0.5]], 5.0)
+"""
+
+
+def test_processes_average_gradients_and_clocks(tmp_path: Path) -> None:
+    run_together(tmp_path, AVERAGING)
+
+
+TRAINING = """
 import sys
 from pathlib import Path
 
@@ -122,17 +159,6 @@ import torch
 
 from tests.training.models import CONFIG
 from training.nano import lm
-from training.nano.progress import Clock
-
-with lm._process_group() as (rank, count):
-    parts = torch.nn.Linear(3, 2)
-    for parameter in parts.parameters():
-        parameter.grad = torch.full_like(parameter, float(rank))
-    clock = Clock(60)
-    clock.spent = 10.0 * rank
-    lm._average(parts, clock, count)
-    grads = [parameter.grad.unique().tolist() for parameter in parts.parameters()]
-    assert (grads, clock.spent) == ([[0.5], [0.5]], 5.0)
 
 lm.LM_CONFIG, lm.MIMI_CONFIG = CONFIG.lm, CONFIG.mimi
 run = lm.LMRun(minutes=0.03, batch=1, length=300, save_every=1000)
@@ -140,20 +166,10 @@ lm.train_lm(Path(sys.argv[1]), run, torch.device("cpu"))
 """
 
 
-def test_two_processes_average_gradients_and_clocks_and_train_together(tmp_path: Path) -> None:
+def test_processes_train_together(tmp_path: Path) -> None:
     random_pool().save(tmp_path / "pool.pt")
     shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
-    script = tmp_path / "together.py"
-    script.write_text(TOGETHER)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launch, str(script), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    run_together(tmp_path, TRAINING)
     assert load_state(tmp_path / "lm.pt")["spent"] >= 1.8
 
 
