@@ -136,8 +136,9 @@ def _add_middleware(args: argparse.Namespace, protection: Protection) -> None:
     """Add the middleware; the first is the innermost."""
     app = runner.app
     app.add_middleware(RefuseWhenFull, full=protection.full)
-    app.add_middleware(StartRate)
-    if protection.token is not None:
+    if protection.token is None:
+        app.add_middleware(StartRate)
+    else:  # its signature is a better limit than its address, which many calls share
         app.add_middleware(TwilioOnly, token=protection.token, host=args.proxy)
     if protection.keys is not None:
         app.add_middleware(KeyGuard, keys=protection.keys)

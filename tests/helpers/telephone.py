@@ -54,12 +54,13 @@ class TwilioCall:
 
     Args:
         url: URL of the bot's WebSocket.
-        address: Address of the client as a proxy reports it.
+        address: Address of the client as a proxy reports it; another one for each call if not given.
     """
 
-    def __init__(self, url: str, address: str = "127.0.0.1"):
-        self._headers = signed(f"wss://{PUBLIC}/ws") | {"X-Forwarded-For": address}
+    def __init__(self, url: str, address: str | None = None):
         number = next(_numbers)
+        address = address or f"198.51.100.{number % 250}"
+        self._headers = signed(f"wss://{PUBLIC}/ws") | {"X-Forwarded-For": address}
         self.stream_sid = f"MZ{number:032x}"
         self.call_sid = f"CA{number:032x}"
         self.received: list[dict[str, Any]] = []

@@ -182,7 +182,7 @@ def many_files() -> None:
 @pytest.mark.parametrize("max_connections", [2 * BURST, 50])
 async def test_a_thousand_connects_in_a_burst(max_connections: int) -> None:
     many_files()
-    config = ServerConfig(max_connections=max_connections, resume_seconds=0.2)
+    config = ServerConfig(max_connections=max_connections, resume_seconds=0.2, address_rate=0)
     with LiveServer(ServedFakeEngine(max_sessions=4), config) as server:
         before = open_files()
         async with SessionClient.opened(server.ws_url) as caller:
