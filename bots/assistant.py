@@ -28,7 +28,7 @@ from bots.host import BotCall, BotHost
 from bots.notes import Notes
 from bots.stt import add_stt_options, choose_stt, transcribe, turn_strategies
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.service.delegation import Delegation
+from pipecat_personaplex.service.delegation.delegation import Delegation
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from pipecat_personaplex.service.playout import PlayoutMeter
 from pipecat_personaplex.talk.client_messages import ClientMessages

@@ -35,7 +35,7 @@ from bots.host import BotCall, BotHost
 from bots.order_window.desk import OrderDesk, add_order_options, open_desk, print_receipts
 from bots.order_window.order import Order
 from bots.stt import add_stt_options, choose_stt, transcribe, turn_strategies
-from pipecat_personaplex.service.delegation import Delegation
+from pipecat_personaplex.service.delegation.delegation import Delegation
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from pipecat_personaplex.service.playout import PlayoutMeter
 

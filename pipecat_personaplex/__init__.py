@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipecat_personaplex.engine.engine import Engine
     from pipecat_personaplex.interface import SessionFrame
     from pipecat_personaplex.remote import RemoteEngine
-    from pipecat_personaplex.service.hold import Hold
+    from pipecat_personaplex.service.delegation.hold import Hold
     from pipecat_personaplex.service.llm import PersonaPlexLLMService
     from pipecat_personaplex.service.playout import PlayoutMeter
     from pipecat_personaplex.session import Session
@@ -35,7 +35,7 @@ __all__ = [
 _MODULES = {
     "Engine": "engine.engine",
     "EngineConfig": "config",
-    "Hold": "service.hold",
+    "Hold": "service.delegation.hold",
     "Persona": "config",
     "PersonaPlexLLMService": "service.llm",
     "PlayoutMeter": "service.playout",

@@ -46,9 +46,9 @@ from pipecat_personaplex.service.call_events import (
 from pipecat_personaplex.service.caller_input import CallerInput
 from pipecat_personaplex.service.caller_speech import CallerSpeech
 from pipecat_personaplex.service.control_frames import PersonaPlexHoldFrame, PersonaPlexReleaseFrame
-from pipecat_personaplex.service.delegating_service import DelegatingService
-from pipecat_personaplex.service.delegation import Delegation as _Delegation
-from pipecat_personaplex.service.delegator import Delegator
+from pipecat_personaplex.service.delegation.delegating_service import DelegatingService
+from pipecat_personaplex.service.delegation.delegation import Delegation as _Delegation
+from pipecat_personaplex.service.delegation.delegator import Delegator
 from pipecat_personaplex.service.end_gate import EndGate, EndProbeFrame
 from pipecat_personaplex.service.errors import as_personaplex_error
 from pipecat_personaplex.service.frames import AgentOutput

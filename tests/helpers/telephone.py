@@ -54,7 +54,7 @@ class TwilioCall:
 
     Args:
         url: URL of the bot's WebSocket.
-        address: Address of the client as a proxy reports it; another one for each call if not given.
+        address: Address of the client as a proxy reports it; by default another for each call.
     """
 
     def __init__(self, url: str, address: str | None = None):

@@ -26,7 +26,7 @@ from pipecat.workers.runner import WorkerRunner
 
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.service import backend_link
-from pipecat_personaplex.service.backend_link import (
+from pipecat_personaplex.service.delegation.backend_link import (
     BackendEvent,
     BackendIdle,
     BackendLink,

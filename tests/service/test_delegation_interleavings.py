@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipecat_personaplex.interface import MAX_HOLD_SECONDS
-from pipecat_personaplex.service.delegation_actions import (
+from pipecat_personaplex.service.delegation.delegation_actions import (
     Action,
     Cut,
     Fail,
@@ -28,13 +28,13 @@ from pipecat_personaplex.service.delegation_actions import (
     Say,
     Send,
 )
-from pipecat_personaplex.service.delegation_state import (
+from pipecat_personaplex.service.delegation.delegation_state import (
     PAUSE_SECONDS,
     TRANSCRIPT_SECONDS,
     DelegationState,
     DelegationTimes,
 )
-from pipecat_personaplex.service.hold import Hold
+from pipecat_personaplex.service.delegation.hold import Hold
 
 TIMEOUT = 8.0
 DECISION = 1.0

@@ -23,7 +23,7 @@ from pipecat_personaplex.errors import (
     SpeechTooLong,
 )
 from pipecat_personaplex.service import call_memory
-from pipecat_personaplex.service.delegation import Delegation
+from pipecat_personaplex.service.delegation.delegation import Delegation
 from pipecat_personaplex.service.knowledge import estimated_tokens
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from tests.helpers.delegation import DelegatedCall, delegated_call

@@ -11,7 +11,7 @@ from pipecat.workers.llm.backend_llm_worker import BackendOutput
 
 from pipecat_personaplex import Engine, EngineConfig, Hold, PersonaPlexLLMService
 from pipecat_personaplex.audio_files import read_audio
-from pipecat_personaplex.service.speakable import speakable
+from pipecat_personaplex.service.delegation.speakable import speakable
 from tests.helpers.delegation import DelegatedCall
 from tests.helpers.questions import QUESTION
 from tests.helpers.real import SmolLM2, missing, whisper_service

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipecat_personaplex.service.delegation_actions import (
+from pipecat_personaplex.service.delegation.delegation_actions import (
     Action,
     Cut,
     Fail,
@@ -17,12 +17,12 @@ from pipecat_personaplex.service.delegation_actions import (
     Say,
     Send,
 )
-from pipecat_personaplex.service.delegation_state import (
+from pipecat_personaplex.service.delegation.delegation_state import (
     TRANSCRIPT_SECONDS,
     DelegationState,
     DelegationTimes,
 )
-from pipecat_personaplex.service.hold import Hold
+from pipecat_personaplex.service.delegation.hold import Hold
 
 TIMES = DelegationTimes(
     hold=Hold.until_decided(1.0),

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.service.hold import Hold, subject_words, word_router
+from pipecat_personaplex.service.delegation.hold import Hold, subject_words, word_router
+from pipecat_personaplex.service.delegation.speakable import MAX_WORDS, speakable
 from pipecat_personaplex.service.knowledge import Knowledge, estimated_tokens
-from pipecat_personaplex.service.speakable import MAX_WORDS, speakable
 
 ROLE = "You work for Yellow Bird."
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from pipecat.utils.errors import ErrorCategory
 
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.service.delegation_state import DelegationState
+from pipecat_personaplex.service.delegation.delegation_state import DelegationState
 from pipecat_personaplex.service.steering_service import SteeringService
 
 if TYPE_CHECKING:
-    from pipecat_personaplex.service.delegator import Delegator
+    from pipecat_personaplex.service.delegation.delegator import Delegator
 
 
 class DelegatingService(SteeringService):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipecat_personaplex.interface import MAX_HOLD_SECONDS
-from pipecat_personaplex.service.backend_work import BackendWork
-from pipecat_personaplex.service.delegation_actions import (
+from pipecat_personaplex.service.delegation.backend_work import BackendWork
+from pipecat_personaplex.service.delegation.delegation_actions import (
     Action,
     Cut,
     Fail,
@@ -18,9 +18,9 @@ from pipecat_personaplex.service.delegation_actions import (
     Say,
     Send,
 )
-from pipecat_personaplex.service.hold import Hold
-from pipecat_personaplex.service.hold_reasons import HoldReasons
-from pipecat_personaplex.service.speakable import speakable
+from pipecat_personaplex.service.delegation.hold import Hold
+from pipecat_personaplex.service.delegation.hold_reasons import HoldReasons
+from pipecat_personaplex.service.delegation.speakable import speakable
 from pipecat_personaplex.service.speech import estimated_seconds
 
 TRANSCRIPT_SECONDS = 2.0

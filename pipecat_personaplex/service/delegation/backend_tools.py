@@ -10,7 +10,7 @@ from pipecat.adapters.llm.schemas.function_schema import FunctionSchema
 from pipecat.adapters.llm.schemas.tools_schema import ToolsSchema
 from pipecat.processors.aggregators.llm_context import LLMContext, is_given
 
-from pipecat_personaplex.service.backend_link import BackendLLMWorker
+from pipecat_personaplex.service.delegation.backend_link import BackendLLMWorker
 
 Tool = FunctionSchema | DirectFunction
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.service.backend_link import BackendLLMWorker
-from pipecat_personaplex.service.hold import Hold
+from pipecat_personaplex.service.delegation.backend_link import BackendLLMWorker
+from pipecat_personaplex.service.delegation.hold import Hold
 
 if TYPE_CHECKING:
     from pipecat_personaplex.service.llm import PersonaPlexLLMService

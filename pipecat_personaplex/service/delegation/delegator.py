@@ -20,7 +20,7 @@ from pipecat_personaplex.audio import Pcm
 from pipecat_personaplex.constants import FRAME_SECONDS, SAMPLE_RATE
 from pipecat_personaplex.errors import ConfigError, PersonaPlexError
 from pipecat_personaplex.interface import EngineLike, Feature, SessionFrame, Speech
-from pipecat_personaplex.service.backend_link import (
+from pipecat_personaplex.service.delegation.backend_link import (
     BackendError,
     BackendEvent,
     BackendIdle,
@@ -30,10 +30,10 @@ from pipecat_personaplex.service.backend_link import (
     BackendUnavailable,
     transcript_request,
 )
-from pipecat_personaplex.service.backend_tools import BackendTools
-from pipecat_personaplex.service.call_memory import CallMemory
-from pipecat_personaplex.service.delegation import PAIRING_INSTRUCTION, Delegation
-from pipecat_personaplex.service.delegation_actions import (
+from pipecat_personaplex.service.delegation.backend_tools import BackendTools
+from pipecat_personaplex.service.delegation.call_memory import CallMemory
+from pipecat_personaplex.service.delegation.delegation import PAIRING_INSTRUCTION, Delegation
+from pipecat_personaplex.service.delegation.delegation_actions import (
     Action,
     Cut,
     Fail,
@@ -44,9 +44,9 @@ from pipecat_personaplex.service.delegation_actions import (
     Say,
     Send,
 )
-from pipecat_personaplex.service.delegation_state import DelegationState, DelegationTimes
+from pipecat_personaplex.service.delegation.delegation_state import DelegationState, DelegationTimes
+from pipecat_personaplex.service.delegation.turn_router import TurnRouter
 from pipecat_personaplex.service.speech import RequestedText
-from pipecat_personaplex.service.turn_router import TurnRouter
 
 if TYPE_CHECKING:
     from pipecat_personaplex.service.llm import PersonaPlexLLMService

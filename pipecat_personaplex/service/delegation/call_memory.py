@@ -13,7 +13,7 @@ from pipecat.processors.aggregators.llm_context import (
     standard_message_text,
 )
 
-from pipecat_personaplex.service.delegation import Delegation
+from pipecat_personaplex.service.delegation.delegation import Delegation
 
 if TYPE_CHECKING:
     from pipecat_personaplex.service.llm import PersonaPlexLLMService

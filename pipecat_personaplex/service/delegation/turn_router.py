@@ -11,7 +11,7 @@ from pipecat.frames.frames import InterimTranscriptionFrame, TranscriptionFrame
 from pipecat.observers.base_observer import BaseObserver, FramePushed
 from pipecat.processors.frame_processor import FrameProcessor
 
-from pipecat_personaplex.service.hold import Hold, Router, word_router
+from pipecat_personaplex.service.delegation.hold import Hold, Router, word_router
 
 
 class TurnRouter:

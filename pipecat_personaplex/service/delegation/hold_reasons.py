@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pipecat_personaplex.interface import MAX_HOLD_SECONDS
-from pipecat_personaplex.service.delegation_actions import Action, HoldFor, Release
+from pipecat_personaplex.service.delegation.delegation_actions import Action, HoldFor, Release
 
 Reason = Literal["caller", "decision", "work", "speech"]
 """Why the agent is held; see ``DelegationState``."""
