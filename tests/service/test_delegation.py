@@ -19,7 +19,7 @@ from pipecat.services.llm_service import FunctionCallParams
 
 from pipecat_personaplex import Engine, EngineConfig, Hold, PersonaPlexLLMService
 from pipecat_personaplex.audio_files import read_audio
-from pipecat_personaplex.service import backend_link, delegator
+from pipecat_personaplex.service.delegation import backend_link, delegator
 from tests.helpers.delegation import delegated_call
 from tests.helpers.llm import Rule, StubLLM
 from tests.helpers.questions import QUESTION
