@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Real-time tests may miss a deadline on a busy machine: a second try, which the summary names.
+# Tests with processes and clocks may miss a deadline on a busy machine: a second try, which the
+# summary names.
 RERUN := --reruns 1 -rR
 
 .DEFAULT_GOAL := help
@@ -32,7 +33,7 @@ format: install  ## Let ruff format and fix
 	$(BIN)/ruff format .
 
 test: check  ## Check, then run every test that needs no GPU
-	$(BIN)/pytest -n 3 --dist worksteal -m "not (gpu or measurement or realtime or serial)"
+	$(BIN)/pytest -n 3 --dist worksteal $(RERUN) -m "not (gpu or measurement or realtime or serial)"
 	$(BIN)/pytest -n 3 --dist loadfile $(RERUN) -m "realtime and not (gpu or measurement)"
 	$(BIN)/pytest $(RERUN) -m "serial and not (gpu or measurement)"
 

@@ -44,5 +44,5 @@ def test_broken_text_is_one_clear_error(door: str) -> None:
 
 def test_valid_text_passes() -> None:
     assert checked_text("name", "café 🎙") == "café 🎙"
-    with pytest.raises(UserError, match="name must be text, not 7"):
+    with pytest.raises(UserError, match="name must be text, not int"):
         checked_text("name", 7)  # type: ignore[arg-type]

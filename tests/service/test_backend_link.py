@@ -25,7 +25,7 @@ from pipecat.workers.llm import backend_llm_worker
 from pipecat.workers.runner import WorkerRunner
 
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.service import backend_link
+from pipecat_personaplex.service.delegation import backend_link
 from pipecat_personaplex.service.delegation.backend_link import (
     BackendEvent,
     BackendIdle,

@@ -22,7 +22,7 @@ from pipecat_personaplex.errors import (
     SessionFailed,
     SpeechTooLong,
 )
-from pipecat_personaplex.service import call_memory
+from pipecat_personaplex.service.delegation import call_memory
 from pipecat_personaplex.service.delegation.delegation import Delegation
 from pipecat_personaplex.service.knowledge import estimated_tokens
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
