@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,14 +155,20 @@ async def test_wrong_tool_arguments_leave_the_call_running(nano: Engine, argumen
         await call.until_said("we have tea.")
 
 
+def words_of(path: Path) -> np.ndarray:
+    """A recording without the silence around its words, int16 [n]."""
+    pcm = read_audio(path)
+    loud = np.flatnonzero(np.abs(pcm) > 0.02)
+    return (pcm[loud[0] : loud[-1] + 1] * 32_767).astype(np.int16)
+
+
 async def test_an_answer_waits_while_the_caller_speaks(nano: Engine) -> None:
     async with (
         StubLLM([HOURS_KNOWN], delay=0.3) as llm,
         delegated_call(nano, llm.worker(), service=NANO) as call,
     ):
         await call.says("When do you close?")
-        speech = np.concatenate([read_audio(QUESTION)] * 3)
-        call.microphone = (speech * 32_767).astype(np.int16)
+        call.microphone = np.concatenate([words_of(QUESTION)] * 3)
         await call.until(lambda: len(llm.requests) == 1)
         await call.until(lambda: not call.agent.delegation_state.working)
         while len(call.microphone) > 12_000:
@@ -211,7 +218,7 @@ async def test_speech_without_transcripts_is_warned_of_and_changes_nothing(
         StubLLM() as llm,
         delegated_call(nano, llm.worker(), service=NANO) as call,
     ):
-        call.microphone = np.full(24_000, 8_000, dtype=np.int16)
+        call.microphone = words_of(QUESTION)
         await call.until(lambda: any("no transcript" in each for each in warnings_logged))
         assert not llm.requests and not call.agent.delegation_state.held
 
