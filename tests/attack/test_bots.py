@@ -1,6 +1,7 @@
 """Attacks on bots that strangers can reach; prints what a caller hears in the meantime.
 
 pytest tests/attack/test_bots.py -s
+pytest -m measurement tests/attack/test_bots.py -s    # on a quiet machine: no late frame, no gap
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ pytestmark = [
 LOOPBACK = "tests.bots.loopback_assistant"
 SECONDS = 6.0
 MAX_GROWTH_MIB = 50.0
+STRICT = [False, pytest.param(True, marks=pytest.mark.measurement)]
 ERRORS = (WebSocketException, OSError, aiohttp.ClientError, TimeoutError)
 
 
@@ -50,20 +52,34 @@ async def repeat(attack: Callable[[], Awaitable[object]], victim: Victim, pause:
 
 
 async def attacked(
-    bot: BotProcess, transport: str, attacks: dict[str, Callable[[], Awaitable[object]]]
+    bot: BotProcess,
+    transport: str,
+    attacks: dict[str, Callable[[], Awaitable[object]]],
+    strict: bool,
 ) -> None:
-    """Run all attacks at once beside a caller, and check that the caller is unharmed."""
+    """Run all attacks at once beside a caller, and check that the caller is heard.
+
+    Args:
+        bot: The bot.
+        transport: How the caller is connected.
+        attacks: What is repeated while the caller's call lasts, by name.
+        strict: Also check that hardly any audio is late, which needs a quiet machine.
+    """
     before = memory_mib(bot.pid)
     with Victim("tests.attack.bot_victim", bot.url, transport, SECONDS) as victim:
         counts = await asyncio.gather(*(repeat(attack, victim, 0.1) for attack in attacks.values()))
     growth = memory_mib(bot.pid) - before
     print(f"\n{transport}: {dict(zip(attacks, counts, strict=True))}")
     print(f"{transport}: {victim.harm()}, memory {before:.0f} MiB and {growth:+.1f} MiB")
-    victim.harm().check()
+    harm = victim.harm()
+    if strict:
+        harm.check()
+    assert harm.heard_seconds >= 0.5 * harm.expected_seconds, str(harm)
     assert growth < MAX_GROWTH_MIB
 
 
-async def test_a_telephone_bot() -> None:
+@pytest.mark.parametrize("strict", STRICT)
+async def test_a_telephone_bot(strict: bool) -> None:
     """Also by attackers who know the account's token, since any caller's messages get so far."""
     with BotProcess(
         LOOPBACK, *OPTIONS, "--max-sessions", "3", "--silent-seconds", "2", **CREDENTIALS
@@ -111,6 +127,7 @@ async def test_a_telephone_bot() -> None:
                 "traversing": traversing,
                 "compressed": compressed,
             },
+            strict,
         )
         assert "Traceback" not in bot.log
         await asyncio.sleep(3.0)  # an address starts one call a second
@@ -128,7 +145,8 @@ async def test_a_telephone_bot() -> None:
         assert free < 8.0
 
 
-async def test_a_browser_bot() -> None:
+@pytest.mark.parametrize("strict", STRICT)
+async def test_a_browser_bot(strict: bool) -> None:
     with BotProcess(LOOPBACK, "--max-sessions", "2", "--connect-seconds", "2") as bot:
         async with webrtc_caller() as (_, offer):
 
@@ -154,6 +172,7 @@ async def test_a_browser_bot() -> None:
                     "start": lambda: post("/start", {"body": ["x"] * 12_000}),
                     "daily": lambda: post("/daily-dialin-webhook", {"From": "+4930123456"}),
                 },
+                strict,
             )
             assert "+4930123456" not in bot.log
             # Connections that never came have held no slot.
