@@ -11,7 +11,9 @@ from pipecat_personaplex.errors import UserError
 from pipecat_personaplex.protocol.session_messages import parse_client
 from pipecat_personaplex.remote import RemoteEngine
 from pipecat_personaplex.remote.instructions import Instructions
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
+from tests.helpers.engines import FakeEngine
 
 BROKEN = "caf\udce9"
 
@@ -26,6 +28,7 @@ DOORS: dict[str, Callable[[], object]] = {
     "voice": lambda: Persona(BROKEN),
     "text prompt": lambda: Persona("NATF2", BROKEN),
     "settings": _settings,
+    "greeting": lambda: PersonaPlexLLMService(FakeEngine(), greeting=BROKEN),
     "words for a remote engine": lambda: Instructions().say(BROKEN, "pause", None),
     "URL": lambda: RemoteEngine(f"ws://{BROKEN}:8998"),
     "key": lambda: RemoteEngine("ws://localhost:8998", api_key=BROKEN),

@@ -31,6 +31,7 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSet
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 
 from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.config import checked_text
 from pipecat_personaplex.errors import SessionFailed
 from pipecat_personaplex.interface import EngineLike, SessionFrame
 from pipecat_personaplex.service.call_events import (
@@ -119,7 +120,7 @@ class PersonaPlexLLMService(DelegatingService):
         **kwargs: Passed to ``LLMService``.
 
     Raises:
-        ConfigError: ``engine`` is not an engine, or a setting has an invalid value.
+        ConfigError: ``engine`` is not an engine, or a setting or the greeting is invalid.
 
     Example::
 
@@ -171,7 +172,7 @@ class PersonaPlexLLMService(DelegatingService):
         self._clock_task: asyncio.Task[None] | None = None
         self._event_task: asyncio.Task[None] | None = None
         if greeting:
-            self.say(greeting, interruptible=False, when="now")
+            self.say(checked_text("the greeting", greeting), interruptible=False, when="now")
         for name in _EVENTS:
             self._register_event_handler(name)
 
