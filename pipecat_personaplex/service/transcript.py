@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipecat.frames.frames import (
+    AggregatedTextFrame,
     Frame,
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
@@ -99,11 +100,14 @@ class Transcript:
         generated = LLMTextFrame(word)
         # The assistant aggregator takes its words from the spoken frame below.
         generated.append_to_context = False
-        # SENTENCE, although it is a word: Pipecat sends smaller types to no client.
-        spoken = TTSTextFrame(word, text_type=TextType.SENTENCE)
+        # SENTENCE, although it is a word: Pipecat sends smaller types to no client. Clients show a
+        # segment when it is announced, and then mark it as spoken.
+        announced = AggregatedTextFrame(word, text_type=TextType.SENTENCE)
+        announced.append_to_context = False
+        spoken = TTSTextFrame(word, text_type=TextType.SENTENCE, segment_id=announced.id)
         spoken.includes_inter_frame_spaces = True
-        spoken.will_be_spoken = True  # clients mark the word as spoken
-        return _uninterruptible(generated, spoken)
+        announced.will_be_spoken = spoken.will_be_spoken = True
+        return _uninterruptible(generated, announced, spoken)
 
 
 def _uninterruptible(*frames: Frame) -> list[Frame]:

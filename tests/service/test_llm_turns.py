@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from pipecat.frames.frames import (
+    AggregatedTextFrame,
     Frame,
     InputAudioRawFrame,
     InterruptionFrame,
@@ -42,10 +43,10 @@ async def test_the_agents_words_form_a_balanced_turn(fake: FakeEngine, clock: Ma
         await pipeline.until_count(LLMFullResponseEndFrame, 1)
     words = [f for f in pipeline.down if not isinstance(f, InputAudioRawFrame)]
     kinds = [type(f) for f in words if not isinstance(f, SpeechOutputAudioRawFrame)]
-    assert kinds[kinds.index(LLMFullResponseStartFrame) :][:8] == [
+    assert kinds[kinds.index(LLMFullResponseStartFrame) :][:10] == [
         LLMFullResponseStartFrame,
         TTSStartedFrame,
-        *[LLMTextFrame, TTSTextFrame] * 2,
+        *[LLMTextFrame, AggregatedTextFrame, TTSTextFrame] * 2,
         TTSStoppedFrame,
         LLMFullResponseEndFrame,
     ]

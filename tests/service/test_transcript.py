@@ -3,6 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 from pipecat.frames.frames import (
+    AggregatedTextFrame,
     Frame,
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
@@ -18,7 +19,7 @@ from pipecat_personaplex.words import TURN_GAP_FRAMES
 
 OPENING = [LLMFullResponseStartFrame, TTSStartedFrame]
 CLOSING = [TTSStoppedFrame, LLMFullResponseEndFrame]
-PIECE = [LLMTextFrame, TTSTextFrame]
+PIECE = [LLMTextFrame, AggregatedTextFrame, TTSTextFrame]
 
 
 def types(frames: list[Frame]) -> list[type]:
@@ -77,9 +78,13 @@ def test_frames_are_not_interruptible_and_each_word_reaches_the_context_once():
     transcript = Transcript()
     frames = transcript.push(" Hello") + transcript.push("")
     assert not any(frame.interruptible for frame in frames)
-    generated, spoken = frames[2:]
+    generated, announced, spoken = frames[2:]
     assert isinstance(generated, LLMTextFrame) and isinstance(spoken, TTSTextFrame)
     assert not generated.append_to_context and spoken.append_to_context
+    # A client shows the segment that is announced, and then marks it as spoken.
+    assert type(announced) is AggregatedTextFrame and not announced.append_to_context
+    assert announced.will_be_spoken and spoken.will_be_spoken
+    assert spoken.segment_id == announced.id and spoken.text == announced.text
     assert spoken.includes_inter_frame_spaces and spoken.text_type is TextType.SENTENCE
 
 

@@ -215,7 +215,7 @@ class TestCalls:
             assert response.status_code == 503 and response.headers["retry-after"]
             ready = {"label": "rtvi-ai", "type": "client-ready", "id": "1"}
             call.send_json(ready | {"data": {"version": "2.2.0", "about": {"library": "tests"}}})
-            words, loudest = [], 0
+            words, announced, loudest = [], {}, 0
             for _ in range(400):
                 call.send_bytes(silence[:960])
                 message = call.receive()
@@ -224,9 +224,14 @@ class TestCalls:
                     continue
                 event = json.loads(message["text"])
                 if event["type"] == "bot-output":
-                    words.append(event["data"]["text"].strip())
-                    # Pipecat's own page shows such a word as spoken.
+                    # Pipecat's own page shows a word that is announced, and marks it as spoken.
+                    word, segment = event["data"]["text"].strip(), event["data"]["segment_id"]
+                    if event["data"]["spoken_status"] == "new":
+                        announced[segment] = word
+                        continue
                     assert event["data"]["spoken_status"] == "completed"
+                    assert announced[segment] == word
+                    words.append(word)
                 if words[-1:] == ["there."]:
                     break
             assert words[:2] == ["Hello", "there."] and loudest > 1_000
