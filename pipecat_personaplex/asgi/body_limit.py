@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipecat_personaplex.asgi.responses import refuse
@@ -18,34 +20,44 @@ class BodyLimit:
     Args:
         app: The application.
         max_bytes: Size of the largest body that is accepted.
+        by_path: The same for paths with a limit of their own.
 
     Example::
 
-        app.add_middleware(BodyLimit, max_bytes=64 << 10)
+        app.add_middleware(BodyLimit, max_bytes=64 << 10, by_path={"/voices": 16 << 20})
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES):
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int = MAX_BODY_BYTES,
+        by_path: Mapping[str, int] | None = None,
+    ):
         self._app = app
         self._max_bytes = max_bytes
+        self._by_path = by_path or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = None if self._declares_more(scope) else await read_body(receive, self._max_bytes)
+        limit = self._by_path.get(scope.get("path", ""), self._max_bytes)
+        body = None if _declares_more(scope, limit) else await read_body(receive, limit)
         if body is None:
-            detail = f"the body may have {self._max_bytes} bytes at most"
+            size = f"{limit} bytes" if limit % 1024 else f"{limit >> 10} KiB"
+            detail = f"the body may have {size} at most"
             # The rest of the body is not read, so the connection cannot be used again.
             await refuse("http", send, 413, detail, headers={"connection": "close"})
             return
         await self._app(scope, replay(body, receive), send)
 
-    def _declares_more(self, scope: Scope) -> bool:
-        for name, value in scope["headers"]:
-            if name == b"content-length":
-                return not value.isdigit() or int(value[:20]) > self._max_bytes
-        return False
+
+def _declares_more(scope: Scope, limit: int) -> bool:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return not value.isdigit() or int(value[:20]) > limit
+    return False
 
 
 async def read_body(receive: Receive, max_bytes: int) -> bytes | None:

@@ -28,6 +28,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from pipecat_personaplex import __version__
+from pipecat_personaplex.asgi.body_limit import BodyLimit
 from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.errors import (
     BadMessage,
@@ -39,7 +40,7 @@ from pipecat_personaplex.errors import (
 from pipecat_personaplex.talk.conversation import CallRequest
 from pipecat_personaplex.talk.host import TalkHost
 from pipecat_personaplex.talk.local_engine import MAX_VOICE_UPLOAD
-from pipecat_personaplex.talk.requests import LimitBody, SameOrigin, SecurityHeaders
+from pipecat_personaplex.talk.requests import SameOrigin, SecurityHeaders
 from pipecat_personaplex.talk.static_files import STATIC
 
 _RETRY_SECONDS = 5
@@ -78,7 +79,7 @@ def create_app(host: TalkHost, hosts: frozenset[str] = frozenset()) -> Starlette
         middleware=[
             Middleware(SecurityHeaders),
             Middleware(SameOrigin, hosts=hosts),
-            Middleware(LimitBody, limits={"/api/voices": MAX_VOICE_UPLOAD}, default=_MAX_JSON),
+            Middleware(BodyLimit, max_bytes=_MAX_JSON, by_path={"/api/voices": MAX_VOICE_UPLOAD}),
         ],
     )
 

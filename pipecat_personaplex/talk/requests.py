@@ -1,13 +1,13 @@
-"""ASGI middleware of the page: headers, origins, and the size of requests."""
+"""ASGI middleware of the page: headers and origins."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipecat_personaplex.asgi.responses import refuse
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 # Pipecat's own page loads a script from its maker's server.
@@ -66,11 +66,7 @@ class SameOrigin:
         """Pass a request on, or answer 403."""
         checked = scope["type"] in ("http", "websocket")
         if checked and (reason := self._refusal(Headers(scope=scope))):
-            if scope["type"] == "http":
-                await _respond(send, 403, reason)
-            else:
-                await receive()
-                await send({"type": "websocket.close"})  # before it is accepted: 403
+            await refuse(scope["type"], send, 403, reason)
             return
         await self._app(scope, receive, send)
 
@@ -82,50 +78,3 @@ class SameOrigin:
         if origin is not None and urlsplit(origin).netloc != host:
             return "requests of other web pages are refused"
         return ""
-
-
-class LimitBody:
-    """Bounds the size of requests, before they are read.
-
-    Args:
-        app: The application.
-        limits: Largest bodies in bytes, by path.
-        default: The largest body of other paths.
-    """
-
-    def __init__(self, app: ASGIApp, limits: Mapping[str, int], default: int):
-        self._app = app
-        self._limits = limits
-        self._default = default
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 413."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        limit = self._limits.get(scope["path"], self._default)
-        messages: list[Message] = []
-        size = 0
-        # The whole body is collected here, so that the application reads none that is too large.
-        while not messages or messages[-1].get("more_body"):
-            message = await receive()
-            if message["type"] != "http.request":
-                return  # the client has gone
-            messages.append(message)
-            size += len(message.get("body", b""))
-            if size > limit:
-                text = f"the request has more than {limit >> 10} KiB, the most that is accepted"
-                await _respond(send, 413, text)
-                return
-
-        async def replay() -> Message:
-            return messages.pop(0) if messages else await receive()
-
-        await self._app(scope, replay, send)
-
-
-async def _respond(send: Send, status: int, detail: str) -> None:
-    body = json.dumps({"detail": detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -49,6 +49,13 @@ class TestBodies:
             response = await http.post("/", content=b"x" * size)
         assert response.status_code == 413 and "1000 bytes" in response.json()["detail"]
 
+    async def test_a_path_may_have_a_limit_of_its_own(self) -> None:
+        async with client(BodyLimit(echo, 1000, {"/voices": 4096})) as http:
+            assert (await http.post("/voices", content=b"x" * 4096)).status_code == 200
+            assert (await http.post("/other", content=b"x" * 1001)).status_code == 413
+            response = await http.post("/voices", content=b"x" * 4097)
+        assert response.status_code == 413 and "4 KiB" in response.json()["detail"]
+
     async def test_a_chunked_one_is_not_read_to_its_end(self) -> None:
         read = 0
 
