@@ -15,6 +15,7 @@ import uvicorn
 from loguru import logger
 
 from pipecat_personaplex.errors import PersonaPlexError
+from pipecat_personaplex.service.webrtc_clock import use_monotonic_time
 from pipecat_personaplex.talk.host import TalkHost
 from pipecat_personaplex.talk.local_engine import LocalEngine
 from pipecat_personaplex.talk.page_app import create_app
@@ -85,6 +86,7 @@ class TalkServer:
             PersonaPlexError: The model cannot be loaded. A page that is open shows why.
         """
         offer_loopback()
+        use_monotonic_time()
         return asyncio.run(self._run(ready))
 
     async def _run(self, ready: Callable[[], object]) -> bool:
