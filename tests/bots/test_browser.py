@@ -15,16 +15,14 @@ from playwright.sync_api import Browser, Page, Playwright, Route, sync_playwrigh
 
 from tests.golden_data import CHECKPOINT
 from tests.helpers.bots import BotProcess
+from tests.helpers.chromium import PROBE, browsing, needs_chromium, with_microphone
 
 HERE = Path(__file__).parent
-CHROMIUM = "/usr/bin/chromium"
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.serial,
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not Path(CHROMIUM).exists(), reason=f"no {CHROMIUM}: apt-get install chromium"
-    ),
+    needs_chromium,
 ]
 
 GREETING = "Good morning, what would you like to learn today?"
@@ -68,29 +66,17 @@ def playwright() -> Iterator[Playwright]:
         yield running
 
 
-@contextmanager
-def browsing(playwright: Playwright, microphone: Path) -> Iterator[Browser]:
-    """A browser whose microphone plays this file."""
-    chromium = playwright.chromium.launch(
-        executable_path=CHROMIUM,
-        args=[
-            "--no-sandbox",
-            "--use-fake-device-for-media-stream",
-            "--use-fake-ui-for-media-stream",
-            f"--use-file-for-fake-audio-capture={microphone}",
-            "--autoplay-policy=no-user-gesture-required",
-            "--disable-background-networking",
-            # Otherwise host candidates are mDNS names, which do not resolve here.
-            "--disable-features=WebRtcHideLocalIpsWithMdns",
-        ],
-    )
-    yield chromium
-    chromium.close()
+# The page plays without a click. Host candidates would else be mDNS names, which do not resolve
+# here.
+ARGUMENTS = (
+    "--autoplay-policy=no-user-gesture-required",
+    "--disable-features=WebRtcHideLocalIpsWithMdns",
+)
 
 
 @pytest.fixture(scope="module")
 def browser(playwright: Playwright, microphone: Path) -> Iterator[Browser]:
-    with browsing(playwright, microphone) as chromium:
+    with browsing(playwright, *ARGUMENTS, *with_microphone(microphone)) as chromium:
         yield chromium
 
 
@@ -112,7 +98,7 @@ def talking(browser: Browser, bot: BotProcess) -> Iterator[Page]:
     with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
         context.set_default_timeout(30_000)
         page = context.new_page()
-        page.add_init_script(path=HERE / "probe.js")
+        page.add_init_script(path=PROBE)
         page.route("**/*", only_the_bot)
         page.goto(f"{bot.url}/client/")
         # The page opens the microphone by itself and ignores "Connect" before that.
@@ -169,7 +155,7 @@ def test_the_agents_audio_has_no_gaps_and_its_words_are_shown(browser: Browser) 
 def test_a_spoken_question_is_answered_in_the_page(playwright: Playwright, question: Path) -> None:
     """The bundled small model understands the question and lists the menu."""
     with (
-        browsing(playwright, question) as browser,
+        browsing(playwright, *ARGUMENTS, *with_microphone(question)) as browser,
         BotProcess("bots.drive_thru", "--model", "nano") as bot,
         talking(browser, bot) as page,
     ):

@@ -1,19 +1,16 @@
-"""A real Chromium whose microphone plays a file, and the page in it."""
+"""The page of personaplex talk in a browser, and what its microphone plays."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
-from playwright.sync_api import Browser, Page, Playwright, Request, expect
+from playwright.sync_api import Browser, Page, Request, expect
 
-CHROMIUM = "/usr/bin/chromium"
 QUESTION = Path(__file__).parent / "data" / "what_is_your_name.flac"
 PERIOD_SECONDS = 6
 _RATE = 48_000
@@ -28,24 +25,6 @@ def write_microphone(path: Path) -> Path:
     sound[rate : rate + len(spoken)] = spoken
     soundfile.write(path, soxr.resample(sound, rate, _RATE), _RATE, subtype="PCM_16")
     return path
-
-
-@contextmanager
-def browsing(playwright: Playwright, *arguments: str) -> Iterator[Browser]:
-    chromium = playwright.chromium.launch(
-        executable_path=CHROMIUM,
-        args=["--no-sandbox", "--disable-background-networking", *arguments],
-    )
-    yield chromium
-    chromium.close()
-
-
-def with_microphone(microphone: Path) -> list[str]:
-    return [
-        "--use-fake-device-for-media-stream",
-        "--use-fake-ui-for-media-stream",
-        f"--use-file-for-fake-audio-capture={microphone}",
-    ]
 
 
 class TalkPage:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Playwright, sync_playwright
 
-from tests.talk.browsers import TalkPage, browsing, with_microphone, write_microphone
+from tests.helpers.chromium import browsing, with_microphone
+from tests.talk.browsers import TalkPage, write_microphone
 from tests.talk.processes import TalkProcess
 from tests.talk.test_page import NO_WEBRTC, NO_WEBSOCKET
 

@@ -16,26 +16,27 @@ import soundfile
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Playwright, expect, sync_playwright
 
+from tests.helpers.chromium import PROBE, browsing, needs_chromium, with_microphone
 from tests.helpers.servers import ServeProcess
-from tests.talk.browsers import (
-    CHROMIUM,
-    PERIOD_SECONDS,
-    TalkPage,
-    browsing,
-    with_microphone,
-    write_microphone,
-)
+from tests.talk.browsers import PERIOD_SECONDS, TalkPage, write_microphone
 from tests.talk.processes import TalkProcess
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.serial,
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not Path(CHROMIUM).exists(), reason=f"no {CHROMIUM}: apt-get install chromium"
-    ),
+    needs_chromium,
 ]
 Span = tuple[float, float]
+# The probe hears the page's microphone too.
+PROBED_MICROPHONE = """
+const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+navigator.mediaDevices.getUserMedia = async (constraints) => {
+  const stream = await open(constraints);
+  window.probe.listen(0, stream);
+  return stream;
+};
+"""
 # WebRTC finds no address, and no WebSocket connects.
 NO_WEBRTC = "RTCPeerConnection.prototype.setLocalDescription = async () => {};"
 NO_WEBSOCKET = (
@@ -100,7 +101,8 @@ def test_a_spoken_question_is_answered_measured_and_recorded(
 ) -> None:
     # The probe's AudioWorklet is a blob, which the page's own policy would block.
     with TalkPage(browser, bot.url, bypass_csp=True) as opened:
-        opened.page.add_init_script(path=Path(__file__).parent / "probe.js")
+        opened.page.add_init_script(path=PROBE)
+        opened.page.add_init_script(PROBED_MICROPHONE)
         opened.open().talk()
         opened.until_transcript("Owen.")
         opened.page.wait_for_timeout(1000 * 2 * PERIOD_SECONDS)  # two more

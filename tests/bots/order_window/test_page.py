@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -15,8 +14,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from bots.order_window.page import add_order_page
 from bots.order_window.store import OrderStore
+from tests.helpers.chromium import browsing, needs_chromium
 
-CHROMIUM = "/usr/bin/chromium"
 MARKUP = "<img src=x onerror=document.title='run'>"
 
 
@@ -37,22 +36,19 @@ def url(store: OrderStore) -> Iterator[str]:
 
 @pytest.fixture
 def page(url: str) -> Iterator[Page]:
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"no {CHROMIUM}")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with sync_playwright() as playwright, browsing(playwright) as browser:
         page = browser.new_page()
         problems: list[str] = []
         page.on("console", lambda message: problems.append(message.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(url)
         yield page
-        browser.close()
     assert problems == []
 
 
 @pytest.mark.browser
 @pytest.mark.realtime
+@needs_chromium
 def test_the_order_grows_on_the_page(page: Page, store: OrderStore) -> None:
     expect(page.get_by_role("status")).to_have_text("Waiting for the first order.")
     store.add("a", "1", "spicy", 2)
