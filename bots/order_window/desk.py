@@ -1,4 +1,4 @@
-"""The order window behind a call: what the agent and its backend are told, and where orders go."""
+"""The order window behind a call: the agent's prompt, the backend's instructions, the database."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def read_lines(db: sqlite3.Connection, number: int) -> tuple[Line, ...]:
 
 
 def open_order(db: sqlite3.Connection, call: str) -> int:
-    """The number of the open order of a call, which is created if there is none."""
+    """Return the number of a call's open order; create the order if the call has no open one."""
     row = db.execute("SELECT id FROM orders WHERE call = ? AND placed IS NULL", (call,)).fetchone()
     if row is not None:
         number: int = row["id"]

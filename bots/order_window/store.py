@@ -97,7 +97,7 @@ class OrderStore:
     def add(
         self, call: str, tool_call: str, name: str, quantity: int, size: str = "", note: str = ""
     ) -> dict[str, Any]:
-        """Add an item to the open order of a call, which is opened if there is none.
+        """Add an item to a call's open order; create the order if the call has no open one.
 
         Raises:
             ToolProblem: There is no such item or size, or not so many of it.

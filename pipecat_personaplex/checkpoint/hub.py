@@ -81,7 +81,7 @@ def _obstacle_to_release(device: str) -> str | None:
 
 
 def obstacle_to_download(repo: str) -> str | None:
-    """Ask the Hub for access to a repository; return None, or why there is none and what to do."""
+    """Ask the Hub for access to a repository; return None, or why it refuses and the cure."""
     try:
         HfApi().auth_check(repo)
     except HfHubHTTPError as error:
@@ -141,7 +141,7 @@ def _cached_snapshot(repo: str, revision: str | None, files: Sequence[str]) -> P
     """The snapshot of the latest download, if the cache has all its files."""
     try:
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except Exception:  # there is none; the types depend on the version of huggingface_hub
+    except Exception:  # no complete snapshot; the types depend on the version of huggingface_hub
         return None
     required = [name for name in files if name in RELEASE_FILES and name != CONFIG_FILE]
     return folder if all((folder / name).is_file() for name in required) else None

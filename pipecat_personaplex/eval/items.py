@@ -28,7 +28,7 @@ EventKind = Literal[
 - ``backchannel``: a short sound of the caller ("mhm"); the agent should continue.
 - ``aside``: the caller speaks to another person; the agent should not answer.
 - ``third_party``: another person speaks; the agent should not answer.
-- ``silence``: nobody speaks; the agent should not speak either.
+- ``silence``: the caller does not speak; the agent should not speak either.
 """
 EVENT_KINDS: tuple[EventKind, ...] = get_args(EventKind)
 

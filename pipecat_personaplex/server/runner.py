@@ -238,8 +238,7 @@ def reload_keys_on_hangup(state: ServerState, path: Path | None) -> None:
 
     Args:
         state: The server.
-        path: The key file; None if there is none. SIGHUP then does nothing instead of ending the
-            process.
+        path: The key file. None: SIGHUP reads nothing, and does not end the process either.
     """
 
     def reload() -> None:

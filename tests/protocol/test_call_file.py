@@ -1,4 +1,4 @@
-"""Calls in files: what is written is read again, and what is no saved call is refused."""
+"""Calls in files: what is written is read again; other files are refused."""
 
 from __future__ import annotations
 

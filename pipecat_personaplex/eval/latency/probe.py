@@ -67,7 +67,7 @@ class Recorder:
         self.arrived.set()
 
     def first_sound(self, since: float) -> float | None:
-        """When the first sound at or after this time is heard; None if there is none yet."""
+        """Return the time of the first sound at or after this time; None before it arrives."""
         with self._lock:
             return next((sound for sound in self._sounds if sound >= since), None)
 

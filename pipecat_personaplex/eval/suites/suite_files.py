@@ -66,7 +66,7 @@ def find_root(data: Path, tasks: Sequence[str], name: str, source: str) -> Path:
     """Return the folder, at most two levels below ``data``, that contains one of ``tasks``.
 
     Raises:
-        UserError: There is none.
+        UserError: No such folder exists.
     """
     for pattern in ("", "*/", "*/*/"):
         for task in tasks:

@@ -28,7 +28,7 @@ class Send:
     Attributes:
         request: Number of the request.
         turn: The user's turn that it belongs to.
-        text: What the backend is told first; the driver adds the transcript.
+        text: First part of the request to the backend; the driver adds the transcript.
         transcript: Whether the driver adds the transcript since the last request.
     """
 

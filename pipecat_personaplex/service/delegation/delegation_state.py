@@ -45,7 +45,7 @@ class DelegationTimes:
         filler_after: Seconds of a tool's work before that.
         timeout: Seconds for a request.
         sorry: Text for a request that failed; empty for none.
-        unanswered: Text for a caller whose words nobody answers after a long hold; empty for none.
+        unanswered: Text for a caller who gets no answer after a long hold; empty for none.
     """
 
     hold: Hold
