@@ -1,4 +1,4 @@
-"""Forced speech and hold with nano: a few scenes of ``training.nano.steering``."""
+"""Forced speech and hold with nano: a few scenes of ``training.nano.steering_scenes``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 
 from pipecat_personaplex import Engine, EngineConfig
-from training.nano import script, steering
+from training.nano import script, steering_scenes
 
 T = TypeVar("T")
 
@@ -27,14 +27,14 @@ def each(run: Callable[[Engine, int], T], engine: Engine, *seeds: int) -> list[T
 
 
 def test_forced_words_are_heard_soon_and_clearly(nano: Engine) -> None:
-    stoi, delays, behind = zip(*each(steering.forced, nano, 0, 1, 2), strict=True)
+    stoi, delays, behind = zip(*each(steering_scenes.forced, nano, 0, 1, 2), strict=True)
     assert sorted(stoi)[1] >= 0.8
     assert max(delays) <= 0.24
     assert sum(count > 0 for count in behind) <= 1
 
 
 def test_words_sound_while_a_caller_talks_over_them(nano: Engine) -> None:
-    call = steering.talked_over(nano, 1)
+    call = steering_scenes.talked_over(nano, 1)
     assert call.placed == call.words
     assert call.heard >= call.placed - 1
     assert abs(call.counted - call.heard) <= 1
@@ -42,12 +42,12 @@ def test_words_sound_while_a_caller_talks_over_them(nano: Engine) -> None:
 
 
 def test_hush_makes_the_agent_quiet_and_the_caller_is_answered(nano: Engine) -> None:
-    cuts = each(steering.interrupted, nano, 0, 1)
+    cuts = each(steering_scenes.interrupted, nano, 0, 1)
     assert all(cut.quiet_after_hush <= 0.5 for cut in cuts)
     assert any(cut.answered for cut in cuts)
     assert all(abs(cut.spoken - cut.heard) <= 1 for cut in cuts)
 
 
 def test_a_held_agent_is_silent_and_can_speak_afterwards(nano: Engine) -> None:
-    assert each(steering.held, nano, 0, 2) == [(0, True)] * 2
-    assert any(each(steering.released, nano, 0, 1))
+    assert each(steering_scenes.held, nano, 0, 2) == [(0, True)] * 2
+    assert any(each(steering_scenes.released, nano, 0, 1))
