@@ -10,28 +10,18 @@ from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.errors import EngineFailed, SessionFailed
 from tests.golden_data import CHECKPOINT, FRIEND
 from tests.helpers.calls import SILENCE, Call, says
-from tests.helpers.processes import in_child, run_program
+from tests.helpers.processes import EXIT_IN_A_CALL, in_child, run_program
 
-_EXIT = """
-import sys, threading, time
-import numpy as np
-from pipecat_personaplex import Engine, EngineConfig, Persona
+_EXIT = (
+    """
+import sys
+from pipecat_personaplex import Engine, EngineConfig
 
+PAUSE = 0.001
 engine = Engine.load(sys.argv[1], EngineConfig(device="cpu", dtype="float32", max_sessions=2))
-engine.start()
-heard = threading.Event()
-session = engine.open_session(
-    Persona("NATF2"), on_frame=lambda frame: heard.set(), on_end=lambda error: print("end", error)
-)
-
-def talk():
-    while True:
-        session.push(np.zeros(1920, np.float32))
-        time.sleep(0.001)
-
-threading.Thread(target=talk, daemon=True).start()
-assert heard.wait(60)
 """
+    + EXIT_IN_A_CALL
+)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -8,6 +8,27 @@ import sys
 import traceback
 from collections.abc import Callable
 
+# Ends while the caller talks. Stands behind the lines that make ``engine``.
+EXIT_IN_A_CALL = """
+import threading, time
+import numpy as np
+from pipecat_personaplex import Persona
+
+engine.start()
+heard = threading.Event()
+session = engine.open_session(
+    Persona("NATF2"), on_frame=lambda frame: heard.set(), on_end=lambda error: print("end", error)
+)
+
+def talk():
+    while True:
+        session.push(np.zeros(1920, np.float32))
+        time.sleep(PAUSE)
+
+threading.Thread(target=talk, daemon=True).start()
+assert heard.wait(30)
+"""
+
 
 def in_child(work: Callable[[], object]) -> str:
     """Run a function in a forked child; return the traceback of what it raises."""

@@ -11,31 +11,20 @@ import pytest
 from pipecat_personaplex.config import Persona
 from pipecat_personaplex.errors import EngineStopped, SessionFailed
 from pipecat_personaplex.remote import RemoteEngine
-from tests.helpers.processes import in_child, run_program
+from tests.helpers.processes import EXIT_IN_A_CALL, in_child, run_program
 from tests.helpers.servers import RunningServer, ServedFakeEngine
 from tests.remote.helpers import FRIEND, WAIT, Caller, log_lines, tone, until
 
-_EXIT = """
-import sys, threading, time
-import numpy as np
-from pipecat_personaplex import Persona
+_EXIT = (
+    """
+import sys
 from pipecat_personaplex.remote import RemoteEngine
 
+PAUSE = 0.005
 engine = RemoteEngine(sys.argv[1])
-engine.start()
-heard = threading.Event()
-session = engine.open_session(
-    Persona("NATF2"), on_frame=lambda frame: heard.set(), on_end=lambda error: print("end", error)
-)
-
-def talk():
-    while True:
-        session.push(np.zeros(1920, np.float32))
-        time.sleep(0.005)
-
-threading.Thread(target=talk, daemon=True).start()
-assert heard.wait(30)
 """
+    + EXIT_IN_A_CALL
+)
 
 
 @pytest.fixture(scope="module")
