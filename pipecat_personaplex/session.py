@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from pipecat_personaplex.audio import InputQueue, Pcm, QueuedFrame, checked_pcm
-from pipecat_personaplex.callbacks import CallbackAbandoned, CallbackGuard
-from pipecat_personaplex.config import Persona, SamplingParams, checked_persona, checked_sampling
+from pipecat_personaplex.audio import Pcm, QueuedFrame
+from pipecat_personaplex.callbacks import CallbackGuard
+from pipecat_personaplex.config import Persona, SamplingParams, checked_sampling
 from pipecat_personaplex.constants import FRAME_SECONDS
-from pipecat_personaplex.errors import PersonaPlexError, SessionFailed
+from pipecat_personaplex.errors import PersonaPlexError
 from pipecat_personaplex.interface import (
     ALL_FEATURES,
     CallHistory,
     Feature,
     SessionFrame,
-    SessionStats,
     Speech,
-    new_session_id,
 )
+from pipecat_personaplex.session_base import SessionBase
 
 if TYPE_CHECKING:  # the engine is a layer above; it passes these objects
     from pipecat_personaplex.engine.history import History
@@ -30,7 +27,7 @@ if TYPE_CHECKING:  # the engine is a layer above; it passes these objects
     from pipecat_personaplex.engine.speech import AgentSpeech
 
 
-class Session:
+class Session(SessionBase):
     """A conversation in progress; created by ``Engine.open_session``.
 
     The methods for the client are safe on any thread. The callbacks run on the model thread and
@@ -71,58 +68,22 @@ class Session:
         past: History,
         max_queued_frames: int,
     ):
-        self.id = new_session_id()
-        self.persona = checked_persona(persona)
-        self.sampling = checked_sampling(sampling)
-        self.error: PersonaPlexError | None = None
-        self._on_ready = on_ready
-        self._on_frame = on_frame
-        self._on_end = on_end
-        self._wake = wake  # wakes the model thread
-        self._callbacks = callbacks
+        super().__init__(
+            persona,
+            sampling,
+            on_ready=on_ready,
+            on_frame=on_frame,
+            on_end=on_end,
+            wake=wake,
+            callbacks=callbacks,
+            max_queued_frames=max_queued_frames,
+        )
         self._speech = speech
         self.prompts = prompts
         self.past = past
-        self._input = InputQueue(max_queued_frames)
-        self._lock = threading.Lock()  # guards new sampling and counters
         self._new_sampling: SamplingParams | None = None
-        self._ready = threading.Event()
-        self._closed = threading.Event()
-        self._ended = threading.Event()
-        self._frames = self._late = 0
 
     # For the client, on any thread.
-
-    @property
-    def closed(self) -> bool:
-        """Whether the session is over, by ``close`` or by an error."""
-        return self._closed.is_set()
-
-    @property
-    def queued_frames(self) -> int:
-        """Complete input frames that wait for their step. Takes no lock."""
-        return self._input.queued
-
-    @property
-    def dropped_frames(self) -> int:
-        """Input frames dropped so far because too many waited. Takes no lock."""
-        return self._input.dropped
-
-    def push(self, pcm: Pcm) -> None:
-        """Queue the client's audio; never blocks.
-
-        Args:
-            pcm: float32 [n], mono, 24 kHz, any length; samples outside -1 to 1 are clipped. The
-                session copies it.
-
-        Raises:
-            InvalidAudio: The audio is not finite float32 mono. Nothing is queued; the session
-                continues.
-            SessionFailed: The session is over.
-        """
-        self._require_open()
-        if self._input.push(checked_pcm(pcm), time.monotonic()):
-            self._wake()
 
     @property
     def features(self) -> frozenset[Feature]:
@@ -219,7 +180,7 @@ class Session:
             SessionFailed: The session is over.
         """
         self._require_open()
-        done = None if on_done is None else partial(self._run_callback, "on_done", on_done)
+        done = None if on_done is None else partial(self._callbacks.run, self, "on_done", on_done)
         self.prompts.request(persona, history, done)
         self._wake()
 
@@ -227,57 +188,7 @@ class Session:
         """The newest frames of the call, for ``open_session`` of this or another engine."""
         return self.past.snapshot()
 
-    def wait_ready(self, timeout: float | None = None) -> bool:
-        """Wait until the prompt is computed and frames are processed.
-
-        Args:
-            timeout: Seconds, or None for no limit. Do not call this on the model thread.
-
-        Returns:
-            Whether the session is ready.
-
-        Raises:
-            SessionFailed: The session ended with an error.
-        """
-        ready = self._ready.wait(timeout)
-        self._raise_error()
-        return ready and not self.closed
-
-    def close(self) -> None:
-        """End the session; never blocks. Its slot is available for another session at once."""
-        self._closed.set()
-        self._wake()
-
-    def wait_ended(self, timeout: float | None = None) -> bool:
-        """Wait until ``on_end`` has returned; no callback runs after it.
-
-        Returns:
-            Whether the session has ended.
-        """
-        return self._ended.wait(timeout)
-
-    def stats(self) -> SessionStats:
-        """Counters so far."""
-        with self._lock:
-            frames, late = self._frames, self._late
-        return SessionStats(frames, late, self.dropped_frames, self.queued_frames)
-
-    def _require_open(self) -> None:
-        if self.closed:
-            self._raise_error()
-            raise SessionFailed("the session is closed; open another")
-
-    def _raise_error(self) -> None:
-        if self.error is not None:
-            # Raise a fresh exception: re-raising one object accumulates tracebacks.
-            raise SessionFailed(str(self.error)) from self.error
-
     # For the engine, on the model thread.
-
-    @property
-    def next_index(self) -> int:
-        """Index of the next output frame."""
-        return self._frames
 
     def has_frame(self) -> bool:
         """Whether a complete input frame waits."""
@@ -304,12 +215,6 @@ class Session:
             changed, self._new_sampling = self._new_sampling, None
             return changed
 
-    def mark_ready(self) -> None:
-        """Report that the prompt is computed; raises as ``deliver``."""
-        self._ready.set()
-        if self._on_ready is not None and not self.closed:
-            self._call_back("on_ready", self._on_ready)
-
     def deliver(self, frame: SessionFrame, next_text: int) -> None:
         """Count a frame and pass it to the client, unless the session is closed.
 
@@ -320,66 +225,26 @@ class Session:
         Raises:
             SessionFailed: The client's callback raised.
         """
-        with self._lock:
-            self._frames += 1
-            self._late += frame.timings.total_ms > FRAME_SECONDS * 1e3
+        self._count_frame(late=frame.timings.total_ms > FRAME_SECONDS * 1e3)
         finished = self._speech.advance(next_text, frame.pcm)
         try:
-            if not self.closed:
-                self._call_back("on_frame", self._on_frame, frame)
+            self._pass_frame(frame)
         finally:
             if finished:
                 self._report(finished)
 
-    def end(self, error: PersonaPlexError | None) -> None:
-        """Report the end of the session; does nothing the second time.
-
-        Args:
-            error: Why the session ends; None if the client has closed it.
-        """
-        if self._ended.is_set():
-            return
-        self.error = error
-        self._closed.set()
-        with ExitStack() as callbacks:  # called in reverse order, all of them even if one raises
-            callbacks.callback(self._ready.set)  # wait_ready must not wait for an ended session
-            callbacks.callback(self._ended.set)
-            if self._on_end is not None:
-                callbacks.callback(self._run_callback, "on_end", self._on_end, error)
+    def _end_requests(self) -> None:
+        with ExitStack() as callbacks:
             callbacks.callback(self.prompts.close)
             callbacks.callback(self._report, self._speech.close())
 
     def _report(self, finished: list[tuple[Callable[[Speech], object], Speech]]) -> None:
-        with ExitStack() as callbacks:  # as in ``end``: a speech has no other report
+        with ExitStack() as callbacks:  # all of them: a speech has no other report
             for on_done, speech in reversed(finished):
                 callbacks.callback(self._call_back, "on_done", on_done, speech)
 
     def abandon(self, error: PersonaPlexError) -> None:
         """End the session on another thread; ``end`` follows when its callback has returned."""
-        self.error = error
+        super().abandon(error)
         # Callbacks that follow on the lost thread must not disturb the guard of the new one.
         self._callbacks = CallbackGuard()
-        self._closed.set()
-        self._ready.set()
-
-    def lose_thread(self, error: PersonaPlexError) -> None:
-        """End the session in a forked process, where no callback follows."""
-        self.error = error
-        # Fresh ones: the fork may have copied any lock in its locked state.
-        self._lock, self._wake = threading.Lock(), lambda: None
-        self._ready, self._closed, self._ended = (threading.Event() for _ in range(3))
-        for event in (self._ready, self._closed, self._ended):
-            event.set()
-
-    def _run_callback(self, name: str, callback: Callable[..., object], *args: object) -> None:
-        self._callbacks.run(self, name, callback, *args)
-
-    def _call_back(self, name: str, callback: Callable[..., object], *args: object) -> None:
-        try:
-            self._callbacks.run(self, name, callback, *args)
-        except CallbackAbandoned:
-            raise
-        except BaseException as error:  # also CancelledError: no callback may end the thread
-            raise SessionFailed(
-                f"the session's {name} callback raised {type(error).__name__}: {error}"
-            ) from error

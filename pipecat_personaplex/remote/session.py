@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
 from loguru import logger
 
-from pipecat_personaplex.audio import InputQueue, Pcm, QueuedFrame, checked_pcm
+from pipecat_personaplex.audio import Pcm, QueuedFrame
 from pipecat_personaplex.callbacks import CallbackAbandoned, CallbackGuard, stuck_message
-from pipecat_personaplex.config import (
-    Persona,
-    SamplingParams,
-    checked_persona,
-    checked_sampling,
-)
+from pipecat_personaplex.config import Persona, SamplingParams, checked_sampling
 from pipecat_personaplex.constants import FRAME_SECONDS
 from pipecat_personaplex.errors import ConfigError, PersonaPlexError, SessionFailed
 from pipecat_personaplex.interface import (
     CallHistory,
     Feature,
     SessionFrame,
-    SessionStats,
     Speech,
-    new_session_id,
 )
 from pipecat_personaplex.protocol.session_messages import Prompted
 from pipecat_personaplex.remote.instructions import Instructions
 from pipecat_personaplex.remote.open_instructions import PromptDone, SpeechDone, When
 from pipecat_personaplex.remote.record import CallRecord
+from pipecat_personaplex.session_base import SessionBase
 
 
-class RemoteSession:
+class RemoteSession(SessionBase):
     """A conversation in progress; created by ``RemoteEngine.open_session``.
 
     Implements ``SessionLike`` as an engine's own ``Session`` does. Callbacks run on the remote
@@ -76,36 +68,24 @@ class RemoteSession:
         features: frozenset[Feature],
         history: CallHistory | None = None,
     ):
-        self.id = new_session_id()
-        self.persona = checked_persona(persona)
-        self.sampling = checked_sampling(sampling)
-        self.error: PersonaPlexError | None = None
+        super().__init__(
+            persona,
+            sampling,
+            on_ready=on_ready,
+            on_frame=on_frame,
+            on_end=on_end,
+            wake=wake,
+            callbacks=callbacks,
+            max_queued_frames=max_queued_frames,
+        )
         self.instructions = Instructions()
         self.record = CallRecord(history)
-        self._on_ready = on_ready
-        self._on_frame = on_frame
-        self._on_end = on_end
-        self._wake = wake
-        self._callbacks = callbacks
         self._features = features
-        self._input = InputQueue(max_queued_frames)
-        # Guards the fields that callers and the engine's thread both change.
-        self._lock = threading.Lock()
         # Input frames that a lost server has not confirmed; they come before those in the queue.
         self._returned: deque[QueuedFrame] = deque()
-        self._frames = 0
-        self._late_frames = 0
         self._dropped_by_server = 0
-        self._ready = threading.Event()
-        self._closed = threading.Event()
-        self._ended = threading.Event()
 
     # For callers, on any thread.
-
-    @property
-    def closed(self) -> bool:
-        """Whether the session is over, by ``close`` or by an error."""
-        return self._closed.is_set()
 
     @property
     def features(self) -> frozenset[Feature]:
@@ -118,13 +98,7 @@ class RemoteSession:
     @property
     def dropped_frames(self) -> int:
         """Input frames dropped so far, here and by the server; takes no lock."""
-        return self._input.dropped + self._dropped_by_server
-
-    def push(self, pcm: Pcm) -> None:
-        """Queue the caller's audio, as ``SessionLike.push``; samples out of range are clipped."""
-        self._require_open()
-        if self._input.push(checked_pcm(pcm), time.monotonic()):
-            self._wake()
+        return super().dropped_frames + self._dropped_by_server
 
     def say(self, text: str, *, when: When = "pause", on_done: SpeechDone | None = None) -> Speech:
         """Have the agent speak a text, after the texts that wait already; returns at once.
@@ -204,42 +178,6 @@ class RemoteSession:
             self.instructions.update(sampling)
         self._wake()
 
-    def wait_ready(self, timeout: float | None = None) -> bool:
-        """Wait until the server has computed the prompt and processes frames.
-
-        Args:
-            timeout: Seconds; None for no limit. Do not call on the remote engine's thread.
-
-        Returns:
-            Whether the session is ready.
-
-        Raises:
-            SessionFailed: The session ended with an error.
-        """
-        ready = self._ready.wait(timeout)
-        self._raise_error()
-        return ready and not self.closed
-
-    def close(self) -> None:
-        """End the session; never blocks. The server frees its slot."""
-        self._closed.set()
-        self._wake()
-
-    def wait_ended(self, timeout: float | None = None) -> bool:
-        """Wait until ``on_end`` has returned; no callback runs after it."""
-        return self._ended.wait(timeout)
-
-    def stats(self) -> SessionStats:
-        """Counters so far."""
-        with self._lock:
-            frames, late_frames = self._frames, self._late_frames
-        return SessionStats(frames, late_frames, self.dropped_frames, self._input.queued)
-
-    def _require_open(self) -> None:
-        if self.closed:
-            self._raise_error()
-            raise SessionFailed("the session is closed; open another")
-
     def _require(self, feature: Feature) -> None:
         self._require_open()
         self._require_feature(feature)
@@ -254,11 +192,6 @@ class RemoteSession:
             raise ConfigError(
                 f"the server does not support {feature}, only {', '.join(sorted(self._features))}"
             )
-
-    def _raise_error(self) -> None:
-        if self.error is not None:
-            # Raise a fresh exception: re-raising one object accumulates tracebacks.
-            raise SessionFailed(str(self.error)) from self.error
 
     # For the remote engine's thread.
 
@@ -276,11 +209,6 @@ class RemoteSession:
         self._features = features
         self.instructions.adapt(features, progress=progress)
         self.run_callbacks()
-
-    @property
-    def next_index(self) -> int:
-        """Index of the next output frame."""
-        return self._frames
 
     def take_frame(self) -> QueuedFrame | None:
         """Remove and return the oldest input frame; None if no complete frame waits."""
@@ -317,16 +245,6 @@ class RemoteSession:
         with self._lock:
             self._dropped_by_server += frames
 
-    def mark_ready(self) -> None:
-        """Report that the server has computed the prompt.
-
-        Raises:
-            SessionFailed: The ``on_ready`` callback raised.
-        """
-        self._ready.set()
-        if self._on_ready is not None and not self.closed:
-            self._call_back("on_ready", self._on_ready)
-
     def deliver(self, frame: SessionFrame, seconds: float, caller: Pcm | None = None) -> None:
         """Record an output frame and pass it to the caller.
 
@@ -338,57 +256,21 @@ class RemoteSession:
         Raises:
             SessionFailed: The ``on_frame`` callback raised.
         """
-        with self._lock:
-            self._frames += 1
-            self._late_frames += seconds > FRAME_SECONDS
+        self._count_frame(late=seconds > FRAME_SECONDS)
         if caller is not None:
             self.record.add(frame, caller)
-        if not self.closed:
-            self._call_back("on_frame", self._on_frame, frame)
+        self._pass_frame(frame)
 
-    def end(self, error: PersonaPlexError | None) -> None:
-        """Report the end to the caller; does nothing the second time."""
-        if self._ended.is_set():
-            return
-        self.error = error
-        self._closed.set()
+    def _end_requests(self) -> None:
         self.instructions.end()
-        try:
-            self._run_last_callbacks()
-            if self._on_end is not None:
-                self._call_back("on_end", self._on_end, error)
-        finally:
-            self._ended.set()
-            self._ready.set()  # wakes wait_ready, which then raises the error
-
-    def _run_last_callbacks(self) -> None:
         for callback in self.instructions.take_callbacks():
             try:
                 self._call_back("on_done", callback)
             except SessionFailed as raised:  # on_end must follow
                 logger.bind(session=self.id).error("{}", raised)
 
-    def abandon(self, error: PersonaPlexError) -> None:
-        """End the session on another thread: its callback blocks the engine's thread."""
-        self.error = error
-        self._closed.set()
-        self._ready.set()
-
-    def lose_thread(self, error: PersonaPlexError) -> None:
-        """End the session in a forked process, where no callback follows."""
-        self.error = error
-        # Fresh ones: the fork may have copied any lock in its locked state.
-        self._lock, self._wake = threading.Lock(), lambda: None
-        self._ready, self._closed, self._ended = (threading.Event() for _ in range(3))
-        for event in (self._ready, self._closed, self._ended):
-            event.set()
-
     def _call_back(self, name: str, callback: Callable[..., object], *args: object) -> None:
         try:
-            self._callbacks.run(self, name, callback, *args)
+            super()._call_back(name, callback, *args)
         except CallbackAbandoned as abandoned:
             raise SessionFailed(stuck_message(abandoned.call)) from None
-        except BaseException as error:  # also CancelledError: no callback may end the thread
-            raise SessionFailed(
-                f"the session's {name} callback raised {type(error).__name__}: {error}"
-            ) from error
