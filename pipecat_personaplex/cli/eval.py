@@ -2,65 +2,47 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipecat_personaplex.cli.eval_latency import EXAMPLES as LATENCY_EXAMPLES
 from pipecat_personaplex.cli.eval_latency import latency
+from pipecat_personaplex.cli.eval_score import (
+    SCORE_EXAMPLES,
+    TABLE_EXAMPLES,
+    make_scorer,
+    score_and_show,
+    table,
+    write_layout_of,
+)
+from pipecat_personaplex.cli.eval_score import score as score_
 from pipecat_personaplex.cli.options import EngineOptions, engine_options
 from pipecat_personaplex.config import EngineConfig, SamplingParams
-from pipecat_personaplex.errors import ConfigError, EngineError, UserError, VoiceNotFound
+from pipecat_personaplex.errors import ConfigError, EngineError, VoiceNotFound
 
 if TYPE_CHECKING:
     from pipecat_personaplex.engine.engine import Engine
-    from pipecat_personaplex.eval.run_folder import RunFolder
-    from pipecat_personaplex.eval.score_run import Scorer
 
 evaluation = typer.Typer(
-    no_args_is_help=True, help="Run, score and compare benchmarks of full-duplex behaviour."
+    no_args_is_help=True,
+    help="Measure how an agent behaves in a call: in pauses, after turns, when it is interrupted. "
+    "[bold]run[/bold] plays the recorded callers of a benchmark to the agent and stores what it "
+    "says; it also scores with the model's own words. [bold]score[/bold] adds scores by another "
+    "transcriber or judge. [bold]table[/bold] compares runs with published results.",
 )
-evaluation.command("latency", epilog=LATENCY_EXAMPLES)(latency)
-
-_SUITES = "fdb-v1, fdb-v1.5, humdial, service, folder or nano"
+_SUITES = (
+    "[bold]fdb-v1[/bold] and [bold]fdb-v1.5[/bold] (Full-Duplex-Bench), [bold]humdial[/bold] "
+    "(HumDial-FDBench), [bold]service[/bold] (questions to an agent with a role), "
+    "[bold]folder[/bold] (your recordings), [bold]nano[/bold] (208 generated calls for the bundled "
+    "model)"
+)
 _DEFAULT_SESSIONS = 16
 _DEFAULT_SEEDS = 3
-Asr = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME[:MODEL]",
-        help="Who writes the agent's words: [bold]monologue[/bold], the model's own text stream; "
-        "[bold]whisper:MODEL|FOLDER[/bold]; [bold]pocketsphinx[/bold]; [bold]onnx:MODEL[/bold] "
-        "(onnx-asr, by default parakeet-tdt-0.6b-v2); [bold]files:FOLDER[/bold] with "
-        "SEED/ID.json as the published scripts write them; or an installed plugin.",
-    ),
-]
-Vad = Annotated[
-    Literal["energy", "silero"],
-    typer.Option(help="Who finds the agent's speech; silero needs onnxruntime."),
-]
-JudgeName = Annotated[
-    str,
-    typer.Option(
-        "--judge",
-        metavar="NAME",
-        help="Who rates the answers from 0 to 5: [bold]none[/bold]; [bold]rules[/bold], which "
-        "knows the right answers of some suites; [bold]openai:MODEL[/bold] (OPENAI_API_KEY); or "
-        "the address of an OpenAI-compatible server with the model after #, such as "
-        "http://localhost:8000/v1#qwen (PERSONAPLEX_JUDGE_KEY). Judgements are stored.",
-    ),
-]
-RuleSet = Annotated[
-    Literal["both", "compat", "fixed"],
-    typer.Option(
-        help="compat reproduces the published scripts with their quirks; fixed corrects them."
-    ),
-]
 
 
 @evaluation.command(
@@ -75,15 +57,20 @@ personaplex eval run folder --data calls --seeds 5 --limit 10 --out runs/calls""
 )
 @engine_options()
 def run_(
-    suite: Annotated[str, typer.Argument(help=f"The suite: {_SUITES}.")],
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help=f"The benchmark: {_SUITES}.")],
     options: EngineOptions,
     out: Annotated[
         Path,
-        typer.Option(metavar="RUN", help="The run's folder. A run that was stopped goes on."),
+        typer.Option(
+            metavar="RUN",
+            help="The folder of this run. If it holds a stopped run, that is continued.",
+        ),
     ],
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The suite's data, which this package does not ship."),
+        typer.Option(
+            metavar="DIR", help="The folder with the benchmark's data. nano and service need none."
+        ),
     ] = None,
     voice: Annotated[
         str | None,
@@ -97,11 +84,16 @@ def run_(
         str,
         typer.Option(
             metavar="N|A,B,...",
-            help="How many seeds (0, 1, 2, ...), or which. Each item is run once with each.",
+            help="Seeds of the sampling: a number of seeds (3 is 0,1,2), or a list. Each recording "
+            "is run once with each seed.",
         ),
     ] = str(_DEFAULT_SEEDS),
-    sessions: Annotated[int, typer.Option(min=1, help="Calls at once.")] = _DEFAULT_SESSIONS,
-    limit: Annotated[int, typer.Option(min=0, help="Items of each group, at most; 0 for all.")] = 0,
+    sessions: Annotated[
+        int, typer.Option(min=1, help="Number of calls in a batch.")
+    ] = _DEFAULT_SESSIONS,
+    limit: Annotated[
+        int, typer.Option(min=0, help="At most so many recordings of each group; 0 for all.")
+    ] = 0,
     temperature_audio: Annotated[
         float, typer.Option(help="Sampling temperature of the audio codes.")
     ] = SamplingParams.temperature_audio,
@@ -117,9 +109,10 @@ def run_(
         ),
     ] = True,
 ) -> None:
-    """Run a suite: every item with every seed, many calls at once.
+    """Run a benchmark: every recording with every seed, many calls at once.
 
-    Time is the callers' audio, so a busy machine changes no result. Calls are written as they end.
+    Calls run as fast as the machine computes them. Times are positions in the audio, so a busy
+    machine changes no score. Each call is written when it ends.
     """
     from pipecat_personaplex.eval.suites.registry import find_suite
 
@@ -130,7 +123,6 @@ def run_(
     )
 
     from pipecat_personaplex.cli.progress import rate_bar
-    from pipecat_personaplex.eval.fdb_layout import SUITES as FDB_SUITES
     from pipecat_personaplex.eval.run_folder import RunFolder
     from pipecat_personaplex.eval.run_suite import (
         Plan,
@@ -138,16 +130,26 @@ def run_(
         run_suite,
         take_inventory,
     )
+    from pipecat_personaplex.eval.run_target import check_target, only_writer
 
+    # Mistakes show before gigabytes of weights are loaded.
+    check_target(out)
     plan = Plan(chosen, data, "", numbers, sampling, limit)
-    inventory = take_inventory(plan)  # before gigabytes of weights are loaded
+    inventory = take_inventory(plan)
     model = options.resolve_model()
     engine = _load(model, replace(options.config, max_sessions=sessions))
     voice_file = Path(voice) if voice is not None and Path(voice).is_file() else None
     plan = replace(plan, voice=_add_voice(engine, voice, voice_file), voice_file=voice_file)
-    run = RunFolder.create(out, describe_run(plan, inventory, engine, model))
-    with engine, rate_bar(chosen.title, "calls a second") as bar:
-        result = run_suite(engine, plan, run, inventory.items, bar)
+    with only_writer(out):
+        run = RunFolder.create(out, describe_run(plan, inventory, engine, model))
+        try:
+            with engine, rate_bar(chosen.title, "calls a second") as bar:
+                result = run_suite(engine, plan, run, inventory.items, bar)
+        except KeyboardInterrupt:
+            total = inventory.items * len(numbers)
+            done = f"{out}: {len(run.calls())} of {total} calls are finished"
+            typer.echo(f"{done}; the same command goes on", err=True)
+            raise
     typer.echo(
         f"{out}: {result.calls} calls in {result.seconds:.1f} s, {result.calls_per_second:.2f} "
         f"calls a second, {result.audio_seconds / max(result.seconds, 1e-9):.1f} s of call a "
@@ -155,83 +157,18 @@ def run_(
     )
     if score:
         known = any(call.wanted for call in run.calls())
-        scorer = _scorer("monologue", "energy", "rules" if known else "none", "both")
-        _score(run, scorer)
-        _show([run], False)
-        _write_page(run, None)
-    if chosen.name in FDB_SUITES:
-        _write_layout(run, _scorer("monologue", "energy", "none", "both"))
+        score_and_show(run, make_scorer(judge="rules" if known else "none"))
+    write_layout_of(run, make_scorer())
 
 
-@evaluation.command(
-    "score",
-    epilog="""[bold]Examples[/bold]
-
-personaplex eval score runs/fdb --asr onnx:parakeet-tdt-0.6b-v2 --vad silero --judge openai:gpt-4o
-
-personaplex eval score runs/nano --asr whisper:tiny.en --judge rules""",
-)
-def score_(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    asr: Asr = "monologue",
-    vad: Vad = "energy",
-    judge: JudgeName = "none",
-    rules: RuleSet = "both",
-) -> None:
-    """Score a run and print its table. Transcripts and judgements are stored in the run."""
-    from pipecat_personaplex.eval.fdb_layout import SUITES as FDB_SUITES
-    from pipecat_personaplex.eval.run_folder import RunFolder
-
-    folder = RunFolder.open(run)
-    scorer = _scorer(asr, vad, judge, rules)
-    _score(folder, scorer)
-    if folder.settings["suite"] in FDB_SUITES:
-        _write_layout(folder, scorer)
-    _show([folder], False)
-    _write_page(folder, None)
-
-
-@evaluation.command(
-    "table",
-    epilog="[bold]Examples[/bold]\n\npersonaplex eval table runs/fdb --markdown --plots plots",
-)
-def table(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs of one suite.")],
-    against: Annotated[
-        str,
-        typer.Option(
-            metavar="WHO,WHO,...",
-            help="Published results beside ours: card, paper, kyutai; or none.",
-        ),
-    ] = "card,paper,kyutai",
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.html", help="Also write the page of the first run."),
-    ] = None,
-    plots: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Also write PNG pictures of the first run."),
-    ] = None,
-) -> None:
-    """Print the scores of runs beside each other and beside published results."""
-    from pipecat_personaplex.eval.plots import require_plots, write_plots
-    from pipecat_personaplex.eval.run_folder import RunFolder
-
-    if plots is not None:
-        require_plots()
-    folders = [RunFolder.open(path) for path in runs]
-    _show(folders, markdown, against)
-    if html is not None:
-        _write_page(folders[0], html)
-    if plots is not None:
-        for file in write_plots(folders[0], plots):
-            typer.echo(str(file))
+evaluation.command("score", epilog=SCORE_EXAMPLES)(score_)
+evaluation.command("table", epilog=TABLE_EXAMPLES)(table)
+evaluation.command("latency", epilog=LATENCY_EXAMPLES)(latency)
 
 
 @evaluation.command("selftest", epilog="[bold]Examples[/bold]\n\npersonaplex eval selftest")
 def selftest(
-    per_kind: Annotated[int, typer.Option(min=1, help="Calls of each kind of event for nano.")] = 2,
+    per_kind: Annotated[int, typer.Option(min=1, help="Calls of nano for each kind of event.")] = 2,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print every comparison.")] = False,
 ) -> None:
     """Check the scorers: agents whose scores are known exactly, and nano within ranges.
@@ -263,11 +200,19 @@ def selftest(
 def speed(
     options: EngineOptions,
     sessions: Annotated[
-        str, typer.Option(metavar="N,N,...", help="Calls at once, one measurement for each.")
+        str,
+        typer.Option(
+            metavar="N,N,...", help="Numbers of calls in a batch; one measurement for each."
+        ),
     ] = "1,16",
-    per_kind: Annotated[int, typer.Option(min=1, help="Calls of each kind of event.")] = 4,
+    per_kind: Annotated[
+        int, typer.Option(min=1, help="Calls of each of the eight kinds of event.")
+    ] = 4,
 ) -> None:
-    """Measure calls a second, one at a time and in batches, and compare their tokens."""
+    """Measure calls a second, one at a time and in a batch.
+
+    Runs the same generated calls with each number of sessions, and fails if a token differs.
+    """
     from pipecat_personaplex.eval.batch_speed import measure_batches
 
     try:
@@ -319,78 +264,3 @@ def _add_voice(engine: Engine, voice: str | None, file: Path | None) -> str:
     if name not in engine.voices:
         raise VoiceNotFound(name, engine.voices)
     return name
-
-
-def _scorer(asr: str, vad: Literal["energy", "silero"], judge: str, rules: str) -> Scorer:
-    from pipecat_personaplex.eval.judges import find_judge
-    from pipecat_personaplex.eval.score_run import FILES, Scorer
-    from pipecat_personaplex.eval.scoring.item_score import RULES
-    from pipecat_personaplex.eval.transcribers import MONOLOGUE, find_transcriber
-    from pipecat_personaplex.eval.voice_activity import detector
-
-    keys = {"openai": "OPENAI_API_KEY", "server": "PERSONAPLEX_JUDGE_KEY"}
-    found = find_judge(judge, {name: os.environ.get(key, "") for name, key in keys.items()})
-    given = asr == MONOLOGUE or asr.startswith(FILES)
-    return Scorer(
-        asr,
-        None if given else find_transcriber(asr),
-        vad,
-        detector(vad),
-        found,
-        tuple(each for each in RULES if rules in ("both", each)),
-    )
-
-
-def _score(run: RunFolder, scorer: Scorer) -> None:
-    from pipecat_personaplex.cli.progress import progress_bar
-    from pipecat_personaplex.eval.score_run import score_run
-
-    with progress_bar(f"scoring with {scorer.asr}") as bar:
-        score_run(run, scorer, bar)
-
-
-def _show(runs: list[RunFolder], markdown: bool, against: str = "card,paper,kyutai") -> None:
-    from pipecat_personaplex.eval.published import SOURCES
-    from pipecat_personaplex.eval.score_table import make_table
-
-    names = [] if against == "none" else against.split(",")
-    unknown = [name for name in names if name not in SOURCES]
-    if unknown:
-        raise ConfigError(
-            f"--against must be of {', '.join(SOURCES)}, or none; not {', '.join(unknown)}"
-        )
-    table = make_table(runs, [source for source in SOURCES if source in names])
-    if markdown:
-        typer.echo(table.markdown())
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(show_lines=False)
-    for number, title in enumerate(table.header):
-        shown.add_column(title, overflow="fold", no_wrap=False, ratio=2 if number == 0 else 1)
-    for row in table.rows:
-        shown.add_row(*row)
-    for line in table.title:
-        typer.echo(line)
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(shown, markup=False)
-    for line in table.notes:
-        typer.echo(line)
-
-
-def _write_page(run: RunFolder, path: Path | None) -> None:
-    from pipecat_personaplex.eval.page import write_page
-
-    typer.echo(f"page: {write_page(run, path)}")
-
-
-def _write_layout(run: RunFolder, scorer: Scorer) -> None:
-    from pipecat_personaplex.eval.fdb_layout import write_layout
-    from pipecat_personaplex.eval.score_run import safe_name, transcribe
-
-    calls = [call for call in run.calls() if not call.error]
-    if not calls:
-        raise UserError(f"{run.path} has no finished calls")
-    transcripts = [(call, transcribe(run, call, scorer)) for call in calls]
-    folder = write_layout(run, safe_name(scorer.asr), transcripts)
-    typer.echo(f"for Full-Duplex-Bench's own scripts: {folder}")

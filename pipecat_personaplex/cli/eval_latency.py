@@ -45,7 +45,7 @@ def latency(
         typer.Option(
             "--input",
             metavar="FILE",
-            help="What the caller says.",
+            help="A recording of what the caller says.",
             show_default="a question of the recordings bundled with nano",
         ),
     ] = None,
@@ -55,7 +55,7 @@ def latency(
             "--tone", help="The target is an echo: send tones, and count from their start."
         ),
     ] = False,
-    count: Annotated[int, typer.Option(min=1, help="How often.")] = 10,
+    count: Annotated[int, typer.Option(min=1, help="Number of sounds that are sent.")] = 10,
     floor: Annotated[
         str,
         typer.Option(

@@ -6,7 +6,7 @@ import queue
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 from pipecat_personaplex.audio import Pcm
 from pipecat_personaplex.config import Persona, SamplingParams
@@ -15,10 +15,11 @@ from pipecat_personaplex.errors import EngineFull, PersonaPlexError, SessionFail
 from pipecat_personaplex.interface import SessionFrame
 from pipecat_personaplex.session import Session
 
-# Frames of a call in flight: so many that every step has a frame of every call, also while the
-# results of a finished call are written.
-_FRAMES_AHEAD = 12
-_Event = SessionFrame | PersonaPlexError | None
+# Frames of a call in flight, at most: so many that every step has a frame of every call, also while
+# the results of a finished call are written.
+_FRAMES_AHEAD = 16
+_Event = Literal["frames"] | PersonaPlexError | None
+"""What wakes the calling thread: computed frames, or the end of the session."""
 Label = TypeVar("Label")
 
 
@@ -75,19 +76,31 @@ class _Engine(Protocol):
 
 
 class _Call(Generic[Label]):
-    """A call in progress: at most ``ahead`` of its frames are in the engine."""
+    """A call in progress: at most ``ahead`` of its frames are in the engine.
+
+    The calling thread wakes when half of them are computed, not for each: every wake-up takes the
+    interpreter from the model thread.
+    """
 
     def __init__(self, job: ConversationJob[Label], ahead: int):
         self.job = job
         self.input = frames_of(job.pcm)
-        self.frames: list[SessionFrame] = []
+        self.frames: list[SessionFrame] = []  # the model thread appends
         self.session: Session | None = None
+        self.reported = 0
         self._ahead = ahead
+        self._wake_every = max(1, ahead // 2)
         self._pushed = 0
 
     @property
     def complete(self) -> bool:
         return len(self.frames) == len(self.input)
+
+    def receive(self, frame: SessionFrame, wake: Callable[[_Event], None]) -> None:
+        """Add a frame; called on the model thread."""
+        self.frames.append(frame)
+        if self.complete or len(self.frames) % self._wake_every == 0:
+            wake("frames")
 
     def feed(self) -> None:
         """Push frames until ``ahead`` are in flight."""
@@ -141,9 +154,12 @@ def converse_many(
                     if call.complete:  # an empty recording
                         yield call.finish()
                         continue
-                    report = partial(_put, events, call)
+                    wake = partial(_put, events, call)
                     call.session = engine.open_session(
-                        job.persona, job.sampling, on_frame=report, on_end=report
+                        job.persona,
+                        job.sampling,
+                        on_frame=partial(call.receive, wake=wake),
+                        on_end=wake,
                     )
                 except EngineFull:  # other users of the engine have the remaining slots
                     if not calls:
@@ -160,11 +176,12 @@ def converse_many(
             call, event = events.get()
             if call not in calls:
                 continue  # the end of a call that has finished
-            if isinstance(event, SessionFrame):
-                call.frames.append(event)
+            if isinstance(event, str):
+                computed = len(call.frames)
                 if on_frames is not None:
-                    on_frames(1)
-                if not call.complete:
+                    on_frames(computed - call.reported)
+                    call.reported = computed
+                if computed < len(call.input):
                     call.feed()
                     continue
                 calls.remove(call)

@@ -7,8 +7,10 @@ values of all layers, [layers, slots, heads, window, head_dim], and stores the s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +24,11 @@ from pipecat_personaplex.quantization.kv import KVTensor
 
 
 class SlicedRingAttention:
-    """Attend one slot at a time to exactly the filled part of its ring; for a CPU.
+    """Attend to exactly the filled part of each ring; for a CPU.
 
     It needs no mask for unwritten indices and does no work for them, and a row's result does not
-    depend on the other rows. The host must know every position.
+    depend on the other rows. Neighbouring slots whose rings are equally filled, such as those of
+    long calls, attend in one call. The host must know every position.
 
     Args:
         keys: Stored keys of all layers.
@@ -41,39 +44,62 @@ class SlicedRingAttention:
         self._keys, self._values = keys, values
         self._window = window = keys.data.shape[-2]
         self._steps = steps
-        self._rings = []
-        for slot, start in zip(batch.slots, starts, strict=True):
-            filled = min(start + steps, window)
-            ring_index = start % window
-            mask = _frame_mask(ring_index, filled, window, steps) if steps > 1 else None
-            self._rings.append(_Ring(slot, ring_index, filled, mask))
+        self._slots, self._ring_indices = batch.slots, [start % window for start in starts]
+        self._index: _Index | None = None
+        if len(starts) > 1:  # for a single slot, slices are faster
+            new = [[(first + step) % window for step in range(steps)] for first in starts]
+            self._index = (torch.tensor(batch.slots)[:, None], slice(None), torch.tensor(new))
+        self._groups = list(self._group(starts))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store new keys and values, then attend: each [B, H, T, D] -> [B, H, T, D]."""
         stores = self._keys[layer], self._values[layer]  # each [slots, H, window, D]
         dtype = _attention_dtype(q, stores[0].data.dtype)
         queries = q if q.dtype == dtype else q.to(dtype)
-        outs = []
-        for row, ring in enumerate(self._rings):
-            slot, end = ring.slot, ring.ring_index + self._steps
-            for store, new in zip(stores, (k[row], v[row]), strict=True):  # [H, T, D]
-                if end <= self._window:
-                    store.put((slot, slice(None), slice(ring.ring_index, end)), new)
-                else:  # the frame wraps: its last positions are at the start of the ring
-                    head = self._window - ring.ring_index
-                    store.put((slot, slice(None), slice(ring.ring_index, None)), new[:, :head])
-                    store.put((slot, slice(None), slice(end - self._window)), new[:, head:])
-            filled = (slice(slot, slot + 1), slice(None), slice(ring.filled))
-            outs.append(
-                F.scaled_dot_product_attention(
-                    queries[row : row + 1],
-                    stores[0].read(dtype, filled),  # [1, H, filled, D]
-                    stores[1].read(dtype, filled),
-                    attn_mask=ring.mask,
-                )
+        for store, new in zip(stores, (k, v), strict=True):
+            if self._index is None:
+                self._put_one(store, new[0])
+            else:  # indexing around the heads takes [B, T, H, D]
+                store.put(self._index, new.transpose(1, 2))
+        outs = [
+            F.scaled_dot_product_attention(
+                queries[group.rows],
+                stores[0].read(dtype, group.filled),  # [n, H, filled, D]
+                stores[1].read(dtype, group.filled),
+                attn_mask=group.mask,
             )
+            for group in self._groups
+        ]
         out = outs[0] if len(outs) == 1 else torch.cat(outs)
         return out if out.dtype == q.dtype else out.to(q.dtype)
+
+    def _group(self, starts: list[int]) -> Iterator[_Group]:
+        steps, window = self._steps, self._window
+
+        def key(row: int) -> tuple[int, int]:
+            # The first is the same for rows of consecutive slots.
+            return self._slots[row] - row, min(starts[row] + steps, window)
+
+        for (offset, filled), members in groupby(range(len(starts)), key):
+            rows = list(members)
+            mask = None
+            if steps > 1:
+                masks = [_frame_mask(self._ring_indices[r], filled, window, steps) for r in rows]
+                mask = torch.stack(masks)[:, None]  # [n, 1, steps, filled]
+            first, end = rows[0], rows[-1] + 1
+            slots = slice(first + offset, end + offset)
+            yield _Group(slice(first, end), (slots, slice(None), slice(filled)), mask)
+
+    def _put_one(self, store: KVTensor, new: Tensor) -> None:
+        """Store [H, T, D] in the ring of the only slot."""
+        [slot], [ring_index] = self._slots, self._ring_indices
+        end = ring_index + self._steps
+        if end <= self._window:
+            store.put((slot, slice(None), slice(ring_index, end)), new)
+        else:  # the frame wraps: its last positions are at the start of the ring
+            head = self._window - ring_index
+            store.put((slot, slice(None), slice(ring_index, None)), new[:, :head])
+            store.put((slot, slice(None), slice(end - self._window)), new[:, head:])
 
 
 class MaskedRingAttention:
@@ -173,20 +199,22 @@ class TritonRingAttention:
         )
 
 
+_Index = tuple[Tensor, slice, Tensor]
+"""Slots [B, 1], all heads, and ring indices [B, T]."""
+
+
 @dataclass(frozen=True)
-class _Ring:
-    """A slot's part in a sliced step.
+class _Group:
+    """Rows of a sliced step that attend in one call.
 
     Attributes:
-        slot: The slot.
-        ring_index: Ring index of the first new position.
-        filled: Filled ring indices after the step.
-        mask: bool [steps, filled]; None if every new position sees all filled indices.
+        rows: The n rows of the batch.
+        filled: Index of the filled part of their rings.
+        mask: bool [n, 1, steps, filled]; None if every new position sees all filled indices.
     """
 
-    slot: int
-    ring_index: int
-    filled: int
+    rows: slice
+    filled: tuple[slice, slice, slice]
     mask: Tensor | None
 
 

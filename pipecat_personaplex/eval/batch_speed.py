@@ -36,6 +36,8 @@ def measure_batches(
         EngineError: A call's tokens depend on the number of sessions.
     """
     items = list(generate(caller_voices(bundled=True), per_kind))
+    # Longest first, so that all slots are in use until the last calls.
+    items.sort(key=lambda item: -len(item.pcm))
     seconds = sum(len(item.pcm) for item in items) / SAMPLE_RATE
     rates: dict[int, float] = {}
     tokens: dict[int, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def write_layout(run: RunFolder, name: str, transcripts: Sequence[tuple[Call, li
         write_json(folder / f"{prefix}output.json", chunks_of(words))
         for original in sorted(Path(call.source).glob("*")):
             link = folder / original.name
-            if not link.exists() and not original.name.startswith(("output", "clean_output")):
+            if not os.path.lexists(link) and not original.name.startswith(
+                ("output", "clean_output")
+            ):
                 link.symlink_to(original)
     return root

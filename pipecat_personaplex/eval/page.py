@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pipecat_personaplex.errors import UserError
-from pipecat_personaplex.eval.run_folder import RunFolder
-from pipecat_personaplex.eval.score_table import Table, make_table
+from pipecat_personaplex.eval.run_folder import RunFolder, replacing
+from pipecat_personaplex.eval.score_table import Table, label, make_table
 
 _TEMPLATE = Path(__file__).with_name("page_template.html")
 SECONDS = ("latency", "offset", "stop", "response")
@@ -25,7 +27,7 @@ def write_page(run: RunFolder, path: Path | None = None) -> Path:
     Args:
         run: A run with scores.
         path: The file; ``page.html`` in the run's folder if not given. Its links to the agent's
-            audio work in the run's folder.
+            audio are relative.
 
     Returns:
         The file.
@@ -35,7 +37,10 @@ def write_page(run: RunFolder, path: Path | None = None) -> Path:
     """
     content = newest_scores(run)
     table = make_table([run])
-    data = {"calls": _calls(run, content), "histograms": list(distributions(content).items())}
+    path = path or run.path / "page.html"
+    histograms = [(label(key), values) for key, values in distributions(content).items()]
+    audio = _relative_address(run.path / "audio", path.parent)
+    data = {"calls": _calls(run, content, audio), "histograms": histograms}
     fields = {
         "title": f"{run.settings['title']}: {run.settings['model']}, {run.settings['voice']}",
         "description": _items(table.title),
@@ -48,9 +53,17 @@ def write_page(run: RunFolder, path: Path | None = None) -> Path:
     # "</" would end the script element.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
     page = page.replace("{{data}}", text)
-    path = path or run.path / "page.html"
-    path.write_text(page, encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return path
+
+
+def _relative_address(target: Path, folder: Path) -> str:
+    """The address of a path, as seen from a page in a folder; absolute on another Windows drive."""
+    try:
+        return quote(Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix())
+    except ValueError:
+        return target.resolve().as_uri()
 
 
 def newest_scores(run: RunFolder) -> dict[str, Any]:
@@ -67,16 +80,19 @@ def newest_scores(run: RunFolder) -> dict[str, Any]:
 
 
 def distributions(content: Mapping[str, Any]) -> dict[str, list[float]]:
-    """All values in seconds by score, with the fixed rules if the scores have them."""
+    """All values in seconds by score, such as ``turn/turn_end.latency``.
+
+    They are those of the fixed rules, if the scores have them.
+    """
     values: dict[str, list[float]] = defaultdict(list)
     for record in content["records"]:
         for metric, value in record.get("fixed", record.get("compat", [])):
             if metric.rpartition(".")[2] in SECONDS:
-                values[f"{record['group']}: {metric}"].append(value)
+                values[f"{record['group']}/{metric}"].append(value)
     return dict(values)
 
 
-def _calls(run: RunFolder, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _calls(run: RunFolder, content: Mapping[str, Any], audio: str) -> list[dict[str, Any]]:
     calls = {(call.id, call.seed): call for call in run.calls() if not call.error}
     result = []
     for record in content["records"]:
@@ -92,7 +108,7 @@ def _calls(run: RunFolder, content: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "words": record["words"],
                 "spans": record["spans"],
                 "scores": record.get("fixed", record.get("compat", [])),
-                "audio": f"audio/{call.seed}/{call.id}.flac",
+                "audio": f"{audio}/{call.seed}/{quote(call.id)}.flac",
             }
         )
     return result

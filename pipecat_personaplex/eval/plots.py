@@ -90,7 +90,7 @@ def _plot_times(times: Mapping[str, list[float]], title: str, path: Path) -> Non
         axis.hist(values, bins=_BINS, color="tab:blue")
         median = sorted(values)[len(values) // 2]
         axis.axvline(median, color="tab:orange", label=f"median {median:.2f} s")
-        axis.set_title(f"{name} ({len(values)})", fontsize="small", loc="left")
+        axis.set_title(f"{label(name)} ({len(values)})", fontsize="small", loc="left")
         axis.legend(fontsize="small")
     axes[-1].set_xlabel("seconds")
     figure.suptitle(title, fontsize="medium")

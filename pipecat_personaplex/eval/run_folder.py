@@ -15,6 +15,7 @@ A call counts as finished when its line is in ``items.jsonl``; the line is writt
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -27,8 +28,9 @@ import numpy as np
 
 from pipecat_personaplex.audio import Pcm, float_to_pcm16
 from pipecat_personaplex.constants import SAMPLE_RATE
-from pipecat_personaplex.errors import UserError
+from pipecat_personaplex.errors import ConfigError, UserError
 from pipecat_personaplex.eval.items import Event, Item
+from pipecat_personaplex.eval.run_target import RUN_FILE, check_target
 from pipecat_personaplex.words import Word
 
 FORMAT = 1
@@ -114,7 +116,7 @@ class RunFolder:
             UserError: The folder holds a run with other settings, or something else.
         """
         new = {"format": FORMAT, **settings}
-        if (path / "run.json").is_file():
+        if (path / RUN_FILE).is_file():
             run = cls.open(path)
             for key in sorted(new.keys() | run.settings.keys()):
                 if key not in _FREE_KEYS and new.get(key) != run.settings.get(key):
@@ -124,10 +126,9 @@ class RunFolder:
                     )
             run._repair()
             return run
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"{path} exists and is not a run; give another --out")
+        check_target(path)
         path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "run.json", new)
+        write_json(path / RUN_FILE, new)
         return cls(path, new)
 
     @classmethod
@@ -138,13 +139,13 @@ class RunFolder:
             UserError: There is no run in the folder, or it has another format.
         """
         try:
-            settings = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            settings = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(
                 f"{path} is not a run: it has no run.json; `personaplex eval run` makes one"
             ) from None
         except ValueError as error:
-            raise UserError(f"{path / 'run.json'} is not valid JSON: {error}") from None
+            raise UserError(f"{path / RUN_FILE} is not valid JSON: {error}") from None
         if settings.get("format") != FORMAT:
             raise UserError(
                 f"{path} has format {settings.get('format')!r}, and this version reads {FORMAT}"
@@ -155,29 +156,45 @@ class RunFolder:
         """The finished calls, sorted by id and seed.
 
         An incomplete last line is ignored. A failed call may have a later line, which counts.
+
+        Raises:
+            UserError: A line is not valid.
         """
+        path = self.path / "items.jsonl"
         try:
-            lines = (self.path / "items.jsonl").read_text(encoding="utf-8").split("\n")
+            lines = path.read_bytes().split(b"\n")
         except FileNotFoundError:
             return []
-        calls = [_call(json.loads(line)) for line in lines[:-1] if line]
+        calls = []
+        for number, line in enumerate(lines[:-1], 1):
+            try:
+                calls.append(_call(json.loads(line)))
+            except (ValueError, KeyError, TypeError, ConfigError) as error:
+                raise UserError(f"{path}, line {number}, is no call of a run: {error}") from None
         newest = {(call.id, call.seed): call for call in calls}
         return [newest[key] for key in sorted(newest)]
 
     def add(self, call: Call, pcm: Pcm, words: Sequence[Word]) -> None:
-        """Write a finished call: audio and words first, its line in ``items.jsonl`` last."""
-        import soundfile
+        """Write a finished call: audio and words first, its line in ``items.jsonl`` last.
 
-        if not call.error:
-            audio = self.file("audio", call, ".flac")
-            with _replacing(audio) as temporary:
-                soundfile.write(temporary, float_to_pcm16(pcm), SAMPLE_RATE, format="FLAC")
-            write_json(self.file("words", call, ".json"), [asdict(word) for word in words])
-        line = json.dumps(asdict(call), ensure_ascii=False) + "\n"
-        with (self.path / "items.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        Raises:
+            UserError: The files cannot be written, for example because the disk is full.
+        """
+        try:
+            if not call.error:
+                with replacing(self.file("audio", call, ".flac")) as temporary:
+                    temporary.write_bytes(_flac(pcm))
+                write_json(self.file("words", call, ".json"), [asdict(word) for word in words])
+            line = json.dumps(asdict(call), ensure_ascii=False) + "\n"
+            with (self.path / "items.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{call.id} cannot be written to {self.path}: {error.strerror}; the same command "
+                "goes on from the calls that are written"
+            ) from None
 
     def audio(self, call: Call) -> Pcm:
         """The agent's audio, float32 [n] mono 24 kHz."""
@@ -232,6 +249,15 @@ def checked_id(name: str) -> str:
     return name
 
 
+def _flac(pcm: Pcm) -> bytes:
+    """Encoded in memory: libsndfile does not report a full disk."""
+    import soundfile
+
+    encoded = io.BytesIO()
+    soundfile.write(encoded, float_to_pcm16(pcm), SAMPLE_RATE, format="FLAC")
+    return encoded.getvalue()
+
+
 def loudness(pcm: Pcm) -> str:
     """A number from 0 to 9 for each 80 ms of a recording: 3 dB a step below its peak."""
     frame = SAMPLE_RATE * 2 // 25
@@ -244,13 +270,16 @@ def loudness(pcm: Pcm) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, completely or not at all."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
         temporary.write_text(text, encoding="utf-8")
 
 
-class _replacing:
-    """A temporary file that replaces ``path`` if the block succeeds."""
+class replacing:
+    """A temporary file that replaces ``path`` if the block succeeds.
+
+    An error of the system names ``path``.
+    """
 
     def __init__(self, path: Path):
         self._path = path
@@ -260,11 +289,15 @@ class _replacing:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         return self._temporary
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
         if kind is None:
             self._temporary.replace(self._path)
-        else:
-            self._temporary.unlink(missing_ok=True)
+            return
+        self._temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(self._path)
 
 
 def _call(record: dict[str, Any]) -> Call:

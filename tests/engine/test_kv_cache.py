@@ -126,6 +126,28 @@ def test_ring_attention_equals_plain_attention_over_the_window(
                     torch.testing.assert_close(got[layer][row, :, step], expected, **close)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_rows_that_attend_in_one_call_have_the_bits_that_they_have_alone(steps: int) -> None:
+    torch.manual_seed(4)
+    # Slots 1 to 3 are full at different ring indices; slot 4 is young.
+    slots, starts = [1, 2, 3, 4], [2 * WINDOW, 2 * WINDOW + 1, 5 * WINDOW - 1, 2]
+    together = new_ring(torch.float32)
+    for slot in slots:
+        together.write(slot, 0, *torch.randn(2, 2, HEADS, WINDOW, DIM))
+    alone = [store.data.clone() for store in stored(together)]
+    q, k, v = torch.randn(3, len(slots), HEADS, steps, DIM)
+    step = SlicedRingAttention(*stored(together), Batch.of(slots, CPU), starts, steps)
+    assert len(step._groups) == 2
+    found = step.attend(1, q, k, v)
+    single = [KVTensor(data, None) for data in alone]
+    for row, slot in enumerate(slots):
+        rows = slice(row, row + 1)
+        one = SlicedRingAttention(*single, Batch.of([slot], CPU), starts[rows], steps)
+        assert torch.equal(one.attend(1, q[rows], k[rows], v[rows]), found[rows])
+    for store, data in zip(stored(together), alone, strict=True):
+        assert torch.equal(store.data[1, slots], data[1, slots])
+
+
 @needs_triton
 def test_queries_may_have_a_lower_precision_than_the_ring() -> None:
     torch.manual_seed(2)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -112,6 +113,7 @@ def test_page_and_pictures(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     [data] = re.findall(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)
     calls = json.loads(data)["calls"]
     assert len(calls) == 5 and all(call["events"] for call in calls)
+    assert all((page.parent / unquote(call["audio"])).is_file() for call in calls)
     for name in ("scores.png", "times.png"):
         assert (plots / name).read_bytes().startswith(b"\x89PNG")
     assert "kyutai" not in capsys.readouterr().out
@@ -222,6 +224,31 @@ def test_more_mistakes(
     monkeypatch.setattr(plugins, "find_spec", lambda name: None)
     assert main(["eval", "table", str(run), "--plots", str(tmp_path)]) == 2
     assert "--plots needs matplotlib" in one_line(capsys.readouterr().err)
+
+
+def test_interrupted(
+    data: Path,
+    nano: Engine,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @contextmanager
+    def bar(title: str, unit: str) -> Iterator[Callable[[int, int, float], None]]:
+        def update(done: int, total: int, rate: float) -> None:
+            raise KeyboardInterrupt
+
+        yield update
+
+    monkeypatch.setattr("pipecat_personaplex.cli.progress.rate_bar", bar)
+    monkeypatch.setattr("pipecat_personaplex.cli.eval._load", lambda model, config: nano)
+    out = tmp_path / "run"
+    command = ["eval", "run", "fdb-v1", "--data", str(data), "--model", "nano", "--out", str(out)]
+    assert main([*command, "--seeds", "1", "--sessions", "5"]) == 130
+    nano.start()
+    hint, error = capsys.readouterr().err.splitlines()
+    assert hint == f"{out}: 1 of 5 calls are finished; the same command goes on"
+    assert error == "error: interrupted"
 
 
 def test_a_recording_as_voice(tmp_path: Path) -> None:

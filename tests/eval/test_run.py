@@ -13,7 +13,7 @@ import pytest
 from pipecat_personaplex import Engine, SamplingParams
 from pipecat_personaplex.errors import UserError
 from pipecat_personaplex.eval.judges import Answer, StoredJudge
-from pipecat_personaplex.eval.run_folder import Call, RunFolder, checked_id, loudness
+from pipecat_personaplex.eval.run_folder import Call, RunFolder, checked_id, loudness, replacing
 from pipecat_personaplex.eval.run_suite import (
     Plan,
     RunResult,
@@ -22,6 +22,7 @@ from pipecat_personaplex.eval.run_suite import (
     run_suite,
     take_inventory,
 )
+from pipecat_personaplex.eval.run_target import check_target, only_writer
 from pipecat_personaplex.eval.score_run import Scorer, safe_name, score_run
 from pipecat_personaplex.eval.suites.registry import find_suite
 from pipecat_personaplex.eval.voice_activity import energy_spans
@@ -129,6 +130,50 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match="has format 99"):
         RunFolder.open(tmp_path)
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    run = small_run(tmp_path)
+    with (tmp_path / "items.jsonl").open("a") as file:
+        file.write('{"id": "y"}\n')
+    with pytest.raises(UserError, match=r"items\.jsonl, line 2, is no call of a run"):
+        run.calls()
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    run = small_run(tmp_path)
+    call = replace(run.calls()[0], id="y")
+    (tmp_path / "items.jsonl").rename(tmp_path / "before.jsonl")
+    (tmp_path / "items.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"y cannot be written to .* No space left .* goes on"):
+        run.add(call, folders.silence(1), [])
+    (tmp_path / "items.jsonl").unlink()
+    with pytest.raises(OSError, match="No space") as raised, replacing(tmp_path / "page.html"):
+        Path("/dev/full").write_text("page")
+    assert raised.value.filename == str(tmp_path / "page.html")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_one_process_writes(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "x"
+    with only_writer(path):
+        check_target(path)  # the lock alone makes it no other folder
+        RunFolder.create(path, {})
+        with pytest.raises(UserError, match="another process is writing"), only_writer(path):
+            pass
+    with only_writer(path):
+        check_target(path)
+
+
+def test_where_a_run_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_target(tmp_path / "new" / "run")
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match=r"file is not a folder; give another --out"):
+            check_target(path)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # also for root
+    with pytest.raises(UserError, match=f"no permission to write to {tmp_path}"):
+        check_target(tmp_path / "run")
 
 
 def test_a_failed_call_is_recorded_and_tried_again(

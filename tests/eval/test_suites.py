@@ -105,6 +105,14 @@ def test_folder_of_recordings(tmp_path: Path) -> None:
     [item] = find_suite("folder").items(tmp_path)
     assert (item.id, item.group, item.prompt) == ("a_b", "calls", "Hi.")
     assert [event.kind for event in item.events] == ["pause", "turn_end"]
+    folders.write(
+        tmp_path, folders.silence(1), "Größe 日本 #1.WAV", **{"Größe 日本 #1": {"events": []}}
+    )
+    assert [each.id for each in find_suite("folder").items(tmp_path)] == ["Größe_日本__1", "a_b"]
+    (tmp_path / "c.wav").write_bytes(b"RIFF, but no more")
+    (tmp_path / "c.json").write_text('{"events": []}')
+    with pytest.raises(UserError, match=r"audio file .*c\.wav cannot be read"):
+        list(find_suite("folder").items(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def score_narration(
     human: Sequence[float] | None,
     compat: bool,
 ) -> Scores:
-    """``tor``, ``frequency`` (backchannels a second) and ``jsd`` of one recording.
+    """``tor``, ``frequency`` (backchannels a second) and ``jsd`` of one narration.
 
     A span of at most 3 s counts as a backchannel. ``compat`` lets the last span decide about the
     takeover, as the published script does. ``fixed`` counts a takeover in any span, and only spans
@@ -31,9 +31,9 @@ def score_narration(
 
     Args:
         words: Words of the agent.
-        spans: Spans of its speech. For ``compat``, at the times that a detector finds which takes
-            24 kHz for 16 kHz.
-        seconds: Length of the recording.
+        spans: Spans of its speech during the narration. For ``compat``, all spans of the recording,
+            at the times that a detector finds which takes 24 kHz for 16 kHz.
+        seconds: Length of the narration; for ``compat``, of the recording.
         human: Distribution of people's backchannels over bins of 200 ms; None leaves out ``jsd``.
         compat: The rule set.
     """

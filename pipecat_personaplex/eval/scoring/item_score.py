@@ -93,8 +93,11 @@ def _score_event(
     if event.kind == "turn_end":
         return score_turn_end(heard.words, event, until, compat)
     if event.kind == "narration":
-        spans = heard.compat_spans if compat else heard.spans
-        return score_narration(heard.words, spans, heard.seconds, human, compat)
+        if compat:
+            return score_narration(heard.words, heard.compat_spans, heard.seconds, human, True)
+        # An answer to the finished narration is no takeover.
+        during = [span for span in heard.spans if span.start < event.end and span.end > event.start]
+        return score_narration(heard.words, during, event.end - event.start, human, False)
     if event.kind == "interruption":
         tail = heard.tails[index] if index in heard.tails else tail_words(heard.words, event)
         scores = score_interruption(heard.words, tail, heard.spans, event, until, compat)

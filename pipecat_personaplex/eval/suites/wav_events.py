@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ _KEYS = {"events", "prompt", "group", "wanted"}
 def load(data: Path | None) -> Iterator[Item]:
     """Yield a recording for each JSON file of the folder."""
     data = require_folder(data, "folder", SOURCE)
-    recordings = sorted(path for path in data.iterdir() if path.suffix in (".wav", ".flac"))
+    recordings = sorted(path for path in data.iterdir() if path.suffix.lower() in (".wav", ".flac"))
     if not recordings:
         raise UserError(f"suite folder: {data} has no recordings; it must be {SOURCE}")
     for path in recordings:
@@ -48,7 +49,7 @@ def _item(path: Path) -> Item:
                 f"{seconds:.2f} s"
             )
     return Item(
-        id=path.stem.replace(".", "_"),
+        id=re.sub(r"[^\w-]", "_", path.stem),
         group=str(content.get("group", "calls")),
         pcm=pcm,
         events=tuple(sorted(events, key=lambda event: event.start)),
