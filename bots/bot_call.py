@@ -76,6 +76,7 @@ class BotCall:
                 enable_usage_metrics=True,
                 send_initial_empty_metrics=False,
             ),
+            enable_turn_tracking=False,  # for traces, and not for free
             idle_timeout_secs=self._idle_seconds,
             processor_unusable_policy=ProcessorUnusablePolicy.END,
         )

@@ -31,7 +31,7 @@ class CallerWatch(FrameProcessor):
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, **kwargs: Any):
-        super().__init__(**kwargs)
+        super().__init__(enable_direct_mode=True, **kwargs)  # quick: needs no queue of its own
         self._clock = clock
         self._heard = clock()
         self._connected = False

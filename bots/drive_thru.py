@@ -36,6 +36,7 @@ from bots.order_window.desk import OrderDesk, add_order_options, open_desk, prin
 from bots.order_window.order import Order
 from bots.stt import add_stt_options, choose_stt, transcribe, turn_strategies
 from pipecat_personaplex.service.delegation.delegation import Delegation
+from pipecat_personaplex.service.delegation.hold import Hold
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from pipecat_personaplex.service.playout import PlayoutMeter
 
@@ -47,6 +48,7 @@ RESTAURANT = (
 )
 _AGENT = "Owen Foster"
 _FILLER = ("One moment, please.", "Let me check.")
+_FILLER_SECONDS = 1.5  # after the caller's turn
 
 
 async def converse(call: BotCall) -> None:
@@ -83,7 +85,13 @@ async def take_order(
         # The order has the name of its transcript.
         delegation=None
         if desk is None
-        else Delegation(backend=desk.backend(record.path.stem, show), filler=_FILLER),
+        else Delegation(
+            backend=desk.backend(record.path.stem, show),
+            # Nearly every turn is part of an order: the agent must confirm nothing by itself.
+            hold=Hold.until_decided(router=lambda text: True),
+            filler=_FILLER,
+            filler_after=_FILLER_SECONDS,
+        ),
     )
     # Pipecat's copy of the conversation: the backend reads it.
     context = LLMContext([{"role": "system", "content": call.args.prompt}])

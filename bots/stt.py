@@ -38,6 +38,8 @@ DEFAULT_WHISPER = "base.en"
 _SPEECH_PAUSE_SECONDS = 0.4
 # A caller's turn ends when this much more time has passed and the transcript has arrived.
 _TURN_PAUSE_SECONDS = 0.2
+# A little less than three chunks of 20 ms: sums of such durations are not exact.
+_PIECE_SECONDS = 0.0599
 # Whisper shares the processor with whatever runs the calls.
 _WHISPER_THREADS = 2
 # How long the turn waits for a transcript that is late.
@@ -103,7 +105,7 @@ def transcribe(stt: FrameProcessor) -> FrameProcessor:
     """
     vad = _Silero(params=VADParams(stop_secs=_SPEECH_PAUSE_SECONDS))
     branch = [_AtSttRate(), VADProcessor(vad_analyzer=vad), stt, _WithoutAudio()]
-    return ParallelPipeline(branch, [IdentityFilter()])  # type: ignore[no-untyped-call]
+    return ParallelPipeline(branch, [IdentityFilter(enable_direct_mode=True)])  # type: ignore[no-untyped-call]
 
 
 def turn_strategies(*, transcribed: bool) -> UserTurnStrategies:
@@ -130,30 +132,51 @@ class _Silero(SileroVADAnalyzer):
 
 
 class _AtSttRate(FrameProcessor):
-    """Replaces the caller's audio by the same at 16 kHz, mono."""
+    """Replaces the caller's audio by the same at 16 kHz, mono, in pieces of at least 60 ms.
+
+    Transports deliver 10 or 20 ms at a time, and each frame costs time in each processor.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(enable_direct_mode=True)  # quick: needs no queue of its own
         self._resampler = StreamResampler(STT_RATE, STT_RATE)
+        self._waiting: list[InputAudioRawFrame] = []  # of one rate and number of channels
+        self._seconds = 0.0  # of the audio that waits
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         await super().process_frame(frame, direction)
-        if isinstance(frame, InputAudioRawFrame):
-            frame = self._resampled(frame)
-        await self.push_frame(frame, direction)
+        if not isinstance(frame, InputAudioRawFrame):
+            await self.push_frame(frame, direction)
+            return
+        if self._waiting and _format(self._waiting[0]) != _format(frame):
+            await self._push_waiting(direction)
+        self._waiting.append(frame)
+        self._seconds += frame.num_frames / frame.sample_rate
+        if self._seconds >= _PIECE_SECONDS:
+            await self._push_waiting(direction)
 
-    def _resampled(self, frame: InputAudioRawFrame) -> InputAudioRawFrame:
-        pcm = pcm16_to_float(np.frombuffer(frame.audio, dtype=np.int16))
-        if frame.num_channels > 1:
-            pcm = pcm.reshape(-1, frame.num_channels).mean(axis=1)
-        if self._resampler.source_rate != frame.sample_rate:
-            self._resampler = StreamResampler(frame.sample_rate, STT_RATE)
+    async def _push_waiting(self, direction: FrameDirection) -> None:
+        frames, self._waiting, self._seconds = self._waiting, [], 0.0
+        rate, channels = _format(frames[0])
+        audio = b"".join(frame.audio for frame in frames)
+        pcm = pcm16_to_float(np.frombuffer(audio, dtype=np.int16))
+        if channels > 1:
+            pcm = pcm.reshape(-1, channels).mean(axis=1)
+        if self._resampler.source_rate != rate:
+            self._resampler = StreamResampler(rate, STT_RATE)
         samples = float_to_pcm16(self._resampler.push(pcm))
-        return InputAudioRawFrame(samples.tobytes(), STT_RATE, 1)
+        await self.push_frame(InputAudioRawFrame(samples.tobytes(), STT_RATE, 1), direction)
+
+
+def _format(frame: InputAudioRawFrame) -> tuple[int, int]:
+    return frame.sample_rate, frame.num_channels
 
 
 class _WithoutAudio(FrameProcessor):
     """Keeps the branch's copy of the audio from joining the pipeline."""
+
+    def __init__(self) -> None:
+        super().__init__(enable_direct_mode=True)
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         await super().process_frame(frame, direction)

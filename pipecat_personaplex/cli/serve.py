@@ -34,7 +34,6 @@ personaplex serve --host 0.0.0.0 --api-key-file keys.txt --ssl-certfile cert.pem
 
 personaplex serve --add-voice owen=owen.wav --allow-origin https://example.com"""
 
-_SWITCH_SECONDS = 5e-4
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -325,9 +324,6 @@ def serve(
     runner = ServerRunner(state, address, load, more_routes)
     allow_files(config.max_connections)
     reload_keys_on_hangup(state, api_key_file)
-    # The model thread takes the interpreter's lock for each operation. By default it would wait
-    # 5 ms for it whenever the event loop is busy.
-    sys.setswitchinterval(_SWITCH_SECONDS)
     if not runner.run(lambda url: typer.echo(_announcement(state.model, url))):
         # The thread that loads the model still runs, and would crash when the interpreter exits.
         os._exit(0)

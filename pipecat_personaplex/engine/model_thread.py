@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 
@@ -21,6 +22,10 @@ from pipecat_personaplex.errors import (
     PersonaPlexError,
     SessionFailed,
 )
+
+_SWITCH_SECONDS = 5e-4
+"""How long the model thread waits for the interpreter's lock at most, which it takes for each
+operation. By default it waits 5 ms whenever another thread, such as an event loop, is busy."""
 
 _MAX_LOST_THREADS = 8
 """Threads that callbacks may block at once. Each holds memory; more of them mean that the process
@@ -152,6 +157,7 @@ class ModelThread:
     # On the model thread.
 
     def _run(self) -> None:
+        sys.setswitchinterval(min(_SWITCH_SECONDS, sys.getswitchinterval()))
         try:
             self._finish(self._work_until_stopped())
         except CallbackAbandoned as abandoned:  # Another thread has taken over.

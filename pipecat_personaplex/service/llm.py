@@ -193,8 +193,7 @@ class PersonaPlexLLMService(DelegatingService):
         """Use the pipeline's output sample rate; each input frame carries its own."""
         await super().setup(setup)
         self._output.set_rate(setup.audio_out_sample_rate)
-        if self._delegator is not None:
-            await self._delegator.open()
+        await self._delegator.open()
         self._end_gate.attach(setup.pipeline_worker)
 
     async def start(self, frame: StartFrame) -> None:
@@ -203,10 +202,7 @@ class PersonaPlexLLMService(DelegatingService):
         self._started = True
         self._event_task = self.create_task(self._follow_events(), f"{self}::events")
         self._clock_task = self.create_task(self._follow_clock(), f"{self}::clock")
-        if self._delegator is None:
-            await self._open_call()
-        else:
-            await self._delegator.ground(self._open_call)
+        await self._delegator.ground(self._open_call)
 
     async def _open_call(self) -> None:
         try:
@@ -218,8 +214,7 @@ class PersonaPlexLLMService(DelegatingService):
     async def stop(self, frame: EndFrame) -> None:
         """Close the session; wait for texts only if the EndFrame did not come from the worker."""
         await super().stop(frame)
-        if self._delegator is not None:
-            await self._delegator.close()  # the backend ends too, and no new answers come
+        await self._delegator.close()  # the backend ends too, and no new answers come
         await self._end_gate.wait()
         await self._teardown()
 
@@ -236,7 +231,7 @@ class PersonaPlexLLMService(DelegatingService):
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Pass audio, texts, holds and settings to the call, and push every frame on."""
         await super().process_frame(frame, direction)
-        if self._delegator is not None and direction is FrameDirection.DOWNSTREAM:
+        if direction is FrameDirection.DOWNSTREAM:
             self._delegator.process(frame)
         match frame:
             case InputAudioRawFrame():
@@ -273,7 +268,7 @@ class PersonaPlexLLMService(DelegatingService):
             return
         if self._caller_speech.push(pcm):
             self._call.speech.interrupt()
-        if self._delegator is not None and self._caller_speech.speaking:
+        if self._caller_speech.speaking:
             self._delegator.hear_speech(pcm)
         if self._caller_speech.still_speaking():
             await self.push_frame(UserSpeakingFrame())  # the pipeline is not idle
@@ -323,24 +318,20 @@ class PersonaPlexLLMService(DelegatingService):
                     persona, error or SessionFailed("the session was closed")
                 )
             case SpeechRejected(text, _, error):
-                if self._delegator is not None:
-                    self._delegator.speech_rejected(text)
+                self._delegator.speech_rejected(text)
                 await self._push_application_error(f"{text!r} cannot be spoken: {error}", error)
             case SpeechStarted(speech, _):
-                if self._delegator is not None:
-                    self._delegator.speech_started(speech)
+                self._delegator.speech_started(speech)
                 await self._call_event_handler("on_speech_started", speech)
             case SpeechEnded(speech, _):
-                if self._delegator is not None:
-                    self._delegator.speech_ended(speech)
+                self._delegator.speech_ended(speech)
                 if speech.state == "said":
                     await self._call_event_handler("on_speech_done", speech)
                 else:
                     await self._call_event_handler("on_speech_cut", speech.text, speech.spoken)
 
     async def _push_output(self, model_frame: SessionFrame) -> None:
-        if self._delegator is not None:
-            self._delegator.push_output(model_frame)
+        self._delegator.push_output(model_frame)
         for frame in self._output.frames(model_frame, keep_turn=self._call.speech.speaking):
             await self.push_frame(frame)
         await self._push_response_time(self._response_time.agent(model_frame.pcm))
@@ -369,8 +360,7 @@ class PersonaPlexLLMService(DelegatingService):
 
     async def _teardown(self) -> None:
         self._facts.close()
-        if self._delegator is not None:
-            await self._delegator.close()
+        await self._delegator.close()
         self._call.close()
         clock, self._clock_task = self._clock_task, None
         if clock is not None:

@@ -44,7 +44,7 @@ class PlayoutMeter(FrameProcessor):
     """
 
     def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
+        super().__init__(enable_direct_mode=True, **kwargs)  # quick: needs no queue of its own
         self._sent = 0.0
         self._played = 0.0
 

@@ -32,8 +32,8 @@ from pipecat_personaplex.service.delegation.delegation_state import (
     PAUSE_SECONDS,
     TRANSCRIPT_SECONDS,
     DelegationState,
-    DelegationTimes,
 )
+from pipecat_personaplex.service.delegation.delegation_times import DelegationTimes
 from pipecat_personaplex.service.delegation.hold import Hold
 
 TIMEOUT = 8.0
@@ -198,13 +198,16 @@ class World:
             self.caller_speaks, self.activity = False, self.now
             self.do(self.state.caller_stopped(self.now))
 
-    def turn_ends(self) -> None:
+    def turn_ends(self, *, accepted: bool = False) -> None:
         self.turn += 1
         self.activity = self.now
-        self.do(self.state.turn_ended(self.now))
+        self.do(self.state.turn_ended(self.now, accepted=accepted))
+
+    def turn_ends_accepted(self) -> None:
+        self.turn_ends(accepted=self.hold.mode != "never")
 
     def router_accepts(self) -> None:
-        if self.hold.mode == "when":
+        if self.hold.mode != "never":
             self.activity = self.now
             self.do(self.state.accepted(self.now))
 
@@ -291,6 +294,7 @@ MOMENTS: list[tuple[int, str, Callable[[World], object]]] = [
     (1, "caller starts", World.caller_starts),
     (2, "caller stops", World.caller_stops),
     (1, "turn ends", World.turn_ends),
+    (1, "turn ends, accepted", World.turn_ends_accepted),
     (2, "router accepts", World.router_accepts),
     (1, "request is lost", World.request_is_lost),
     (1, "backend dies", World.backend_dies),

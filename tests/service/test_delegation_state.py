@@ -20,8 +20,8 @@ from pipecat_personaplex.service.delegation.delegation_actions import (
 from pipecat_personaplex.service.delegation.delegation_state import (
     TRANSCRIPT_SECONDS,
     DelegationState,
-    DelegationTimes,
 )
+from pipecat_personaplex.service.delegation.delegation_times import DelegationTimes
 from pipecat_personaplex.service.delegation.hold import Hold
 
 TIMES = DelegationTimes(
@@ -66,6 +66,47 @@ def test_nothing_to_add_releases_the_agent_at_once() -> None:
     assert state.noted(2.6, "Nothing.") == []
     assert state.idle(2.6) == [Release()]
     assert not state.held and state.deadline is None
+
+
+def test_a_turn_that_the_router_accepts_waits_for_the_backend() -> None:
+    state = DelegationState(TIMES)
+    state.caller_started(0.0)
+    state.caller_stopped(2.0)
+    hold, send = state.turn_ended(2.3, accepted=True)[::-1]
+    assert hold == HoldFor(pytest.approx(20.0)) and isinstance(send, Send)
+    state.sent(2.3, send.request, True)
+    assert said(state.tick(3.3)) == ["One moment."]  # before the backend has called a tool
+    assert state.tick(4.0) == []
+    assert state.noted(4.5, "nothing") == []
+    assert said(state.idle(4.5)) == ["Sorry, go ahead."]  # the model has missed its moment
+
+
+def test_a_router_that_answers_late_prolongs_the_hold() -> None:
+    state, _ = asked()
+    assert state.accepted(3.0) == [HoldFor(pytest.approx(19.3))]
+    assert state.tick(3.4) == []
+
+
+def test_after_an_answer_the_router_is_heard_in_the_next_turn() -> None:
+    state, _ = asked(replace(TIMES, hold=Hold.when(lambda text: True)))
+    [key] = [each.key for each in state.spoken(2.6, "At nine.") if isinstance(each, Say)]
+    state.idle(2.6)
+    state.speech_ended(4.0, key, ["At", "nine."], True)
+    state.accepted(4.1)  # about the turn that has been answered
+    assert not state.held
+    state.caller_started(5.0)
+    assert state.accepted(5.2) == [HoldFor(30.0)]
+
+
+def test_a_caller_whom_a_long_hold_leaves_unanswered_is_not_ignored() -> None:
+    state, _ = asked(replace(TIMES, hold=Hold.until_decided(3.0)))
+    assert state.tick(5.4) == [Release()]
+    state.noted(6.0, "nothing")
+    assert said(state.idle(6.0)) == ["Sorry, go ahead."]
+    state, _ = asked(replace(TIMES, hold=Hold.until_decided(3.0)))
+    state.tick(5.4)
+    state.agent_speaks(5.6, True)  # the model answers after all
+    assert said(state.idle(6.0)) == []
 
 
 def test_a_backend_that_does_not_decide_in_time_leaves_the_turn_to_the_model() -> None:

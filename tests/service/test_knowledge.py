@@ -10,6 +10,7 @@ from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.service.delegation.hold import Hold, subject_words, word_router
 from pipecat_personaplex.service.delegation.speakable import MAX_WORDS, speakable
 from pipecat_personaplex.service.knowledge import Knowledge, estimated_tokens
+from training.nano.wordings import wordings
 
 ROLE = "You work for Yellow Bird."
 
@@ -107,6 +108,31 @@ def test_any_text_becomes_sentences_on_one_line(text: str) -> None:
         assert sentence.strip() == sentence and "\n" not in sentence and sentence
 
 
+def test_the_default_router_tells_requests_from_small_talk() -> None:
+    requests = [text for intent in ("menu", "drinks") for text in ways_to_say(intent)]
+    others = [
+        text
+        for intent in ("hello", "thanks", "bye", "name", "how_are_you")
+        for text in ways_to_say(intent)
+    ]
+    short = word_router(["menu What there is to eat.", "drinks What there is to drink."])
+    long = word_router(
+        [
+            "menu The food that we serve and sell: dishes, meals, and what callers can order, "
+            "choose or eat.",
+            "drinks What there is to drink for somebody who is thirsty: coffee, tea, juice, water.",
+        ]
+    )
+    assert (len(requests), len(others)) == (75, 168)
+    assert sum(map(short, requests)) == 43  # as in the documentation
+    assert sum(map(long, requests)) == 69
+    assert not any(map(long, others))
+
+
+def ways_to_say(intent: str) -> list[str]:
+    return [text for held_out in (False, True) for text in wordings(intent, held_out)]
+
+
 def test_the_default_router_knows_the_subjects_of_tools() -> None:
     accepts = word_router(["opening hours When we are open on a day", "order Look up an order"])
     assert accepts("what are your HOURS today?") and accepts("where are my orders")
@@ -120,3 +146,5 @@ def test_holds_refuse_what_they_cannot_do() -> None:
             Hold.until_decided(seconds)
     with pytest.raises(ConfigError, match="function"):
         Hold.when("hours")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="function of a text, not 3"):
+        Hold.until_decided(1.0, 3)  # type: ignore[arg-type]

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipecat.utils.errors import ErrorCategory
 
 from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.service.delegation.call_follower import CallFollower
 from pipecat_personaplex.service.delegation.delegation_state import DelegationState
 from pipecat_personaplex.service.steering_service import SteeringService
-
-if TYPE_CHECKING:
-    from pipecat_personaplex.service.delegation.delegator import Delegator
 
 
 class DelegatingService(SteeringService):
     """A service whose functions are called by the backend of its delegation, if it has one."""
 
-    _delegator: Delegator | None = None
+    _delegator = CallFollower()
 
     def register_function(self, function_name: str | None, handler: Any, **options: Any) -> None:
         """Register a function for the backend to call; without a delegation, warn.
@@ -27,8 +25,7 @@ class DelegatingService(SteeringService):
             handler: As for ``LLMService.register_function``; its parameters are the backend's.
             **options: Passed on with it.
         """
-        if self._delegator is not None:
-            self._delegator.register_function(function_name, handler, options)
+        self._delegator.register_function(function_name, handler, options)
         super().register_function(function_name, handler, **options)
 
     @property
@@ -38,7 +35,7 @@ class DelegatingService(SteeringService):
         Raises:
             ConfigError: The service has no delegation.
         """
-        if self._delegator is None:
+        if self._delegator.state is None:
             raise ConfigError("this service has no delegation")
         return self._delegator.state
 
@@ -48,5 +45,5 @@ class DelegatingService(SteeringService):
         await self._call_event_handler("on_backend_error", message)
 
     def _warn_of_tools(self) -> None:
-        if self._delegator is None:  # else the backend calls them
+        if self._delegator.state is None:  # else the backend calls them
             super()._warn_of_tools()

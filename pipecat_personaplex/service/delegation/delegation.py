@@ -32,8 +32,9 @@ class Delegation:
     Attributes:
         backend: A ``BackendLLMWorker``, or the name of one that is registered elsewhere.
         hold: When the agent keeps silent, so that no invented answer comes first.
-        filler: Sentences to speak while a tool works, one a turn, in rotation.
-        filler_after: Seconds that a tool works before that.
+        filler: Sentences to speak while the backend works, one a turn, in rotation.
+        filler_after: Seconds before that, from a tool's call or the end of a turn that the hold's
+            router accepts.
         timeout_secs: Seconds that the backend may take for a turn.
         sorry: Spoken once when the backend fails; empty for nothing.
         unanswered: Spoken when the backend, after a long hold, has nothing to add: the model

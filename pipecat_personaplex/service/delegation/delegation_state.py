@@ -18,7 +18,7 @@ from pipecat_personaplex.service.delegation.delegation_actions import (
     Say,
     Send,
 )
-from pipecat_personaplex.service.delegation.hold import Hold
+from pipecat_personaplex.service.delegation.delegation_times import DelegationTimes
 from pipecat_personaplex.service.delegation.hold_reasons import HoldReasons
 from pipecat_personaplex.service.delegation.speakable import speakable
 from pipecat_personaplex.service.speech import estimated_seconds
@@ -33,27 +33,6 @@ LONG_HOLD_SECONDS = 2.0
 """Released later than this after the caller's words, the model rarely still answers them."""
 
 _NOTHING = frozenset({"nothing", "nothing to add", "nothing to do", "none", "ok", "okay", "done"})
-
-
-@dataclass(frozen=True)
-class DelegationTimes:
-    """What of a ``Delegation`` decides when something happens.
-
-    Attributes:
-        hold: When the agent keeps silent.
-        filler: Texts to speak while a tool works, in turn.
-        filler_after: Seconds of a tool's work before that.
-        timeout: Seconds for a request.
-        sorry: Text for a request that failed; empty for none.
-        unanswered: Text for a caller who gets no answer after a long hold; empty for none.
-    """
-
-    hold: Hold
-    filler: tuple[str, ...]
-    filler_after: float
-    timeout: float
-    sorry: str
-    unanswered: str
 
 
 @dataclass
@@ -77,7 +56,8 @@ class DelegationState:
     - ``caller``: the caller speaks or the transcript is not written yet; 30 s, and 2 s after the
       end of the speech.
     - ``decision``: the backend has got the turn; the seconds of ``Hold.until_decided``.
-    - ``work``: the backend calls tools or has more to say; until it is idle, fails or times out.
+    - ``work``: the backend is needed, calls tools or has more to say; until it is idle, fails or
+      times out.
     - ``speech``: an answer is being spoken; until it ends, or well beyond its estimated duration.
 
     A hold begins in a gap of the agent's own words: it does not cut a sentence.
@@ -149,19 +129,23 @@ class DelegationState:
         return self._settle(now)
 
     def accepted(self, now: float) -> list[Action]:
-        """The router of ``Hold.when`` has found that the backend is needed for this turn."""
-        if not self._accepted and not self._answered:
-            self._accepted = True
-            if self._work.outstanding and not self._caller_speaks:
-                self._reasons.set("work", self._timeout_at or now)
-                self._expect_filler(now)
-            else:
+        """The router of the hold has found that the backend is needed for this turn."""
+        if self._caller_speaks or self._caller_until is not None:  # its words are still to come
+            if not self._accepted:
+                self._accepted = True
                 seconds = MAX_HOLD_SECONDS if self._caller_speaks else TRANSCRIPT_SECONDS
                 self._reasons.set("caller", now + seconds)
+        elif self._work.outstanding and not self._answered:
+            self._expect_work(now)
         return self._settle(now)
 
-    def turn_ended(self, now: float) -> list[Action]:
-        """The words of the caller's turn stand in the context."""
+    def turn_ended(self, now: float, *, accepted: bool = False) -> list[Action]:
+        """The words of the caller's turn stand in the context.
+
+        Args:
+            now: The time.
+            accepted: Whether the router of the hold finds that the backend is needed for it.
+        """
         self._turn += 1
         self._caller_until = None
         self._holds = self._times.hold.mode == "until_decided"
@@ -175,7 +159,7 @@ class DelegationState:
         self._reasons.drop("speech")
         actions.append(self._send(transcript=True))
         self._timeout_at = now + self._times.timeout
-        if self._work.tools or self._accepted:
+        if self._work.tools or self._accepted or accepted:
             self._expect_work(now)
         elif self._times.hold.mode == "until_decided":
             self._reasons.set("decision", now + self._times.hold.seconds)
@@ -186,6 +170,8 @@ class DelegationState:
     def agent_speaks(self, now: float, speaks: bool) -> list[Action]:
         """The model has begun words of its own, or has paused."""
         self._reasons.agent_speaks = speaks
+        if speaks:
+            self._words_ended = None
         return self._settle(now)
 
     # The backend.
@@ -246,9 +232,7 @@ class DelegationState:
         if not self._work.idle():
             return self._settle(now)
         actions: list[Action] = []
-        waited = now - (self._words_ended if self._words_ended is not None else now)
-        silent = self.held and not self._answered and not self._caller_speaks
-        if silent and waited > LONG_HOLD_SECONDS and self._times.unanswered:
+        if self._is_left_unanswered(now) and self._times.unanswered:
             actions += self._say(now, [self._times.unanswered], "sorry")
         self._rest()
         return actions + self._settle(now)
@@ -339,6 +323,15 @@ class DelegationState:
                 if text.purpose == "answer":
                     self._untold.append(f'Not told to the user: "{text.text}"')
         return [Cut(tuple(keys))] if keys else []
+
+    def _is_left_unanswered(self, now: float) -> bool:
+        """Whether neither the backend nor, any more, the model answers the caller's turn."""
+        if self._answered or self._caller_speaks or self._words_ended is None:
+            return False
+        hold = self._times.hold
+        late = hold.mode == "until_decided" and hold.seconds > LONG_HOLD_SECONDS
+        waited_long = self._filled or now - self._words_ended > LONG_HOLD_SECONDS
+        return waited_long and (self.held or late)
 
     def _expect_work(self, now: float) -> None:
         self._reasons.drop("decision")

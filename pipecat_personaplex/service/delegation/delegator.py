@@ -31,6 +31,7 @@ from pipecat_personaplex.service.delegation.backend_link import (
     transcript_request,
 )
 from pipecat_personaplex.service.delegation.backend_tools import BackendTools
+from pipecat_personaplex.service.delegation.call_follower import CallFollower
 from pipecat_personaplex.service.delegation.call_memory import CallMemory
 from pipecat_personaplex.service.delegation.delegation import PAIRING_INSTRUCTION, Delegation
 from pipecat_personaplex.service.delegation.delegation_actions import (
@@ -44,7 +45,8 @@ from pipecat_personaplex.service.delegation.delegation_actions import (
     Say,
     Send,
 )
-from pipecat_personaplex.service.delegation.delegation_state import DelegationState, DelegationTimes
+from pipecat_personaplex.service.delegation.delegation_state import DelegationState
+from pipecat_personaplex.service.delegation.delegation_times import DelegationTimes
 from pipecat_personaplex.service.delegation.turn_router import TurnRouter
 from pipecat_personaplex.service.speech import RequestedText
 
@@ -60,7 +62,7 @@ NO_TRANSCRIPT_SECONDS = 30.0
 _GAP_FRAMES = 3
 
 
-class Delegator:
+class Delegator(CallFollower):
     """Drives the delegation of one call: frames and events in, requests and speech out.
 
     All decisions are ``DelegationState``'s.
@@ -81,7 +83,7 @@ class Delegator:
         _require_features(getattr(engine, "features", _NEEDED))
         self._front = front
         self._config = config
-        self.state = DelegationState(
+        self.state: DelegationState = DelegationState(
             DelegationTimes(
                 config.hold,
                 tuple(config.filler),
@@ -239,8 +241,8 @@ class Delegator:
         ]
         if not any(asked):
             return
-        self._router.route(" ".join(asked))
-        self._do(self.state.turn_ended(_now()))
+        accepted = self._router.accepts(" ".join(asked))
+        self._do(self.state.turn_ended(_now(), accepted=accepted))
 
     # What the backend reports.
 

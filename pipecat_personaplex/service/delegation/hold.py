@@ -29,8 +29,10 @@ class Hold:
 
     Attributes:
         mode: Which of the three.
-        seconds: For ``until_decided``: how long the backend may take to begin an answer or a tool.
-        router: For ``when``: tells whether the backend is needed; None for the default router.
+        seconds: For ``until_decided``: how long the backend may take to begin an answer or a tool
+            in a turn that the router does not accept.
+        router: Tells whether the backend is needed; None accepts a text that shares a word with the
+            names and descriptions of the backend's tools.
 
     Example::
 
@@ -55,31 +57,43 @@ class Hold:
             router: Called with what the caller has said so far, also with interim transcripts. It
                 may be a coroutine function. None accepts a text that shares a word with the names
                 and descriptions of the backend's tools.
-        """
-        if router is not None and not callable(router):
-            raise ConfigError(f"Hold.when takes a function of a text, not {router!r}")
-        return cls("when", router=router)
-
-    @classmethod
-    def until_decided(cls, seconds: float = 1.0) -> Hold:
-        """Hold from the start of the caller's turn until the backend has spoken.
-
-        If the backend neither answers nor calls a tool in this time after the end of the turn, the
-        model answers by itself. A model that was silent for more than about 2 s after a question
-        rarely still answers it.
-
-        Args:
-            seconds: More than 0, at most 30.
 
         Raises:
-            ConfigError: ``seconds`` is out of range.
+            ConfigError: The router is no function.
+        """
+        return cls("when", router=_checked_router(router))
+
+    @classmethod
+    def until_decided(cls, seconds: float = 1.0, router: Router | None = None) -> Hold:
+        """Hold from the start of each turn of the caller until the backend has spoken.
+
+        In a turn that the router accepts, the agent is silent until the backend has answered or has
+        nothing to add, however long that takes (see ``Delegation.timeout_secs``). In any other
+        turn, the model answers by itself if the backend neither answers nor calls a tool in
+        ``seconds`` after the end of the turn: a model that was silent for more than about 2 s
+        after a question rarely still answers it.
+
+        Args:
+            seconds: For turns that the router does not accept: more than 0, at most 30.
+            router: Called with the words of the finished turn. It may be a coroutine function.
+                None accepts words of the tools, as for ``when``; ``lambda text: True`` accepts
+                every turn.
+
+        Raises:
+            ConfigError: ``seconds`` is out of range, or the router is no function.
         """
         if not 0 < seconds <= MAX_HOLD_SECONDS:
             raise ConfigError(
                 f"Hold.until_decided takes more than 0 and at most {MAX_HOLD_SECONDS:g} s, "
                 f"not {seconds}"
             )
-        return cls("until_decided", seconds)
+        return cls("until_decided", seconds, _checked_router(router))
+
+
+def _checked_router(router: Router | None) -> Router | None:
+    if router is not None and not callable(router):
+        raise ConfigError(f"the router of a Hold is a function of a text, not {router!r}")
+    return router
 
 
 def subject_words(texts: Iterable[str]) -> frozenset[str]:

@@ -15,13 +15,16 @@ from pipecat_personaplex.service.delegation.hold import Hold, Router, word_route
 
 
 class TurnRouter:
-    """Calls the router of ``Hold.when`` with what the caller says; does nothing for other holds.
+    """Calls the router of a ``Hold`` with what the caller says; does nothing for ``Hold.never``.
+
+    ``Hold.when`` begins with a transcript, so its router sees interim ones as well.
 
     Args:
         front: The service.
         hold: When the agent keeps silent.
         tool_texts: Returns the names and descriptions of the tools, for the default router.
-        on_accepted: Called when the router has accepted a text.
+        on_accepted: Called when the router has accepted a transcript, and when a coroutine
+            function has accepted a text of the current turn.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class TurnRouter:
     def open(self) -> None:
         """Listen to the transcripts of the pipeline."""
         if self._hold.mode == "when":
-            self._front.pipeline_worker.add_observer(_Transcripts(self.route))
+            self._front.pipeline_worker.add_observer(_Transcripts(self._route_transcript))
 
     async def close(self) -> None:
         """Stop the routers that are still at work."""
@@ -53,20 +56,29 @@ class TurnRouter:
         """Ignore what routers find out about the turn before."""
         self._turn += 1
 
-    def route(self, text: str) -> None:
-        """Ask the router about what the caller has said so far."""
-        if self._hold.mode != "when":
-            return
+    def accepts(self, text: str) -> bool:
+        """Ask the router about what the caller has said so far.
+
+        Returns:
+            Whether it accepts the text. False also if it is a coroutine function, whose answer
+            comes later.
+        """
+        if self._hold.mode == "never":
+            return False
         try:
             answer = self._router(text)
         except Exception as error:
             self._log(error)
-            return
-        if inspect.isawaitable(answer):
-            task = self._front.create_task(self._wait(answer, self._turn), f"{self._front}::router")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        elif answer:
+            return False
+        if not inspect.isawaitable(answer):
+            return bool(answer)
+        task = self._front.create_task(self._wait(answer, self._turn), f"{self._front}::router")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return False
+
+    def _route_transcript(self, text: str) -> None:
+        if self.accepts(text):
             self._on_accepted()
 
     @property
@@ -83,7 +95,7 @@ class TurnRouter:
                 self._on_accepted()
 
     def _log(self, error: Exception) -> None:
-        logger.warning(f"{self._front}: the router of Hold.when raised {error!r}; no hold")
+        logger.warning(f"{self._front}: the router of the hold raised {error!r}; not accepted")
 
 
 class _Transcripts(BaseObserver):
