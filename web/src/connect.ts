@@ -13,45 +13,46 @@ export function prepareCall(info: Info, microphone: MediaStream, listener: Liste
 // WebRTC has the smaller delay. Browsers do not offer it without a network, even for a bot on the
 // same machine, and some networks block it.
 class TalkCall implements Call {
-  private way: Call;
-  private request: CallRequest | undefined;
-  private over = false;
+  #way: Call;
+  #request: CallRequest | undefined;
+  #over = false;
 
   constructor(
     info: Info,
     private microphone: MediaStream,
     private listener: Listener,
   ) {
-    this.way = new WebRtcCall(info, microphone, listener, () => void this.useSocket());
+    this.#way = new WebRtcCall(info, microphone, listener, () => void this.#useSocket());
   }
 
   async start(request: CallRequest): Promise<void> {
-    this.request = request;
-    await this.way.start(request);
+    this.#request = request;
+    await this.#way.start(request);
   }
 
-  say = (text: string) => this.way.say(text);
-  hush = () => this.way.hush();
-  hold = (seconds: number) => this.way.hold(seconds);
-  release = () => this.way.release();
-  prompt = (change: { text?: string; voice?: string }) => this.way.prompt(change);
-  sample = (sampling: Sampling) => this.way.sample(sampling);
-  useMicrophone = (microphone: MediaStream) => this.way.useMicrophone(microphone);
+  say = (text: string) => this.#way.say(text);
+  hush = () => this.#way.hush();
+  hold = (seconds: number) => this.#way.hold(seconds);
+  release = () => this.#way.release();
+  prompt = (change: { text?: string; voice?: string }) => this.#way.prompt(change);
+  sample = (sampling: Sampling) => this.#way.sample(sampling);
+  useMicrophone = (microphone: MediaStream) => this.#way.useMicrophone(microphone);
 
   hangUp(): void {
-    this.over = true;
-    this.way.hangUp();
+    this.#over = true;
+    this.#way.hangUp();
   }
 
-  private async useSocket(): Promise<void> {
-    if (this.over || !this.request) return;
+  async #useSocket(): Promise<void> {
+    if (this.#over || !this.#request) return;
     const socket = new SocketCall(this.microphone, this.listener);
-    this.way = socket;
+    this.#way = socket;
+    this.listener({ kind: "blocked" });
     try {
-      await socket.start(this.request);
+      await socket.start(this.#request);
     } catch (error) {
-      if (this.over) return;
-      this.over = true;
+      if (this.#over) return;
+      this.#over = true;
       this.listener({ kind: "ended", reason: (error as Error).message, problem: true });
     }
   }

@@ -36,19 +36,19 @@ export function followKeys(actions: Record<string, () => void>): void {
 
 // A message above the page, for what the person has to know or do.
 export class Banner {
-  private retry: (() => void) | undefined;
+  #retry: (() => void) | undefined;
 
   constructor() {
     byId("banner-close").addEventListener("click", () => this.clear());
     byId("banner-retry").addEventListener("click", () => {
-      const retry = this.retry;
+      const retry = this.#retry;
       this.clear();
       retry?.();
     });
   }
 
   show(text: string, retry?: () => void): void {
-    this.retry = retry;
+    this.#retry = retry;
     byId("banner-text").textContent = text;
     show(byId("banner-retry"), retry !== undefined);
     show(byId("banner"), true);
