@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 _WHISPER_RATE = 16_000
 # Whisper shares the processor with the model, which must not wait.
 _MAX_THREADS = 4
+_NICE = 10
 # How long Pipecat's turn detection waits for a transcript that is late.
 _LATE_SECONDS = 2.0
 
@@ -49,7 +52,17 @@ class Whisper:
             ConfigError: It cannot be loaded.
         """
         threads = min(_MAX_THREADS, max(1, (os.cpu_count() or 1) // 2))
-        self._model = load_whisper(self._name, "--transcribe", threads)
+
+        def load() -> WhisperModel:
+            # On Linux a priority is that of a thread, and the threads that Whisper starts inherit
+            # it: a transcript waits for the model's steps, and not they for it.
+            if sys.platform == "linux":
+                os.nice(_NICE)
+            model: WhisperModel = load_whisper(self._name, "--transcribe", threads)
+            return model
+
+        with ThreadPoolExecutor(1) as thread:
+            self._model = thread.submit(load).result()
 
     def create(self) -> FrameProcessor:
         """Create the transcriber of one call, for pipelines at 24 kHz."""

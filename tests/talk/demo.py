@@ -129,7 +129,11 @@ def write_film(
     with av.open(str(path), "w") as film:
         video = film.add_stream("libvpx-vp9" if web else "libx264", rate=FRAMES_A_SECOND)
         video.width, video.height, video.pix_fmt = SIZE["width"], SIZE["height"], "yuv420p"
-        video.options = {"crf": "32", "b": "0"} if web else {"crf": "25", "preset": "slow"}
+        video.options = (
+            {"crf": "34", "b": "0", "deadline": "realtime", "cpu-used": "8"}
+            if web
+            else {"crf": "25", "preset": "veryfast"}
+        )
         audio = film.add_stream("libopus" if web else "aac", rate=_SOUND_RATE)
         audio.layout = "stereo"
         times = np.array([at - first for at, _ in pictures])

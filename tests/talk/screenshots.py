@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Playwright, sync_playwright
 
+from pipecat_personaplex.talk.about import describe_model
 from tests.helpers.chromium import browsing, with_microphone
 from tests.helpers.real import whisper_folder
 from tests.talk.browsers import NO_WEBRTC, NO_WEBSOCKET, TalkPage, write_microphone
@@ -38,12 +39,9 @@ class Pictures:
 
     def take(self, name: str, page: TalkPage) -> None:
         path = self._folder / f"talk-{name}.png"
-        page.page.screenshot(path=path)
+        page.page.screenshot(path=path, animations="disabled")
         with Image.open(path) as picture:
-            # Small areas keep their colour, such as those of a legend.
-            method = Image.Quantize.MAXCOVERAGE
-            small = picture.convert("RGB").quantize(256, method, dither=Image.Dither.NONE)
-        small.save(path, optimize=True)
+            picture.convert("RGB").save(path, optimize=True)
         print(path, f"{path.stat().st_size >> 10} KiB", flush=True)
 
 
@@ -87,7 +85,9 @@ def errors(pictures: Pictures, playwright: Playwright, browser: Browser, url: st
         pictures.take("blocked", page)
     with TalkPage(browser, url, **options) as page:
         info = page.page.request.get(f"{url}/api/info").json()
-        failed = info | {"state": "failed", "failure": GATED, "model": "nvidia/personaplex-7b-v1"}
+        about = describe_model("nvidia/personaplex-7b-v1")
+        failed = info | {"state": "failed", "failure": GATED, "model": about.name}
+        failed |= {"description": about.description}
         page.page.route("**/api/info", lambda route: route.fulfill(json=failed))
         page.page.goto(url)
         page.until_banner("gated")

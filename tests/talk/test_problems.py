@@ -28,6 +28,15 @@ pytestmark = [
     needs_chromium,
 ]
 SECONDS = 3.0
+# A firewall that drops what a WebSocket sends.
+SILENT_WEBSOCKET = """
+window.WebSocket = class extends EventTarget {
+  static CONNECTING = 0;
+  static OPEN = 1;
+  readyState = 0;
+  close() {}
+};
+"""
 RELEASE = "nvidia/personaplex-7b-v1"
 # When each message of the page appeared, and when Talk was pressed, in ms of the wall clock.
 WATCH = """
@@ -80,8 +89,9 @@ def test_every_slot_taken(opened: TalkPage, browser: Browser, bot: TalkProcess) 
         other.hang_up()
 
 
-def test_a_connection_that_is_blocked(browser: Browser, bot: TalkProcess) -> None:
-    with watched(browser, bot.url, NO_WEBRTC, NO_WEBSOCKET) as page:
+@pytest.mark.parametrize("socket", [NO_WEBSOCKET, SILENT_WEBSOCKET], ids=["refused", "silent"])
+def test_a_connection_that_is_blocked(browser: Browser, bot: TalkProcess, socket: str) -> None:
+    with watched(browser, bot.url, NO_WEBRTC, socket) as page:
         page.open()
         press_talk(page)
         page.until_banner("a firewall, a VPN or a proxy blocks WebRTC")

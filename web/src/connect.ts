@@ -10,9 +10,13 @@ export function prepareCall(info: Info, microphone: MediaStream, listener: Liste
   return new SessionCall(microphone, listener, byId<HTMLInputElement>("key").value.trim());
 }
 
+const SPARE_MS = 1200; // after which a WebSocket is opened, so that it can take over at once
+
 // WebRTC has the smaller delay. Browsers do not offer it without a network, even for a bot on the
 // same machine, and some networks block it.
 class TalkCall implements Call {
+  #spare: SocketCall | undefined; // used if WebRTC does not get through
+  #timer = 0;
   #way: Call;
   #request: CallRequest | undefined;
   #over = false;
@@ -22,12 +26,24 @@ class TalkCall implements Call {
     private microphone: MediaStream,
     private listener: Listener,
   ) {
-    this.#way = new WebRtcCall(info, microphone, listener, () => void this.#useSocket());
+    const settled: Listener = (event) => {
+      if (event.kind === "connected" || event.kind === "ended") this.#dropSpare();
+      listener(event);
+    };
+    this.#way = new WebRtcCall(info, microphone, settled, () => void this.#useSocket());
   }
 
   async start(request: CallRequest): Promise<void> {
     this.#request = request;
-    await this.#way.start(request);
+    this.#timer = setTimeout(() => {
+      this.#spare = new SocketCall(this.microphone, this.listener);
+    }, SPARE_MS);
+    try {
+      await this.#way.start(request);
+    } catch (refused) {
+      this.#dropSpare();
+      throw refused;
+    }
   }
 
   say = (text: string) => this.#way.say(text);
@@ -40,12 +56,21 @@ class TalkCall implements Call {
 
   hangUp(): void {
     this.#over = true;
+    this.#dropSpare();
     this.#way.hangUp();
+  }
+
+  #dropSpare(): void {
+    clearTimeout(this.#timer);
+    this.#spare?.discard();
+    this.#spare = undefined;
   }
 
   async #useSocket(): Promise<void> {
     if (this.#over || !this.#request) return;
-    const socket = new SocketCall(this.microphone, this.listener);
+    clearTimeout(this.#timer);
+    const socket = this.#spare ?? new SocketCall(this.microphone, this.listener);
+    this.#spare = undefined;
     this.#way = socket;
     this.listener({ kind: "blocked" });
     try {

@@ -1,5 +1,5 @@
 // Theme, keys and messages: what has nothing to do with a call.
-import { byId, show } from "./dom";
+import { byId, element, show } from "./dom";
 
 const THEMES = ["auto", "light", "dark"];
 
@@ -49,7 +49,9 @@ export class Banner {
 
   show(text: string, retry?: () => void): void {
     this.#retry = retry;
-    byId("banner-text").textContent = text;
+    // What is between backticks is for a terminal.
+    const parts = text.split("`").map((part, i) => (i % 2 ? element("code", {}, part) : part));
+    byId("banner-text").replaceChildren(...parts);
     show(byId("banner-retry"), retry !== undefined);
     show(byId("banner"), true);
   }

@@ -41,7 +41,7 @@ export class Rtvi {
         return reject(new Problem("The call is over."));
       }
       const id = this.#send("client-message", { t: type, d: data });
-      const timer = window.setTimeout(() => {
+      const timer = setTimeout(() => {
         this.#waiting.delete(id);
         reject(new Problem("The bot did not answer."));
       }, ANSWER_MS);

@@ -1,4 +1,5 @@
 // A call over /v1/session, the protocol of `personaplex serve`.
+import { now } from "./dom";
 import { type Call, type CallRequest, type Listener, Problem, type Sampling } from "./events";
 import { BLOCKED, ENDED, GONE, refusal } from "./problems";
 import { SoundLine } from "./sound";
@@ -65,9 +66,9 @@ export class SessionCall implements Call {
     await this.#opened(request);
     if (this.#over) return;
     this.#line.connect(this.microphone);
-    this.#heardAt = performance.now();
-    this.#timer = window.setInterval(() => {
-      if (performance.now() - this.#heardAt > SILENT_MS) this.#end(GONE, true);
+    this.#heardAt = now();
+    this.#timer = setInterval(() => {
+      if (now() - this.#heardAt > SILENT_MS) this.#end(GONE, true);
     }, CHECK_MS);
     this.listener({ kind: "connected", voice: this.#line.voice, over: "websocket" });
   }
@@ -129,7 +130,7 @@ export class SessionCall implements Call {
 
   #until(type: string, closed: string): Promise<void> {
     return new Promise((resolve, reject) => {
-      const timer = window.setTimeout(() => reject(new Problem(BLOCKED)), OPEN_MS);
+      const timer = setTimeout(() => reject(new Problem(BLOCKED)), OPEN_MS);
       this.#socket.onclose = () => reject(new Problem(closed));
       this.#socket.onmessage = ({ data }) => {
         const message = JSON.parse(String(data)) as Message;
@@ -155,7 +156,7 @@ export class SessionCall implements Call {
   }
 
   #receive(data: string | ArrayBuffer): void {
-    this.#heardAt = performance.now();
+    this.#heardAt = now();
     if (typeof data === "string") this.#message(JSON.parse(data) as Message);
     else this.#output(data);
   }

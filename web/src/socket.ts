@@ -1,4 +1,5 @@
 // A call over a WebSocket to `personaplex talk`, where WebRTC does not get through.
+import { now } from "./dom";
 import { type Call, type CallRequest, type Listener, Problem } from "./events";
 import { BLOCKED, ENDED, GONE, refusal } from "./problems";
 import { Rtvi, RtviCall } from "./rtvi";
@@ -6,12 +7,15 @@ import { SoundLine } from "./sound";
 
 const SILENT_MS = 2500; // the bot sends a message at least once a second
 const CHECK_MS = 400;
-const OPEN_MS = 3000;
+const CONNECT_MS = 1500; // from its creation
+const LEAST_MS = 300;
+const ANSWER_MS = 6000; // a call that is ending may still have the slot
 
 export class SocketCall extends RtviCall implements Call {
   protected rtvi: Rtvi;
   #socket: WebSocket;
   #line: SoundLine | undefined;
+  #created = now();
   #heardAt = 0;
   #timer = 0;
   #over = false;
@@ -29,6 +33,7 @@ export class SocketCall extends RtviCall implements Call {
   }
 
   async start(request: CallRequest): Promise<void> {
+    await this.#connected();
     await this.#opened(request);
     if (this.#over) return;
     this.#line = await SoundLine.create((pcm) => {
@@ -36,11 +41,11 @@ export class SocketCall extends RtviCall implements Call {
     });
     if (this.#over) return this.#line.close();
     this.#line.connect(this.microphone);
-    this.#heardAt = performance.now();
+    this.#heardAt = now();
     this.#socket.onmessage = ({ data }) => this.#receive(data as string | ArrayBuffer);
     this.#socket.onclose = () => this.#end(ENDED, true);
-    this.#timer = window.setInterval(() => {
-      if (performance.now() - this.#heardAt > SILENT_MS) this.#end(GONE, true);
+    this.#timer = setInterval(() => {
+      if (now() - this.#heardAt > SILENT_MS) this.#end(GONE, true);
     }, CHECK_MS);
     this.listener({ kind: "connected", voice: this.#line.voice, over: "websocket" });
     this.rtvi.ready();
@@ -54,10 +59,29 @@ export class SocketCall extends RtviCall implements Call {
     this.#end("You hung up.", false);
   }
 
+  // Closes a connection that no call has used.
+  discard(): void {
+    this.#over = true;
+    this.#socket.close();
+  }
+
+  #connected(): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const { readyState } = this.#socket;
+      const block = () => reject(new Problem(BLOCKED));
+      if (readyState === WebSocket.OPEN) return resolve();
+      if (readyState !== WebSocket.CONNECTING) return block();
+      const left = CONNECT_MS - (now() - this.#created);
+      setTimeout(block, Math.max(LEAST_MS, left));
+      this.#socket.onopen = () => resolve();
+      this.#socket.onerror = this.#socket.onclose = block;
+    });
+  }
+
   #opened(request: CallRequest): Promise<void> {
     return new Promise((resolve, reject) => {
-      const timer = window.setTimeout(() => reject(new Problem(BLOCKED)), OPEN_MS);
-      this.#socket.onopen = () => this.#socket.send(JSON.stringify(request));
+      const timer = setTimeout(() => reject(new Problem(BLOCKED)), ANSWER_MS);
+      this.#socket.send(JSON.stringify(request));
       this.#socket.onclose = () => reject(new Problem(BLOCKED));
       this.#socket.onmessage = ({ data }) => {
         clearTimeout(timer);
@@ -69,7 +93,7 @@ export class SocketCall extends RtviCall implements Call {
   }
 
   #receive(data: string | ArrayBuffer): void {
-    this.#heardAt = performance.now();
+    this.#heardAt = now();
     if (typeof data === "string") this.rtvi.receive(data);
     else this.#line?.play(new Int16Array(data));
   }

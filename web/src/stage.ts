@@ -18,13 +18,18 @@ const PERMISSION_MS = 1500;
 const BLINK_MS = 2500;
 
 type State = "idle" | "busy" | "live";
+const PROBLEM = { idle: "", busy: "Not connected", live: "The call is over" };
 
 export class Stage {
+  #info: Info;
+  #banner: Banner;
+  #request: () => CallRequest;
+  #persona: PersonaEditor;
   #state: State = "idle";
   #call: Call | undefined;
   #microphone: MediaStream | undefined;
   #recorder: Recorder | undefined;
-  #devices = new DeviceMenus((text) => this.banner.show(text));
+  #devices = new DeviceMenus((text) => this.#banner.show(text));
   #meter = new Meter();
   #timeline = new Timeline(byId<HTMLCanvasElement>("timeline"));
   #transcript = new Transcript(byId("transcript"));
@@ -35,11 +40,12 @@ export class Stage {
   #inEffect = "";
 
   constructor(
-    private info: Info,
-    private banner: Banner,
-    private request: () => CallRequest,
-    private persona: PersonaEditor,
+    info: Info,
+    banner: Banner,
+    request: () => CallRequest,
+    persona: PersonaEditor,
   ) {
+    [this.#info, this.#banner, this.#request, this.#persona] = [info, banner, request, persona];
     byId("talk").addEventListener("click", () => void this.#toggle());
     byId("mute").addEventListener("click", () => this.#mute());
     byId("hush").addEventListener("click", () => void this.#steer((call) => call.hush(), "Hushed"));
@@ -47,7 +53,7 @@ export class Stage {
     byId("apply").addEventListener("click", () => void this.#applyPrompt());
     this.#onSubmit("say", (text) => this.#steer((call) => call.say(text), "Will be said"));
     this.#onSubmit("facts", (text) => {
-      this.persona.prompt = this.persona.withFacts(text);
+      this.#persona.prompt = this.#persona.withFacts(text);
       return this.#applyPrompt();
     });
     byId("wav").addEventListener("click", () => {
@@ -70,7 +76,7 @@ export class Stage {
   }
 
   settingsChanged(): void {
-    const differs = this.persona.prompt !== this.#inEffect;
+    const differs = this.#persona.prompt !== this.#inEffect;
     byId<HTMLButtonElement>("apply").disabled = this.#state !== "live" || !differs;
   }
 
@@ -80,7 +86,7 @@ export class Stage {
       this.#attempt += 1;
       return this.#finish("Cancelled");
     }
-    this.banner.clear();
+    this.#banner.clear();
     const attempt = ++this.#attempt;
     try {
       await this.#connect(() => attempt === this.#attempt);
@@ -88,7 +94,7 @@ export class Stage {
       if (attempt !== this.#attempt) return;
       this.#finish("Not connected");
       const text = error instanceof Problem ? error.message : `The call failed: ${error}`;
-      this.banner.show(text, () => void this.#toggle());
+      this.#banner.show(text, () => void this.#toggle());
     }
   }
 
@@ -96,7 +102,7 @@ export class Stage {
   async #connect(wanted: () => boolean): Promise<void> {
     this.#show("busy", "Connecting …", "");
     this.#recorder?.stop();
-    const asking = window.setTimeout(
+    const asking = setTimeout(
       () => this.#show("busy", "Waiting for the microphone", "Allow it in the browser's question."),
       PERMISSION_MS,
     );
@@ -115,11 +121,11 @@ export class Stage {
     this.#timeline.clear();
     this.#transcript.clear();
     [this.#log, this.#started, this.#inEffect] = [[], new Date(), ""];
-    const call = prepareCall(this.info, microphone, (event) => {
+    const call = prepareCall(this.#info, microphone, (event) => {
       if (wanted()) this.#follow(event);
     });
     this.#call = call;
-    await call.start(this.request());
+    await call.start(this.#request());
   }
 
   #follow(event: CallEvent): void {
@@ -129,16 +135,16 @@ export class Stage {
       case "connected":
         this.#show("live", "Connected", "The agent is getting ready …");
         this.#play(event.voice);
-        if (event.over === "websocket" && this.info.server === "talk") {
+        if (event.over === "websocket" && this.#info.server === "talk") {
           this.#transcript.note("WebRTC is not available here: a WebSocket takes its place.", at);
         }
         break;
       case "ended":
-        this.#finish(event.problem ? "The call is over" : event.reason);
-        if (event.problem) this.banner.show(event.reason, () => void this.#toggle());
+        this.#finish(event.problem ? PROBLEM[this.#state] : event.reason);
+        if (event.problem) this.#banner.show(event.reason, () => void this.#toggle());
         break;
       case "problem":
-        this.banner.show(event.text);
+        this.#banner.show(event.text);
         break;
       case "word":
         this.#transcript.word(event.text, at);
@@ -189,7 +195,7 @@ export class Stage {
   #play(voice: MediaStream): void {
     const player = byId<HTMLAudioElement>("agent");
     player.srcObject = voice;
-    player.play().catch(() => this.banner.show("The browser plays no sound: click into the page."));
+    player.play().catch(() => this.#banner.show("The browser plays no sound: click into the page."));
     this.#recorder?.connect(voice, 1);
   }
 
@@ -256,13 +262,13 @@ export class Stage {
       this.#note(done);
       return true;
     } catch (error) {
-      this.banner.show((error as Error).message);
+      this.#banner.show((error as Error).message);
       return false;
     }
   }
 
   #applyPrompt(): Promise<boolean> {
-    const text = this.persona.prompt;
+    const text = this.#persona.prompt;
     if (!text) {
       this.#note("Write a role first");
       return Promise.resolve(false);
@@ -279,7 +285,7 @@ export class Stage {
       if (await this.#steer((call) => call.release(), "Released")) this.#endHold();
     } else if (await this.#steer((call) => call.hold(HOLD_SECONDS), "Held: it says nothing of its own")) {
       this.#timeline.span("held", "held");
-      this.#holding = window.setTimeout(() => this.#endHold(), HOLD_SECONDS * 1000);
+      this.#holding = setTimeout(() => this.#endHold(), HOLD_SECONDS * 1000);
       byId("hold").setAttribute("aria-pressed", "true");
       byId("hold").textContent = "Release";
     }
@@ -314,7 +320,7 @@ export class Stage {
       this.#microphone = fresh;
       this.#recorder?.connect(fresh, 0);
     } catch (error) {
-      this.banner.show((error as Error).message);
+      this.#banner.show((error as Error).message);
     }
   }
 
@@ -364,10 +370,10 @@ export class Stage {
 
   #report(): Blob {
     const report = {
-      model: this.info.model,
-      version: this.info.version,
+      model: this.#info.model,
+      version: this.#info.version,
       started: this.#started.toISOString(),
-      request: this.request(),
+      request: this.#request(),
       response_times: this.#meter.responses.map(({ stop, onset }) => ({
         stop: Number(stop.toFixed(2)),
         onset: Number(onset.toFixed(2)),

@@ -86,14 +86,19 @@ export class Timeline {
 
 // One picture of the timeline.
 class Drawing {
+  #pen: CanvasRenderingContext2D;
+  #colour: (name: string) => string;
+  #width: number;
+  #now: number;
   #seconds: number;
 
   constructor(
-    private pen: CanvasRenderingContext2D,
-    private colour: (name: string) => string,
-    private width: number,
-    private now: number,
+    pen: CanvasRenderingContext2D,
+    colour: (name: string) => string,
+    width: number,
+    now: number,
   ) {
+    [this.#pen, this.#colour, this.#width, this.#now] = [pen, colour, width, now];
     this.#seconds = width < NARROW ? SECONDS / 2 : SECONDS;
   }
 
@@ -101,8 +106,8 @@ class Drawing {
     this.#grid();
     for (const span of spans) this.#span(span);
     const shown = levels.slice(-this.#seconds / PIECE_SECONDS);
-    this.#lane(shown.map(({ caller }) => caller), CALLER, this.colour("caller"));
-    this.#lane(shown.map(({ agent }) => agent), AGENT, this.colour("agent"));
+    this.#lane(shown.map(({ caller }) => caller), CALLER, this.#colour("caller"));
+    this.#lane(shown.map(({ agent }) => agent), AGENT, this.#colour("agent"));
     this.#words(marks.filter(({ kind }) => kind === "caller"), CALLER.words);
     this.#words(marks.filter(({ kind }) => kind === "word"), AGENT.words);
     for (const mark of marks) this.#mark(mark);
@@ -111,43 +116,43 @@ class Drawing {
   }
 
   #x(at: number): number {
-    return this.width - ((this.now - at) / this.#seconds) * this.width;
+    return this.#width - ((this.#now - at) / this.#seconds) * this.#width;
   }
 
   #grid(): void {
-    this.pen.fillStyle = this.colour("line");
-    for (let at = Math.max(0, Math.ceil(this.now - this.#seconds)); at <= this.now; at++) {
-      if (at % 2 === 0) this.pen.fillRect(this.#x(at), 0, 1, LATE.top + LATE.tall);
+    this.#pen.fillStyle = this.#colour("line");
+    for (let at = Math.max(0, Math.ceil(this.#now - this.#seconds)); at <= this.#now; at++) {
+      if (at % 2 === 0) this.#pen.fillRect(this.#x(at), 0, 1, LATE.top + LATE.tall);
     }
-    this.pen.fillRect(0, BETWEEN, this.width, 1);
+    this.#pen.fillRect(0, BETWEEN, this.#width, 1);
   }
 
   #label(text: string, middle: number): void {
-    const wide = this.pen.measureText(text).width;
-    this.pen.fillStyle = this.colour("card");
-    this.pen.fillRect(0, middle - 9, wide + 6, 18);
-    this.pen.fillStyle = this.colour("quiet");
-    this.pen.fillText(text, 0, middle + 4);
+    const wide = this.#pen.measureText(text).width;
+    this.#pen.fillStyle = this.#colour("card");
+    this.#pen.fillRect(0, middle - 9, wide + 6, 18);
+    this.#pen.fillStyle = this.#colour("quiet");
+    this.#pen.fillText(text, 0, middle + 4);
   }
 
   #lane(levels: number[], row: { middle: number; half: number }, colour: string): void {
-    this.pen.fillStyle = colour;
-    const step = (this.width * PIECE_SECONDS) / this.#seconds;
-    const start = this.width - levels.length * step;
+    this.#pen.fillStyle = colour;
+    const step = (this.#width * PIECE_SECONDS) / this.#seconds;
+    const start = this.#width - levels.length * step;
     levels.forEach((level, i) => {
       // Decibels, from -54 to -10 dBFS.
       const decibels = 20 * Math.log10(level + 1e-6);
       const part = Math.max(0, Math.min(1, (decibels + 54) / 44));
       const tall = Math.max(0.75, part * row.half);
-      this.pen.fillRect(start + i * step, row.middle - tall, Math.max(0.75, step - 0.25), 2 * tall);
+      this.#pen.fillRect(start + i * step, row.middle - tall, Math.max(0.75, step - 0.25), 2 * tall);
     });
   }
 
   #span({ from, to, kind, text }: Span): void {
-    const { pen } = this;
-    const [left, right] = [this.#x(from), this.#x(Math.min(to, this.now))];
+    const pen = this.#pen;
+    const [left, right] = [this.#x(from), this.#x(Math.min(to, this.#now))];
     const wide = Math.max(2, right - left);
-    pen.fillStyle = this.colour(kind === "held" ? "warn" : "accent");
+    pen.fillStyle = this.#colour(kind === "held" ? "warn" : "accent");
     if (kind === "response") {
       pen.fillRect(left, BETWEEN - 1, wide, 3);
       pen.fillText(text, right + 4, BETWEEN - 4);
@@ -159,29 +164,29 @@ class Drawing {
     pen.globalAlpha = 1;
     if (kind === "tool") pen.fillRect(left, top, 2, tall);
     // A name stays readable while its span leaves on the left.
-    pen.fillStyle = this.colour(kind === "tool" ? "text" : "quiet");
+    pen.fillStyle = this.#colour(kind === "tool" ? "text" : "quiet");
     if (right > 0) pen.fillText(text, Math.max(left, 0) + 6, top + 12);
   }
 
   // Words at their time, or after the one before, so that they do not overlap.
   #words(marks: Mark[], baseline: number): void {
-    this.pen.fillStyle = this.colour("text");
+    this.#pen.fillStyle = this.#colour("text");
     let free = -Infinity;
     for (const { at, text } of marks) {
       const from = Math.max(this.#x(at), free);
-      this.pen.fillText(text, from, baseline);
-      free = from + this.pen.measureText(`${text} `).width;
+      this.#pen.fillText(text, from, baseline);
+      free = from + this.#pen.measureText(`${text} `).width;
     }
   }
 
   #mark({ at, kind, text }: Mark): void {
-    const { pen } = this;
+    const pen = this.#pen;
     const left = this.#x(at);
     if (kind === "late") {
-      pen.fillStyle = this.colour("bad");
+      pen.fillStyle = this.#colour("bad");
       pen.fillRect(left - 1, LATE.top, 3, LATE.tall);
     } else if (kind === "event") {
-      pen.fillStyle = this.colour("accent");
+      pen.fillStyle = this.#colour("accent");
       pen.beginPath();
       pen.arc(left, BETWEEN, 3.5, 0, 7);
       pen.fill();

@@ -1,5 +1,5 @@
 // A call over WebRTC to `personaplex talk`.
-import { detailOf, post } from "./dom";
+import { detailOf, now, post } from "./dom";
 import { type Call, type CallRequest, type Info, type Listener, Problem } from "./events";
 import { ENDED, GONE, refusal } from "./problems";
 import { Rtvi, RtviCall } from "./rtvi";
@@ -17,7 +17,7 @@ export class WebRtcCall extends RtviCall implements Call {
   protected rtvi: Rtvi;
   #voice = new MediaStream();
   #id = "";
-  #heardAt = performance.now();
+  #heardAt = now();
   #connected = false;
   #over = false;
   #timers: number[] = [];
@@ -37,7 +37,7 @@ export class WebRtcCall extends RtviCall implements Call {
     const channel = this.#peer.createDataChannel("rtvi-ai", { ordered: true });
     this.rtvi = new Rtvi(channel, listener);
     channel.addEventListener("message", ({ data }) => {
-      this.#heardAt = performance.now();
+      this.#heardAt = now();
       if (typeof data === "string") this.rtvi.receive(data);
     });
     channel.addEventListener("open", () => {
@@ -50,7 +50,7 @@ export class WebRtcCall extends RtviCall implements Call {
 
   // Connects; throws a Problem if the bot refuses the call.
   async start(request: CallRequest): Promise<void> {
-    const started = performance.now();
+    const started = now();
     await this.#peer.setLocalDescription();
     await this.#gathered();
     // Without a network, browsers offer no address, although the bot may be on this machine.
@@ -66,8 +66,8 @@ export class WebRtcCall extends RtviCall implements Call {
     this.#id = answer.pc_id;
     if (this.#over) return void this.#tellBot();
     await this.#peer.setRemoteDescription(answer);
-    const left = Math.max(LEAST_MS, BLOCKED_MS - (performance.now() - started));
-    this.#timers.push(window.setTimeout(() => void this.#giveUp(), left));
+    const left = Math.max(LEAST_MS, BLOCKED_MS - (now() - started));
+    this.#timers.push(setTimeout(() => void this.#giveUp(), left));
   }
 
   async useMicrophone(microphone: MediaStream): Promise<void> {
@@ -82,10 +82,10 @@ export class WebRtcCall extends RtviCall implements Call {
     const state = this.#peer.connectionState;
     if (state === "connected" && !this.#connected) {
       this.#connected = true;
-      this.#heardAt = performance.now();
+      this.#heardAt = now();
       this.listener({ kind: "connected", voice: this.#voice, over: "webrtc" });
       this.#every(CHECK_MS, () => {
-        if (performance.now() - this.#heardAt > SILENT_MS) void this.#findOutWhy();
+        if (now() - this.#heardAt > SILENT_MS) void this.#findOutWhy();
       });
     } else if (state === "failed") {
       if (this.#connected) void this.#findOutWhy();
@@ -96,7 +96,7 @@ export class WebRtcCall extends RtviCall implements Call {
   // The bot is silent: has it ended this call, or has it died?
   async #findOutWhy(): Promise<void> {
     if (this.#over) return;
-    this.#heardAt = performance.now(); // one inquiry at a time
+    this.#heardAt = now(); // one inquiry at a time
     try {
       await fetch("api/info", { signal: AbortSignal.timeout(1000), cache: "no-store" });
     } catch {
@@ -137,7 +137,7 @@ export class WebRtcCall extends RtviCall implements Call {
     return new Promise((resolve) => {
       const done = () => this.#peer.iceGatheringState === "complete" && resolve();
       this.#peer.addEventListener("icegatheringstatechange", done);
-      window.setTimeout(resolve, GATHER_MS); // a server that does not answer must not hold us up
+      setTimeout(resolve, GATHER_MS); // a server that does not answer must not hold us up
       done();
     });
   }
@@ -147,6 +147,6 @@ export class WebRtcCall extends RtviCall implements Call {
   }
 
   #every(milliseconds: number, run: () => void): void {
-    this.#timers.push(window.setInterval(run, milliseconds));
+    this.#timers.push(setInterval(run, milliseconds));
   }
 }
