@@ -15,6 +15,12 @@ export interface Response {
   onset: number;
 }
 
+// As a report has it.
+export function rounded({ stop, onset }: Response): Record<string, number> {
+  const round = (seconds: number) => Number(seconds.toFixed(2));
+  return { stop: round(stop), onset: round(onset), seconds: round(onset - stop) };
+}
+
 export class Meter {
   readonly responses: Response[] = [];
   callerSpeaks = false;

@@ -4,7 +4,7 @@ import { type Call, type CallEvent, type CallRequest, type Info, Problem, type S
 import { prepareCall } from "./connect";
 import { save } from "./files";
 import type { Banner } from "./look";
-import { Meter } from "./meter";
+import { Meter, rounded } from "./meter";
 import { DeviceMenus } from "./devices";
 import { openMicrophone } from "./microphone";
 import type { PersonaEditor } from "./persona";
@@ -59,7 +59,7 @@ export class Stage {
     byId("wav").addEventListener("click", () => {
       if (this.#recorder) save(this.#recorder.wav(), this.#started, "wav");
     });
-    byId("json").addEventListener("click", () => save(this.#report(), this.#started, "json"));
+    byId("json").addEventListener("click", () => this.#saveReport());
     byId<HTMLInputElement>("keep").addEventListener("change", () => this.#keep());
     byId("microphone").addEventListener("change", () => void this.#changeMicrophone());
     window.addEventListener("pagehide", () => this.#call?.hangUp());
@@ -368,20 +368,17 @@ export class Stage {
     }, BLINK_MS);
   }
 
-  #report(): Blob {
+  #saveReport(): void {
+    const { model, version } = this.#info;
     const report = {
-      model: this.#info.model,
-      version: this.#info.version,
+      model,
+      version,
       started: this.#started.toISOString(),
       request: this.#request(),
-      response_times: this.#meter.responses.map(({ stop, onset }) => ({
-        stop: Number(stop.toFixed(2)),
-        onset: Number(onset.toFixed(2)),
-        seconds: Number((onset - stop).toFixed(2)),
-      })),
+      response_times: this.#meter.responses.map(rounded),
       transcript: this.#transcript.lines,
       events: this.#log,
     };
-    return new Blob([JSON.stringify(report, null, 1)], { type: "application/json" });
+    save(new Blob([JSON.stringify(report, null, 1)]), this.#started, "json");
   }
 }
