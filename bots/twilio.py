@@ -101,7 +101,7 @@ class CallerSerializer(TwilioFrameSerializer):
 
     def __init__(self, ids: TwilioStart, environment: Mapping[str, str] = os.environ):
         # Pipecat accepts a token or a key. With both, the token only verifies signatures.
-        account = {"auth_token": environment.get("TWILIO_AUTH_TOKEN")}
+        account: dict[str, Any] = {"auth_token": environment.get("TWILIO_AUTH_TOKEN")}
         if _HANGS_UP_WITH_KEYS and (key := environment.get("TWILIO_API_KEY")):
             secret = environment.get("TWILIO_API_SECRET")
             account = {"api_key_sid": key, "api_key_secret": secret}

@@ -144,12 +144,15 @@ def test_tool_calls_and_the_order_are_shown(
 ) -> None:
     def answer(websocket: WebSocketRoute) -> None:
         def respond(message: str | bytes) -> None:
-            if isinstance(message, str) and "client-ready" in message:
+            if isinstance(message, bytes):
+                return
+            if json.loads(message).get("type") == "client-ready":
                 for event in TOOLS:
                     websocket.send(json.dumps({"label": "rtvi-ai", **event}))
+            elif "voice" in json.loads(message):  # the request for a call
+                websocket.send(json.dumps({"opened": True}))
 
         websocket.on_message(respond)
-        websocket.send(json.dumps({"opened": True}))
 
     with TalkPage(browser, bot.url) as page:
         page.page.add_init_script(NO_WEBRTC)
