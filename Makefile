@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 RERUN := --reruns 1 -rR
 
 .DEFAULT_GOAL := help
-.PHONY: help install check format test docs bot page nano bench-gpu clean
+.PHONY: help install check format test pipecat docs bot page nano bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,15 @@ test: check  ## Check, then run every test that needs no GPU
 	$(BIN)/pytest -n 3 --dist worksteal $(RERUN) -m "not (gpu or measurement or realtime or serial)"
 	$(BIN)/pytest -n 3 --dist loadfile $(RERUN) -m "realtime and not (gpu or measurement)"
 	$(BIN)/pytest $(RERUN) -m "serial and not (gpu or measurement)"
+
+# Beside the installed version, whose dependencies it uses. A folder for each version.
+PIPECAT ?= 1.13.0
+OTHER_PIPECAT = build/pipecat-$(PIPECAT)
+pipecat: install  ## Run the tests of service, bots and page with another Pipecat; PIPECAT=1.13.0
+	$(BIN)/pip install --quiet --upgrade --no-deps --target $(OTHER_PIPECAT) \
+		'pipecat-ai$(if $(filter latest,$(PIPECAT)),<2,==$(PIPECAT))'
+	PYTHONPATH=$(OTHER_PIPECAT) $(BIN)/pytest -n 3 --dist worksteal $(RERUN) \
+		tests/service tests/bots tests/talk -m "not (gpu or measurement or realtime or serial)"
 
 docs: install  ## Build the documentation site, in site/; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

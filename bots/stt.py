@@ -28,6 +28,7 @@ from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies, UserT
 from pipecat_personaplex.audio import float_to_pcm16, pcm16_to_float
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.service.audio import StreamResampler
+from pipecat_personaplex.talk.transcriber import load_whisper
 
 STT_RATE = 16_000
 """Sample rate of the audio that a speech-to-text service gets, in Hz."""
@@ -186,23 +187,15 @@ class _WithoutAudio(FrameProcessor):
 
 def _whisper(name: str) -> CreateStt:
     try:
-        from faster_whisper import WhisperModel
         from pipecat.services.whisper.stt import WhisperSTTService
+
+        # Loaded once: Pipecat would load it for each call, within the event loop.
+        model = load_whisper(name, "--stt-model", _WHISPER_THREADS)
     except ImportError:
         raise ConfigError(
             "--stt whisper needs a package: pip install 'pipecat-ai[whisper]'"
         ) from None
     from pipecat.transcriptions.language import Language
-
-    try:
-        # Loaded once: Pipecat would load it for each call, within the event loop.
-        model = WhisperModel(name, device="cpu", compute_type="int8", cpu_threads=_WHISPER_THREADS)
-    except Exception as error:  # of faster-whisper, CTranslate2 or the Hugging Face client
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"--stt-model {name}: Whisper's model cannot be loaded: {reason}; give a name such as "
-            "tiny.en, or the folder of a model"
-        ) from None
 
     class SharedWhisper(WhisperSTTService):
         """Pipecat's service with the model that all calls share."""

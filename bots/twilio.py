@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -22,6 +23,8 @@ _STREAM_SID = re.compile(r"MZ[0-9a-fA-F]{32}")
 # "connected", then "start".
 _HANDSHAKE_MESSAGES = 2
 _RATE = 8_000
+# Pipecat 1.13 hangs up with the token alone.
+_HANGS_UP_WITH_KEYS = "api_key_sid" in inspect.signature(TwilioFrameSerializer).parameters
 # Base64: four characters for three bytes of mu-law, one byte a sample.
 _SECONDS_PER_CHARACTER = 3 / 4 / _RATE
 
@@ -97,16 +100,16 @@ class CallerSerializer(TwilioFrameSerializer):
     """
 
     def __init__(self, ids: TwilioStart, environment: Mapping[str, str] = os.environ):
-        key = environment.get("TWILIO_API_KEY") or None
         # Pipecat accepts a token or a key. With both, the token only verifies signatures.
-        token = None if key else environment.get("TWILIO_AUTH_TOKEN")
+        account: dict[str, Any] = {"auth_token": environment.get("TWILIO_AUTH_TOKEN")}
+        if _HANGS_UP_WITH_KEYS and (key := environment.get("TWILIO_API_KEY")):
+            secret = environment.get("TWILIO_API_SECRET")
+            account = {"api_key_sid": key, "api_key_secret": secret}
         super().__init__(
             stream_sid=ids.stream,
             call_sid=ids.call,
             account_sid=ids.account,
-            auth_token=token,
-            api_key_sid=key,
-            api_key_secret=environment.get("TWILIO_API_SECRET") if key else None,
+            **account,
             region=environment.get("TWILIO_REGION") or None,
             edge=environment.get("TWILIO_EDGE") or None,
         )

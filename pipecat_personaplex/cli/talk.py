@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import SplitResult, urlsplit
 
 import typer
 
@@ -82,7 +83,7 @@ def talk(
             metavar="WHISPER",
             help="Also write down what you say, with this Whisper model (tiny.en, base.en, ... or "
             "a folder of faster-whisper). The model itself hears, and writes nothing down. Needs "
-            "pip install 'pipecat-ai\\[whisper]'.",
+            "pip install 'pipecat-personaplex\\[whisper]'.",
             show_default="off",
             rich_help_panel="Agent",
         ),
@@ -107,12 +108,22 @@ def talk(
             rich_help_panel="Page",
         ),
     ] = False,
+    public_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The address of a proxy with https in front of this command, such as that of a "
+            "notebook; the proxy may remove a path. Everyone who can open it can talk: the page "
+            "has no password.",
+            rich_help_panel="Page",
+        ),
+    ] = None,
     ice_server: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="URL",
-            help="A STUN or TURN server, such as stun:stun.example.com:3478, for browsers in other "
-            "networks. May be repeated. None is contacted otherwise.",
+            metavar="SERVER",
+            help="A server that helps browsers in other networks to connect: stun:HOST:PORT or "
+            "turn:HOST:PORT,USER,PASSWORD. May be repeated. None is contacted otherwise.",
             rich_help_panel="Page",
         ),
     ] = None,
@@ -148,6 +159,9 @@ def talk(
     quiet = ["pipecat", "pipecat_personaplex.service", "aiortc", "aioice"]
     configure_logging(level, quiet=quiet)
     added = [named_voice(text) for text in add_voice or ()]
+    public = None if public_url is None else _public_address(public_url)
+    if public is not None and share_on_lan:
+        raise ConfigError("choose --public-url or --share-on-lan: a proxy brings its own https")
 
     from pipecat_personaplex.server.listen import open_socket
 
@@ -155,7 +169,11 @@ def talk(
     # Before anything slow is imported or loaded: the port may be in use.
     with open_socket("0.0.0.0" if share_on_lan else "127.0.0.1", port) as listening:
         scheme = "https" if share_on_lan else "http"
-        url = f"{scheme}://{address}:{listening.getsockname()[1]}"
+        url = public_url or f"{scheme}://{address}:{listening.getsockname()[1]}"
+
+        from pipecat_personaplex.talk.ice import parse_ice_server
+
+        ice_servers = tuple(parse_ice_server(text) for text in ice_server or ())
         model, note = _resolve_model(options)
         config = replace(options.config, max_sessions=max_sessions or 0)
         _check_voice(model, voice, [name for name, _ in added])
@@ -166,9 +184,13 @@ def talk(
         from pipecat_personaplex.talk.host import TalkHost, TalkOptions
         from pipecat_personaplex.talk.local_engine import LocalEngine
         from pipecat_personaplex.talk.serving import TalkServer
-        from pipecat_personaplex.talk.transcriber import whisper
+        from pipecat_personaplex.talk.transcriber import Whisper
+
+        whisper = None if transcribe is None else Whisper(transcribe)
 
         def load() -> LocalEngine:
+            if whisper is not None:
+                whisper.load()
             local = LocalEngine(model, config, progress=sys.stderr.isatty())
             for name, path in added:
                 local.engine.add_voice(name, path)
@@ -188,18 +210,20 @@ def talk(
                 prompt=prompt,
                 greeting=greeting,
                 note=note,
-                ice_servers=tuple(ice_server or ()),
-                transcriber=None if transcribe is None else whisper(transcribe),
+                ice_servers=ice_servers,
+                transcriber=None if whisper is None else whisper.create,
                 prebuilt=prebuilt,
             ),
         )
         names = [address, socket.gethostname(), "localhost", "127.0.0.1"]
+        hosts = names if share_on_lan else [public.hostname or ""] if public else []
         server = TalkServer(
             host,
             listening,
             load,
             tls=self_signed(names) if share_on_lan else None,
-            hosts=frozenset(names if share_on_lan else ()),
+            hosts=frozenset(hosts),
+            origins=frozenset([f"{public.scheme}://{public.netloc}"] if public else ()),
         )
         if not server.run(ready):
             # The loading thread still runs, and would crash when the interpreter exits.
@@ -210,7 +234,25 @@ def _require_packages(transcribe: str | None) -> None:
     if any(find_spec(name) is None for name in _PACKAGES):
         raise ConfigError("personaplex talk needs more: pip install 'pipecat-personaplex[talk]'")
     if transcribe is not None and find_spec("faster_whisper") is None:
-        raise ConfigError("--transcribe needs a package: pip install 'pipecat-ai[whisper]'")
+        raise ConfigError(
+            "--transcribe needs a package: pip install 'pipecat-personaplex[whisper]'"
+        )
+
+
+def _public_address(url: str) -> SplitResult:
+    """Check the address of a proxy."""
+    try:
+        address = urlsplit(url)
+        port = address.port
+    except ValueError:
+        port = -1
+    if port == -1 or address.scheme not in ("http", "https") or not address.hostname:
+        raise ConfigError(
+            f"--public-url must be an address such as https://talk.example.com/, not {url[:80]!r}"
+        )
+    if address.scheme == "http" and address.hostname not in ("localhost", "127.0.0.1"):
+        raise ConfigError("--public-url must begin with https: browsers give http no microphone")
+    return address
 
 
 def _resolve_model(options: EngineOptions) -> tuple[str, str]:

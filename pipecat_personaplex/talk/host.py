@@ -43,7 +43,7 @@ class TalkOptions:
         prompt: The role to begin with; None for the first one of the model.
         greeting: A sentence with which each call begins; empty for none.
         note: Why this model runs, if ``auto`` chose it; empty otherwise.
-        ice_servers: Addresses of STUN or TURN servers, for browsers in other networks.
+        ice_servers: STUN or TURN servers, for browsers in other networks.
         transcriber: Creates the service that writes down what the caller says.
         prebuilt: Whether Pipecat's own page is served too, at ``/client/``.
     """
@@ -52,7 +52,7 @@ class TalkOptions:
     prompt: str | None = None
     greeting: str = ""
     note: str = ""
-    ice_servers: tuple[str, ...] = ()
+    ice_servers: tuple[IceServer, ...] = ()
     transcriber: Callable[[], FrameProcessor] | None = None
     prebuilt: bool = False
 
@@ -121,10 +121,6 @@ class TalkHost:
         if self.local is None:
             raise EngineStopped(self.failure or "the model is still being loaded")
         return self.local
-
-    def ice_servers(self) -> list[IceServer]:
-        """The servers for WebRTC connections."""
-        return [IceServer(urls=url) for url in self.options.ice_servers]
 
     def check(self, request: CallRequest) -> None:
         """Refuse a call that cannot be served, before a connection is built for it.

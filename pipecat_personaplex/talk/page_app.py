@@ -39,6 +39,7 @@ from pipecat_personaplex.errors import (
 )
 from pipecat_personaplex.talk.conversation import CallRequest
 from pipecat_personaplex.talk.host import TalkHost
+from pipecat_personaplex.talk.ice import for_browser
 from pipecat_personaplex.talk.local_engine import MAX_VOICE_UPLOAD
 from pipecat_personaplex.talk.requests import SameOrigin, SecurityHeaders
 from pipecat_personaplex.talk.static_files import STATIC
@@ -53,12 +54,17 @@ _MAX_JSON = 256 << 10
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(host: TalkHost, hosts: frozenset[str] = frozenset()) -> Starlette:
+def create_app(
+    host: TalkHost,
+    hosts: frozenset[str] = frozenset(),
+    origins: frozenset[str] = frozenset(),
+) -> Starlette:
     """Build the application.
 
     Args:
         host: The model, which may be loaded later, and the calls.
         hosts: Names of this machine under which other machines may open the page.
+        origins: Origins of the page behind a proxy.
     """
     pages = _Pages(host)
     routes: list[BaseRoute] = [
@@ -78,7 +84,7 @@ def create_app(host: TalkHost, hosts: frozenset[str] = frozenset()) -> Starlette
         routes=routes,
         middleware=[
             Middleware(SecurityHeaders),
-            Middleware(SameOrigin, hosts=hosts),
+            Middleware(SameOrigin, hosts=hosts, origins=origins),
             Middleware(BodyLimit, max_bytes=_MAX_JSON, by_path={"/api/voices": MAX_VOICE_UPLOAD}),
         ],
     )
@@ -89,7 +95,9 @@ class _Pages:
 
     def __init__(self, host: TalkHost):
         self._host = host
-        self._connections = SmallWebRTCRequestHandler(ice_servers=host.ice_servers() or None)
+        self._connections = SmallWebRTCRequestHandler(
+            ice_servers=list(host.options.ice_servers) or None
+        )
 
     async def index(self, request: Request) -> Response:
         self._host.opened = True
@@ -119,7 +127,7 @@ class _Pages:
                 "slots": 0 if engine is None else engine.max_sessions,
                 "calls": host.calls,
                 "transcribes": host.options.transcriber is not None,
-                "ice_servers": list(host.options.ice_servers),
+                "ice_servers": [for_browser(server) for server in host.options.ice_servers],
                 "key_required": False,
             },
             headers={"Cache-Control": "no-store"},

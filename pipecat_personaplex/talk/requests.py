@@ -56,11 +56,13 @@ class SameOrigin:
     Args:
         app: The application.
         hosts: Names of this machine, in addition to those of the loopback interface.
+        origins: Origins of the page behind a proxy that replaces the ``Host`` header.
     """
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str]):
+    def __init__(self, app: ASGIApp, hosts: frozenset[str], origins: frozenset[str] = frozenset()):
         self._app = app
         self._hosts = hosts | _LOOPBACK
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 403."""
@@ -75,6 +77,6 @@ class SameOrigin:
         if urlsplit(f"//{host}").hostname not in self._hosts:
             return f"this page is not served as {host[:80]!r}; open the address that was printed"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
-            return "requests of other web pages are refused"
-        return ""
+        if origin is None or origin in self._origins or urlsplit(origin).netloc == host:
+            return ""
+        return "requests of other web pages are refused"

@@ -35,6 +35,7 @@ class TalkServer:
         load: Loads the model; called on a thread of its own.
         tls: TLS settings; None for plain HTTP.
         hosts: Names of this machine under which other machines may open the page.
+        origins: Origins of the page behind a proxy.
 
     Example::
 
@@ -50,13 +51,14 @@ class TalkServer:
         *,
         tls: ssl.SSLContext | None = None,
         hosts: frozenset[str] = frozenset(),
+        origins: frozenset[str] = frozenset(),
     ):
         self._host = host
         self._socket = listening
         self._load = load
         self._server = _Server(
             uvicorn.Config(
-                create_app(host, hosts),
+                create_app(host, hosts, origins),
                 loop="asyncio",
                 ws="websockets-sansio",
                 ws_max_size=MAX_MESSAGE_BYTES,

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 from typing import Annotated, Any, cast
 
 import pytest
-from pipecat.adapters.llm.schemas.direct_function import DirectFunctionWrapper
 from pipecat.services.llm_service import FunctionCallParams
 from pydantic import Field
 
 from bots.tool_calls import Tool, call_id, tool
 from bots.tool_problem import ToolProblem
+from pipecat_personaplex.service.delegation.tool_schemas import DirectFunctionWrapper
 
 
 async def use(function: Tool, arguments: dict[str, Any], tool_call_id: str = "1") -> Any:

@@ -40,6 +40,14 @@ def test_a_port_in_use_is_found_before_anything_is_loaded(
         (["--voice", "NATX9", "--model", "nano"], "voice 'NATX9' is unknown"),
         (["--add-voice", "owen"], "must be NAME=FILE"),
         (["--port", "99999"], "--port"),
+        (["--ice-server", "stun.example.com"], "must be stun:HOST:PORT or turn:"),
+        (["--ice-server", "turn:x.example,anna"], "must be stun:HOST:PORT or turn:"),
+        (["--ice-server", "turn:x.example:3478"], "a TURN server needs ,USER,PASSWORD"),
+        (["--public-url", "talk.example.com"], "must be an address such as https://"),
+        (["--public-url", "https://:7860"], "must be an address such as https://"),
+        (["--public-url", "https://x.example:port"], "must be an address such as https://"),
+        (["--public-url", "http://talk.example.com"], "must begin with https"),
+        (["--public-url", "https://x.example", "--share-on-lan"], "choose --public-url or"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_loaded(
@@ -75,6 +83,15 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
     ended = process("talk", "--no-browser", "--port", "0", "--model", tmp_path)
     error = ended.stderr.splitlines()[-1]
     assert ended.returncode == 2 and error.startswith("error: ") and "Traceback" not in error
+
+
+def test_a_transcriber_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("faster_whisper")
+    options = ("--model", "nano", "--transcribe", tmp_path)
+    ended = process("talk", "--no-browser", "--port", "0", *options)
+    error = ended.stderr.splitlines()[-1]
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert f"--transcribe {tmp_path}: Whisper's model cannot be loaded" in error
 
 
 def test_it_prints_one_address_serves_and_stops() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from pipecat.adapters.llm.schemas.function_schema import FunctionSchema
 from pipecat.frames.frames import (
     LLMContextFrame,
     LLMMessagesAppendFrame,
@@ -24,6 +23,7 @@ from pipecat_personaplex.errors import (
 )
 from pipecat_personaplex.service.delegation import call_memory
 from pipecat_personaplex.service.delegation.delegation import Delegation
+from pipecat_personaplex.service.delegation.tool_schemas import FunctionSchema
 from pipecat_personaplex.service.knowledge import estimated_tokens
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from tests.helpers.delegation import DelegatedCall, delegated_call

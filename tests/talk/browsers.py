@@ -16,6 +16,11 @@ PERIOD_SECONDS = 6
 _RATE = 48_000
 # Long, because other processes may have the cores.
 PATIENCE_MS = 60_000
+# WebRTC finds no address, and no WebSocket connects.
+NO_WEBRTC = "RTCPeerConnection.prototype.setLocalDescription = async () => {};"
+NO_WEBSOCKET = (
+    "window.WebSocket = class extends WebSocket { constructor() { super('ws://127.0.0.1:9'); } };"
+)
 
 
 def write_microphone(path: Path) -> Path:
@@ -85,6 +90,13 @@ class TalkPage:
         expect(self.page.locator("#banner:not([hidden])")).to_contain_text(
             text, timeout=PATIENCE_MS
         )
+
+    def download(self, button: str, path: Path) -> Path:
+        """Press a button, and save what it downloads."""
+        with self.page.expect_download() as download:
+            self.page.get_by_role("button", name=button).click()
+        download.value.save_as(path)
+        return path
 
     def count(self, text: str) -> int:
         return self.page.locator("#transcript").inner_text().count(text)

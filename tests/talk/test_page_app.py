@@ -17,12 +17,14 @@ from starlette.websockets import WebSocketDisconnect
 from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.talk.about import describe_model
 from pipecat_personaplex.talk.host import TalkHost, TalkOptions
+from pipecat_personaplex.talk.ice import parse_ice_server
 from pipecat_personaplex.talk.local_engine import LocalEngine
 from pipecat_personaplex.talk.page_app import create_app
 from tests.golden_data import GOLDEN
 
 ORIGIN = "http://localhost:7860"
 SOCKET = "ws://localhost:7860/api/socket"
+PUBLIC = "https://talk.example.com"
 SPEECH = GOLDEN / "voice_f.wav"
 
 
@@ -85,6 +87,16 @@ class TestPage:
         for name in ("main.js", "tap.js", "line.js", "style.css", "icon.svg"):
             assert page.get(f"/static/{name}").status_code == 200, name
 
+    def test_the_page_learns_the_servers_for_its_connections(self, local: LocalEngine) -> None:
+        servers = ("stun:stun.example.com:3478", "turn:turn.example.com:3478,anna,a,secret")
+        options = TalkOptions(ice_servers=tuple(map(parse_ice_server, servers)))
+        with client(TalkHost(describe_model("nano"), options, local)) as page:
+            account = {"username": "anna", "credential": "a,secret"}
+            assert page.get("/api/info").json()["ice_servers"] == [
+                {"urls": "stun:stun.example.com:3478"},
+                {"urls": "turn:turn.example.com:3478"} | account,
+            ]
+
     def test_other_pages_and_other_names_are_refused(self, host: TalkHost) -> None:
         with client(host, origin="https://evil.example") as other:
             assert other.post("/api/offer", json={}).status_code == 403
@@ -99,6 +111,21 @@ class TestPage:
         app = create_app(host, frozenset({"192.0.2.7"}))
         with TestClient(app, base_url="https://192.0.2.7:7860") as page:
             assert page.get("/api/info").status_code == 200
+
+    @pytest.mark.parametrize("seen_as", ["talk.example.com", "localhost:7860"])
+    def test_a_proxy_may_keep_or_replace_the_host(self, host: TalkHost, seen_as: str) -> None:
+        app = create_app(host, frozenset({"talk.example.com"}), frozenset({PUBLIC}))
+        own = {"host": seen_as, "origin": PUBLIC}
+        with TestClient(app, base_url=ORIGIN) as page:
+            assert page.post("/api/prompt", json={"prompt": ""}, headers=own).status_code == 200
+            with page.websocket_connect(SOCKET, headers=own) as call:
+                call.send_text("not JSON")
+                assert call.receive()["code"] == 1008  # the call itself, and not its origin
+            for origin in ("https://evil.example", "null"):
+                foreign = own | {"origin": origin}
+                assert page.post("/api/prompt", json={}, headers=foreign).status_code == 403
+            rebound = {"host": "rebound.example", "origin": PUBLIC}
+            assert page.get("/api/info", headers=rebound).status_code == 403
 
     def test_requests_are_bounded(self, page: TestClient) -> None:
         response = page.post("/api/prompt", content=b" " * (300 << 10))

@@ -35,5 +35,5 @@ export function writeAddress(info: Info, settings: Settings): void {
     if (value !== info.sampling[name]) parameters.set(name, String(value));
   }
   const hash = parameters.toString();
-  history.replaceState(null, "", hash ? `#${hash}` : location.pathname);
+  history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);
 }

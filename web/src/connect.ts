@@ -10,48 +10,74 @@ export function prepareCall(info: Info, microphone: MediaStream, listener: Liste
   return new SessionCall(microphone, listener, byId<HTMLInputElement>("key").value.trim());
 }
 
+const SPARE_MS = 1200; // after which a WebSocket is opened, so that it can take over at once
+
 // WebRTC has the smaller delay. Browsers do not offer it without a network, even for a bot on the
 // same machine, and some networks block it.
 class TalkCall implements Call {
-  private way: Call;
-  private request: CallRequest | undefined;
-  private over = false;
+  #spare: SocketCall | undefined; // used if WebRTC does not get through
+  #timer = 0;
+  #way: Call;
+  #request: CallRequest | undefined;
+  #over = false;
 
   constructor(
     info: Info,
     private microphone: MediaStream,
     private listener: Listener,
   ) {
-    this.way = new WebRtcCall(info, microphone, listener, () => void this.useSocket());
+    const settled: Listener = (event) => {
+      if (event.kind === "connected" || event.kind === "ended") this.#dropSpare();
+      listener(event);
+    };
+    this.#way = new WebRtcCall(info, microphone, settled, () => void this.#useSocket());
   }
 
   async start(request: CallRequest): Promise<void> {
-    this.request = request;
-    await this.way.start(request);
+    this.#request = request;
+    this.#timer = setTimeout(() => {
+      this.#spare = new SocketCall(this.microphone, this.listener);
+    }, SPARE_MS);
+    try {
+      await this.#way.start(request);
+    } catch (refused) {
+      this.#dropSpare();
+      throw refused;
+    }
   }
 
-  say = (text: string) => this.way.say(text);
-  hush = () => this.way.hush();
-  hold = (seconds: number) => this.way.hold(seconds);
-  release = () => this.way.release();
-  prompt = (change: { text?: string; voice?: string }) => this.way.prompt(change);
-  sample = (sampling: Sampling) => this.way.sample(sampling);
-  useMicrophone = (microphone: MediaStream) => this.way.useMicrophone(microphone);
+  say = (text: string) => this.#way.say(text);
+  hush = () => this.#way.hush();
+  hold = (seconds: number) => this.#way.hold(seconds);
+  release = () => this.#way.release();
+  prompt = (change: { text?: string; voice?: string }) => this.#way.prompt(change);
+  sample = (sampling: Sampling) => this.#way.sample(sampling);
+  useMicrophone = (microphone: MediaStream) => this.#way.useMicrophone(microphone);
 
   hangUp(): void {
-    this.over = true;
-    this.way.hangUp();
+    this.#over = true;
+    this.#dropSpare();
+    this.#way.hangUp();
   }
 
-  private async useSocket(): Promise<void> {
-    if (this.over || !this.request) return;
-    const socket = new SocketCall(this.microphone, this.listener);
-    this.way = socket;
+  #dropSpare(): void {
+    clearTimeout(this.#timer);
+    this.#spare?.discard();
+    this.#spare = undefined;
+  }
+
+  async #useSocket(): Promise<void> {
+    if (this.#over || !this.#request) return;
+    clearTimeout(this.#timer);
+    const socket = this.#spare ?? new SocketCall(this.microphone, this.listener);
+    this.#spare = undefined;
+    this.#way = socket;
+    this.listener({ kind: "blocked" });
     try {
-      await socket.start(this.request);
+      await socket.start(this.#request);
     } catch (error) {
-      if (this.over) return;
-      this.over = true;
+      if (this.#over) return;
+      this.#over = true;
       this.listener({ kind: "ended", reason: (error as Error).message, problem: true });
     }
   }

@@ -39,11 +39,14 @@ export async function post(path: string, body: unknown): Promise<Response> {
   });
 }
 
+// Milliseconds of a clock that nobody sets.
+export const now = (): number => performance.now();
+
 export function debounce(milliseconds: number, run: () => void): () => void {
   let timer = 0;
   return () => {
     clearTimeout(timer);
-    timer = window.setTimeout(run, milliseconds);
+    timer = setTimeout(run, milliseconds);
   };
 }
 

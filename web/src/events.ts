@@ -1,4 +1,5 @@
 // What a call reports to the page, whichever way it is connected.
+import type { Order } from "./order";
 
 export interface Sampling {
   seed: number;
@@ -41,7 +42,7 @@ export interface Info {
   slots: number;
   calls: number;
   transcribes: boolean;
-  ice_servers: string[];
+  ice_servers: RTCIceServer[];
   key_required: boolean;
 }
 
@@ -57,6 +58,8 @@ export type CallEvent =
   | { kind: "late"; ms: number; frames: number }
   | { kind: "step"; ms: number }
   | { kind: "tool"; phase: "started" | "stopped"; id: string; name: string; detail: string }
+  | { kind: "order"; order: Order }
+  | { kind: "blocked" } // WebRTC does not get through; the call goes on in another way
   | { kind: "other"; data: unknown };
 
 // A call, over WebRTC or over a WebSocket.

@@ -1,5 +1,5 @@
 // Theme, keys and messages: what has nothing to do with a call.
-import { byId, show } from "./dom";
+import { byId, element, show } from "./dom";
 
 const THEMES = ["auto", "light", "dark"];
 
@@ -36,20 +36,22 @@ export function followKeys(actions: Record<string, () => void>): void {
 
 // A message above the page, for what the person has to know or do.
 export class Banner {
-  private retry: (() => void) | undefined;
+  #retry: (() => void) | undefined;
 
   constructor() {
     byId("banner-close").addEventListener("click", () => this.clear());
     byId("banner-retry").addEventListener("click", () => {
-      const retry = this.retry;
+      const retry = this.#retry;
       this.clear();
       retry?.();
     });
   }
 
   show(text: string, retry?: () => void): void {
-    this.retry = retry;
-    byId("banner-text").textContent = text;
+    this.#retry = retry;
+    // What is between backticks is for a terminal.
+    const parts = text.split("`").map((part, i) => (i % 2 ? element("code", {}, part) : part));
+    byId("banner-text").replaceChildren(...parts);
     show(byId("banner-retry"), retry !== undefined);
     show(byId("banner"), true);
   }

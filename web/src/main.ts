@@ -37,7 +37,7 @@ async function begin(): Promise<void> {
 
 async function fetchInfo(): Promise<Info | undefined> {
   try {
-    const response = await fetch("/api/info", { signal: AbortSignal.timeout(2500) });
+    const response = await fetch("api/info", { signal: AbortSignal.timeout(2500) });
     return response.ok ? ((await response.json()) as Info) : undefined;
   } catch {
     return undefined;
@@ -63,7 +63,7 @@ function run(info: Info): void {
   const listVoices = async () => {
     sessionStorage.setItem("key", key.value.trim());
     const headers = { Authorization: `Bearer ${key.value.trim()}` };
-    const response = await fetch("/v1/voices", { headers });
+    const response = await fetch("v1/voices", { headers });
     if (!response.ok) return banner.show("The server does not know this key.");
     const { voices: names } = (await response.json()) as { voices: string[] };
     voices.set(names, names.includes(settings.voice) ? settings.voice : names[0]);

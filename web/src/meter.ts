@@ -15,25 +15,31 @@ export interface Response {
   onset: number;
 }
 
+// As a report has it.
+export function rounded({ stop, onset }: Response): Record<string, number> {
+  const round = (seconds: number) => Number(seconds.toFixed(2));
+  return { stop: round(stop), onset: round(onset), seconds: round(onset - stop) };
+}
+
 export class Meter {
   readonly responses: Response[] = [];
   callerSpeaks = false;
   agentSpeaks = false;
-  private pieces = 0;
-  private floor: number[] = [];
-  private callerStart = -1;
-  private callerEnd = -1; // of the last piece with speech
-  private answered = true;
-  private agentEnd = -Infinity;
-  private history: Levels[] = [];
+  #pieces = 0;
+  #floor: number[] = [];
+  callerStart = -1; // of the last speech
+  #callerEnd = -1; // of the last piece with speech
+  #answered = true;
+  #agentEnd = -Infinity;
+  #history: Levels[] = [];
 
   // Adds 20 ms; returns a response time once the agent begins to answer.
   push(levels: Levels): Response | undefined {
-    const now = this.pieces++ * PIECE_SECONDS;
-    this.history.push(levels);
-    if (this.history.length > ECHO_PIECES) this.history.shift();
-    this.hearCaller(levels.caller, now);
-    return this.hearAgent(levels.agent, now);
+    const now = this.#pieces++ * PIECE_SECONDS;
+    this.#history.push(levels);
+    if (this.#history.length > ECHO_PIECES) this.#history.shift();
+    this.#hearCaller(levels.caller, now);
+    return this.#hearAgent(levels.agent, now);
   }
 
   get median(): number | undefined {
@@ -43,40 +49,40 @@ export class Meter {
 
   // Whether the microphone seems to pick up the agent: levels that rise and fall together.
   get echo(): boolean {
-    if (this.history.length < ECHO_PIECES) return false;
-    const loud = this.history.filter(({ agent }) => agent > AGENT_LEVEL).length;
+    if (this.#history.length < ECHO_PIECES) return false;
+    const loud = this.#history.filter(({ agent }) => agent > AGENT_LEVEL).length;
     if (loud < ECHO_PIECES / 4) return false;
     for (let lag = 0; lag <= 15; lag++) {
-      const agent = this.history.slice(0, ECHO_PIECES - lag).map((item) => item.agent);
-      const caller = this.history.slice(lag).map((item) => item.caller);
+      const agent = this.#history.slice(0, ECHO_PIECES - lag).map((item) => item.agent);
+      const caller = this.#history.slice(lag).map((item) => item.caller);
       if (Math.max(...caller) > CALLER_LEVEL && correlation(agent, caller) > 0.75) return true;
     }
     return false;
   }
 
-  private hearCaller(level: number, now: number): void {
-    this.floor.push(level);
-    if (this.floor.length > FLOOR_PIECES) this.floor.shift();
-    const speech = level > Math.max(CALLER_LEVEL, CALLER_RATIO * Math.min(...this.floor));
+  #hearCaller(level: number, now: number): void {
+    this.#floor.push(level);
+    if (this.#floor.length > FLOOR_PIECES) this.#floor.shift();
+    const speech = level > Math.max(CALLER_LEVEL, CALLER_RATIO * Math.min(...this.#floor));
     if (speech) {
-      if (now - this.callerEnd > GAP_SECONDS || this.callerStart < 0) this.callerStart = now;
-      this.callerEnd = now + PIECE_SECONDS;
-      if (this.callerEnd - this.callerStart >= LEAST_SPEECH_SECONDS) this.answered = false;
+      if (now - this.#callerEnd > GAP_SECONDS || this.callerStart < 0) this.callerStart = now;
+      this.#callerEnd = now + PIECE_SECONDS;
+      if (this.#callerEnd - this.callerStart >= LEAST_SPEECH_SECONDS) this.#answered = false;
     }
-    this.callerSpeaks = now - this.callerEnd < GAP_SECONDS && this.callerStart >= 0;
+    this.callerSpeaks = now - this.#callerEnd < GAP_SECONDS && this.callerStart >= 0;
   }
 
-  private hearAgent(level: number, now: number): Response | undefined {
+  #hearAgent(level: number, now: number): Response | undefined {
     const speech = level > AGENT_LEVEL;
-    const onset = speech && now - this.agentEnd > GAP_SECONDS;
-    if (speech) this.agentEnd = now + PIECE_SECONDS;
-    this.agentSpeaks = now - this.agentEnd < GAP_SECONDS;
-    if (!onset || this.answered) return undefined;
-    const waited = now - this.callerEnd;
+    const onset = speech && now - this.#agentEnd > GAP_SECONDS;
+    if (speech) this.#agentEnd = now + PIECE_SECONDS;
+    this.agentSpeaks = now - this.#agentEnd < GAP_SECONDS;
+    if (!onset || this.#answered) return undefined;
+    const waited = now - this.#callerEnd;
     // The agent may begin while the caller speaks: that is no answer.
     if (waited <= 0 || waited > LONGEST_SECONDS) return undefined;
-    this.answered = true;
-    const response = { stop: this.callerEnd, onset: now };
+    this.#answered = true;
+    const response = { stop: this.#callerEnd, onset: now };
     this.responses.push(response);
     return response;
   }

@@ -1,4 +1,4 @@
-// The microphone: permission, devices, and clear words when there is none.
+// The microphone: permission, and clear words when there is none.
 import { Problem } from "./events";
 
 const WORDS: Record<string, string> = {
@@ -31,9 +31,4 @@ export async function openMicrophone(device: string): Promise<MediaStream> {
     const { name, message } = error as DOMException;
     throw new Problem(WORDS[name] ?? `The microphone cannot be opened: ${message || name}.`);
   }
-}
-
-export async function devices(kind: MediaDeviceKind): Promise<MediaDeviceInfo[]> {
-  const all = (await navigator.mediaDevices?.enumerateDevices()) ?? [];
-  return all.filter((device) => device.kind === kind && device.deviceId);
 }

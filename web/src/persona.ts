@@ -15,33 +15,33 @@ interface Size {
 }
 
 export class PersonaEditor {
-  private text = byId<HTMLTextAreaElement>("prompt");
-  private fields = ["company", "business", "name", "information", "topic"].map((id) =>
+  #text = byId<HTMLTextAreaElement>("prompt");
+  #fields = ["company", "business", "name", "information", "topic"].map((id) =>
     byId<HTMLInputElement>(id),
   );
-  private kinds = [...document.querySelectorAll<HTMLInputElement>("input[name=kind]")];
-  private measure = debounce(250, () => void this.countTokens());
+  #kinds = [...document.querySelectorAll<HTMLInputElement>("input[name=kind]")];
+  #measure = debounce(250, () => void this.#countTokens());
 
   constructor(
     private info: Info,
     private voice: () => string,
     private changed: () => void,
   ) {
-    for (const field of this.fields) field.addEventListener("input", () => this.compose());
-    for (const kind of this.kinds) kind.addEventListener("change", () => this.choose());
-    this.text.addEventListener("input", () => {
-      this.recognise();
+    for (const field of this.#fields) field.addEventListener("input", () => this.#compose());
+    for (const kind of this.#kinds) kind.addEventListener("change", () => this.#choose());
+    this.#text.addEventListener("input", () => {
+      this.#recognise();
       this.update();
     });
   }
 
   get prompt(): string {
-    return this.text.value.trim();
+    return this.#text.value.trim();
   }
 
   set prompt(text: string) {
-    this.text.value = text;
-    this.recognise();
+    this.#text.value = text;
+    this.#recognise();
     this.update();
   }
 
@@ -53,51 +53,51 @@ export class PersonaEditor {
   }
 
   update(): void {
-    this.measure();
+    this.#measure();
     this.changed();
   }
 
-  private get kind(): Kind | undefined {
-    return this.kinds.find((kind) => kind.checked)?.value as Kind | undefined;
+  get #kind(): Kind | undefined {
+    return this.#kinds.find((kind) => kind.checked)?.value as Kind | undefined;
   }
 
-  private choose(): void {
-    const known = this.info.roles.find((role) => role.kind === this.kind)?.prompt ?? CASUAL;
+  #choose(): void {
+    const known = this.info.roles.find((role) => role.kind === this.#kind)?.prompt ?? CASUAL;
     this.prompt = known;
   }
 
   // Writes the prompt from the fields of its kind.
-  private compose(): void {
-    const [company, business, name, information, topic] = this.fields.map((f) => f.value.trim());
-    if (this.kind === "service") {
+  #compose(): void {
+    const [company, business, name, information, topic] = this.#fields.map((f) => f.value.trim());
+    if (this.#kind === "service") {
       const article = /^[aeiou]/i.test(business) ? "an" : "a";
       const facts = information ? ` Information: ${information}` : "";
-      this.text.value = `You work for ${company} which is ${article} ${business} and your name is ${name}.${facts}`;
-    } else if (this.kind === "casual") {
-      this.text.value = topic ? `${CASUAL} ${topic}` : CASUAL;
+      this.#text.value = `You work for ${company} which is ${article} ${business} and your name is ${name}.${facts}`;
+    } else if (this.#kind === "casual") {
+      this.#text.value = topic ? `${CASUAL} ${topic}` : CASUAL;
     }
     this.update();
   }
 
   // Finds the kind of a prompt, and fills the fields of that kind.
-  private recognise(): void {
+  #recognise(): void {
     const service = SERVICE.exec(this.prompt);
     const casual = this.prompt.startsWith(CASUAL);
     const assistant = /wise and friendly teacher/.test(this.prompt);
     const kind = service ? "service" : casual ? "casual" : assistant ? "assistant" : "";
-    for (const input of this.kinds) input.checked = input.value === kind;
-    if (service) service.slice(1, 5).forEach((part, i) => (this.fields[i].value = part ?? ""));
-    if (casual) this.fields[4].value = this.prompt.slice(CASUAL.length).trim();
+    for (const input of this.#kinds) input.checked = input.value === kind;
+    if (service) service.slice(1, 5).forEach((part, i) => (this.#fields[i].value = part ?? ""));
+    if (casual) this.#fields[4].value = this.prompt.slice(CASUAL.length).trim();
     show(byId("service-fields"), kind === "service");
     show(byId("casual-fields"), kind === "casual");
     show(byId("other-kind"), kind === "" && this.prompt !== "");
   }
 
-  private async countTokens(): Promise<void> {
+  async #countTokens(): Promise<void> {
     if (this.info.server !== "talk") return;
     const count = byId("tokens");
     const bar = byId("tokens-bar");
-    const response = await post("/api/prompt", { voice: this.voice(), prompt: this.prompt }).catch(
+    const response = await post("api/prompt", { voice: this.voice(), prompt: this.prompt }).catch(
       () => undefined,
     );
     if (!response?.ok) return;

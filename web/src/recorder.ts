@@ -9,11 +9,11 @@ export interface Levels {
 }
 
 export class Recorder {
-  readonly seconds = () => this.pieces * PIECE_SECONDS;
+  readonly seconds = () => this.#pieces * PIECE_SECONDS;
   keep = true; // whether the samples are stored
-  private pieces = 0;
-  private stored: [Int16Array, Int16Array][] = [];
-  private sources: MediaStreamAudioSourceNode[] = [];
+  #pieces = 0;
+  #stored: [Int16Array, Int16Array][] = [];
+  #sources: MediaStreamAudioSourceNode[] = [];
 
   private constructor(
     private context: AudioContext,
@@ -21,8 +21,8 @@ export class Recorder {
     listener: (levels: Levels) => void,
   ) {
     node.port.onmessage = ({ data }: MessageEvent<[Int16Array, Int16Array]>) => {
-      this.pieces += 1;
-      if (this.keep && this.stored.length < MAX_SECONDS / PIECE_SECONDS) this.stored.push(data);
+      this.#pieces += 1;
+      if (this.keep && this.#stored.length < MAX_SECONDS / PIECE_SECONDS) this.#stored.push(data);
       listener({ caller: level(data[0]), agent: level(data[1]) });
     };
     node.connect(context.destination); // silent; a node without a connection is not processed
@@ -31,7 +31,7 @@ export class Recorder {
   // Created in a click, so that the browser lets the sound start.
   static async create(listener: (levels: Levels) => void): Promise<Recorder> {
     const context = new AudioContext({ latencyHint: "interactive" });
-    await context.audioWorklet.addModule("/static/tap.js");
+    await context.audioWorklet.addModule("static/tap.js");
     const node = new AudioWorkletNode(context, "tap", {
       numberOfInputs: 2,
       channelCount: 1,
@@ -42,9 +42,9 @@ export class Recorder {
   }
 
   connect(stream: MediaStream, voice: 0 | 1): void {
-    this.sources[voice]?.disconnect();
-    this.sources[voice] = this.context.createMediaStreamSource(stream);
-    this.sources[voice].connect(this.node, 0, voice);
+    this.#sources[voice]?.disconnect();
+    this.#sources[voice] = this.context.createMediaStreamSource(stream);
+    this.#sources[voice].connect(this.node, 0, voice);
   }
 
   stop(): void {
@@ -53,15 +53,15 @@ export class Recorder {
   }
 
   get recorded(): number {
-    return this.stored.length * PIECE_SECONDS;
+    return this.#stored.length * PIECE_SECONDS;
   }
 
   // Stereo, 16 bits: caller left, agent right.
   wav(): Blob {
-    const size = this.stored[0]?.[0].length ?? 1;
+    const size = this.#stored[0]?.[0].length ?? 1;
     const rate = Math.round(size / PIECE_SECONDS);
-    const samples = new Int16Array(this.stored.length * size * 2);
-    this.stored.forEach(([caller, agent], piece) => {
+    const samples = new Int16Array(this.#stored.length * size * 2);
+    this.#stored.forEach(([caller, agent], piece) => {
       for (let i = 0; i < size; i++) {
         samples[(piece * size + i) * 2] = caller[i];
         samples[(piece * size + i) * 2 + 1] = agent[i];

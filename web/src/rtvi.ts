@@ -1,5 +1,6 @@
 // RTVI, Pipecat's messages over a data channel: the part of it that this page needs.
 import { type CallEvent, type Listener, Problem, type Sampling } from "./events";
+import type { Order } from "./order";
 
 const LABEL = "rtvi-ai";
 const VERSION = "2.2.0";
@@ -19,8 +20,8 @@ interface Waiting {
 }
 
 export class Rtvi {
-  private waiting = new Map<string, Waiting>();
-  private count = 0;
+  #waiting = new Map<string, Waiting>();
+  #count = 0;
 
   constructor(
     private channel: RTCDataChannel | WebSocket,
@@ -29,7 +30,7 @@ export class Rtvi {
 
   ready(): void {
     const about = { library: "personaplex-page", library_version: "1", platform: "web" };
-    this.send("client-ready", { version: VERSION, about });
+    this.#send("client-ready", { version: VERSION, about });
   }
 
   // Sends a client message; resolves once the bot has carried it out.
@@ -39,17 +40,17 @@ export class Rtvi {
       if (readyState !== "open" && readyState !== WebSocket.OPEN) {
         return reject(new Problem("The call is over."));
       }
-      const id = this.send("client-message", { t: type, d: data });
-      const timer = window.setTimeout(() => {
-        this.waiting.delete(id);
+      const id = this.#send("client-message", { t: type, d: data });
+      const timer = setTimeout(() => {
+        this.#waiting.delete(id);
         reject(new Problem("The bot did not answer."));
       }, ANSWER_MS);
-      this.waiting.set(id, { resolve, reject, timer });
+      this.#waiting.set(id, { resolve, reject, timer });
     });
   }
 
-  private send(type: string, data: unknown): string {
-    const id = String(++this.count);
+  #send(type: string, data: unknown): string {
+    const id = String(++this.#count);
     this.channel.send(JSON.stringify({ label: LABEL, type, id, data }));
     return id;
   }
@@ -58,15 +59,15 @@ export class Rtvi {
     const message = JSON.parse(text) as Message;
     if (message.label !== LABEL) return;
     const data = message.data ?? {};
-    if (message.type === "server-response") return this.settle(message.id);
-    if (message.type === "error-response") return this.settle(message.id, String(data.error));
+    if (message.type === "server-response") return this.#settle(message.id);
+    if (message.type === "error-response") return this.#settle(message.id, String(data.error));
     for (const event of eventsOf(message.type, data)) this.listener(event);
   }
 
-  private settle(id: string | undefined, error?: string): void {
-    const waiting = this.waiting.get(id ?? "");
+  #settle(id: string | undefined, error?: string): void {
+    const waiting = this.#waiting.get(id ?? "");
     if (!waiting) return;
-    this.waiting.delete(id ?? "");
+    this.#waiting.delete(id ?? "");
     clearTimeout(waiting.timer);
     if (error === undefined) waiting.resolve();
     else waiting.reject(new Problem(error));
@@ -110,6 +111,7 @@ function eventsOf(type: string, data: Record<string, unknown>): CallEvent[] {
 }
 
 function serverEvent(data: Record<string, unknown>): CallEvent {
+  if (data.type === "order") return { kind: "order", order: data.order as Order };
   const known = ["persona", "speech", "late"];
   return known.includes(String(data.kind)) ? (data as CallEvent) : { kind: "other", data };
 }
@@ -125,7 +127,16 @@ function toolOf(
   data: Record<string, unknown>,
   detail: unknown,
 ): CallEvent {
-  const text = typeof detail === "string" ? detail : detail ? JSON.stringify(detail) : "";
   const name = String(data.function_name ?? "a tool");
-  return { kind: "tool", phase, id: String(data.tool_call_id), name, detail: text };
+  return { kind: "tool", phase, id: String(data.tool_call_id), name, detail: plain(detail) };
+}
+
+// Arguments or a result, without the signs of JSON where that is possible.
+function plain(value: unknown): string {
+  if (value === null || value === undefined) return "";
+  if (Array.isArray(value)) return value.map(plain).join(", ");
+  if (typeof value !== "object") return String(value);
+  return Object.entries(value)
+    .map(([name, part]) => `${name}: ${plain(part)}`)
+    .join(", ");
 }

@@ -5,20 +5,20 @@ import type { Sampling } from "./events";
 const NAMES = ["temperature_audio", "temperature_text", "top_k_audio", "top_k_text"] as const;
 
 export class SamplingPanel {
-  private send = debounce(80, () => this.changed(this.values));
+  #send = debounce(80, () => this.changed(this.values));
 
   constructor(
     private defaults: Sampling,
     start: Sampling,
     private changed: (values: Sampling) => void,
   ) {
-    this.write(start);
+    this.#write(start);
     for (const name of [...NAMES, "seed"]) {
-      byId(name).addEventListener("input", () => this.update());
+      byId(name).addEventListener("input", () => this.#update());
     }
     byId("sampling-reset").addEventListener("click", () => {
-      this.write(this.defaults);
-      this.send();
+      this.#write(this.defaults);
+      this.#send();
     });
   }
 
@@ -30,19 +30,19 @@ export class SamplingPanel {
     return values;
   }
 
-  private write(values: Sampling): void {
+  #write(values: Sampling): void {
     for (const name of [...NAMES, "seed"] as const) {
       byId<HTMLInputElement>(name).value = String(values[name]);
     }
-    this.label();
+    this.#label();
   }
 
-  private update(): void {
-    this.label();
-    this.send();
+  #update(): void {
+    this.#label();
+    this.#send();
   }
 
-  private label(): void {
+  #label(): void {
     for (const name of NAMES) {
       const { value } = byId<HTMLInputElement>(name);
       const greedy = name.startsWith("temperature") && Number(value) === 0;

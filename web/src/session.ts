@@ -1,4 +1,5 @@
 // A call over /v1/session, the protocol of `personaplex serve`.
+import { now } from "./dom";
 import { type Call, type CallRequest, type Listener, Problem, type Sampling } from "./events";
 import { BLOCKED, ENDED, GONE, refusal } from "./problems";
 import { SoundLine } from "./sound";
@@ -25,75 +26,75 @@ interface Message {
 }
 
 export class SessionCall implements Call {
-  private socket: WebSocket;
-  private line: SoundLine | undefined;
-  private request: CallRequest | undefined;
-  private frame = new DataView(new ArrayBuffer(HEADER + 2 * FRAME));
-  private filled = 0;
-  private sent = 0;
-  private ready = false;
-  private over = false;
-  private heardAt = 0;
-  private timer = 0;
-  private word = "";
-  private quiet = 0; // frames without text
-  private late = 0;
-  private steps: number[] = [];
-  private ids = 0;
-  private texts = new Map<number, string>(); // speeches by id
-  private prompts = new Map<number, (problem?: Problem) => void>();
-  private persona = { voice: "", prompt: "" };
+  #socket: WebSocket;
+  #line: SoundLine | undefined;
+  #request: CallRequest | undefined;
+  #frame = new DataView(new ArrayBuffer(HEADER + 2 * FRAME));
+  #filled = 0;
+  #sent = 0;
+  #ready = false;
+  #over = false;
+  #heardAt = 0;
+  #timer = 0;
+  #word = "";
+  #quiet = 0; // frames without text
+  #late = 0;
+  #steps: number[] = [];
+  #ids = 0;
+  #texts = new Map<number, string>(); // speeches by id
+  #prompts = new Map<number, (problem?: Problem) => void>();
+  #persona = { voice: "", prompt: "" };
 
   constructor(
     private microphone: MediaStream,
     private listener: Listener,
     key: string,
   ) {
-    const address = new URL("/v1/session", location.href);
+    const address = new URL("v1/session", document.baseURI);
     address.protocol = address.protocol.replace("http", "ws");
-    this.socket = new WebSocket(address, key ? ["personaplex.v1", `bearer.${key}`] : []);
-    this.socket.binaryType = "arraybuffer";
+    this.#socket = new WebSocket(address, key ? ["personaplex.v1", `bearer.${key}`] : []);
+    this.#socket.binaryType = "arraybuffer";
   }
 
   async start(request: CallRequest): Promise<void> {
-    this.request = request;
-    this.persona = { voice: request.voice, prompt: request.prompt };
-    await this.hello();
-    if (this.over) return;
-    this.line = await SoundLine.create((pcm) => this.push(pcm));
-    if (this.over) return this.line.close();
-    await this.opened(request);
-    if (this.over) return;
-    this.line.connect(this.microphone);
-    this.heardAt = performance.now();
-    this.timer = window.setInterval(() => {
-      if (performance.now() - this.heardAt > SILENT_MS) this.end(GONE, true);
+    this.#request = request;
+    this.#persona = { voice: request.voice, prompt: request.prompt };
+    await this.#hello();
+    if (this.#over) return;
+    this.#line = await SoundLine.create((pcm) => this.#push(pcm));
+    if (this.#over) return this.#line.close();
+    await this.#opened(request);
+    if (this.#over) return;
+    this.#line.connect(this.microphone);
+    this.#heardAt = now();
+    this.#timer = setInterval(() => {
+      if (now() - this.#heardAt > SILENT_MS) this.#end(GONE, true);
     }, CHECK_MS);
-    this.listener({ kind: "connected", voice: this.line.voice, over: "websocket" });
+    this.listener({ kind: "connected", voice: this.#line.voice, over: "websocket" });
   }
 
   async say(text: string): Promise<void> {
-    const id = ++this.ids;
-    this.texts.set(id, text);
-    this.send({ type: "say", text, id });
+    const id = ++this.#ids;
+    this.#texts.set(id, text);
+    this.#send({ type: "say", text, id });
   }
 
-  hush = async () => this.send({ type: "hush" });
-  hold = async (seconds: number) => this.send({ type: "hold", seconds });
-  release = async () => this.send({ type: "release" });
-  sample = async (sampling: Sampling) => this.send({ type: "update", sampling });
+  hush = async () => this.#send({ type: "hush" });
+  hold = async (seconds: number) => this.#send({ type: "hold", seconds });
+  release = async () => this.#send({ type: "release" });
+  sample = async (sampling: Sampling) => this.#send({ type: "update", sampling });
 
   prompt(change: { text?: string; voice?: string }): Promise<void> {
-    const id = ++this.ids;
+    const id = ++this.#ids;
     const next = {
-      voice: change.voice ?? this.persona.voice,
-      prompt: change.text ?? this.persona.prompt,
+      voice: change.voice ?? this.#persona.voice,
+      prompt: change.text ?? this.#persona.prompt,
     };
-    this.send({ type: "prompt", id, voice: next.voice, text_prompt: next.prompt });
+    this.#send({ type: "prompt", id, voice: next.voice, text_prompt: next.prompt });
     return new Promise((resolve, reject) => {
-      this.prompts.set(id, (problem) => {
+      this.#prompts.set(id, (problem) => {
         if (problem) return reject(problem);
-        this.persona = next;
+        this.#persona = next;
         this.listener({ kind: "persona", state: "changed", ...next });
         resolve();
       });
@@ -101,37 +102,37 @@ export class SessionCall implements Call {
   }
 
   async useMicrophone(microphone: MediaStream): Promise<void> {
-    this.line?.connect(microphone);
+    this.#line?.connect(microphone);
   }
 
   hangUp(): void {
-    if (this.socket.readyState === WebSocket.OPEN) this.send({ type: "close" });
-    this.end("You hung up.", false);
+    if (this.#socket.readyState === WebSocket.OPEN) this.#send({ type: "close" });
+    this.#end("You hung up.", false);
   }
 
-  private send(message: object): void {
-    if (this.socket.readyState !== WebSocket.OPEN) throw new Problem("The call is over.");
-    this.socket.send(JSON.stringify(message));
+  #send(message: object): void {
+    if (this.#socket.readyState !== WebSocket.OPEN) throw new Problem("The call is over.");
+    this.#socket.send(JSON.stringify(message));
   }
 
   // Waits for the server's first message.
-  private hello(): Promise<void> {
-    return this.until("hello", "The server does not know the key, or a firewall is in the way.");
+  #hello(): Promise<void> {
+    return this.#until("hello", "The server does not know the key, or a firewall is in the way.");
   }
 
-  private async opened(request: CallRequest): Promise<void> {
+  async #opened(request: CallRequest): Promise<void> {
     const { voice, prompt, sampling } = request;
-    this.send({ type: "open", voice, text_prompt: prompt, sampling, audio: "pcm16" });
-    await this.until("opened", BLOCKED);
-    this.socket.onmessage = ({ data }) => this.receive(data as string | ArrayBuffer);
-    this.socket.onclose = () => this.end(ENDED, true);
+    this.#send({ type: "open", voice, text_prompt: prompt, sampling, audio: "pcm16" });
+    await this.#until("opened", BLOCKED);
+    this.#socket.onmessage = ({ data }) => this.#receive(data as string | ArrayBuffer);
+    this.#socket.onclose = () => this.#end(ENDED, true);
   }
 
-  private until(type: string, closed: string): Promise<void> {
+  #until(type: string, closed: string): Promise<void> {
     return new Promise((resolve, reject) => {
-      const timer = window.setTimeout(() => reject(new Problem(BLOCKED)), OPEN_MS);
-      this.socket.onclose = () => reject(new Problem(closed));
-      this.socket.onmessage = ({ data }) => {
+      const timer = setTimeout(() => reject(new Problem(BLOCKED)), OPEN_MS);
+      this.#socket.onclose = () => reject(new Problem(closed));
+      this.#socket.onmessage = ({ data }) => {
         const message = JSON.parse(String(data)) as Message;
         if (message.type !== type && message.type !== "error") return;
         clearTimeout(timer);
@@ -142,46 +143,46 @@ export class SessionCall implements Call {
   }
 
   // Collects 80 ms and sends them.
-  private push(pcm: Int16Array): void {
+  #push(pcm: Int16Array): void {
     for (const sample of pcm) {
-      this.frame.setInt16(HEADER + 2 * this.filled, sample, true);
-      if (++this.filled < FRAME) continue;
-      this.filled = 0;
-      if (this.socket.readyState !== WebSocket.OPEN) continue;
-      this.frame.setUint8(0, AUDIO_KIND);
-      this.frame.setUint32(1, this.sent++);
-      this.socket.send(this.frame);
+      this.#frame.setInt16(HEADER + 2 * this.#filled, sample, true);
+      if (++this.#filled < FRAME) continue;
+      this.#filled = 0;
+      if (this.#socket.readyState !== WebSocket.OPEN) continue;
+      this.#frame.setUint8(0, AUDIO_KIND);
+      this.#frame.setUint32(1, this.#sent++);
+      this.#socket.send(this.#frame);
     }
   }
 
-  private receive(data: string | ArrayBuffer): void {
-    this.heardAt = performance.now();
-    if (typeof data === "string") this.message(JSON.parse(data) as Message);
-    else this.output(data);
+  #receive(data: string | ArrayBuffer): void {
+    this.#heardAt = now();
+    if (typeof data === "string") this.#message(JSON.parse(data) as Message);
+    else this.#output(data);
   }
 
-  private message(message: Message): void {
+  #message(message: Message): void {
     switch (message.type) {
       case "ready":
-        this.ready = true;
-        this.listener({ kind: "persona", state: "started", ...this.persona });
-        if (this.request?.greeting) void this.say(this.request.greeting);
+        this.#ready = true;
+        this.listener({ kind: "persona", state: "started", ...this.#persona });
+        if (this.#request?.greeting) void this.say(this.#request.greeting);
         break;
       case "speech":
         if (message.state && message.state !== "waiting") {
-          const text = this.texts.get(message.id ?? 0) ?? "";
+          const text = this.#texts.get(message.id ?? 0) ?? "";
           if (message.state === "speaking" && (message.spoken ?? 0) > 1) break;
           this.listener({ kind: "speech", state: message.state, text, spoken: message.spoken });
         }
         break;
       case "prompted":
-        this.prompts.get(message.id ?? 0)?.(
+        this.#prompts.get(message.id ?? 0)?.(
           message.ok ? undefined : new Problem(message.message ?? "The old role stays in effect."),
         );
-        this.prompts.delete(message.id ?? 0);
+        this.#prompts.delete(message.id ?? 0);
         break;
       case "error":
-        if (message.fatal) this.end(message.message ?? ENDED, true);
+        if (message.fatal) this.#end(message.message ?? ENDED, true);
         else this.listener({ kind: "problem", text: message.message ?? "" });
         break;
       case "draining":
@@ -190,41 +191,41 @@ export class SessionCall implements Call {
   }
 
   // 80 ms of the agent: PROTOCOL.md gives the layout.
-  private output(data: ArrayBuffer): void {
+  #output(data: ArrayBuffer): void {
     const view = new DataView(data);
     const [queued, step] = [view.getFloat32(41), view.getFloat32(45)];
     const size = view.getUint8(49);
     const piece = new TextDecoder().decode(new Uint8Array(data, 50, size));
-    this.line?.play(new Int16Array(data.slice(50 + size)));
-    this.read(piece);
-    if (queued + step > LATE_MS && this.ready) {
-      this.listener({ kind: "late", ms: queued + step, frames: ++this.late });
+    this.#line?.play(new Int16Array(data.slice(50 + size)));
+    this.#read(piece);
+    if (queued + step > LATE_MS && this.#ready) {
+      this.listener({ kind: "late", ms: queued + step, frames: ++this.#late });
     }
-    this.steps.push(step);
-    if (this.steps.length < STEP_FRAMES) return;
-    const mean = this.steps.reduce((sum, ms) => sum + ms, 0) / STEP_FRAMES;
-    this.steps = [];
+    this.#steps.push(step);
+    if (this.#steps.length < STEP_FRAMES) return;
+    const mean = this.#steps.reduce((sum, ms) => sum + ms, 0) / STEP_FRAMES;
+    this.#steps = [];
     this.listener({ kind: "step", ms: mean });
   }
 
   // Pieces follow each other within a word; padding, or a piece with a space, ends it.
-  private read(piece: string): void {
-    this.quiet = piece ? 0 : this.quiet + 1;
-    if (this.quiet === TURN_GAP_FRAMES) this.listener({ kind: "turn", speaking: false });
+  #read(piece: string): void {
+    this.#quiet = piece ? 0 : this.#quiet + 1;
+    if (this.#quiet === TURN_GAP_FRAMES) this.listener({ kind: "turn", speaking: false });
     if (!piece || /^\s/.test(piece)) {
-      const word = this.word.trim();
-      this.word = "";
+      const word = this.#word.trim();
+      this.#word = "";
       if (word) this.listener({ kind: "word", text: word });
     }
-    this.word += piece;
+    this.#word += piece;
   }
 
-  private end(reason: string, problem: boolean): void {
-    if (this.over) return;
-    this.over = true;
-    clearInterval(this.timer);
-    this.socket.close();
-    this.line?.close();
+  #end(reason: string, problem: boolean): void {
+    if (this.#over) return;
+    this.#over = true;
+    clearInterval(this.#timer);
+    this.#socket.close();
+    this.#line?.close();
     this.listener({ kind: "ended", reason, problem });
   }
 }

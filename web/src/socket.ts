@@ -1,4 +1,5 @@
 // A call over a WebSocket to `personaplex talk`, where WebRTC does not get through.
+import { now } from "./dom";
 import { type Call, type CallRequest, type Listener, Problem } from "./events";
 import { BLOCKED, ENDED, GONE, refusal } from "./problems";
 import { Rtvi, RtviCall } from "./rtvi";
@@ -6,60 +7,83 @@ import { SoundLine } from "./sound";
 
 const SILENT_MS = 2500; // the bot sends a message at least once a second
 const CHECK_MS = 400;
-const OPEN_MS = 3000;
+const CONNECT_MS = 1500; // from its creation
+const LEAST_MS = 300;
+const ANSWER_MS = 6000; // a call that is ending may still have the slot
 
 export class SocketCall extends RtviCall implements Call {
   protected rtvi: Rtvi;
-  private socket: WebSocket;
-  private line: SoundLine | undefined;
-  private heardAt = 0;
-  private timer = 0;
-  private over = false;
+  #socket: WebSocket;
+  #line: SoundLine | undefined;
+  #created = now();
+  #heardAt = 0;
+  #timer = 0;
+  #over = false;
 
   constructor(
     private microphone: MediaStream,
     private listener: Listener,
   ) {
     super();
-    const address = new URL("/api/socket", location.href);
+    const address = new URL("api/socket", document.baseURI);
     address.protocol = address.protocol.replace("http", "ws");
-    this.socket = new WebSocket(address);
-    this.socket.binaryType = "arraybuffer";
-    this.rtvi = new Rtvi(this.socket, listener);
+    this.#socket = new WebSocket(address);
+    this.#socket.binaryType = "arraybuffer";
+    this.rtvi = new Rtvi(this.#socket, listener);
   }
 
   async start(request: CallRequest): Promise<void> {
-    await this.opened(request);
-    if (this.over) return;
-    this.line = await SoundLine.create((pcm) => {
-      if (this.socket.readyState === WebSocket.OPEN) this.socket.send(pcm);
+    await this.#connected();
+    await this.#opened(request);
+    if (this.#over) return;
+    this.#line = await SoundLine.create((pcm) => {
+      if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send(pcm);
     });
-    if (this.over) return this.line.close();
-    this.line.connect(this.microphone);
-    this.heardAt = performance.now();
-    this.socket.onmessage = ({ data }) => this.receive(data as string | ArrayBuffer);
-    this.socket.onclose = () => this.end(ENDED, true);
-    this.timer = window.setInterval(() => {
-      if (performance.now() - this.heardAt > SILENT_MS) this.end(GONE, true);
+    if (this.#over) return this.#line.close();
+    this.#line.connect(this.microphone);
+    this.#heardAt = now();
+    this.#socket.onmessage = ({ data }) => this.#receive(data as string | ArrayBuffer);
+    this.#socket.onclose = () => this.#end(ENDED, true);
+    this.#timer = setInterval(() => {
+      if (now() - this.#heardAt > SILENT_MS) this.#end(GONE, true);
     }, CHECK_MS);
-    this.listener({ kind: "connected", voice: this.line.voice, over: "websocket" });
+    this.listener({ kind: "connected", voice: this.#line.voice, over: "websocket" });
     this.rtvi.ready();
   }
 
   async useMicrophone(microphone: MediaStream): Promise<void> {
-    this.line?.connect(microphone);
+    this.#line?.connect(microphone);
   }
 
   hangUp(): void {
-    this.end("You hung up.", false);
+    this.#end("You hung up.", false);
   }
 
-  private opened(request: CallRequest): Promise<void> {
+  // Closes a connection that no call has used.
+  discard(): void {
+    this.#over = true;
+    this.#socket.close();
+  }
+
+  #connected(): Promise<void> {
     return new Promise((resolve, reject) => {
-      const timer = window.setTimeout(() => reject(new Problem(BLOCKED)), OPEN_MS);
-      this.socket.onopen = () => this.socket.send(JSON.stringify(request));
-      this.socket.onclose = () => reject(new Problem(BLOCKED));
-      this.socket.onmessage = ({ data }) => {
+      const { readyState } = this.#socket;
+      const block = () => reject(new Problem(BLOCKED));
+      if (readyState === WebSocket.OPEN) return resolve();
+      if (readyState !== WebSocket.CONNECTING) return block();
+      const left = CONNECT_MS - (now() - this.#created);
+      setTimeout(block, Math.max(LEAST_MS, left));
+      this.#socket.onopen = () => resolve();
+      this.#socket.onerror = this.#socket.onclose = block;
+    });
+  }
+
+  #opened(request: CallRequest): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => reject(new Problem(BLOCKED)), ANSWER_MS);
+      this.#socket.send(JSON.stringify(request));
+      this.#socket.onclose = () => reject(new Problem(BLOCKED));
+      this.#socket.onmessage = ({ data }) => {
         clearTimeout(timer);
         const { detail } = JSON.parse(String(data)) as { detail?: string };
         if (detail === undefined) resolve();
@@ -68,20 +92,20 @@ export class SocketCall extends RtviCall implements Call {
     });
   }
 
-  private receive(data: string | ArrayBuffer): void {
-    this.heardAt = performance.now();
+  #receive(data: string | ArrayBuffer): void {
+    this.#heardAt = now();
     if (typeof data === "string") this.rtvi.receive(data);
-    else this.line?.play(new Int16Array(data));
+    else this.#line?.play(new Int16Array(data));
   }
 
-  private end(reason: string, problem: boolean): void {
-    if (this.over) return;
-    this.over = true;
-    clearInterval(this.timer);
-    this.socket.close();
-    this.line?.close();
+  #end(reason: string, problem: boolean): void {
+    if (this.#over) return;
+    this.#over = true;
+    clearInterval(this.#timer);
+    this.#socket.close();
+    this.#line?.close();
     // A connection that breaks without a word means that the bot is gone, if it does not answer.
-    const answers = fetch("/api/info", { signal: AbortSignal.timeout(1000), cache: "no-store" });
+    const answers = fetch("api/info", { signal: AbortSignal.timeout(1000), cache: "no-store" });
     void answers.then(
       () => this.listener({ kind: "ended", reason, problem }),
       () => this.listener({ kind: "ended", reason: GONE, problem: true }),

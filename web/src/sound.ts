@@ -1,22 +1,22 @@
 // The microphone as PCM, and PCM as the agent's voice: for calls over a WebSocket.
 
 export class SoundLine {
-  private source: MediaStreamAudioSourceNode | undefined;
-  private target: MediaStreamAudioDestinationNode;
+  #source: MediaStreamAudioSourceNode | undefined;
+  #target: MediaStreamAudioDestinationNode;
 
   private constructor(
     private context: AudioContext,
     private node: AudioWorkletNode,
     heard: (pcm: Int16Array<ArrayBuffer>) => void, // 20 ms of the caller at 24 kHz
   ) {
-    this.target = context.createMediaStreamDestination();
-    node.connect(this.target);
+    this.#target = context.createMediaStreamDestination();
+    node.connect(this.#target);
     node.port.onmessage = ({ data }: MessageEvent<Int16Array<ArrayBuffer>>) => heard(data);
   }
 
   static async create(heard: (pcm: Int16Array<ArrayBuffer>) => void): Promise<SoundLine> {
     const context = new AudioContext({ latencyHint: "interactive" });
-    await context.audioWorklet.addModule("/static/line.js");
+    await context.audioWorklet.addModule("static/line.js");
     const node = new AudioWorkletNode(context, "line", {
       numberOfInputs: 1,
       outputChannelCount: [1],
@@ -28,13 +28,13 @@ export class SoundLine {
   }
 
   get voice(): MediaStream {
-    return this.target.stream;
+    return this.#target.stream;
   }
 
   connect(microphone: MediaStream): void {
-    this.source?.disconnect();
-    this.source = this.context.createMediaStreamSource(microphone);
-    this.source.connect(this.node);
+    this.#source?.disconnect();
+    this.#source = this.context.createMediaStreamSource(microphone);
+    this.#source.connect(this.node);
   }
 
   // Plays PCM of the agent, 16 bits at 24 kHz.

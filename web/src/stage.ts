@@ -4,9 +4,11 @@ import { type Call, type CallEvent, type CallRequest, type Info, Problem, type S
 import { prepareCall } from "./connect";
 import { save } from "./files";
 import type { Banner } from "./look";
-import { Meter } from "./meter";
-import { devices, openMicrophone } from "./microphone";
+import { Meter, rounded } from "./meter";
+import { DeviceMenus } from "./devices";
+import { openMicrophone } from "./microphone";
 import type { PersonaEditor } from "./persona";
+import { BLOCKED_HINT } from "./problems";
 import { type Levels, Recorder } from "./recorder";
 import { Timeline } from "./timeline";
 import { Transcript } from "./transcript";
@@ -16,212 +18,232 @@ const PERMISSION_MS = 1500;
 const BLINK_MS = 2500;
 
 type State = "idle" | "busy" | "live";
+const PROBLEM = { idle: "", busy: "Not connected", live: "The call is over" };
 
 export class Stage {
-  private state: State = "idle";
-  private call: Call | undefined;
-  private microphone: MediaStream | undefined;
-  private recorder: Recorder | undefined;
-  private meter = new Meter();
-  private timeline = new Timeline(byId<HTMLCanvasElement>("timeline"));
-  private transcript = new Transcript(byId("transcript"));
-  private log: Record<string, unknown>[] = [];
-  private started = new Date();
-  private attempt = 0;
-  private holding = 0;
-  private inEffect = "";
+  #info: Info;
+  #banner: Banner;
+  #request: () => CallRequest;
+  #persona: PersonaEditor;
+  #state: State = "idle";
+  #call: Call | undefined;
+  #microphone: MediaStream | undefined;
+  #recorder: Recorder | undefined;
+  #devices = new DeviceMenus((text) => this.#banner.show(text));
+  #meter = new Meter();
+  #timeline = new Timeline(byId<HTMLCanvasElement>("timeline"));
+  #transcript = new Transcript(byId("transcript"));
+  #log: Record<string, unknown>[] = [];
+  #started = new Date();
+  #attempt = 0;
+  #holding = 0;
+  #inEffect = "";
 
   constructor(
-    private info: Info,
-    private banner: Banner,
-    private request: () => CallRequest,
-    private persona: PersonaEditor,
+    info: Info,
+    banner: Banner,
+    request: () => CallRequest,
+    persona: PersonaEditor,
   ) {
-    byId("talk").addEventListener("click", () => void this.toggle());
-    byId("mute").addEventListener("click", () => this.mute());
-    byId("hush").addEventListener("click", () => void this.steer((call) => call.hush(), "Hushed"));
-    byId("hold").addEventListener("click", () => void this.toggleHold());
-    byId("apply").addEventListener("click", () => void this.applyPrompt());
-    this.onSubmit("say", (text) => this.steer((call) => call.say(text), "Will be said"));
-    this.onSubmit("facts", (text) => {
-      this.persona.prompt = this.persona.withFacts(text);
-      return this.applyPrompt();
+    [this.#info, this.#banner, this.#request, this.#persona] = [info, banner, request, persona];
+    byId("talk").addEventListener("click", () => void this.#toggle());
+    byId("mute").addEventListener("click", () => this.#mute());
+    byId("hush").addEventListener("click", () => void this.#steer((call) => call.hush(), "Hushed"));
+    byId("hold").addEventListener("click", () => void this.#toggleHold());
+    byId("apply").addEventListener("click", () => void this.#applyPrompt());
+    this.#onSubmit("say", (text) => this.#steer((call) => call.say(text), "Will be said"));
+    this.#onSubmit("facts", (text) => {
+      this.#persona.prompt = this.#persona.withFacts(text);
+      return this.#applyPrompt();
     });
     byId("wav").addEventListener("click", () => {
-      if (this.recorder) save(this.recorder.wav(), this.started, "wav");
+      if (this.#recorder) save(this.#recorder.wav(), this.#started, "wav");
     });
-    byId("json").addEventListener("click", () => save(this.report(), this.started, "json"));
-    byId<HTMLInputElement>("keep").addEventListener("change", () => this.keep());
-    byId("microphone").addEventListener("change", () => void this.changeMicrophone());
-    byId("speaker").addEventListener("change", () => void this.changeSpeaker());
-    window.addEventListener("pagehide", () => this.call?.hangUp());
-    this.show("idle", "Ready", `Press Talk and speak. ${this.info.slots} can talk at once.`);
-    void this.listDevices();
+    byId("json").addEventListener("click", () => this.#saveReport());
+    byId<HTMLInputElement>("keep").addEventListener("change", () => this.#keep());
+    byId("microphone").addEventListener("change", () => void this.#changeMicrophone());
+    window.addEventListener("pagehide", () => this.#call?.hangUp());
+    this.#show("idle", "Ready", "Press Talk, allow the microphone, and speak.");
+    void this.#devices.list();
   }
 
   sample(values: Sampling): void {
-    if (this.state === "live") void this.steer((call) => call.sample(values), "Sampling changed");
+    if (this.#state === "live") void this.#steer((call) => call.sample(values), "Sampling changed");
   }
 
   changeVoice(voice: string): void {
-    if (this.state === "live") void this.steer((call) => call.prompt({ voice }), "Changing the voice");
+    if (this.#state === "live") void this.#steer((call) => call.prompt({ voice }), "Changing the voice");
   }
 
   settingsChanged(): void {
-    const differs = this.persona.prompt !== this.inEffect;
-    byId<HTMLButtonElement>("apply").disabled = this.state !== "live" || !differs;
+    const differs = this.#persona.prompt !== this.#inEffect;
+    byId<HTMLButtonElement>("apply").disabled = this.#state !== "live" || !differs;
   }
 
-  private async toggle(): Promise<void> {
-    if (this.call) return this.call.hangUp();
-    if (this.state === "busy") {
-      this.attempt += 1;
-      return this.finish("Cancelled");
+  async #toggle(): Promise<void> {
+    if (this.#call) return this.#call.hangUp();
+    if (this.#state === "busy") {
+      this.#attempt += 1;
+      return this.#finish("Cancelled");
     }
-    this.banner.clear();
-    const attempt = ++this.attempt;
+    this.#banner.clear();
+    const attempt = ++this.#attempt;
     try {
-      await this.connect(() => attempt === this.attempt);
+      await this.#connect(() => attempt === this.#attempt);
     } catch (error) {
-      if (attempt !== this.attempt) return;
-      this.finish("Not connected");
+      if (attempt !== this.#attempt) return;
+      this.#finish("Not connected");
       const text = error instanceof Problem ? error.message : `The call failed: ${error}`;
-      this.banner.show(text, () => void this.toggle());
+      this.#banner.show(text, () => void this.#toggle());
     }
   }
 
   // Stops quietly once `wanted` is false: the person has cancelled.
-  private async connect(wanted: () => boolean): Promise<void> {
-    this.show("busy", "Connecting …", "");
-    this.recorder?.stop();
-    const asking = window.setTimeout(
-      () => this.show("busy", "Waiting for the microphone", "Allow it in the browser's question."),
+  async #connect(wanted: () => boolean): Promise<void> {
+    this.#show("busy", "Connecting …", "");
+    this.#recorder?.stop();
+    const asking = setTimeout(
+      () => this.#show("busy", "Waiting for the microphone", "Allow it in the browser's question."),
       PERMISSION_MS,
     );
-    const microphone = await openMicrophone(byId<HTMLSelectElement>("microphone").value).finally(
+    const microphone = await openMicrophone(this.#devices.microphone).finally(
       () => clearTimeout(asking),
     );
     if (!wanted()) return microphone.getTracks().forEach((track) => track.stop());
-    this.microphone = microphone;
-    this.show("busy", "Connecting …", "");
-    void this.listDevices();
-    this.recorder = await Recorder.create((levels) => this.hear(levels));
-    this.keep();
-    if (!wanted()) return this.recorder.stop();
-    this.recorder.connect(microphone, 0);
-    this.meter = new Meter();
-    this.timeline.clear();
-    this.transcript.clear();
-    [this.log, this.started, this.inEffect] = [[], new Date(), ""];
-    const call = prepareCall(this.info, microphone, (event) => {
-      if (wanted()) this.follow(event);
+    this.#microphone = microphone;
+    this.#show("busy", "Connecting …", "");
+    void this.#devices.list();
+    this.#recorder = await Recorder.create((levels) => this.#hear(levels));
+    this.#keep();
+    if (!wanted()) return this.#recorder.stop();
+    this.#recorder.connect(microphone, 0);
+    this.#meter = new Meter();
+    this.#timeline.clear();
+    this.#transcript.clear();
+    [this.#log, this.#started, this.#inEffect] = [[], new Date(), ""];
+    const call = prepareCall(this.#info, microphone, (event) => {
+      if (wanted()) this.#follow(event);
     });
-    this.call = call;
-    await call.start(this.request());
+    this.#call = call;
+    await call.start(this.#request());
   }
 
-  private follow(event: CallEvent): void {
-    const at = this.recorder?.seconds() ?? 0;
-    if (event.kind !== "step") this.log.push({ seconds: Number(at.toFixed(2)), ...event });
+  #follow(event: CallEvent): void {
+    const at = this.#recorder?.seconds() ?? 0;
+    if (event.kind !== "step") this.#log.push({ seconds: Number(at.toFixed(2)), ...event });
     switch (event.kind) {
       case "connected":
-        this.show("live", "Connected", "The agent is getting ready …");
-        this.play(event.voice);
-        if (event.over === "websocket" && this.info.server === "talk") {
-          this.transcript.note("WebRTC is not available here: a WebSocket takes its place.", at);
+        this.#show("live", "Connected", "The agent is getting ready …");
+        this.#play(event.voice);
+        if (event.over === "websocket" && this.#info.server === "talk") {
+          this.#transcript.note("WebRTC is not available here: a WebSocket takes its place.", at);
         }
         break;
       case "ended":
-        this.finish(event.problem ? "The call is over" : event.reason);
-        if (event.problem) this.banner.show(event.reason, () => void this.toggle());
+        this.#finish(event.problem ? PROBLEM[this.#state] : event.reason);
+        if (event.problem) this.#banner.show(event.reason, () => void this.#toggle());
         break;
       case "problem":
-        this.banner.show(event.text);
+        this.#banner.show(event.text);
         break;
       case "word":
-        this.transcript.word(event.text, at);
-        this.timeline.mark("word", event.text);
+        this.#transcript.word(event.text, at);
+        this.#timeline.mark("word", event.text);
         break;
       case "turn":
-        if (!event.speaking) this.transcript.endTurn();
+        if (!event.speaking) this.#transcript.endTurn();
         break;
       case "caller":
-        this.transcript.caller(event.text, event.final, at);
-        if (event.final) this.timeline.mark("caller", event.text);
+        this.#transcript.caller(event.text, event.final, this.#meter.callerStart);
+        // A transcript comes a second after its speech.
+        if (event.final) this.#timeline.mark("caller", event.text, this.#meter.callerStart);
         break;
       case "persona":
-        this.personaInEffect(event.state, event.voice, event.prompt, at);
+        this.#personaInEffect(event.state, event.voice, event.prompt, at);
         break;
       case "speech":
-        this.speech(event.state, event.text, event.spoken);
+        this.#speech(event.state, event.spoken);
         break;
       case "late":
         byId("late").textContent = String(event.frames);
-        this.timeline.mark("late");
+        this.#timeline.mark("late");
         break;
       case "step":
         byId("step").textContent = `${event.ms.toFixed(0)} ms`;
         break;
       case "tool":
-        if (event.phase === "started") this.timeline.span("tool", event.name);
-        else this.timeline.close("tool");
-        this.transcript.note(`${event.name} ${event.phase}: ${event.detail}`.replace(/: $/, ""), at);
+        if (event.phase === "started") {
+          this.#timeline.span("tool", event.name, event.id);
+          this.#transcript.toolStarted(event.id, event.name, event.detail, at);
+        } else {
+          this.#timeline.close("tool", event.id);
+          this.#transcript.toolStopped(event.id, event.detail);
+        }
+        break;
+      case "order":
+        this.#timeline.mark("event", "order");
+        this.#transcript.ordered(event.order, at);
+        break;
+      case "blocked":
+        byId("hint").textContent = BLOCKED_HINT;
         break;
       case "other":
-        this.timeline.mark("event");
+        this.#timeline.mark("event");
     }
   }
 
-  private play(voice: MediaStream): void {
+  #play(voice: MediaStream): void {
     const player = byId<HTMLAudioElement>("agent");
     player.srcObject = voice;
-    player.play().catch(() => this.banner.show("The browser plays no sound: click into the page."));
-    this.recorder?.connect(voice, 1);
+    player.play().catch(() => this.#banner.show("The browser plays no sound: click into the page."));
+    this.#recorder?.connect(voice, 1);
   }
 
-  private personaInEffect(state: string, voice: string, prompt: string, at: number): void {
-    this.inEffect = prompt;
+  #personaInEffect(state: string, voice: string, prompt: string, at: number): void {
+    this.#inEffect = prompt;
     this.settingsChanged();
     if (state === "started") {
-      this.show("live", "Talk now", "It listens while it speaks: interrupt it whenever you like.");
+      const question = byId("questions").firstElementChild?.textContent;
+      const hint = "It listens while it speaks: interrupt it whenever you like.";
+      this.#show("live", "Talk now", question ? `Try “${question}” ${hint}` : hint);
       return;
     }
-    this.note("The new role is in effect");
-    this.timeline.mark("event", "new role");
-    this.transcript.note(`The agent has a new role or voice (${voice}).`, at);
+    this.#note("The new role is in effect");
+    this.#timeline.mark("event", "new role");
+    this.#transcript.note(`The agent has a new role or voice (${voice}).`, at);
   }
 
-  private speech(state: string, text: string, spoken?: number): void {
-    if (state === "speaking") return this.timeline.span("forced", text.slice(0, 40));
-    this.timeline.close("forced");
-    this.note(state === "said" ? "Said" : `Cut after ${spoken ?? 0} words`);
+  #speech(state: string, spoken?: number): void {
+    if (state === "speaking") return this.#timeline.span("forced", "given words");
+    this.#timeline.close("forced");
+    this.#note(state === "said" ? "Said" : `Cut after ${spoken ?? 0} words`);
   }
 
   // 20 ms of both voices.
-  private hear(levels: Levels): void {
-    const now = this.recorder?.seconds() ?? 0;
-    const response = this.meter.push(levels);
-    this.timeline.push(levels, now);
+  #hear(levels: Levels): void {
+    const now = this.#recorder?.seconds() ?? 0;
+    const response = this.#meter.push(levels);
+    this.#timeline.push(levels, now);
     if (response) {
       const milliseconds = Math.round((response.onset - response.stop) * 1000);
       byId("response").textContent = `${milliseconds} ms`;
-      byId("median").textContent = `${Math.round((this.meter.median ?? 0) * 1000)} ms`;
-      this.timeline.span("response", `${milliseconds} ms`, response.stop, response.onset);
+      byId("median").textContent = `${Math.round((this.#meter.median ?? 0) * 1000)} ms`;
+      this.#timeline.span("response", `${milliseconds} ms`, "", response.stop, response.onset);
     }
     byId("level-caller").style.transform = `scaleX(${Math.min(1, levels.caller * 6)})`;
     byId("talk").style.setProperty("--voice", String(Math.min(1, levels.agent * 5)));
     if (Math.round(now * 50) % 25) return; // the rest twice a second
-    show(byId("echo"), this.meter.echo);
-    const recorded = this.recorder?.recorded ?? 0;
+    show(byId("echo"), this.#meter.echo);
+    const recorded = this.#recorder?.recorded ?? 0;
     byId("recorded").textContent = recorded ? `${clock(recorded)} in this tab` : "Not recorded";
     byId<HTMLButtonElement>("wav").disabled = recorded === 0;
-    byId<HTMLButtonElement>("json").disabled = this.log.length === 0;
-    if (this.state === "live") byId("talk").textContent = `Hang up\n${clock(now)}`;
+    byId<HTMLButtonElement>("json").disabled = this.#log.length === 0;
+    if (this.#state === "live") byId("talk").textContent = `Hang up\n${clock(now)}`;
   }
 
   // Steering.
 
-  private onSubmit(name: string, action: (text: string) => Promise<boolean>): void {
+  #onSubmit(name: string, action: (text: string) => Promise<boolean>): void {
     const input = byId<HTMLInputElement>(name);
     byId(`${name}-form`).addEventListener("submit", async (event) => {
       event.preventDefault();
@@ -230,55 +252,55 @@ export class Stage {
     });
   }
 
-  private async steer(action: (call: Call) => Promise<void>, done: string): Promise<boolean> {
-    if (!this.call || this.state !== "live") {
-      this.note("Only during a call");
+  async #steer(action: (call: Call) => Promise<void>, done: string): Promise<boolean> {
+    if (!this.#call || this.#state !== "live") {
+      this.#note("Only during a call");
       return false;
     }
     try {
-      await action(this.call);
-      this.note(done);
+      await action(this.#call);
+      this.#note(done);
       return true;
     } catch (error) {
-      this.banner.show((error as Error).message);
+      this.#banner.show((error as Error).message);
       return false;
     }
   }
 
-  private applyPrompt(): Promise<boolean> {
-    const text = this.persona.prompt;
+  #applyPrompt(): Promise<boolean> {
+    const text = this.#persona.prompt;
     if (!text) {
-      this.note("Write a role first");
+      this.#note("Write a role first");
       return Promise.resolve(false);
     }
-    if (this.state !== "live") {
-      this.note("Used in the next call");
+    if (this.#state !== "live") {
+      this.#note("Used in the next call");
       return Promise.resolve(true);
     }
-    return this.steer((call) => call.prompt({ text }), "Changing the role");
+    return this.#steer((call) => call.prompt({ text }), "Changing the role");
   }
 
-  private async toggleHold(): Promise<void> {
-    if (this.holding) {
-      if (await this.steer((call) => call.release(), "Released")) this.endHold();
-    } else if (await this.steer((call) => call.hold(HOLD_SECONDS), "Held: it says nothing of its own")) {
-      this.timeline.span("held", "held");
-      this.holding = window.setTimeout(() => this.endHold(), HOLD_SECONDS * 1000);
+  async #toggleHold(): Promise<void> {
+    if (this.#holding) {
+      if (await this.#steer((call) => call.release(), "Released")) this.#endHold();
+    } else if (await this.#steer((call) => call.hold(HOLD_SECONDS), "Held: it says nothing of its own")) {
+      this.#timeline.span("held", "held");
+      this.#holding = setTimeout(() => this.#endHold(), HOLD_SECONDS * 1000);
       byId("hold").setAttribute("aria-pressed", "true");
       byId("hold").textContent = "Release";
     }
   }
 
-  private endHold(): void {
-    clearTimeout(this.holding);
-    this.holding = 0;
-    this.timeline.close("held");
+  #endHold(): void {
+    clearTimeout(this.#holding);
+    this.#holding = 0;
+    this.#timeline.close("held");
     byId("hold").setAttribute("aria-pressed", "false");
     byId("hold").textContent = `Hold ${HOLD_SECONDS} s`;
   }
 
-  private mute(): void {
-    const [track] = this.microphone?.getAudioTracks() ?? [];
+  #mute(): void {
+    const [track] = this.#microphone?.getAudioTracks() ?? [];
     if (!track) return;
     track.enabled = !track.enabled;
     byId("mute").setAttribute("aria-pressed", String(!track.enabled));
@@ -287,45 +309,25 @@ export class Stage {
 
   // Devices.
 
-  private async listDevices(): Promise<void> {
-    const lists = { microphone: "audioinput", speaker: "audiooutput" } as const;
-    for (const [id, kind] of Object.entries(lists)) {
-      const select = byId<HTMLSelectElement>(id);
-      const { value } = select;
-      const found = await devices(kind);
-      const options = found.map(({ deviceId, label }) => new Option(label || "Device", deviceId));
-      select.replaceChildren(new Option("System default", ""), ...options);
-      select.value = found.some((device) => device.deviceId === value) ? value : "";
-    }
-    show(byId("speaker-label"), "setSinkId" in HTMLMediaElement.prototype);
-  }
-
-  private async changeMicrophone(): Promise<void> {
-    if (this.state !== "live" || !this.call) return;
+  async #changeMicrophone(): Promise<void> {
+    if (this.#state !== "live" || !this.#call) return;
     try {
-      const fresh = await openMicrophone(byId<HTMLSelectElement>("microphone").value);
-      const [old] = this.microphone?.getAudioTracks() ?? [];
+      const fresh = await openMicrophone(this.#devices.microphone);
+      const [old] = this.#microphone?.getAudioTracks() ?? [];
       fresh.getAudioTracks()[0].enabled = old?.enabled ?? true;
-      await this.call.useMicrophone(fresh);
+      await this.#call.useMicrophone(fresh);
       old?.stop();
-      this.microphone = fresh;
-      this.recorder?.connect(fresh, 0);
+      this.#microphone = fresh;
+      this.#recorder?.connect(fresh, 0);
     } catch (error) {
-      this.banner.show((error as Error).message);
+      this.#banner.show((error as Error).message);
     }
-  }
-
-  private async changeSpeaker(): Promise<void> {
-    const player = byId<HTMLAudioElement & { setSinkId(id: string): Promise<void> }>("agent");
-    await player.setSinkId(byId<HTMLSelectElement>("speaker").value).catch(() => {
-      this.banner.show("This speaker cannot be used. Choose another one.");
-    });
   }
 
   // States.
 
-  private show(state: State, status: string, hint: string): void {
-    this.state = state;
+  #show(state: State, status: string, hint: string): void {
+    this.#state = state;
     const talk = byId<HTMLButtonElement>("talk");
     talk.disabled = false;
     talk.dataset.state = state;
@@ -336,29 +338,29 @@ export class Stage {
     this.settingsChanged();
   }
 
-  private finish(reason: string): void {
-    this.call = undefined;
-    this.microphone?.getTracks().forEach((track) => track.stop());
-    this.microphone = undefined;
-    if (this.holding) this.endHold();
+  #finish(reason: string): void {
+    this.#call = undefined;
+    this.#microphone?.getTracks().forEach((track) => track.stop());
+    this.#microphone = undefined;
+    if (this.#holding) this.#endHold();
     byId<HTMLAudioElement>("agent").srcObject = null;
     byId("mute").setAttribute("aria-pressed", "false");
     byId("mute").textContent = "Mute";
     byId("level-caller").style.transform = "scaleX(0)";
     byId("talk").style.setProperty("--voice", "0");
-    const recorded = this.recorder?.recorded ?? 0;
-    byId<HTMLButtonElement>("json").disabled = this.log.length === 0;
+    const recorded = this.#recorder?.recorded ?? 0;
+    byId<HTMLButtonElement>("json").disabled = this.#log.length === 0;
     byId<HTMLButtonElement>("wav").disabled = recorded === 0;
-    this.recorder?.stop();
-    this.show("idle", reason, recorded >= 1 ? `${clock(recorded)} recorded in this tab.` : "");
+    this.#recorder?.stop();
+    this.#show("idle", reason, recorded >= 1 ? `${clock(recorded)} recorded in this tab.` : "");
   }
 
-  private keep(): void {
+  #keep(): void {
     const { checked } = byId<HTMLInputElement>("keep");
-    if (this.recorder) this.recorder.keep = checked;
+    if (this.#recorder) this.#recorder.keep = checked;
   }
 
-  private note(text: string): void {
+  #note(text: string): void {
     const place = byId("steered");
     place.textContent = text;
     setTimeout(() => {
@@ -366,20 +368,17 @@ export class Stage {
     }, BLINK_MS);
   }
 
-  private report(): Blob {
+  #saveReport(): void {
+    const { model, version } = this.#info;
     const report = {
-      model: this.info.model,
-      version: this.info.version,
-      started: this.started.toISOString(),
-      request: this.request(),
-      response_times: this.meter.responses.map(({ stop, onset }) => ({
-        stop: Number(stop.toFixed(2)),
-        onset: Number(onset.toFixed(2)),
-        seconds: Number((onset - stop).toFixed(2)),
-      })),
-      transcript: this.transcript.lines,
-      events: this.log,
+      model,
+      version,
+      started: this.#started.toISOString(),
+      request: this.#request(),
+      response_times: this.#meter.responses.map(rounded),
+      transcript: this.#transcript.lines,
+      events: this.#log,
     };
-    return new Blob([JSON.stringify(report, null, 1)], { type: "application/json" });
+    save(new Blob([JSON.stringify(report, null, 1)]), this.#started, "json");
   }
 }

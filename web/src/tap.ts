@@ -5,36 +5,36 @@ const PIECE = 480;
 const STEP = sampleRate / 24000; // of the context's samples, for one sample at the model's 24 kHz
 
 class Tap extends AudioWorkletProcessor {
-  private voices = [new Int16Array(PIECE), new Int16Array(PIECE)];
-  private filled = 0;
-  private sums = [0, 0]; // neighbouring samples are averaged
-  private summed = 0;
-  private due = STEP;
+  #voices = [new Int16Array(PIECE), new Int16Array(PIECE)];
+  #filled = 0;
+  #sums = [0, 0]; // neighbouring samples are averaged
+  #summed = 0;
+  #due = STEP;
 
   process(inputs: Float32Array[][]): boolean {
     const [caller, agent] = [inputs[0]?.[0], inputs[1]?.[0]];
     const length = caller?.length ?? agent?.length ?? 128;
     for (let i = 0; i < length; i++) {
-      this.sums[0] += caller?.[i] ?? 0;
-      this.sums[1] += agent?.[i] ?? 0;
-      this.summed += 1;
-      if ((this.due -= 1) <= 0) this.store();
+      this.#sums[0] += caller?.[i] ?? 0;
+      this.#sums[1] += agent?.[i] ?? 0;
+      this.#summed += 1;
+      if ((this.#due -= 1) <= 0) this.#store();
     }
     return true;
   }
 
-  private store(): void {
+  #store(): void {
     for (const voice of [0, 1]) {
-      const sample = Math.max(-1, Math.min(1, this.sums[voice] / this.summed));
-      this.voices[voice][this.filled] = Math.round(sample * 32767);
-      this.sums[voice] = 0;
+      const sample = Math.max(-1, Math.min(1, this.#sums[voice] / this.#summed));
+      this.#voices[voice][this.#filled] = Math.round(sample * 32767);
+      this.#sums[voice] = 0;
     }
-    this.summed = 0;
-    this.due += STEP;
-    if (++this.filled < PIECE) return;
-    this.port.postMessage(this.voices, [this.voices[0].buffer, this.voices[1].buffer]);
-    this.voices = [new Int16Array(PIECE), new Int16Array(PIECE)];
-    this.filled = 0;
+    this.#summed = 0;
+    this.#due += STEP;
+    if (++this.#filled < PIECE) return;
+    this.port.postMessage(this.#voices, [this.#voices[0].buffer, this.#voices[1].buffer]);
+    this.#voices = [new Int16Array(PIECE), new Int16Array(PIECE)];
+    this.#filled = 0;
   }
 }
 

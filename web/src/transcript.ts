@@ -1,7 +1,10 @@
 // The conversation as text, one bubble for each turn.
 import { element } from "./dom";
+import { type Order, orderLines, orderTable } from "./order";
 
-export type Side = "caller" | "agent" | "note";
+export type Side = "caller" | "agent" | "note" | "tool" | "order";
+
+const TITLES: Partial<Record<Side, string>> = { caller: "You", agent: "Agent" };
 
 export interface Line {
   side: Side;
@@ -9,67 +12,108 @@ export interface Line {
   text: string;
 }
 
+interface Entry {
+  line: Line;
+  item: HTMLElement;
+  words: HTMLElement;
+}
+
 export class Transcript {
   readonly lines: Line[] = [];
-  private bubble: HTMLElement | undefined;
-  private side: Side | undefined;
+  #items: HTMLElement[] = []; // of the lines
+  #turn: Entry | undefined; // of the agent, while it lasts
+  #heard: Entry | undefined; // of the caller, until it is final
+  #tools = new Map<string, Entry>(); // running, by id
+  #order: Entry | undefined;
 
   constructor(private list: HTMLElement) {}
 
   clear(): void {
-    this.lines.length = 0;
-    this.bubble = this.side = undefined;
+    this.lines.length = this.#items.length = 0;
+    this.#turn = this.#heard = this.#order = undefined;
+    this.#tools.clear();
     this.list.replaceChildren();
   }
 
   // Adds words of the agent to its turn, or begins one.
   word(text: string, seconds: number): void {
-    const line = this.lines.at(-1);
-    if (this.side === "agent" && line && this.bubble) {
-      // A word may come with its space; punctuation comes with its word.
-      line.text += ` ${text.trim()}`;
-      this.bubble.textContent = line.text;
-    } else {
-      this.add("agent", text.trim(), seconds);
-    }
-    this.scroll();
+    // A word may come with its space; punctuation comes with its word.
+    if (this.#turn) this.#write(this.#turn, `${this.#turn.line.text} ${text.trim()}`);
+    else this.#turn = this.#add("agent", text.trim(), seconds);
   }
 
   // The next word of the agent begins another turn.
   endTurn(): void {
-    if (this.side === "agent") this.side = undefined;
+    this.#turn = undefined;
   }
 
-  // Sets what the caller is saying; final once it does not change any more.
+  // What the caller is saying; final once it does not change any more. It may be known only after
+  // the answer has begun, and stands where it was spoken.
   caller(text: string, final: boolean, seconds: number): void {
-    const line = this.lines.at(-1);
-    if (this.side === "caller" && line && this.bubble) {
-      line.text = text;
-      this.bubble.textContent = text;
-    } else {
-      this.add("caller", text, seconds);
-    }
-    if (final) this.side = undefined;
-    this.scroll();
+    if (this.#heard) this.#write(this.#heard, text.trim());
+    else this.#heard = this.#add("caller", text.trim(), seconds);
+    if (final) this.#heard = undefined;
   }
 
   note(text: string, seconds: number): void {
-    this.add("note", text, seconds);
-    this.scroll();
+    this.#add("note", text, seconds);
   }
 
-  private add(side: Side, text: string, seconds: number): void {
-    this.lines.push({ side, seconds, text });
-    this.bubble = element("span", { textContent: text });
-    const who = side === "caller" ? "You" : side === "agent" ? "Agent" : "";
+  // A tool is called: its name and arguments, later its result.
+  toolStarted(id: string, name: string, given: string, seconds: number): void {
+    const entry = this.#add("tool", given, seconds, name);
+    entry.line.text = `${name}(${given})`;
+    this.#tools.set(id, entry);
+  }
+
+  toolStopped(id: string, result: string): void {
+    const entry = this.#tools.get(id);
+    if (!entry) return;
+    this.#tools.delete(id);
+    entry.line.text += ` → ${result || "done"}`;
+    entry.item.append(element("span", { className: "result", textContent: result || "done" }));
+    this.#scroll();
+  }
+
+  // The order as it is now, in place of the one before.
+  ordered(order: Order, seconds: number): void {
+    if (this.#order) this.#remove(this.#order);
+    this.#order = this.#add("order", "", seconds, `Order ${order.number}, ${order.state}`);
+    const { line, item } = this.#order;
+    line.text = `${orderLines(order).join(", ") || "nothing"}; total ${order.total}`;
+    item.append(orderTable(order));
+    this.#scroll();
+  }
+
+  #add(side: Side, text: string, seconds: number, title = TITLES[side]): Entry {
+    const line = { side, seconds, text };
+    const words = element("span", { textContent: text });
     const item = element("li", { className: side });
-    if (who) item.append(element("b", { textContent: who }));
-    item.append(this.bubble);
-    this.list.append(item);
-    this.side = side;
+    if (title) item.append(element("b", { textContent: title }));
+    item.append(words);
+    let at = this.lines.length;
+    while (at > 0 && this.lines[at - 1].seconds > seconds) at -= 1;
+    if (at === this.lines.length) this.list.append(item);
+    else this.#items[at].before(item);
+    this.lines.splice(at, 0, line);
+    this.#items.splice(at, 0, item);
+    this.#scroll();
+    return { line, item, words };
   }
 
-  private scroll(): void {
+  #remove({ line, item }: Entry): void {
+    const at = this.lines.indexOf(line);
+    this.lines.splice(at, 1);
+    this.#items.splice(at, 1);
+    item.remove();
+  }
+
+  #write({ line, words }: Entry, text: string): void {
+    line.text = words.textContent = text;
+    this.#scroll();
+  }
+
+  #scroll(): void {
     this.list.scrollTop = this.list.scrollHeight;
   }
 }

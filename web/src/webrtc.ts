@@ -1,25 +1,26 @@
 // A call over WebRTC to `personaplex talk`.
-import { detailOf, post } from "./dom";
+import { detailOf, now, post } from "./dom";
 import { type Call, type CallRequest, type Info, type Listener, Problem } from "./events";
 import { ENDED, GONE, refusal } from "./problems";
 import { Rtvi, RtviCall } from "./rtvi";
 
-const BLOCKED_MS = 3000;
+const BLOCKED_MS = 2300; // after the press of Talk, for words within three seconds
+const LEAST_MS = 800; // for a connection, once the bot has answered
 const SILENT_MS = 1800; // the bot sends a message at least once a second
 const CHECK_MS = 400;
 const PING_MS = 1000;
 const GATHER_MS = 1200;
 
 export class WebRtcCall extends RtviCall implements Call {
-  private peer: RTCPeerConnection;
-  private sender: RTCRtpSender;
+  #peer: RTCPeerConnection;
+  #sender: RTCRtpSender;
   protected rtvi: Rtvi;
-  private voice = new MediaStream();
-  private id = "";
-  private heardAt = performance.now();
-  private connected = false;
-  private over = false;
-  private timers: number[] = [];
+  #voice = new MediaStream();
+  #id = "";
+  #heardAt = now();
+  #connected = false;
+  #over = false;
+  #timers: number[] = [];
 
   constructor(
     info: Info,
@@ -28,123 +29,124 @@ export class WebRtcCall extends RtviCall implements Call {
     private blocked: () => void, // WebRTC does not get through
   ) {
     super();
-    const servers = info.ice_servers.map((urls) => ({ urls }));
-    this.peer = new RTCPeerConnection({ iceServers: servers });
+    this.#peer = new RTCPeerConnection({ iceServers: info.ice_servers });
     const [track] = microphone.getAudioTracks();
     const options: RTCRtpTransceiverInit = { direction: "sendrecv", streams: [microphone] };
-    this.sender = this.peer.addTransceiver(track, options).sender;
-    this.peer.addEventListener("track", ({ track }) => this.voice.addTrack(track));
-    const channel = this.peer.createDataChannel("rtvi-ai", { ordered: true });
+    this.#sender = this.#peer.addTransceiver(track, options).sender;
+    this.#peer.addEventListener("track", ({ track }) => this.#voice.addTrack(track));
+    const channel = this.#peer.createDataChannel("rtvi-ai", { ordered: true });
     this.rtvi = new Rtvi(channel, listener);
     channel.addEventListener("message", ({ data }) => {
-      this.heardAt = performance.now();
+      this.#heardAt = now();
       if (typeof data === "string") this.rtvi.receive(data);
     });
     channel.addEventListener("open", () => {
       this.rtvi.ready();
-      this.every(PING_MS, () => this.ping(channel));
+      this.#every(PING_MS, () => this.#ping(channel));
     });
-    channel.addEventListener("close", () => void this.findOutWhy());
-    this.peer.addEventListener("connectionstatechange", () => this.follow());
+    channel.addEventListener("close", () => void this.#findOutWhy());
+    this.#peer.addEventListener("connectionstatechange", () => this.#follow());
   }
 
   // Connects; throws a Problem if the bot refuses the call.
   async start(request: CallRequest): Promise<void> {
-    await this.peer.setLocalDescription();
-    await this.gathered();
+    const started = now();
+    await this.#peer.setLocalDescription();
+    await this.#gathered();
     // Without a network, browsers offer no address, although the bot may be on this machine.
-    if (!/a=candidate/.test(this.peer.localDescription?.sdp ?? "")) return this.giveUp();
-    const response = await post("/api/offer", {
-      ...this.peer.localDescription?.toJSON(),
+    if (!/a=candidate/.test(this.#peer.localDescription?.sdp ?? "")) return this.#giveUp();
+    const response = await post("api/offer", {
+      ...this.#peer.localDescription?.toJSON(),
       request_data: request,
     }).catch(() => {
       throw new Problem(GONE);
     });
     if (!response.ok) throw new Problem(refusal(await detailOf(response)));
     const answer = (await response.json()) as RTCSessionDescriptionInit & { pc_id: string };
-    this.id = answer.pc_id;
-    if (this.over) return void this.tellBot();
-    await this.peer.setRemoteDescription(answer);
-    this.timers.push(window.setTimeout(() => void this.giveUp(), BLOCKED_MS));
+    this.#id = answer.pc_id;
+    if (this.#over) return void this.#tellBot();
+    await this.#peer.setRemoteDescription(answer);
+    const left = Math.max(LEAST_MS, BLOCKED_MS - (now() - started));
+    this.#timers.push(setTimeout(() => void this.#giveUp(), left));
   }
 
   async useMicrophone(microphone: MediaStream): Promise<void> {
-    await this.sender.replaceTrack(microphone.getAudioTracks()[0]);
+    await this.#sender.replaceTrack(microphone.getAudioTracks()[0]);
   }
 
   hangUp(): void {
-    this.end("You hung up.", false);
+    this.#end("You hung up.", false);
   }
 
-  private follow(): void {
-    const state = this.peer.connectionState;
-    if (state === "connected" && !this.connected) {
-      this.connected = true;
-      this.heardAt = performance.now();
-      this.listener({ kind: "connected", voice: this.voice, over: "webrtc" });
-      this.every(CHECK_MS, () => {
-        if (performance.now() - this.heardAt > SILENT_MS) void this.findOutWhy();
+  #follow(): void {
+    const state = this.#peer.connectionState;
+    if (state === "connected" && !this.#connected) {
+      this.#connected = true;
+      this.#heardAt = now();
+      this.listener({ kind: "connected", voice: this.#voice, over: "webrtc" });
+      this.#every(CHECK_MS, () => {
+        if (now() - this.#heardAt > SILENT_MS) void this.#findOutWhy();
       });
     } else if (state === "failed") {
-      if (this.connected) void this.findOutWhy();
-      else void this.giveUp();
+      if (this.#connected) void this.#findOutWhy();
+      else void this.#giveUp();
     }
   }
 
   // The bot is silent: has it ended this call, or has it died?
-  private async findOutWhy(): Promise<void> {
-    if (this.over) return;
-    this.heardAt = performance.now(); // one inquiry at a time
+  async #findOutWhy(): Promise<void> {
+    if (this.#over) return;
+    this.#heardAt = now(); // one inquiry at a time
     try {
-      await fetch("/api/info", { signal: AbortSignal.timeout(1000), cache: "no-store" });
+      await fetch("api/info", { signal: AbortSignal.timeout(1000), cache: "no-store" });
     } catch {
-      return this.end(GONE, true);
+      return this.#end(GONE, true);
     }
-    if (this.peer.connectionState !== "connected") this.end(ENDED, true);
+    if (this.#peer.connectionState !== "connected") this.#end(ENDED, true);
   }
 
   // Frees the slot at once, so that the call can be made in another way.
-  private async giveUp(): Promise<void> {
-    if (this.over || this.connected) return;
-    this.close();
-    await this.tellBot();
+  async #giveUp(): Promise<void> {
+    if (this.#over || this.#connected) return;
+    this.#close();
+    await this.#tellBot();
     this.blocked();
   }
 
-  private end(reason: string, problem: boolean): void {
-    if (this.over) return;
-    this.close();
-    void this.tellBot();
+  #end(reason: string, problem: boolean): void {
+    if (this.#over) return;
+    this.#close();
+    void this.#tellBot();
     this.listener({ kind: "ended", reason, problem });
   }
 
-  private close(): void {
-    this.over = true;
-    this.timers.forEach(clearTimeout);
-    this.peer.close();
+  #close(): void {
+    this.#over = true;
+    this.#timers.forEach(clearTimeout);
+    this.#peer.close();
   }
 
-  private async tellBot(): Promise<void> {
-    if (!this.id) return;
+  async #tellBot(): Promise<void> {
+    if (!this.#id) return;
     // keepalive: also while the page is being closed.
-    const body = JSON.stringify({ pc_id: this.id });
-    await fetch("/api/hangup", { method: "POST", body, keepalive: true }).catch(() => undefined);
+    const body = JSON.stringify({ pc_id: this.#id });
+    await fetch("api/hangup", { method: "POST", body, keepalive: true }).catch(() => undefined);
   }
 
-  private gathered(): Promise<void> {
+  #gathered(): Promise<void> {
     return new Promise((resolve) => {
-      const done = () => this.peer.iceGatheringState === "complete" && resolve();
-      this.peer.addEventListener("icegatheringstatechange", done);
-      window.setTimeout(resolve, GATHER_MS); // a server that does not answer must not hold us up
+      const done = () => this.#peer.iceGatheringState === "complete" && resolve();
+      this.#peer.addEventListener("icegatheringstatechange", done);
+      setTimeout(resolve, GATHER_MS); // a server that does not answer must not hold us up
       done();
     });
   }
 
-  private ping(channel: RTCDataChannel): void {
+  #ping(channel: RTCDataChannel): void {
     if (channel.readyState === "open") channel.send(`ping: ${Date.now()}`);
   }
 
-  private every(milliseconds: number, run: () => void): void {
-    this.timers.push(window.setInterval(run, milliseconds));
+  #every(milliseconds: number, run: () => void): void {
+    this.#timers.push(setInterval(run, milliseconds));
   }
 }

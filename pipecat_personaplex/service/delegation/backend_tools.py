@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipecat.adapters.llm.schemas.direct_function import DirectFunction
-from pipecat.adapters.llm.schemas.function_schema import FunctionSchema
-from pipecat.adapters.llm.schemas.tools_schema import ToolsSchema
 from pipecat.processors.aggregators.llm_context import LLMContext, is_given
 
 from pipecat_personaplex.service.delegation.backend_link import BackendLLMWorker
+from pipecat_personaplex.service.delegation.tool_schemas import (
+    DirectFunction,
+    FunctionSchema,
+    ToolsSchema,
+)
 
 Tool = FunctionSchema | DirectFunction
 

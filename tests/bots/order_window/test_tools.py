@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
-from pipecat.adapters.llm.schemas.direct_function import DirectFunctionWrapper
 
 from bots.order_window.order import Order
 from bots.order_window.store import OrderStore
 from bots.order_window.tools import OrderTools
+from pipecat_personaplex.service.delegation.tool_schemas import DirectFunctionWrapper
 from tests.bots.test_tool_calls import use
 
 
