@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from contextvars import ContextVar
 
 from loguru import logger
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bots.offer_limit import OFFER
 from pipecat_personaplex.asgi.body_limit import MAX_BODY_BYTES, read_body, replay
 from pipecat_personaplex.asgi.responses import respond
 
@@ -20,7 +20,6 @@ Pipecat's runner starts a bot within the request that starts its call, so the bo
 """
 
 _RETRY_SECONDS = 10
-_OFFER = re.compile(r"(/sessions/[^/]+)?/api/offer")
 # Requests other than WebRTC offers that start a call.
 _STARTS = {
     ("POST", "/start"),
@@ -67,7 +66,7 @@ class RefuseWhenFull:
             _log_refusal()
             await _respond(send, 200, "application/xml", _TWILIO_BUSY)
             return
-        if scope["method"] == "POST" and _OFFER.fullmatch(scope["path"]):
+        if scope["method"] == "POST" and OFFER.fullmatch(scope["path"]):
             body = await read_body(receive, MAX_BODY_BYTES) or b""
             if _renegotiates(body):
                 await self._app(scope, replay(body, receive), send)
@@ -94,7 +93,7 @@ class RefuseWhenFull:
             if responded:
                 raise  # the call itself has failed, which follows the response
             # The client needs a response; a traceback would not help, and may quote the client.
-            if _OFFER.fullmatch(scope["path"]):
+            if OFFER.fullmatch(scope["path"]):
                 logger.bind(client=client_address.get()).warning(
                     "an offer could not be used: {}", type(error).__name__
                 )

@@ -11,7 +11,7 @@ import uvicorn.server
 from loguru import logger
 from pipecat.runner import run as runner
 
-from pipecat_personaplex.cli.logs import configure_logging
+from pipecat_personaplex.logs import configure_logging
 
 if TYPE_CHECKING:
     from loguru import Record

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 from bots.protection_options import add_protection_options, restrict_runner_options
 from bots.twilio import ACCOUNT_SID
-from pipecat_personaplex.cli.logs import LOG_LEVELS
 from pipecat_personaplex.cli.options import named_voice
 from pipecat_personaplex.config import AUTO_MODEL
 from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.logs import LOG_LEVELS
 
 _TRANSPORTS = ("webrtc", "daily", "twilio")
 

@@ -24,16 +24,19 @@ from pipecat.runner import run as runner
 from starlette.middleware.cors import CORSMiddleware
 
 from bots.busy import RefuseWhenFull
+from bots.offer_limit import OfferLimit
 from bots.page_key import KeyGuard
 from bots.start_rate import StartRate
 from bots.twilio_signature import TwilioOnly
 from pipecat_personaplex.asgi.body_limit import BodyLimit
+from pipecat_personaplex.asgi.one_request import OneRequest
 from pipecat_personaplex.asgi.origins import OriginGuard
 from pipecat_personaplex.asgi.websocket_limit import MAX_MESSAGE_BYTES, WebSocketLimit
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.server.auth import ApiKeys
 from pipecat_personaplex.server.config import ServerConfig
 from pipecat_personaplex.server.connection_limits import ConnectionLimits
+from pipecat_personaplex.server.guarded_server import GuardedServer
 from pipecat_personaplex.server.uvicorn_protocols import WEBSOCKET, http_protocol
 
 RUNNER_USES = (
@@ -136,6 +139,8 @@ def _add_middleware(args: argparse.Namespace, protection: Protection) -> None:
     """Add the middleware; the first is the innermost."""
     app = runner.app
     app.add_middleware(RefuseWhenFull, full=protection.full)
+    if args.transport == "webrtc":
+        app.add_middleware(OfferLimit)
     if protection.token is None:
         app.add_middleware(StartRate)
     else:  # its signature is a better limit than its address, which many calls share
@@ -154,6 +159,7 @@ def _add_middleware(args: argparse.Namespace, protection: Protection) -> None:
     )
     app.add_middleware(WebSocketLimit)
     app.add_middleware(BodyLimit)
+    app.add_middleware(OneRequest)
 
 
 class StartedSessions(dict[str, Any]):
@@ -223,10 +229,10 @@ class _Uvicorn:
             server_header=False,
         )
         with suppress(KeyboardInterrupt):  # uvicorn has shut down and raises the signal again
-            _Server(config).run(sockets=[limits.guard(self._listening)])
+            _Server(config, limits.guard(self._listening)).run()
 
 
-class _Server(uvicorn.Server):
+class _Server(GuardedServer):
     """Logs its address, as uvicorn does unless it gets an open socket."""
 
     async def startup(self, sockets: list[socket] | None = None) -> None:

@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bots.offer_limit import OFFER
 from pipecat_personaplex.asgi.refusal_log import RefusalLog
 from pipecat_personaplex.asgi.responses import refuse
 from pipecat_personaplex.asgi.token_bucket import TokenBucket
 
-_STARTS = re.compile(r"(/sessions/[^/]+)?/api/offer|/start|/daily|/daily-dialin-webhook|/ws")
+_STARTS = re.compile(rf"{OFFER.pattern}|/start|/daily|/daily-dialin-webhook|/ws(/.*)?", re.DOTALL)
 # Each address: one call a second, and a whole office at once.
 _PER_SECOND, _AT_ONCE = 1.0, 10.0
 # All addresses together: a browser's connection takes 10 to 30 ms of computing time.

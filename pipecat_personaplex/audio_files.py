@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MAX_FILE_SECONDS = 4 * 3600.0
 """Longest audio file that is read unless the caller says otherwise."""
 _BLOCK_SAMPLES = 1 << 20
+# In Hz. A file of a few bytes at 1 Hz would become hours at 24 kHz.
+_MIN_RATE, _MAX_RATE = 2_000, 768_000
 # Share of the loudest channel's energy below which the average of the channels is their silence.
 _CANCELLED = 1e-3
 # The block over which loudness is measured, in seconds (ITU-R BS.1770).
@@ -53,8 +55,8 @@ def read_audio(path: str | Path, *, max_seconds: float = MAX_FILE_SECONDS) -> Pc
         max_seconds: Longest duration that is accepted.
 
     Raises:
-        InvalidAudio: The file is missing, unreadable, empty or too long, or its samples are not
-            finite.
+        InvalidAudio: The file is missing, unreadable, empty or too long, its sample rate is
+            absurd, or its samples are not finite.
     """
     import soundfile
     import soxr
@@ -95,7 +97,7 @@ def _read_with_libsndfile(data: IO[bytes], path: Path, max_seconds: float) -> tu
                 yield block
 
         rate = int(file.samplerate)
-        _check_length(file.frames, rate, path, max_seconds)
+        _check_size(file.frames, rate, path, max_seconds)
         return _mono(blocks, rate, path, max_seconds), rate
 
 
@@ -130,14 +132,14 @@ def _mono(blocks: Blocks, rate: int, path: Path, max_seconds: float) -> Pcm:
     """Mix all channels to one [n]; the memory is that of one channel.
 
     Raises:
-        InvalidAudio: The file is longer than ``max_seconds``.
+        InvalidAudio: The file is longer than ``max_seconds``, or its sample rate is absurd.
     """
     parts: list[Pcm] = []
     energies = np.zeros(1)
     length = 0
     for block in blocks():
         length += len(block)
-        _check_length(length, rate, path, max_seconds)
+        _check_size(length, rate, path, max_seconds)
         parts.append(block.mean(axis=1))
         energies = energies + np.square(block, dtype=np.float64).sum(axis=0)
     pcm = np.concatenate(parts) if parts else np.zeros(0, np.float32)
@@ -148,7 +150,12 @@ def _mono(blocks: Blocks, rate: int, path: Path, max_seconds: float) -> Pcm:
     return pcm
 
 
-def _check_length(frames: int, rate: int, path: Path, max_seconds: float) -> None:
+def _check_size(frames: int, rate: int, path: Path, max_seconds: float) -> None:
+    if not _MIN_RATE <= rate <= _MAX_RATE:
+        raise InvalidAudio(
+            f"audio file {path} has a sample rate of {rate} Hz; {_MIN_RATE} to {_MAX_RATE} Hz are "
+            "accepted"
+        )
     if frames > max_seconds * rate:
         raise InvalidAudio(
             f"audio file {path} lasts {frames / rate:.0f} s or more; at most {max_seconds:g} s are "
@@ -194,10 +201,11 @@ def normalize_loudness(pcm: Pcm, lufs: float = -24.0) -> Pcm:
         )
     # If every block is below the meter's gate, the loudness is minus infinity, and numpy warns
     # about the logarithm of zero.
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         loudness = pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(pcm)
     if not np.isfinite(loudness):
-        raise InvalidAudio("the recording is silent; record the voice louder")
+        what = "silent; record the voice louder" if np.abs(pcm).max() < 1 else "far too loud"
+        raise InvalidAudio(f"the recording is {what}")
     gain = 10 ** ((lufs - loudness) / 20)
     normalized: Pcm = (pcm * gain).astype(np.float32)
     return normalized

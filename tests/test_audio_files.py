@@ -171,6 +171,21 @@ def test_a_silent_recording_is_refused(level: float) -> None:
         normalize_loudness(np.full(RATE, level, np.float32))
 
 
+@pytest.mark.parametrize("rate", [1, 1_999, 768_001, 2**31 - 1])
+def test_an_absurd_sample_rate_is_refused_before_resampling(tmp_path: Path, rate: int) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(0.01), RATE)
+    data = bytearray((tmp_path / "a.wav").read_bytes())
+    data[24:28] = rate.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(data)
+    with pytest.raises(InvalidAudio, match=rf"a sample rate of {rate} Hz; 2000 to 768000 Hz are"):
+        read_audio(tmp_path / "a.wav")
+
+
+def test_a_recording_beyond_all_measure_is_not_called_silent() -> None:
+    with pytest.raises(InvalidAudio, match="far too loud"):
+        normalize_loudness(np.full(RATE, 1e30, np.float32))
+
+
 def silent_flac(path: Path, seconds: int, channels: int) -> Path:
     """Write a long file block by block; silence compresses to almost nothing."""
     block = np.zeros((RATE, channels), np.int16)

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipecat_personaplex.asgi.responses import refuse
 
 MAX_BODY_BYTES = 64 << 10
+_LARGE_AT_ONCE = 4
 
 
 class BodyLimit:
@@ -20,7 +21,8 @@ class BodyLimit:
     Args:
         app: The application.
         max_bytes: Size of the largest body that is accepted.
-        by_path: The same for paths with a limit of their own.
+        by_path: The same for paths with a larger limit of their own. Four such requests are served
+            at once, all paths together; further ones get 503.
 
     Example::
 
@@ -36,13 +38,28 @@ class BodyLimit:
         self._app = app
         self._max_bytes = max_bytes
         self._by_path = by_path or {}
+        self._large = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._by_path.get(scope.get("path", ""), self._max_bytes)
+        limit = self._by_path.get(scope.get("path", ""))
+        if limit is None:
+            await self._limited(self._max_bytes, scope, receive, send)
+            return
+        if self._large >= _LARGE_AT_ONCE:
+            detail = "too many large requests at once; try again in a moment"
+            await refuse("http", send, 503, detail, {"connection": "close", "retry-after": "5"})
+            return
+        self._large += 1
+        try:
+            await self._limited(limit, scope, receive, send)
+        finally:
+            self._large -= 1
+
+    async def _limited(self, limit: int, scope: Scope, receive: Receive, send: Send) -> None:
         body = None if _declares_more(scope, limit) else await read_body(receive, limit)
         if body is None:
             size = f"{limit} bytes" if limit % 1024 else f"{limit >> 10} KiB"

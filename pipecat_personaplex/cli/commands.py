@@ -17,9 +17,9 @@ from pipecat_personaplex import __version__
 from pipecat_personaplex.cli import bench, doctor, drift, offline, quantize, serve, talk
 from pipecat_personaplex.cli.eval import evaluation
 from pipecat_personaplex.cli.keys import keys
-from pipecat_personaplex.cli.logs import configure_logging
 from pipecat_personaplex.cli.voices import voices
 from pipecat_personaplex.errors import PersonaPlexError, UserError
+from pipecat_personaplex.logs import configure_logging
 
 _FAILURE, _USER_ERROR, _INTERRUPTED = 1, 2, 130
 _COMPLETION = "_PERSONAPLEX_COMPLETE"

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipecat_personaplex.cli.logs import configure_logging
 from pipecat_personaplex.cli.options import EngineOptions, engine_options, named_voice
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig
 from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.logs import configure_logging
 from pipecat_personaplex.server.config import ServerConfig
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from urllib.parse import SplitResult, urlsplit
 
 import typer
 
-from pipecat_personaplex.cli.logs import LogLevel, configure_logging
 from pipecat_personaplex.cli.options import EngineOptions, engine_options, named_voice
 from pipecat_personaplex.errors import ConfigError, VoiceNotFound
+from pipecat_personaplex.logs import LogLevel, configure_logging
 
 if TYPE_CHECKING:
     from pipecat_personaplex.talk.local_engine import LocalEngine

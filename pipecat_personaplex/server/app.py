@@ -8,7 +8,6 @@ from http import HTTPStatus
 
 from loguru import logger
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -17,6 +16,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from pipecat_personaplex.asgi.one_request import OneRequest
 from pipecat_personaplex.errors import AccessDenied, EngineFailed, PersonaPlexError
 from pipecat_personaplex.protocol.moshi import MOSHI_PATH
 from pipecat_personaplex.protocol.session_messages import SESSION_PATH, Error, error_message
@@ -63,29 +63,11 @@ def create_health_app(state: ServerState) -> Starlette:
 def _application(routes: Sequence[BaseRoute], *middleware: Middleware) -> Starlette:
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(_OneRequestMiddleware), *middleware],
+        middleware=[Middleware(OneRequest), *middleware],
         exception_handlers={HTTPException: _http_error, Exception: _defect},
     )
     app.router.redirect_slashes = False  # An unknown path is 404, not a redirect.
     return app
-
-
-class _OneRequestMiddleware:
-    """Closes a connection after its first response.
-
-    An address has an allowance of connections; requests in one connection would evade it.
-    """
-
-    def __init__(self, app: ASGIApp):
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def add_header(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Connection"] = "close"
-            await send(message)
-
-        await self._app(scope, receive, add_header if scope["type"] == "http" else send)
 
 
 class _Pages:

@@ -62,10 +62,10 @@ class ConnectionLimits:
         self._max_connections = max_connections
         self._clock = clock
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
-        self._connections: dict[int, _Connection] = {}  # by file descriptor
+        self._connections: dict[int, Connection] = {}  # by file descriptor
         # Those that are not WebSockets yet, oldest first: all, and by address.
-        self._waiting: OrderedDict[int, _Connection] = OrderedDict()
-        self._waiting_of: dict[str, OrderedDict[int, _Connection]] = {}
+        self._waiting: OrderedDict[int, Connection] = OrderedDict()
+        self._waiting_of: dict[str, OrderedDict[int, Connection]] = {}
 
     def guard(self, listening: socket) -> socket:
         """Return a listening socket in place of this one that accepts by these limits."""
@@ -79,7 +79,7 @@ class ConnectionLimits:
         """Take that a connection has become a WebSocket: it need not make room any more."""
         self._forget_waiting(descriptor)
 
-    def admit(self, connection: _Connection, address: str) -> bool:
+    def admit(self, connection: Connection, address: str) -> bool:
         """Count a new connection; return False if it must be closed."""
         if not self._has_allowance(address):
             self.refused += 1
@@ -116,12 +116,15 @@ class ConnectionLimits:
         connection = self._connections.pop(oldest)
         self._forget_waiting(oldest)
         self.evicted += 1
+        if not connection.begun:
+            connection.close()
+            return True
         with suppress(OSError):  # the client has disconnected
             # Not close: the event loop still uses the descriptor, and sees the end of the stream.
             connection.shutdown(SHUT_RDWR)
         return True
 
-    def _closed(self, connection: _Connection) -> None:
+    def _closed(self, connection: Connection) -> None:
         # An evicted connection closes later, when its descriptor may belong to another.
         if self._connections.get(connection.descriptor) is connection:
             del self._connections[connection.descriptor]
@@ -136,20 +139,23 @@ class ConnectionLimits:
                 del self._waiting_of[connection.address]
 
 
-class _Connection(socket):
+class Connection(socket):
     """An accepted connection, which reports its end.
 
     Attributes:
         on_close: Called once when it is closed.
+        begun: Whether the event loop reads from it; it waits for its turn before.
         descriptor: Its file descriptor while it was open.
         address: The client's address.
     """
 
-    on_close: Callable[[_Connection], None] | None = None
+    on_close: Callable[[Connection], None] | None = None
+    begun = False
     descriptor: int
     address: str
 
     def close(self) -> None:
+        """Close it and report its end."""
         on_close, self.on_close = self.on_close, None
         if on_close is not None:
             on_close(self)
@@ -164,7 +170,7 @@ class _ListeningSocket(socket):
     def accept(self) -> tuple[socket, Any]:
         for _ in range(_REFUSED_AT_ONCE):
             descriptor, peer = self._accept()  # type: ignore[attr-defined]
-            connection = _Connection(self.family, self.type, self.proto, descriptor)
+            connection = Connection(self.family, self.type, self.proto, descriptor)
             if self.limits.admit(connection, address_key(peer[0])):
                 return connection, peer
             connection.close()

@@ -31,9 +31,6 @@ OTHER_CONNECTIONS = 1024
 """Connections in addition to WebSockets: upgrades, refusals, health checks and metrics."""
 _HEALTH_CONNECTIONS = 128
 
-# Connections that asyncio accepts in one iteration of the event loop. It would accept the whole
-# backlog otherwise, and running sessions would wait for that.
-_ACCEPTED_AT_ONCE = 16
 _PING_SECONDS = 5.0
 _PONG_SECONDS = 10.0
 _SHUTDOWN_SECONDS = 3
@@ -140,7 +137,6 @@ def uvicorn_config(
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        backlog=_ACCEPTED_AT_ONCE,
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
         ssl_context_factory=None if tls is None else lambda *_: tls,
     )

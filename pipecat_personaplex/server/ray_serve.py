@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig
 from pipecat_personaplex.errors import EngineFailed
+from pipecat_personaplex.logs import LogLevel, configure_logging
 from pipecat_personaplex.protocol.session_messages import SESSION_PATH, Hello
 from pipecat_personaplex.server.admission import AdmissionController
 from pipecat_personaplex.server.app import create_app
@@ -44,7 +45,7 @@ class RayArgs(BaseModel):
         engine: Fields of ``EngineConfig``. ``max_sessions`` is the number of slots of a replica,
             by default ``DEFAULT_MAX_SESSIONS``.
         limits: Fields of ``ServerConfig``. Sessions cannot be resumed; ``drain_seconds`` is set
-            below instead.
+            below instead. There is no ``address_rate``: Ray's proxies accept the connections.
         api_key_file: As ``personaplex serve --api-key-file``, on every node; None for no keys.
         min_replicas: Minimum number of engines.
         max_replicas: Maximum number of engines; equal to ``min_replicas`` for no autoscaling.
@@ -53,6 +54,8 @@ class RayArgs(BaseModel):
         gpus: GPUs of a replica; a fraction shares a card.
         cpus: CPU cores of a replica.
         drain_seconds: How long running sessions may continue when their replica is stopped.
+        log_level: As ``personaplex serve --log-level``.
+        log_json: As ``personaplex serve --log-json``.
 
     Raises:
         ValidationError: A field is unknown or its value is not valid.
@@ -76,6 +79,8 @@ class RayArgs(BaseModel):
     gpus: float = Field(default=1.0, ge=0)
     cpus: float = Field(default=2.0, gt=0)
     drain_seconds: float = Field(default=300.0, ge=0)
+    log_level: LogLevel = "INFO"
+    log_json: bool = False
 
     @field_validator("engine", mode="before")
     @classmethod
@@ -88,7 +93,14 @@ class RayArgs(BaseModel):
     def _limits(cls, options: dict[str, Any]) -> ServerConfig:
         if "drain_seconds" in (options or ()):
             raise ValueError("limits.drain_seconds does nothing here: set drain_seconds itself")
+        if "address_rate" in (options or ()):
+            raise ValueError("limits.address_rate does nothing here: Ray's proxies accept")
         return _build_config(ServerConfig, options, resume_seconds=0.0)
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _log_level(cls, level: object) -> object:
+        return level.upper() if isinstance(level, str) else level
 
     @model_validator(mode="after")
     def _check(self) -> RayArgs:
@@ -161,6 +173,9 @@ class EngineReplica:
         # Import here: Ray reads the config file on nodes without a GPU, which may lack torch.
         from pipecat_personaplex import Engine
 
+        # Ray collects standard error. Loguru's own output would lack the session, and show the
+        # values of variables in tracebacks.
+        configure_logging(args.log_level, as_json=args.log_json)
         self._engine = Engine.load(args.model, args.engine)
         self._engine.start()
         keys = None if args.api_key_file is None else ApiKeys.read(args.api_key_file)

@@ -22,8 +22,8 @@ from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.server.app import create_app, create_health_app
 from pipecat_personaplex.server.auth import ApiKeys
 from pipecat_personaplex.server.config import ServerConfig
+from pipecat_personaplex.server.guarded_server import GuardedServer
 from pipecat_personaplex.server.listen import (
-    BACKLOG,
     OTHER_CONNECTIONS,
     connection_limits,
     health_limits,
@@ -37,7 +37,6 @@ Load = Callable[[], AbstractContextManager[ServedEngine]]
 
 # File descriptors in addition to WebSockets: other connections, files, the event loop.
 _OTHER_FILES = OTHER_CONNECTIONS + 512
-_TLS_CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -175,12 +174,8 @@ class ServerRunner:
         return True
 
 
-SERVER_USES = ("config", "lifespan", "server_state", "servers", "should_exit", "started")
-"""Attributes of uvicorn's class that ``_Server.startup`` uses; a test checks that they exist."""
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server with our signal handler, accept queue and TLS timeouts."""
+class _Server(GuardedServer):
+    """A server with our signal handler."""
 
     def __init__(
         self,
@@ -189,42 +184,14 @@ class _Server(uvicorn.Server):
         limits: ServerConfig,
         on_signal: Callable[[], object] | None = None,
     ):
-        super().__init__(config)
-        self._listening = listening
-        self._hello_seconds = limits.hello_seconds
+        super().__init__(config, listening, handshake_seconds=limits.hello_seconds)
         self._on_signal = on_signal
-
-    async def serve(self, sockets: list[socket] | None = None) -> None:
-        await super().serve([self._listening])
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         # One server of the process receives the signals, and stops the others.
         with nullcontext() if self._on_signal is None else super().capture_signals():
             yield
-
-    async def startup(self, sockets: list[socket] | None = None) -> None:
-        config = self.config
-        secure = config.ssl is not None
-
-        def protocol() -> asyncio.Protocol:
-            made: Callable[..., asyncio.Protocol] = config.http_protocol_class
-            return made(
-                config=config, server_state=self.server_state, app_state=self.lifespan.state
-            )
-
-        server = await asyncio.get_running_loop().create_server(
-            protocol,
-            sock=self._listening,
-            ssl=config.ssl,
-            backlog=config.backlog,
-            ssl_handshake_timeout=self._hello_seconds if secure else None,
-            ssl_shutdown_timeout=_TLS_CLOSE_SECONDS if secure else None,
-        )
-        self.servers = [server]
-        # asyncio has set the accept queue to the number of connections it accepts at once.
-        self._listening.listen(BACKLOG)
-        self.started = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         assert self._on_signal is not None

@@ -80,6 +80,8 @@ class LocalEngine:
         self._added: set[str] = set()
         self._previews: dict[str, bytes] = {}
         self._one_preview = threading.Lock()
+        # A recording takes hundreds of megabytes and seconds of computation.
+        self._one_recording = threading.Lock()
 
     def prompt_size(self, persona: Persona) -> PromptSize:
         """Count the prompt's frames without computing anything.
@@ -142,7 +144,8 @@ class LocalEngine:
             path = Path(folder) / f"{name}{suffix}"
             path.write_bytes(recording)
             try:
-                self.engine.add_voice(name, path)
+                with self._one_recording:
+                    self.engine.add_voice(name, path)
             except (InvalidAudio, VoiceError) as error:
                 # The path means nothing to the person at the page.
                 raise type(error)(str(error).replace(str(path), path.name)) from None

@@ -29,6 +29,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from pipecat_personaplex import __version__
 from pipecat_personaplex.asgi.body_limit import BodyLimit
+from pipecat_personaplex.asgi.one_request import OneRequest
+from pipecat_personaplex.asgi.websocket_limit import WebSocketLimit
 from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.errors import (
     BadMessage,
@@ -41,6 +43,7 @@ from pipecat_personaplex.talk.conversation import CallRequest
 from pipecat_personaplex.talk.host import TalkHost
 from pipecat_personaplex.talk.ice import for_browser
 from pipecat_personaplex.talk.local_engine import MAX_VOICE_UPLOAD
+from pipecat_personaplex.talk.offers import check_offer
 from pipecat_personaplex.talk.requests import SameOrigin, SecurityHeaders
 from pipecat_personaplex.talk.static_files import STATIC
 
@@ -83,8 +86,10 @@ def create_app(
     return Starlette(
         routes=routes,
         middleware=[
+            Middleware(OneRequest),
             Middleware(SecurityHeaders),
             Middleware(SameOrigin, hosts=hosts, origins=origins),
+            Middleware(WebSocketLimit),
             Middleware(BodyLimit, max_bytes=_MAX_JSON, by_path={"/api/voices": MAX_VOICE_UPLOAD}),
         ],
     )
@@ -159,6 +164,9 @@ class _Pages:
         sdp, kind = body.get("sdp"), body.get("type")
         if not isinstance(sdp, str) or kind != "offer":
             raise BadMessage("an offer needs sdp, and the type offer")
+        check_offer(sdp)
+        if "m=audio" not in sdp:
+            raise BadMessage("the offer has no audio")
         offered = SmallWebRTCRequest(
             sdp=sdp, type=kind, pc_id=body.get("pc_id"), restart_pc=body.get("restart_pc")
         )
@@ -184,7 +192,7 @@ class _Pages:
             with suppress(RuntimeError, WebSocketDisconnect):  # the page may have gone
                 await websocket.send_json(_content(error))
                 await websocket.close(_TRY_AGAIN_LATER)
-        except (KeyError, ValueError, TimeoutError):
+        except (KeyError, ValueError, RecursionError, TimeoutError):
             with suppress(RuntimeError, WebSocketDisconnect):
                 await websocket.close(_POLICY_VIOLATION)
         except WebSocketDisconnect:
@@ -297,7 +305,7 @@ async def _json_object(request: Request) -> dict[str, Any]:
         body = json.loads(await request.body())
     except HTTPException:
         raise
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadMessage("the request is not JSON") from None
     if not isinstance(body, dict):
         raise BadMessage("the request must be a JSON object")

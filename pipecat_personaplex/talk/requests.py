@@ -74,9 +74,16 @@ class SameOrigin:
 
     def _refusal(self, headers: Headers) -> str:
         host = headers.get("host", "")
-        if urlsplit(f"//{host}").hostname not in self._hosts:
+        if _host_of(f"//{host}") not in self._hosts:
             return f"this page is not served as {host[:80]!r}; open the address that was printed"
         origin = headers.get("origin")
-        if origin is None or origin in self._origins or urlsplit(origin).netloc == host:
+        if origin is None or origin in self._origins or origin.partition("://")[2] == host:
             return ""
         return "requests of other web pages are refused"
+
+
+def _host_of(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:  # such as a bracket without its counterpart
+        return None

@@ -15,6 +15,9 @@ import uvicorn
 from loguru import logger
 
 from pipecat_personaplex.errors import PersonaPlexError
+from pipecat_personaplex.server.connection_limits import ConnectionLimits
+from pipecat_personaplex.server.guarded_server import GuardedServer
+from pipecat_personaplex.server.uvicorn_protocols import WEBSOCKET, http_protocol
 from pipecat_personaplex.service.webrtc_clock import use_monotonic_time
 from pipecat_personaplex.talk.host import TalkHost
 from pipecat_personaplex.talk.local_engine import LocalEngine
@@ -24,6 +27,10 @@ from pipecat_personaplex.talk.webrtc import offer_loopback
 
 # An open page asks once a second whether the model is loaded.
 _FAILURE_SECONDS = 2.5
+# A request must arrive, and its response be sent and read, in this time. The first preview of a
+# voice and the check of a recording take seconds.
+_REQUEST_SECONDS = 60.0
+_MAX_CONNECTIONS = 256
 
 
 class TalkServer:
@@ -54,13 +61,14 @@ class TalkServer:
         origins: frozenset[str] = frozenset(),
     ):
         self._host = host
-        self._socket = listening
         self._load = load
+        limits = ConnectionLimits(0, burst=0, max_connections=_MAX_CONNECTIONS)
         self._server = _Server(
             uvicorn.Config(
                 create_app(host, hosts, origins),
                 loop="asyncio",
-                ws="websockets-sansio",
+                http=http_protocol(_REQUEST_SECONDS, limits),
+                ws=WEBSOCKET,
                 ws_max_size=MAX_MESSAGE_BYTES,
                 ws_per_message_deflate=False,  # audio does not compress
                 lifespan="off",
@@ -71,7 +79,8 @@ class TalkServer:
                 server_header=False,
                 timeout_graceful_shutdown=3,
                 ssl_context_factory=None if tls is None else lambda *_: tls,
-            )
+            ),
+            limits.guard(listening),
         )
 
     def run(self, ready: Callable[[], object]) -> bool:
@@ -92,7 +101,7 @@ class TalkServer:
         return asyncio.run(self._run(ready))
 
     async def _run(self, ready: Callable[[], object]) -> bool:
-        serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+        serving = asyncio.create_task(self._server.serve())
         stopping = asyncio.create_task(self._server.stopping.wait())
         loading = _in_thread(self._load)
         await asyncio.wait((serving, stopping, loading), return_when=asyncio.FIRST_COMPLETED)
@@ -126,11 +135,11 @@ class TalkServer:
         await serving
 
 
-class _Server(uvicorn.Server):
+class _Server(GuardedServer):
     """uvicorn's server; a signal ends the calls first, which uvicorn would wait for."""
 
-    def __init__(self, config: uvicorn.Config):
-        super().__init__(config)
+    def __init__(self, config: uvicorn.Config, listening: socket.socket):
+        super().__init__(config, listening)
         self.stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 

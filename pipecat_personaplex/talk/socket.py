@@ -46,7 +46,7 @@ class PageSerializer(FrameSerializer):
             return InputAudioRawFrame(data[: len(data) & ~1], SAMPLE_RATE, 1)
         try:
             message = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return InputTransportMessageFrame(message) if isinstance(message, dict) else None
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 from pipecat.transports.base_transport import BaseTransport, TransportParams
 
+from pipecat_personaplex.talk.webrtc_limits import limit_caller
+
 if TYPE_CHECKING:
     from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
 
@@ -40,6 +42,7 @@ def webrtc_transport(connection: SmallWebRTCConnection) -> BaseTransport:
     from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
 
     shorten_microphone_buffer(connection)
+    limit_caller(connection)
     return SmallWebRTCTransport(connection, webrtc_params())
 
 

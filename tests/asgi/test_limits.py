@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -55,6 +56,24 @@ class TestBodies:
             assert (await http.post("/other", content=b"x" * 1001)).status_code == 413
             response = await http.post("/voices", content=b"x" * 4097)
         assert response.status_code == 413 and "4 KiB" in response.json()["detail"]
+
+    async def test_large_ones_are_served_four_at_once(self) -> None:
+        begun, going_on = asyncio.Semaphore(0), asyncio.Event()
+
+        async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+            begun.release()
+            await going_on.wait()
+            await echo(scope, receive, send)
+
+        async with client(BodyLimit(slow, 1000, {"/voices": 4096})) as http:
+            four = [asyncio.create_task(http.post("/voices", content=b"x")) for _ in range(4)]
+            for _ in four:
+                await begun.acquire()
+            fifth = await http.post("/voices", content=b"x")
+            assert fifth.status_code == 503 and fifth.headers["retry-after"] == "5"
+            going_on.set()
+            assert [(await post).status_code for post in four] == [200] * 4
+            assert (await http.post("/voices", content=b"x")).status_code == 200
 
     async def test_a_chunked_one_is_not_read_to_its_end(self) -> None:
         read = 0

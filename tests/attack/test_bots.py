@@ -12,14 +12,22 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 import aiohttp
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
+from pipecat_personaplex.talk.offers import MAX_CANDIDATES, MAX_OFFER_LINES
 from tests.attack.victim import Victim, memory_mib
-from tests.helpers.bots import BotProcess, receive_audio, webrtc_caller
+from tests.helpers.bots import (
+    BotProcess,
+    Messages,
+    connect_caller,
+    receive_audio,
+    webrtc_caller,
+)
 from tests.helpers.telephone import CREDENTIALS, OPTIONS, PUBLIC, TwilioCall, signed
 
 pytestmark = [
@@ -160,13 +168,18 @@ async def test_a_browser_bot(strict: bool) -> None:
 
             candidate = "a=candidate:1 1 udp 1 10.0.0.1 1 typ host\r\n"
             large = offer | {"sdp": offer["sdp"] + candidate * 30_000}
-            longest = offer | {"sdp": offer["sdp"] + candidate * 1_200}  # below the limit
+            many = offer | {"sdp": offer["sdp"] + candidate * 1_200}  # a body below the limit
+            # As much as passes all limits.
+            sdp = offer["sdp"] + candidate * (MAX_CANDIDATES - offer["sdp"].count("a=candidate"))
+            sdp += "a=rtcp-fb:* nack\r\n" * (MAX_OFFER_LINES - sdp.count("\r\n"))
+            longest = offer | {"sdp": sdp}
             await attacked(
                 bot,
                 "webrtc",
                 {
                     "absent": absent,
                     "large": lambda: post("/api/offer", large),
+                    "many": lambda: post("/api/offer", many),
                     "longest": lambda: post("/api/offer", longest),
                     "invalid": lambda: post("/api/offer", {"sdp": "a=end", "type": "offer"}),
                     "start": lambda: post("/start", {"body": ["x"] * 12_000}),
@@ -185,3 +198,32 @@ async def test_a_browser_bot(strict: bool) -> None:
                                 break
                     await asyncio.sleep(0.2)
             assert "did not connect within 2 s" in bot.log
+
+
+@pytest.mark.parametrize("strict", STRICT)
+async def test_a_caller_of_a_browser_bot_who_floods(strict: bool) -> None:
+    """With messages and datagrams, in a call of its own."""
+    with BotProcess(LOOPBACK, "--max-sessions", "2") as bot:
+
+        async def flooding() -> None:
+            messages: list[Messages] = []
+            async with aiohttp.ClientSession(bot.url) as http, webrtc_caller(messages) as (peer, o):
+                async with http.post("/api/offer", json=o) as response:
+                    if response.status != 200:
+                        return
+                    await connect_caller(peer, await response.json())
+                await messages[0].send("client-ready", "1", {"version": "1.0.0", "about": {}})
+                channel, transport = messages[0]._channel, _transport(peer)
+                for _ in range(100):
+                    for _ in range(20):
+                        channel.send('{"label":"rtvi-ai","type":"client-message","id":"1"}')
+                        await transport._send(b"\x80" * 1_000)
+                    await asyncio.sleep(0.02)
+
+        await attacked(bot, "webrtc", {"flooding": flooding}, strict)
+        assert "too many or too large messages" in bot.log
+        assert "Traceback" not in bot.log
+
+
+def _transport(peer: Any) -> Any:
+    return peer.getTransceivers()[0].receiver.transport.transport

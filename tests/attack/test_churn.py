@@ -27,7 +27,7 @@ from tests.attack.victim import memory_mib
 from tests.golden_data import CHECKPOINT
 from tests.helpers.servers import ServeProcess
 
-_WAIT = 60.0
+_WAIT = 900.0  # the machine may be stopped in the meantime
 _SILENCE = np.zeros(FRAME_SAMPLES, np.float32)
 
 

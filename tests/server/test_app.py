@@ -255,7 +255,7 @@ def test_tracebacks_in_the_log_have_no_values(tmp_path: Path) -> None:
     """The variables of a traceback may be a prompt or a key."""
     program = """
 from loguru import logger
-from pipecat_personaplex.cli.logs import configure_logging
+from pipecat_personaplex.logs import configure_logging
 
 def open_session(prompt):
     raise ZeroDivisionError(len(prompt))

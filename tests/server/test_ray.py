@@ -59,6 +59,7 @@ class Cluster:
 
     port: int
     metrics_port: int
+    folder: Path
     head: subprocess.Popen[bytes]
 
     def replicas(self) -> set[int]:
@@ -91,6 +92,7 @@ class Session:
             self._send({"type": "open", "voice": self.hello["voices"][0]})
             opened = self._receive()
             assert opened["type"] == "opened", opened
+            self.id = opened["id"]
             assert opened["resume_seconds"] == 0
             assert self._receive()["type"] == "ready"
             self._stack = stack.pop_all()
@@ -173,7 +175,7 @@ def cluster() -> Iterator[Cluster]:
     try:
         until(lambda: accepts(gcs), START_SECONDS, lambda: log.read_text()[-2000:])
         serve = start("serve", "run", "--address", f"127.0.0.1:{gcs}", written)
-        served = Cluster(proxy, others[-1], head)
+        served = Cluster(proxy, others[-1], folder, head)
         until(
             lambda: healthy(proxy) and len(served.replicas()) == REPLICAS,
             START_SECONDS,
@@ -263,6 +265,18 @@ def test_every_replica_exports_metrics(cluster: Cluster) -> None:
     until(lambda: replicas_with_metrics() == REPLICAS, ANSWER_SECONDS)
 
 
+def test_replicas_log_each_session_with_its_id(cluster: Cluster) -> None:
+    session = cluster.session(START_SECONDS)
+    session.close()
+
+    def lines() -> str:
+        logs = cluster.folder.glob("session_latest/logs/worker-*.err")
+        return "".join(log.read_text() for log in logs)
+
+    opened = re.compile(rf"INFO +{session.id} session .*opened")
+    until(lambda: opened.search(lines()), ANSWER_SECONDS, lines)
+
+
 def test_a_killed_replica_ends_its_own_session_and_comes_back(cluster: Cluster) -> None:
     sessions = [cluster.session() for _ in range(REPLICAS)]
     before = cluster.replicas()
@@ -307,7 +321,7 @@ def healthy(port: int) -> bool:
 
 
 def until(
-    condition: Callable[[], bool], seconds: float, why: Callable[[], str] = lambda: ""
+    condition: Callable[[], object], seconds: float, why: Callable[[], str] = lambda: ""
 ) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

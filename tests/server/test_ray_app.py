@@ -113,9 +113,11 @@ async def test_a_replica_reports_its_engines_health_and_stops_it() -> None:
         ({"limits": None}, "limits"),
         ({"limits": {"max_conections": 3}}, "limits.*max_conections"),
         ({"limits": {"drain_seconds": 5}}, "limits.drain_seconds"),
+        ({"limits": {"address_rate": 5}}, "limits.address_rate"),
+        ({"log_level": "loud"}, "log_level"),
     ],
 )
-def test_options_without_effect_are_refused(options: dict[str, Any], named: str) -> None:
+def test_wrong_options_are_refused(options: dict[str, Any], named: str) -> None:
     from pydantic import ValidationError
 
     from pipecat_personaplex.server.ray_serve import RayArgs

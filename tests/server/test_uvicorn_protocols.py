@@ -13,10 +13,11 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from pipecat_personaplex.server import listen, runner
+from pipecat_personaplex.server import guarded_server, listen
 from pipecat_personaplex.server import uvicorn_protocols as protocols
 from pipecat_personaplex.server.config import ServerConfig
-from pipecat_personaplex.server.runner import SERVER_USES, Address
+from pipecat_personaplex.server.guarded_server import SERVER_USES
+from pipecat_personaplex.server.runner import Address
 from tests.helpers.servers import (
     RunningServer,
     ServedFakeEngine,
@@ -180,7 +181,7 @@ def test_a_client_that_does_not_read_tls_is_disconnected(
     certificate: Address, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     monkeypatch.setattr(protocols, "_CLOSE_SECONDS", 0.2)
-    monkeypatch.setattr(runner, "_TLS_CLOSE_SECONDS", 90)
+    monkeypatch.setattr(guarded_server, "_TLS_CLOSE_SECONDS", 90)
 
     with RunningServer(ServedFakeEngine(), address=certificate) as server:
 
@@ -204,7 +205,7 @@ def test_a_refused_client_that_does_not_end_tls_is_disconnected(
 ) -> None:
     """uvicorn closes such a connection twice; asyncio would not abort it after that."""
     monkeypatch.setattr(protocols, "_CLOSE_SECONDS", 0.2)
-    monkeypatch.setattr(runner, "_TLS_CLOSE_SECONDS", 90)
+    monkeypatch.setattr(guarded_server, "_TLS_CLOSE_SECONDS", 90)
     with RunningServer(ServedFakeEngine(), address=certificate) as server:
         with tls(server, certificate) as client:
             client.sendall(UPGRADE.replace(b"/v1/session", b"/nowhere"))
@@ -215,7 +216,7 @@ def test_a_refused_client_that_does_not_end_tls_is_disconnected(
 def test_a_client_must_start_and_end_tls_in_time(
     certificate: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_TLS_CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr(guarded_server, "_TLS_CLOSE_SECONDS", 0.5)
     config = ServerConfig(hello_seconds=3)
     with RunningServer(ServedFakeEngine(), config, address=certificate) as server:
         with server.tcp() as silent:

@@ -127,6 +127,22 @@ class TestPage:
             rebound = {"host": "rebound.example", "origin": PUBLIC}
             assert page.get("/api/info", headers=rebound).status_code == 403
 
+    @pytest.mark.parametrize(
+        "headers", [{"host": "["}, {"host": "]"}, {"origin": "http://["}, {"origin": "http://[::1"}]
+    )
+    def test_headers_that_are_no_addresses_are_refused(
+        self, page: TestClient, headers: dict[str, str]
+    ) -> None:
+        assert page.get("/api/info", headers=headers).status_code == 403
+
+    @pytest.mark.parametrize("path", ["/api/offer", "/api/prompt", "/api/hangup"])
+    @pytest.mark.parametrize("body", [b"[" * 60_000, b'{"a":' * 30_000, b'{"a":"\xff"}', b""])
+    def test_bodies_that_are_no_json_are_refused(
+        self, page: TestClient, path: str, body: bytes
+    ) -> None:
+        response = page.post(path, content=body)
+        assert response.status_code == 400 and "not JSON" in response.json()["detail"]
+
     def test_requests_are_bounded(self, page: TestClient) -> None:
         response = page.post("/api/prompt", content=b" " * (300 << 10))
         assert response.status_code == 413 and "256 KiB" in response.json()["detail"]
@@ -222,8 +238,19 @@ class TestCalls:
         response = page.post("/api/offer", json=offer)
         assert response.status_code == 400 and "an offer needs sdp" in response.json()["detail"]
 
+    @pytest.mark.parametrize(
+        ("sdp", "detail"),
+        [("v=0", "has no audio"), ("m=audio\n" + "a=candidate:1\n" * 65, "65 candidates")],
+    )
+    def test_an_offer_that_no_browser_sends_takes_no_slot(
+        self, page: TestClient, sdp: str, detail: str
+    ) -> None:
+        response = page.post("/api/offer", json={"sdp": sdp, "type": "offer"})
+        assert response.status_code == 400 and detail in response.json()["detail"]
+        assert page.get("/api/info").json()["calls"] == 0
+
     def test_an_offer_that_aiortc_cannot_read(self, page: TestClient) -> None:
-        response = page.post("/api/offer", json={"sdp": "v=0\nm=x", "type": "offer"})
+        response = page.post("/api/offer", json={"sdp": "v=0\nm=audio", "type": "offer"})
         assert response.status_code == 400 and "cannot be answered" in response.json()["detail"]
         assert page.get("/api/info").json()["calls"] == 0
 
@@ -268,6 +295,9 @@ class TestCalls:
     def test_what_opens_no_call_over_a_websocket(self, page: TestClient) -> None:
         with page.websocket_connect(SOCKET) as call:
             call.send_text("not JSON")
+            assert call.receive()["code"] == 1008
+        with page.websocket_connect(SOCKET) as call:
+            call.send_text("[" * 60_000)
             assert call.receive()["code"] == 1008
         with page.websocket_connect(SOCKET) as call:
             call.send_json({"voice": "NATX9"})

@@ -9,8 +9,8 @@ import pytest
 from loguru import logger
 
 from pipecat_personaplex.cli import main
-from pipecat_personaplex.cli.logs import configure_logging
 from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.logs import configure_logging
 
 
 def test_lines_carry_the_session_id(capsys: pytest.CaptureFixture[str]) -> None:
