@@ -273,8 +273,9 @@ def _create_engine(args: argparse.Namespace) -> AbstractContextManager[EngineLik
     if args.engine:
         return connect_engine(args.engine, os.environ.get("PERSONAPLEX_API_KEY"))
     config = EngineConfig(
+        adapter=args.adapter,
         device=args.device,
-        quantization=args.quantization,
+        quantization=None if args.quantization == "none" else args.quantization,
         kv_dtype=args.kv_dtype,
         context=args.context,
         max_sessions=args.max_sessions or 0,

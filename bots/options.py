@@ -43,16 +43,17 @@ _CALL_OPTIONS: _Options = {
 }
 _MODEL_OPTIONS: _Options = {
     "model": (str, AUTO_MODEL),
+    "adapter": (str, ""),
     "device": (str, "auto"),
-    "quantization": (str, None),
+    "quantization": (str, "auto"),
     "kv_dtype": (str, "auto"),
     "context": (_frames, 0),
 }
 _EPILOG = """\
 environment (an option wins over it; a .env file is read too):
-  PERSONAPLEX_MODEL, PERSONAPLEX_DEVICE, PERSONAPLEX_ENGINE, PERSONAPLEX_VOICE,
-  PERSONAPLEX_PROMPT, PERSONAPLEX_GREETING, PERSONAPLEX_QUANTIZATION, PERSONAPLEX_KV_DTYPE,
-  PERSONAPLEX_CONTEXT, PERSONAPLEX_MAX_SESSIONS,
+  PERSONAPLEX_MODEL, PERSONAPLEX_ADAPTER, PERSONAPLEX_DEVICE, PERSONAPLEX_ENGINE,
+  PERSONAPLEX_VOICE, PERSONAPLEX_PROMPT, PERSONAPLEX_GREETING, PERSONAPLEX_QUANTIZATION,
+  PERSONAPLEX_KV_DTYPE, PERSONAPLEX_CONTEXT, PERSONAPLEX_MAX_SESSIONS,
   PERSONAPLEX_LOG_LEVEL                             as the options above
   PERSONAPLEX_API_KEY                               for --engine, if its servers require a key
   HF_TOKEN                                          to download the gated 7B weights
@@ -91,15 +92,21 @@ class BotParser(argparse.ArgumentParser):
             "with a GPU and access to the weights, else nano)",
         )
         self.add_argument(
+            "--adapter",
+            metavar="FILE|FOLDER|REPO",
+            help="a LoRA adapter in Kyutai's layout, merged into the model's weights (default: "
+            "the checkpoint's own, if it names one)",
+        )
+        self.add_argument(
             "--device",
             metavar="auto|cpu|cuda|cuda:N",
             help="where the model runs (default: auto)",
         )
         self.add_argument(
             "--quantization",
-            metavar="int8|fp8|int4",
-            help="store the model's weights in 8 or 4 bits: less memory, faster (default: the "
-            "checkpoint's own format)",
+            metavar="auto|none|int8|fp8|int4",
+            help="store the model's weights in 8 or 4 bits: less memory, faster (default: auto, "
+            "none, the checkpoint's own format, if it fits into memory, else int8 or int4)",
         )
         self.add_argument(
             "--kv-dtype",

@@ -15,6 +15,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 Quantization = Literal["int8", "fp8", "int4"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 """Low-bit formats of the transformers' weights."""
+QuantizationChoice = Quantization | Literal["auto"]
 
 AUTO_MODEL = "auto"
 """The model name that stands for the best model for this machine. A folder is ``./auto``."""
@@ -33,15 +34,19 @@ class EngineConfig:
         engine = Engine.load("nvidia/personaplex-7b-v1", config)
 
     Attributes:
+        adapter: A LoRA adapter in Kyutai's layout to merge into the weights while they are loaded:
+            a safetensors file, a folder, or a Hugging Face repo id, with ``@revision`` if wanted.
+            It replaces an adapter that the checkpoint names. The default is empty: none.
         device: Device of the model: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. The default
             ``"auto"`` takes CUDA if available, else the CPU.
         dtype: Type of the language model's weights and activations: ``"float32"`` or
             ``"bfloat16"``. The default ``"auto"`` takes bfloat16 on CUDA and float32 on a CPU.
             The codec is always float32.
         quantization: Format of the transformers' weights: ``"int8"`` or ``"fp8"`` (8 bits), or
-            ``"int4"`` (4 bits; the depth transformer stays at 8). The default None takes the
-            format of the checkpoint: ``dtype`` for the release, and the stored format for a
-            folder written by ``personaplex quantize``.
+            ``"int4"`` (4 bits; the depth transformer stays at 8). None takes the format of the
+            checkpoint: ``dtype`` for the release, and the stored format for a folder written by
+            ``personaplex quantize``. The default ``"auto"`` takes the same if it fits into the
+            device's free memory, else int8, else int4, and logs the reason.
         kv_dtype: Type of the language model's stored keys and values: ``"float32"``,
             ``"bfloat16"`` or ``"fp8"`` (e4m3 with one scale per token and head). The default
             ``"auto"`` takes the model's type. fp8 needs a little over half the memory of
@@ -57,8 +62,8 @@ class EngineConfig:
         max_queued_frames: Input frames (80 ms) that may wait in one session. On overflow the
             oldest frame is dropped and counted. The default is 25, two seconds.
         prefix_cache_bytes: Upper bound, in bytes, on the memory of cached prompts. A session
-            whose voice and text prompt are cached starts without prefill. The default is 2 GiB;
-            0 caches nothing.
+            whose voice and text prompt are cached starts without prefill. The default is 2 GiB,
+            less on a CUDA device with less room; 0 caches nothing.
         prefill_chunk: Prompt frames computed between two steps. Smaller chunks delay running
             sessions less; larger ones complete the prompt sooner. The default is 256.
         cpu_threads: Threads of the model on a CPU. The default 0 takes one for a small model,
@@ -75,9 +80,10 @@ class EngineConfig:
         ConfigError: A value is of the wrong type or out of range.
     """
 
+    adapter: str = ""
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantization: Quantization | None = None
+    quantization: QuantizationChoice | None = "auto"
     kv_dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
     context: int = 0
     max_sessions: int = 0
@@ -89,11 +95,13 @@ class EngineConfig:
     keep_persona: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.adapter, str):
+            raise ConfigError(f"adapter must be text, not {self.adapter!r}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"dtype must be auto, float32 or bfloat16, not {self.dtype!r}")
-        if self.quantization not in (None, *QUANTIZATIONS):
+        if self.quantization not in (None, "auto", *QUANTIZATIONS):
             raise ConfigError(
-                f"quantization must be {', '.join(QUANTIZATIONS)} or none, "
+                f"quantization must be auto, {', '.join(QUANTIZATIONS)} or none, "
                 f"not {self.quantization!r}"
             )
         if self.kv_dtype not in ("auto", "float32", "bfloat16", "fp8"):

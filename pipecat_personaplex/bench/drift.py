@@ -25,7 +25,7 @@ from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.bench.measurements import Echo
 from pipecat_personaplex.bench.models import load_model, read_architecture
 from pipecat_personaplex.bench.teacher_forcing import ReferenceRun, TeacherForcedModel
-from pipecat_personaplex.checkpoint.loader import Progress
+from pipecat_personaplex.checkpoint.progress_bars import Progress
 from pipecat_personaplex.config import EngineConfig, Quantization, SamplingParams
 from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES
 from pipecat_personaplex.engine.batch import Batch
@@ -177,6 +177,7 @@ class _Precision:
             ConfigError: The checkpoint's weights are low-bit already, or nothing would differ.
         """
         engine = options.engine
+        assert engine.quantization != "auto", "run resolves it"
         architecture = read_architecture(options.model)
         if (stored := architecture.quantization) is not None:
             raise ConfigError(
@@ -225,6 +226,8 @@ def run(options: DriftOptions, echo: Echo, progress: Progress | None = None) -> 
         ConfigError: The options leave nothing to compare, or the checkpoint is low-bit already.
         CheckpointError: The model cannot be loaded.
     """
+    if options.engine.quantization == "auto":  # compare what is requested, whatever fits
+        options = replace(options, engine=replace(options.engine, quantization=None))
     precision = _Precision.of(options)
     done = count(1)
 

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 
 import torch
 
+from pipecat_personaplex.checkpoint.adapter_file import find_adapter
+from pipecat_personaplex.checkpoint.checkpoint_files import CheckpointFiles
+from pipecat_personaplex.checkpoint.config_file import read_config
 from pipecat_personaplex.checkpoint.hub import resolve_folder
-from pipecat_personaplex.checkpoint.layout import CONFIG_FILE
 from pipecat_personaplex.checkpoint.loader import (
     load_checkpoint,
     random_model,
-    read_config,
-    require_files,
 )
 from pipecat_personaplex.config import EngineConfig, Quantization
+from pipecat_personaplex.engine.weight_format import resolve_quantization
+from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.models.config import LMConfig, ModelConfig
 from pipecat_personaplex.models.device import cpu_threads, resolve_kv_dtype, resolve_target
 from pipecat_personaplex.models.lm import PersonaPlexLM
@@ -77,9 +79,7 @@ def read_architecture(model: str) -> ModelConfig:
     """
     if model in RANDOM_MODELS:
         return RANDOM_MODELS[model]
-    folder = resolve_folder(model, progress=True)
-    require_files(folder)
-    return read_config(folder / CONFIG_FILE)
+    return read_config(CheckpointFiles.of(resolve_folder(model, progress=True)).config)
 
 
 def load_model(model: str, engine: EngineConfig) -> LoadedModel:
@@ -94,11 +94,18 @@ def load_model(model: str, engine: EngineConfig) -> LoadedModel:
         ConfigError: The device does not support the configuration.
     """
     target = resolve_target(engine.device, engine.dtype, engine.quantization)
+    if engine.quantization == "auto":
+        architecture = read_architecture(model).with_context(engine.context)
+        target = resolve_quantization(architecture, engine, target)
     if model in RANDOM_MODELS:
+        if engine.adapter:
+            raise ConfigError(f"{model} has random weights, which take no adapter")
         config = RANDOM_MODELS[model]
         lm, mimi = random_model(config, **target._asdict())
     else:
-        checkpoint = load_checkpoint(resolve_folder(model, progress=True), **target._asdict())
+        adapter = find_adapter(engine.adapter, progress=True) if engine.adapter else None
+        folder = resolve_folder(model, progress=True)
+        checkpoint = load_checkpoint(folder, **target._asdict(), adapter=adapter)
         config, lm, mimi = checkpoint.config, checkpoint.lm, checkpoint.mimi
     if target.device.type == "cpu":
         torch.set_num_threads(cpu_threads(engine.cpu_threads, lm))
@@ -108,6 +115,6 @@ def load_model(model: str, engine: EngineConfig) -> LoadedModel:
         mimi=mimi,
         device=target.device,
         kv_dtype=resolve_kv_dtype(engine.kv_dtype, lm.dtype, target.device),
-        quantization=engine.quantization or config.quantization,
+        quantization=target.quantization or config.quantization,
         cuda_graphs=engine.cuda_graphs,
     )

@@ -12,18 +12,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipecat_personaplex.checkpoint.adapter import AdaptedSource, adapted
+from pipecat_personaplex.checkpoint.adapter_file import AdapterFile
+from pipecat_personaplex.checkpoint.checkpoint_files import CheckpointFiles, require_voices
+from pipecat_personaplex.checkpoint.config_file import read_config, read_sections
 from pipecat_personaplex.checkpoint.layout import (
     CONFIG_FILE,
     MIMI_FILE,
     MODEL_FILE,
-    MODEL_FILES,
     TOKENIZER_FILE,
     VOICES_FILE,
     Entry,
+    is_split,
     lm_layout,
     scale_name,
 )
-from pipecat_personaplex.checkpoint.loader import Progress, depth_steps, read_config, require_files
+from pipecat_personaplex.checkpoint.loader import depth_steps
+from pipecat_personaplex.checkpoint.progress_bars import Progress
 from pipecat_personaplex.checkpoint.weights import SAFETENSORS_NAMES, FileSource
 from pipecat_personaplex.config import Quantization
 from pipecat_personaplex.constants import CODEBOOKS
@@ -60,12 +65,13 @@ def save_quantized(
     output: Path,
     quantization: Quantization,
     progress: Progress | None = None,
+    adapter: AdapterFile | None = None,
 ) -> None:
     """Write a copy of a checkpoint with low-bit weights.
 
     The copy loads to the same weights as the original loaded with this ``quantization``. Peak
     memory is little more than one tensor. Of the weights of 16 depth steps the first 8 are
-    written.
+    written. The copy has the release's file names, and an adapter is merged into it.
 
     Args:
         folder: Folder with the release's files.
@@ -73,6 +79,7 @@ def save_quantized(
             which is then renamed: ``output`` exists either completely or not at all.
         quantization: Format of the transformers' weights.
         progress: Called after each tensor with (bytes written, bytes in total).
+        adapter: A LoRA adapter to merge, in place of one that ``config.json`` names.
 
     Raises:
         CheckpointError: A file is missing, cut off, or does not match ``config.json``.
@@ -80,25 +87,29 @@ def save_quantized(
         UserError: ``output`` exists, or its parent folder does not.
         OSError: A file cannot be written, for example because the disk is full.
     """
-    require_files(folder, (*MODEL_FILES, VOICES_FILE))
-    config = read_config(folder / CONFIG_FILE)
+    files = CheckpointFiles.of(folder)
+    require_voices(folder)
+    config = read_config(files.config)
     if config.quantization is not None:
         raise ConfigError(
             f"{folder} holds {config.quantization} weights already; quantize the release it was "
             "made from"
         )
-    source = FileSource(folder / MODEL_FILE)
+    file = FileSource(files.model)
+    source = adapted(file, adapter or files.required_adapter())
     with torch.device("meta"):
         model = PersonaPlexLM(config.lm)
-    layout = lm_layout(model, depth_steps(source, config.lm))
+    layout = lm_layout(model, depth_steps(file, config.lm), split=is_split(file.names))
     source.require_all_known(layout)
     parts = list(_parts(model, layout, source, quantization))
     temporary = _create_temporary(output)
     try:
         _write_safetensors(temporary / MODEL_FILE, parts, progress)
-        for name in (MIMI_FILE, TOKENIZER_FILE, VOICES_FILE):
-            shutil.copyfile(folder / name, temporary / name)
-        _write_config(folder / CONFIG_FILE, temporary / CONFIG_FILE, quantization)
+        shutil.copyfile(files.mimi, temporary / MIMI_FILE)
+        shutil.copyfile(files.tokenizer, temporary / TOKENIZER_FILE)
+        if files.voices is not None:
+            shutil.copyfile(files.voices, temporary / VOICES_FILE)
+        _write_config(files.config, temporary / CONFIG_FILE, quantization)
         temporary.rename(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -117,7 +128,10 @@ def _create_temporary(output: Path) -> Path:
 
 
 def _parts(
-    model: PersonaPlexLM, layout: list[Entry], source: FileSource, quantization: Quantization
+    model: PersonaPlexLM,
+    layout: list[Entry],
+    source: FileSource | AdaptedSource,
+    quantization: Quantization,
 ) -> Iterator[_Part]:
     """Every tensor of the new file, under the release's names, in the order of the layout."""
     seen: set[str] = set()
@@ -136,7 +150,7 @@ def _part(
     model: PersonaPlexLM,
     entry: Entry,
     shape: tuple[int, ...],
-    source: FileSource,
+    source: FileSource | AdaptedSource,
     quantization: Quantization,
 ) -> _Part:
     owner = model.get_submodule(entry.target.rpartition(".")[0])
@@ -195,7 +209,7 @@ def _write_safetensors(path: Path, parts: list[_Part], progress: Progress | None
 
 def _write_config(original: Path, path: Path, quantization: Quantization) -> None:
     """Copy a ``config.json``, if any, with the format and the number of depth steps."""
-    values = json.loads(original.read_bytes()) if original.is_file() else {}
+    values = read_sections(original)
     values["lm"] = {**values.get("lm", {}), "dep_q": CODEBOOKS}
     values["quantization"] = quantization
     path.write_text(json.dumps(values, indent=2) + "\n")

@@ -23,7 +23,16 @@ from huggingface_hub.errors import (
 )
 from loguru import logger
 
-from pipecat_personaplex.checkpoint.layout import CONFIG_FILE, MODEL_FILE, RELEASE_FILES
+from pipecat_personaplex.checkpoint.config_file import file_names, model_type, read_json
+from pipecat_personaplex.checkpoint.layout import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    MIMI_FILE,
+    MODEL_FILE,
+    RELEASE_FILES,
+    TOKENIZER_FILE,
+    VOICES_FILE,
+)
 from pipecat_personaplex.checkpoint.progress_bars import download_bars
 from pipecat_personaplex.config import AUTO_MODEL
 from pipecat_personaplex.errors import DownloadError
@@ -112,25 +121,94 @@ def resolve_folder(model: str, *, progress: bool, files: Sequence[str] = RELEASE
         return _NANO_FOLDER
     if os.path.isdir(model):
         return Path(model)
-    repo_id = _REPO_ID.fullmatch(model)
-    if repo_id is None:
+    if not is_repo_id(model):
         raise DownloadError(
             f"{model!r} is neither an existing folder nor a Hugging Face repo id like "
             "'nvidia/personaplex-7b-v1' (or owner/name@revision), nor nano"
         )
+    if MODEL_FILE not in files:
+        return _download(model, files, progress=progress)
+    # config.json may give the files other names: read it first.
+    return _download(model, _named(_config_folder(model), files), progress=progress)
+
+
+def resolve_adapter_folder(repo: str, *, progress: bool) -> Path:
+    """Find the folder with a LoRA adapter of a Hub repository; download it if it is not cached.
+
+    Args:
+        repo: A Hub repo id, which may end in ``@`` and a branch, a tag or a commit.
+        progress: Whether to draw progress bars of the download on stderr.
+
+    Raises:
+        DownloadError: The repository cannot be downloaded.
+        ConfigError: Its ``config.json`` is invalid.
+    """
+    config = read_json(_config_folder(repo) / CONFIG_FILE)
+    name = file_names(config).adapter or ADAPTER_FILE
+    return _download(repo, [CONFIG_FILE, name], progress=progress)
+
+
+def resolve_hub_file(name: str) -> Path:
+    """Find a file that a ``config.json`` names on the Hub; download it if it is not cached.
+
+    Args:
+        name: ``hf://owner/name/file``.
+
+    Raises:
+        DownloadError: The file cannot be downloaded.
+    """
+    owner, repo, file = name.removeprefix("hf://").split("/", 2)
+    path = _download(f"{owner}/{repo}", [file], progress=False) / file
+    if not path.is_file():
+        raise DownloadError(f"config.json names {name}, and the repository has no such file")
+    return path
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether a name may be that of a Hub repository, with or without a revision."""
+    return _REPO_ID.fullmatch(name) is not None
+
+
+def _named(folder: Path, files: Sequence[str]) -> list[str]:
+    """The release's files under the names that the folder's ``config.json`` gives them."""
+    names = file_names(read_json(folder / CONFIG_FILE))
+    renamed = {MODEL_FILE: names.model, MIMI_FILE: names.mimi, TOKENIZER_FILE: names.tokenizer}
+    wanted = [renamed.get(name, name) for name in files]
+    wanted += [name for name in (names.mimi_config, names.adapter) if name is not None]
+    return [name for name in wanted if not name.startswith("hf://")]
+
+
+def _config_folder(model: str) -> Path:
+    """The folder with a repository's ``config.json``, if it has one."""
+    return _download(model, [CONFIG_FILE], progress=False, warn=False)
+
+
+def _download(model: str, files: Sequence[str], *, progress: bool, warn: bool = True) -> Path:
+    """Download files of a repository that the cache lacks; return the folder of the snapshot.
+
+    Args:
+        model: A repo id, with or without a revision.
+        files: The files to download, if the repository has them.
+        progress: Whether to draw progress bars on stderr.
+        warn: Whether to log that the cache is used because the Hub cannot be.
+    """
+    repo_id = _REPO_ID.fullmatch(model)
+    assert repo_id is not None, "callers check the name"
     repo, revision = repo_id[2], repo_id[3]
-    logger.info("looking for {} in the Hub's cache and on the Hub", model)
+    if warn:
+        logger.info("looking for {} in the Hub's cache and on the Hub", model)
     try:
         with download_bars(progress):
             return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))
     except Exception as error:
         cached = _cached_snapshot(repo, revision, files)
         if cached is not None and not _is_answer(error):
-            logger.warning(
-                "{}; the complete snapshot {} of the cache is used",
-                _explain(model, error),
-                cached.name,
-            )
+            if warn:
+                logger.warning(
+                    "{}; the complete snapshot {} of the cache is used",
+                    _explain(model, error),
+                    cached.name,
+                )
             return cached
         # The exception of a failed transfer depends on the version of huggingface_hub. Its text
         # may contain signed addresses, so it is not shown.
@@ -138,13 +216,16 @@ def resolve_folder(model: str, *, progress: bool, files: Sequence[str] = RELEASE
 
 
 def _cached_snapshot(repo: str, revision: str | None, files: Sequence[str]) -> Path | None:
-    """The snapshot of the latest download, if the cache has all its files."""
+    """The snapshot of the latest download, if the cache has all these files of it."""
     try:
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
     except Exception:  # no complete snapshot; the types depend on the version of huggingface_hub
         return None
-    required = [name for name in files if name in RELEASE_FILES and name != CONFIG_FILE]
-    return folder if all((folder / name).is_file() for name in required) else None
+    optional = {CONFIG_FILE}
+    if model_type(read_json(folder / CONFIG_FILE)) == "moshi":
+        optional.add(VOICES_FILE)
+    complete = all((folder / name).is_file() for name in files if name not in optional)
+    return folder if complete else None
 
 
 def _is_answer(error: BaseException) -> bool:

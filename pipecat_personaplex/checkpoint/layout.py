@@ -7,7 +7,7 @@ arranged for training, the modules of this package for inference; only this file
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -23,19 +23,61 @@ MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
 TOKENIZER_FILE = "tokenizer_spm_32k_3.model"
 VOICES_FILE = "voices.tgz"
 CONFIG_FILE = "config.json"
-MODEL_FILES = (MODEL_FILE, MIMI_FILE, TOKENIZER_FILE)
+ADAPTER_FILE = "lora.safetensors"
+"""A LoRA adapter without another name, as Kyutai's training writes it."""
 RELEASE_FILES = (MODEL_FILE, MIMI_FILE, TOKENIZER_FILE, VOICES_FILE, CONFIG_FILE)
 
 DEPTH_STACK = "depformer.layers.0.self_attn.out_proj.weight"
 """A tensor stacked over the depth steps: its height gives the number of steps in a file."""
+SPLIT_DEPTH = "depformer.layers.0.self_attn.out_projs.{}.weight"
+"""The same tensor in a file with one for each step; see ``AttentionLayer``."""
 
 # Tensors that are not read: depth steps that predict the user's codes, and codebooks of the codec
 # past the eighth.
 _UNUSED = re.compile(
     r"(depformer_in|depformer_emb|linears)\.\d+\.weight"
     r"|depformer\.layers\.\d+\.gating\.\d+\.linear_(in|out)\.weight"
+    r"|depformer\.layers\.\d+\.self_attn\.(in|out)_projs\.\d+\.weight"
     r"|quantizer\.rvq_(first|rest)\.vq\.layers\.\d+\._codebook\.\w+"
 )
+
+
+_ATTENTION = re.compile(r"(.+\.self_attn)\.(in|out)_proj(?:s\.(\d{1,4}))?")
+_STACKED = re.compile(r"depformer\.layers\.\d+\.self_attn\.(in_proj_|out_proj\.)weight")
+
+
+class AttentionLayer(NamedTuple):
+    """A projection of an attention. Its weights have two layouts: one tensor or one for each step.
+
+    The release has one tensor, in the depth transformer stacked over the steps. ``moshi`` writes
+    one for each step, and for the temporal transformer one with the index 0.
+
+    Attributes:
+        attention: Name of the attention module.
+        side: ``"in"`` or ``"out"``.
+        step: The step; None for one tensor.
+    """
+
+    attention: str
+    side: str
+    step: int | None
+
+    @classmethod
+    def of(cls, name: str) -> AttentionLayer | None:
+        """The projection that a layer's name, without ``.weight``, is; None if it is no such."""
+        match = _ATTENTION.fullmatch(name)
+        if match is None:
+            return None
+        return cls(match[1], match[2], None if match[3] is None else int(match[3]))
+
+    @property
+    def stacked(self) -> str:
+        """Name of the one tensor."""
+        return f"{self.attention}.{'in_proj_weight' if self.side == 'in' else 'out_proj.weight'}"
+
+    def split(self, step: int) -> str:
+        """Name of the tensor of one step."""
+        return f"{self.attention}.{self.side}_projs.{step}.weight"
 
 
 class Entry(NamedTuple):
@@ -97,14 +139,36 @@ class _Shapes:
         )
 
 
-def lm_layout(model: PersonaPlexLM, steps: int) -> list[Entry]:
+def lm_layout(model: PersonaPlexLM, steps: int, *, split: bool = False) -> list[Entry]:
     """Entries for every parameter of the language model.
 
     Args:
         model: Gives the shapes; its parameters may be on the meta device.
         steps: Depth steps in the file, 8 or 16. The first eight are read.
+        split: Whether the file has one tensor for each step of an attention; see
+            ``AttentionLayer``.
     """
-    return list(_lm(_Shapes(model), model.config, steps))
+    entries = _lm(_Shapes(model), model.config, steps)
+    return [_split(entry) for entry in entries] if split else list(entries)
+
+
+def _split(entry: Entry) -> Entry:
+    """The entry of the same parameter in a file with one tensor for each step."""
+    layer = AttentionLayer.of(entry.name.replace("_weight", ".weight").removesuffix(".weight"))
+    if layer is None:
+        return entry
+    if entry.rows is None:
+        return entry._replace(name=layer.split(0))
+    start, stop = entry.rows
+    height = stop - start
+    return entry._replace(
+        name=layer.split(start // height), shape=(height, *entry.shape[1:]), rows=None
+    )
+
+
+def is_split(names: Collection[str]) -> bool:
+    """Whether a file of these tensors has one tensor for each step of an attention."""
+    return SPLIT_DEPTH.format(0) in names
 
 
 def _lm(shapes: _Shapes, config: LMConfig, steps: int) -> Iterator[Entry]:
@@ -238,6 +302,16 @@ def scale_name(name: str) -> str:
     return f"{name}.scale"
 
 
+def is_unused(name: str) -> bool:
+    """Whether a file may have this tensor although no parameter is read from it."""
+    return _UNUSED.fullmatch(name) is not None
+
+
+def is_depth_stack(name: str) -> bool:
+    """Whether a tensor stacks the weights of the depth steps."""
+    return _STACKED.fullmatch(name) is not None
+
+
 def unknown_tensor(
     layout: Sequence[Entry], names: Iterable[str], low_bit: bool = False
 ) -> str | None:
@@ -254,5 +328,5 @@ def unknown_tensor(
     read = {entry.name for entry in layout} | {entry.usage for entry in layout}
     if low_bit:
         read |= {scale_name(entry.name) for entry in layout}
-    unread = sorted(name for name in names if name not in read and not _UNUSED.fullmatch(name))
+    unread = sorted(name for name in names if name not in read and not is_unused(name))
     return unread[0] if unread else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +10,18 @@ import sentencepiece
 import torch
 from loguru import logger
 
+from pipecat_personaplex.checkpoint.adapter import adapted
+from pipecat_personaplex.checkpoint.adapter_file import AdapterFile
+from pipecat_personaplex.checkpoint.checkpoint_files import CheckpointFiles
+from pipecat_personaplex.checkpoint.config_file import read_config, read_small
 from pipecat_personaplex.checkpoint.layout import (
-    CONFIG_FILE,
     DEPTH_STACK,
-    MIMI_FILE,
-    MODEL_FILE,
-    MODEL_FILES,
-    TOKENIZER_FILE,
+    SPLIT_DEPTH,
+    is_split,
     lm_layout,
     mimi_layout,
 )
+from pipecat_personaplex.checkpoint.progress_bars import Progress
 from pipecat_personaplex.checkpoint.weights import FileSource, RandomSource, Source, assemble
 from pipecat_personaplex.config import Quantization
 from pipecat_personaplex.constants import CODEBOOKS
@@ -31,11 +31,7 @@ from pipecat_personaplex.models.device import Target, require_runnable
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
 
-_MAX_CONFIG_BYTES = 1 << 20
 _MAX_TOKENIZER_BYTES = 32 << 20
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total) as work advances; the function that takes it names the unit."""
 
 
 @dataclass(frozen=True)
@@ -63,40 +59,47 @@ def load_checkpoint(
     device: torch.device,
     dtype: torch.dtype,
     quantization: Quantization | None = None,
+    adapter: AdapterFile | None = None,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """Load the language model, the codec and the tokenizer.
 
     Peak memory is the loaded model and one tensor. Of a file with the weights of 16 depth steps
-    the first 8, the agent's, are read.
+    the first 8, the agent's, are read. An adapter is merged tensor by tensor, in float32, before a
+    weight is quantised.
 
     Args:
         folder: Folder with the release's files. Without ``config.json`` it is read as the 7B.
         device: Device of the models.
         dtype: Type of the language model's weights.
         quantization: As in ``EngineConfig``.
+        adapter: A LoRA adapter to merge, in place of one that ``config.json`` names.
         progress: Called after each tensor with (weights loaded, weights in total).
 
     Returns:
         The checkpoint, both models in eval mode and without gradients.
 
     Raises:
-        CheckpointError: A file is missing, cut off, or does not match ``config.json``.
+        CheckpointError: A file is missing, cut off, or does not match ``config.json``, or the
+            adapter does not belong to the checkpoint.
         ConfigError: ``config.json`` is invalid, or its quantization is not the requested one.
     """
-    require_files(folder)
-    config = read_config(folder / CONFIG_FILE)
-    quantization = resolve_quantization(folder, config, quantization, device)
-    tokenizer = _read_tokenizer(folder / TOKENIZER_FILE, config.lm)
-    lm_file = FileSource(folder / MODEL_FILE, config.quantization)
-    mimi_file = FileSource(folder / MIMI_FILE)
+    files = CheckpointFiles.of(folder)
+    config = read_config(files.config)
+    quantization = resolve_stored_format(folder, config, quantization, device)
+    tokenizer = _read_tokenizer(files.tokenizer, config.lm)
+    lm_file, mimi_file = FileSource(files.model, config.quantization), FileSource(files.mimi)
     config = replace(config, lm=replace(config.lm, dep_q=depth_steps(lm_file, config.lm)))
-    lm, mimi = _build(config, lm_file, mimi_file, device, dtype, quantization, progress)
+    source = adapted(lm_file, adapter or files.required_adapter())
+    with_split = is_split(lm_file.names)
+    lm, mimi = _build(
+        config, source, mimi_file, device, dtype, quantization, progress, split=with_split
+    )
     logger.info("loaded {} on {} as {}", folder, device, quantization or dtype)
     return Checkpoint(config, lm, mimi, tokenizer, quantization)
 
 
-def resolve_quantization(
+def resolve_stored_format(
     folder: Path, config: ModelConfig, requested: Quantization | None, device: torch.device
 ) -> Quantization | None:
     """The format of a folder's weights in memory: the stored format if any, else the requested.
@@ -104,7 +107,7 @@ def resolve_quantization(
     Args:
         folder: The checkpoint's folder, for error messages.
         config: Its ``config.json``.
-        requested: As in ``EngineConfig``.
+        requested: A format; None for floating point.
         device: Device of the model.
 
     Raises:
@@ -151,6 +154,8 @@ def _build(
     dtype: torch.dtype,
     quantization: Quantization | None,
     progress: Progress | None,
+    *,
+    split: bool = False,
 ) -> tuple[PersonaPlexLM, Mimi]:
     # On the meta device parameters take no memory: each is allocated when its tensor is read.
     with torch.device("meta"):
@@ -164,7 +169,7 @@ def _build(
         if progress is not None:
             progress(done, total)
 
-    lm_source.require_all_known(entries := lm_layout(lm, config.lm.dep_q))
+    lm_source.require_all_known(entries := lm_layout(lm, config.lm.dep_q, split=split))
     assemble(lm, entries, lm_source, Target(device, dtype, quantization), loaded)
     mimi_source.require_all_known(entries := mimi_layout(mimi))
     assemble(mimi, entries, mimi_source, Target(device, torch.float32, None), loaded)
@@ -174,55 +179,10 @@ def _build(
     return lm, mimi
 
 
-def require_files(folder: Path, names: Sequence[str] = MODEL_FILES) -> None:
-    """Check that a folder has these files.
-
-    Raises:
-        CheckpointError: At least one is missing; the message names all that are.
-    """
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{folder} has no {', '.join(missing)}; a PersonaPlex checkpoint is a folder with the "
-            "release's files"
-        )
-
-
-def read_config(path: Path) -> ModelConfig:
-    """Read a ``config.json``; a missing file means the released 7B.
-
-    Raises:
-        ConfigError: The file is not readable JSON, or has an invalid key or value.
-    """
-    if not path.is_file():
-        return ModelConfig()
-    try:
-        values = json.loads(_read_small(path, _MAX_CONFIG_BYTES))
-    except (ValueError, RecursionError, OSError) as error:
-        raise ConfigError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a JSON object, not {type(values).__name__}")
-    return ModelConfig.from_dict(values)
-
-
-def _read_small(path: Path, most: int) -> bytes:
-    """Read a file that must be small.
-
-    Raises:
-        ValueError: It has more than ``most`` bytes.
-        OSError: It cannot be read.
-    """
-    with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"it has more than {most >> 20} MiB")
-    return data
-
-
 def _read_tokenizer(path: Path, config: LMConfig) -> Any:
     try:
         tokenizer = sentencepiece.SentencePieceProcessor()
-        tokenizer.LoadFromSerializedProto(_read_small(path, _MAX_TOKENIZER_BYTES))
+        tokenizer.LoadFromSerializedProto(read_small(path, _MAX_TOKENIZER_BYTES))
         pieces = tokenizer.get_piece_size()
         tokenizer.encode("A word.")  # some damage shows only here
         for piece in range(pieces):
@@ -246,11 +206,19 @@ def depth_steps(file: FileSource, config: LMConfig) -> int:
     Raises:
         CheckpointError: The file has another number.
     """
+    width = config.depformer_dim
+    if is_split(file.names):
+        steps = sum(SPLIT_DEPTH.format(step) in file.names for step in range(2 * CODEBOOKS))
+        if steps in (CODEBOOKS, 2 * CODEBOOKS):
+            return steps
+        raise CheckpointError(
+            f"{file.path} has weights of {steps} depth steps; expected {CODEBOOKS} or "
+            f"{2 * CODEBOOKS}"
+        )
     shape = file.shape(DEPTH_STACK)
     for steps in (CODEBOOKS, 2 * CODEBOOKS):
-        if shape == (steps * config.depformer_dim, config.depformer_dim):
+        if shape == (steps * width, width):
             return steps
-    width = config.depformer_dim
     raise CheckpointError(
         f"tensor {DEPTH_STACK} is {list(shape)}, expected [{CODEBOOKS * width}, {width}] or "
         f"[{2 * CODEBOOKS * width}, {width}]; {file.path} does not match config.json"

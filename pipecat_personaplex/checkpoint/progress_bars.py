@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,8 @@ from huggingface_hub.utils.tqdm import (
     tqdm,
 )
 
-from pipecat_personaplex.checkpoint.loader import Progress
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as work advances; the function that takes it names the unit."""
 
 
 @contextmanager

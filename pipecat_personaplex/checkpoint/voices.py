@@ -19,9 +19,10 @@ from torch import Tensor
 
 from pipecat_personaplex.audio import Pcm
 from pipecat_personaplex.audio_files import normalize_loudness
+from pipecat_personaplex.checkpoint.checkpoint_files import require_files, require_voices
+from pipecat_personaplex.checkpoint.config_file import read_config
 from pipecat_personaplex.checkpoint.hub import resolve_folder
 from pipecat_personaplex.checkpoint.layout import CONFIG_FILE, VOICES_FILE
-from pipecat_personaplex.checkpoint.loader import read_config, require_files
 from pipecat_personaplex.checkpoint.voice_files import (
     MAX_VOICE_BYTES,
     make_preset,
@@ -36,6 +37,8 @@ from pipecat_personaplex.models.lm import PersonaPlexLM
 Encode = Callable[[Tensor], Tensor]
 """The codec, streaming from a fresh state: pcm [1920 * F] float32 -> codes [F, 8]."""
 
+MOSHI_VOICE = "moshi"
+"""Name of the one voice of a checkpoint without voices."""
 MAX_RECORDING_SECONDS = MAX_PROMPT_FRAMES * FRAME_SECONDS
 """Longest recording of a voice: it fills the model's window."""
 _MEMBER = re.compile(r"(?:\./)?voices/([A-Za-z0-9][A-Za-z0-9_-]{0,63})\.pt")
@@ -52,6 +55,8 @@ class Voice:
         codes: The codec's codes of a recording, [F, 8] int64; None for a preset.
         embeddings: A preset's input embeddings at positions 0..N-1, [N, dim]; else None.
         cache: A preset's last token columns, [17, 4] int64, position p in column p % 4; else None.
+        promptless: Whether the voice is that of a model without personas: its one frame, which
+            the first position of a call replaces, is the whole prompt.
         digest: SHA-256 of the content: equal voices have equal digests.
     """
 
@@ -59,6 +64,7 @@ class Voice:
     codes: Tensor | None = None
     embeddings: Tensor | None = None
     cache: Tensor | None = None
+    promptless: bool = False
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -171,8 +177,27 @@ class VoiceLibrary:
         """
         files = (VOICES_FILE, CONFIG_FILE)
         folder = resolve_folder(model, progress=progress, files=files)
-        require_files(folder, files)
-        return cls.from_archive(folder / VOICES_FILE, read_config(folder / CONFIG_FILE))
+        require_files(folder, [CONFIG_FILE])
+        return cls.of_folder(folder, read_config(folder / CONFIG_FILE))
+
+    @classmethod
+    def of_folder(cls, folder: Path, config: ModelConfig) -> VoiceLibrary:
+        """Read the presets of a checkpoint's folder.
+
+        Moshi has none, and takes no persona: its library has the one voice ``MOSHI_VOICE``, whose
+        prompt is empty.
+
+        Raises:
+            CheckpointError: The folder has no archive of voices, and is not Moshi.
+            VoiceError: The archive cannot be read; see ``from_archive``.
+        """
+        require_voices(folder)
+        if (folder / VOICES_FILE).is_file():
+            return cls.from_archive(folder / VOICES_FILE, config)
+        library = cls(config)
+        codes = torch.tensor([config.silence_codes])  # [1, 8]
+        library.add(Voice(MOSHI_VOICE, codes=codes, promptless=True))
+        return library
 
     @classmethod
     def from_archive(cls, path: Path, config: ModelConfig) -> VoiceLibrary:

@@ -25,7 +25,9 @@ The last line is JSON, for scripts: personaplex drift --quantization int8 | tail
 
 
 # The comparison captures no CUDA graphs: every option but --cuda-graphs.
-@engine_options("model", "device", "dtype", "quantization", "kv_dtype", "context", "threads")
+@engine_options(
+    "model", "adapter", "device", "dtype", "quantization", "kv_dtype", "context", "threads"
+)
 def drift(
     options: EngineOptions,
     user: Annotated[

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipecat_personaplex import config
 from pipecat_personaplex.config import AUTO_MODEL, EngineConfig
 from pipecat_personaplex.errors import ConfigError, VoiceError
 
@@ -26,6 +25,18 @@ Model = Annotated[
         "release; or a Hugging Face repo id such as nvidia/personaplex-7b-v1 (17 GB; files that "
         "are not in the Hub cache are downloaded). auto is the 7B model if there is a CUDA GPU "
         "and access to the repo, otherwise nano.",
+        rich_help_panel="Model",
+    ),
+]
+Adapter = Annotated[
+    str,
+    typer.Option(
+        envvar="PERSONAPLEX_ADAPTER",
+        metavar="FILE|FOLDER|REPO",
+        help="A LoRA adapter in Kyutai's layout, merged into the model's weights while they are "
+        "loaded: a safetensors file, a folder with one, or a Hugging Face repo id. Rank and "
+        "scaling are read from the config.json in the same folder.",
+        show_default="the checkpoint's own, if it names one",
         rich_help_panel="Model",
     ),
 ]
@@ -47,12 +58,12 @@ Dtype = Annotated[
     ),
 ]
 Quantization = Annotated[
-    config.Quantization | None,
+    Literal["auto", "none", "int8", "fp8", "int4"],
     typer.Option(
         envvar="PERSONAPLEX_QUANTIZATION",
         help="Store the weights of the transformers in 8 or 4 bits: less memory and faster steps. "
-        "On CUDA, fp8 needs compute capability 8.9 or later (Ada, Hopper).",
-        show_default="as stored in the checkpoint",
+        "none is the format of the checkpoint; auto is the same if it fits into the free memory, "
+        "else int8, else int4. On CUDA, fp8 needs compute capability 8.9 or later (Ada, Hopper).",
         rich_help_panel="Model",
     ),
 ]
@@ -135,9 +146,10 @@ class EngineOptions:
 
 def _read_options(
     model: Model = AUTO_MODEL,
+    adapter: Adapter = "",
     device: Device = "auto",
     dtype: Dtype = "auto",
-    quantization: Quantization = None,
+    quantization: Quantization = "auto",
     kv_dtype: KVDtype = "auto",
     context: Context = 0,
     threads: Threads = 0,
@@ -148,9 +160,10 @@ def _read_options(
     return EngineOptions(
         model,
         EngineConfig(
+            adapter=adapter,
             device=device,
             dtype=dtype,
-            quantization=quantization,
+            quantization=None if quantization == "none" else quantization,
             kv_dtype=kv_dtype,
             context=context,
             cpu_threads=threads,
@@ -202,6 +215,18 @@ def engine_options(*names: str) -> Callable[[Command], Command]:
         return with_options
 
     return decorate
+
+
+def integers(option: str, text: str, example: str) -> tuple[int, ...]:
+    """Split the numbers of an option at their commas.
+
+    Raises:
+        ConfigError: They are not integers.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} must be numbers like {example}, not {text!r}") from None
 
 
 def named_voice(text: str) -> tuple[str, Path]:

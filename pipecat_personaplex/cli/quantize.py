@@ -19,7 +19,7 @@ personaplex quantize --model nvidia/personaplex-7b-v1 --quantization int8 --outp
 personaplex serve --model ./7b-int8"""
 
 
-@engine_options("model", "device")
+@engine_options("model", "adapter", "device")
 def quantize(
     quantization: Annotated[
         config.Quantization,
@@ -37,15 +37,21 @@ def quantize(
 ) -> None:
     """Write a folder with low-bit weights, which loads faster and needs no --quantization.
 
-    The folder has the layout of a release. The model computes the same as the release with the
-    same --quantization. `personaplex drift` measures what that costs in quality.
+    The folder has the layout of a release, with the adapter, if any, merged into its weights. The
+    model computes the same as the release with the same --quantization and --adapter. `personaplex
+    drift` measures what low-bit weights cost in quality.
     """
+    from pipecat_personaplex.checkpoint.adapter_file import find_adapter
+    from pipecat_personaplex.checkpoint.checkpoint_files import CheckpointFiles
     from pipecat_personaplex.checkpoint.export import save_quantized
     from pipecat_personaplex.checkpoint.hub import resolve_folder
     from pipecat_personaplex.checkpoint.layout import MODEL_FILE
 
-    folder = resolve_folder(options.resolve_model(), progress=sys.stderr.isatty())
+    bars, requested = sys.stderr.isatty(), options.config.adapter
+    folder = resolve_folder(options.resolve_model(), progress=bars)
+    adapter = find_adapter(requested, progress=bars) if requested else None
     with progress_bar("quantizing the model") as progress:
-        save_quantized(folder, output, quantization, progress)
-    before, after = ((path / MODEL_FILE).stat().st_size for path in (folder, output))
+        save_quantized(folder, output, quantization, progress, adapter)
+    before = CheckpointFiles.of(folder).model.stat().st_size
+    after = (output / MODEL_FILE).stat().st_size
     typer.echo(f"{output}: {MODEL_FILE} {before / 1e9:.2f} -> {after / 1e9:.2f} GB")

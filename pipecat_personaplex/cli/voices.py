@@ -57,7 +57,7 @@ personaplex voices encode owen.wav -o owen.pt
 
 personaplex offline --voice owen.pt --input caller.wav --output agent.wav"""
 )
-@engine_options("model", "device")
+@engine_options("model", "adapter", "device")
 def encode(
     recording: Annotated[
         Path,

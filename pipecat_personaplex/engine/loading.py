@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from loguru import logger
 
+from pipecat_personaplex.checkpoint.adapter_file import find_adapter
+from pipecat_personaplex.checkpoint.checkpoint_files import CheckpointFiles
+from pipecat_personaplex.checkpoint.config_file import read_config
 from pipecat_personaplex.checkpoint.hub import resolve_folder, resolve_model
-from pipecat_personaplex.checkpoint.layout import CONFIG_FILE, MODEL_FILES, VOICES_FILE
 from pipecat_personaplex.checkpoint.loader import (
     Checkpoint,
     load_checkpoint,
-    read_config,
-    require_files,
-    resolve_quantization,
+    resolve_stored_format,
 )
 from pipecat_personaplex.checkpoint.progress_bars import loading_bar
 from pipecat_personaplex.checkpoint.voices import VoiceLibrary
 from pipecat_personaplex.config import EngineConfig
-from pipecat_personaplex.engine.memory_plan import plan_engine, require_memory, resolve_max_sessions
+from pipecat_personaplex.engine.memory_plan import (
+    plan_engine,
+    require_memory,
+    resolve_max_sessions,
+    resolve_prefix_cache,
+)
+from pipecat_personaplex.engine.weight_format import INT4_WARNING, resolve_quantization
 from pipecat_personaplex.models.device import (
     resolve_kv_dtype,
     resolve_target,
@@ -39,13 +45,18 @@ def load_parts(
     if note is not None:
         logger.info(note)
     folder = resolve_folder(resolved, progress=progress)
-    require_files(folder, (*MODEL_FILES, VOICES_FILE))
+    files = CheckpointFiles.of(folder)
     # Check the small files and the memory first: reading the weights takes long.
-    architecture = read_config(folder / CONFIG_FILE).with_context(config.context)
-    voices = VoiceLibrary.from_archive(folder / VOICES_FILE, architecture)
-    resolve_quantization(folder, architecture, config.quantization, target.device)
+    architecture = read_config(files.config).with_context(config.context)
+    voices = VoiceLibrary.of_folder(folder, architecture)
+    adapter = find_adapter(config.adapter, progress=progress) if config.adapter else None
+    target = resolve_quantization(architecture, config, target)
+    format = resolve_stored_format(folder, architecture, target.quantization, target.device)
+    if format == "int4":
+        logger.warning(INT4_WARNING)
+    config = resolve_prefix_cache(architecture, config, target)
     config = resolve_max_sessions(architecture, config, target)
     require_memory(plan_engine(architecture, config, target), target.device)
     with loading_bar(progress) as advance:
-        checkpoint = load_checkpoint(folder, **target._asdict(), progress=advance)
+        checkpoint = load_checkpoint(folder, **target._asdict(), adapter=adapter, progress=advance)
     return checkpoint, voices, config

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 
 import torch
 from loguru import logger
-from torch import nn
 
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig, Quantization
 from pipecat_personaplex.engine.cuda_graphs import spare_slots
 from pipecat_personaplex.engine.free_memory import available_bytes
+from pipecat_personaplex.engine.model_bytes import (
+    codec_slot_bytes,
+    kv_bytes,
+    weight_bytes,
+    workspace_bytes,
+)
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.models.config import LMConfig, MimiConfig, ModelConfig
+from pipecat_personaplex.models.config import LMConfig, ModelConfig
 from pipecat_personaplex.models.device import Target, resolve_kv_dtype
-from pipecat_personaplex.models.linear import Linear
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
 from pipecat_personaplex.quantization.fp8 import FP8
-from pipecat_personaplex.quantization.weights import storage
 
 _GIB = 1 << 30
-
-CUDA_WORKSPACE_BYTES = 1 << 30
-CUDA_WORKSPACE_BYTES_PER_SLOT = 8 << 20
-"""Allowances, not measurements, for captured graphs, the libraries' workspaces and activations."""
-
-# Bytes of the float32 scale that fp8 has per position and head, for keys and for values.
-_KV_SCALE_BYTES = 4
-_FLOAT_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -158,6 +151,35 @@ def plan_engine(architecture: ModelConfig, config: EngineConfig, target: Target)
     return replace(plan, stored=architecture.quantization is not None)
 
 
+def resolve_prefix_cache(
+    architecture: ModelConfig, config: EngineConfig, target: Target
+) -> EngineConfig:
+    """Lower ``prefix_cache_bytes`` to what a CUDA device has room for, and log it.
+
+    The configured number of sessions, or one if none is configured, has precedence.
+
+    Returns:
+        The configuration, unchanged if everything fits, or if not even this gives enough room:
+        ``require_memory`` then raises the error.
+    """
+    available = available_bytes(target.device)
+    if target.device.type != "cuda" or available is None:
+        return config
+    least = replace(config, max_sessions=config.max_sessions or 1)
+    plan = plan_engine(architecture, least, target)
+    room = available - (plan.total - plan.prompts)
+    if not 0 <= room < plan.prompts:
+        return config
+    logger.warning(
+        "the prefix cache gets {} instead of {}, in GiB, of {} free; callers with other personas "
+        "may wait for their prompts",
+        _gib(room),
+        _gib(plan.prompts),
+        _gib(available),
+    )
+    return replace(config, prefix_cache_bytes=room)
+
+
 def resolve_max_sessions(
     architecture: ModelConfig, config: EngineConfig, target: Target
 ) -> EngineConfig:
@@ -210,11 +232,11 @@ def plan_memory(
     """
     with torch.device("meta"):
         lm, mimi = PersonaPlexLM(config.lm), Mimi(config.mimi)
-    codec_slot = _codec_slot_bytes(mimi, config.mimi)
-    workspace, per_slot = _workspace_bytes(config.lm, window, device, dtype)
+    codec_slot = codec_slot_bytes(mimi, config.mimi)
+    workspace, per_slot = workspace_bytes(config.lm, window, device, dtype)
     return MemoryPlan(
-        weights=_weight_bytes(lm, device, dtype, quantization),
-        codec=_weight_bytes(mimi, device, torch.float32, None) + codec_slot,
+        weights=weight_bytes(lm, device, dtype, quantization),
+        codec=weight_bytes(mimi, device, torch.float32, None) + codec_slot,
         kv_per_slot=kv_bytes(config.lm, window, kv_dtype),
         codec_per_slot=codec_slot,
         slots=slots,
@@ -297,77 +319,6 @@ def require_replay_memory(
             f"frames {_gib(needed)} of {_gib(available)} free; fewer max_sessions or a smaller "
             "context leave more"
         )
-
-
-def kv_bytes(config: LMConfig, window: int, kv_dtype: str) -> int:
-    """Size of one slot's keys and values in the temporal transformer, all layers, in bytes."""
-    head_dim = config.dim // config.num_heads
-    head = head_dim + _KV_SCALE_BYTES if kv_dtype == "fp8" else head_dim * _FLOAT_BYTES[kv_dtype]
-    return 2 * config.num_layers * window * config.num_heads * head
-
-
-def _workspace_bytes(
-    config: LMConfig, window: int, device: torch.device, dtype: torch.dtype
-) -> tuple[int, int]:
-    """Temporary memory on CUDA in bytes: (once, per slot); none on a CPU.
-
-    Once: the allowance, and the keys and values of the prompt that is being computed. Per slot:
-    the allowance, and, without Triton, one layer's ring, which PyTorch's attention gathers.
-    """
-    if device.type != "cuda":
-        return 0, 0
-    prompt = kv_bytes(config, window, str(dtype).removeprefix("torch."))
-    gathered = 0 if find_spec("triton") else prompt // config.num_layers
-    return CUDA_WORKSPACE_BYTES + prompt, CUDA_WORKSPACE_BYTES_PER_SLOT + gathered
-
-
-def _codec_slot_bytes(mimi: Mimi, config: MimiConfig) -> int:
-    """Codec state of one slot in float32: convolutions, and encoder and decoder rings, in bytes."""
-    # Encoder and decoder, keys and values.
-    rings = 2 * 2 * config.num_layers * config.window * config.dimension
-    return mimi.new_state(1).nbytes + rings * _FLOAT_BYTES["float32"]
-
-
-def _weight_bytes(
-    model: nn.Module,
-    device: torch.device,
-    dtype: torch.dtype,
-    quantization: Quantization | None,
-) -> int:
-    """Size of a model's parameters and buffers after loading, in bytes.
-
-    Args:
-        model: The model, on the meta device.
-        device: Device it will be loaded to.
-        dtype: Type of its floating-point weights.
-        quantization: Format of its Linear layers; None for floating point.
-    """
-    total = sum(buffer.nbytes for buffer in model.buffers())
-    for owner in model.modules():
-        for parameter in owner.parameters(recurse=False):
-            if isinstance(owner, Linear) and quantization is not None:
-                total += _linear_bytes(owner, device, dtype, quantization)
-            else:
-                total += parameter.numel() * dtype.itemsize
-    return total
-
-
-def _linear_bytes(
-    linear: Linear, device: torch.device, dtype: torch.dtype, quantization: Quantization
-) -> int:
-    """Size of one Linear of a quantised model; ``models.linear`` decides its format."""
-    rows, columns = linear.weight.shape
-    format = linear.format(quantization)
-    if format is None:
-        # oneDNN packs the weight as bfloat16 where the CPU supports it.
-        if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            dtype = torch.bfloat16
-        return rows * columns * dtype.itemsize
-    stored = storage(format, rows, columns)
-    scales = math.prod(stored.scale) * stored.scale_dtype.itemsize
-    if device.type == "cpu" and format == "int4":
-        scales *= 2  # PyTorch's CPU layout stores a zero point with each scale
-    return math.prod(stored.weight) * stored.weight_dtype.itemsize + scales
 
 
 def _refusal(plan: MemoryPlan, description: str, fitting: int) -> str:

@@ -21,7 +21,7 @@ from pipecat_personaplex.constants import (
     TEXT_PAD,
     USER_CODES,
 )
-from pipecat_personaplex.errors import PromptTooLong
+from pipecat_personaplex.errors import ConfigError, PromptTooLong
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.delay_pattern import initial_column, prompt_columns
 
@@ -103,15 +103,18 @@ def build_prompt(voice: Voice, text_tokens: list[int], config: ModelConfig) -> P
         config: The checkpoint's configuration.
 
     Raises:
+        ConfigError: The voice is that of a model without personas, and there is a text prompt.
         PromptTooLong: The prompt has more than ``max(window, MAX_PROMPT_FRAMES)`` frames. A
             checkpoint with a smaller window forgets the start of a prompt, as in the reference.
     """
+    if voice.promptless and text_tokens:
+        raise ConfigError(
+            "this checkpoint is Moshi, which takes no text prompt; leave the text prompt empty, or "
+            "load a PersonaPlex checkpoint"
+        )
+    silence = 0 if voice.promptless else SILENCE_FRAMES
     text = torch.tensor(
-        [
-            *[TEXT_PAD] * (voice.frames + SILENCE_FRAMES),
-            *text_tokens,
-            *[TEXT_PAD] * SILENCE_FRAMES,
-        ]
+        [*[TEXT_PAD] * (voice.frames + silence), *text_tokens, *[TEXT_PAD] * silence]
     )  # [P]
     limit = max(config.lm.window, MAX_PROMPT_FRAMES)
     if len(text) > limit:

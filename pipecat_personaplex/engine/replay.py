@@ -31,7 +31,7 @@ _RESERVE_FRAMES = 256
 # A call may grow by at least this many frames while its replay is computed.
 _LEAST_SLACK = 64
 # ``keep_persona`` acts when this part of the window is filled.
-_NEARLY_FULL = 0.95
+NEARLY_FULL = 0.95
 
 
 def remembered_frames(prompt_frames: int, window: int, requested: int | None = None) -> int:
@@ -185,7 +185,7 @@ class Replays:
     def _nearly_full(self, runner: ModelRunner, slot: int) -> bool:
         window = runner.config.lm.window
         return (
-            runner.position(slot) >= max(_NEARLY_FULL * window, self._keep_from[slot])
+            runner.position(slot) >= max(NEARLY_FULL * window, self._keep_from[slot])
             and 2 * self._prompts[slot].frames < window
         )
 

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipecat_personaplex.checkpoint.adapter_file import find_adapter
+from pipecat_personaplex.checkpoint.checkpoint_files import CheckpointFiles
 from pipecat_personaplex.checkpoint.hub import resolve_folder
-from pipecat_personaplex.checkpoint.layout import MODEL_FILE
 from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.engine.converse_many import ConversationJob
@@ -133,7 +134,9 @@ def describe_run(plan: Plan, inventory: Inventory, engine: Engine, model: str) -
         "model": model,
         "checkpoint_sha256": checkpoint_hash(model),
         "dtype": str(engine.checkpoint.lm.dtype).removeprefix("torch."),
-        "quantization": config.quantization or engine.checkpoint.config.quantization,
+        "adapter": config.adapter or None,
+        "adapter_sha256": adapter_hash(config.adapter) if config.adapter else None,
+        "quantization": engine.checkpoint.quantization,
         "kv_dtype": config.kv_dtype,
         "context": config.context,
         "keep_persona": config.keep_persona,
@@ -152,7 +155,12 @@ def describe_run(plan: Plan, inventory: Inventory, engine: Engine, model: str) -
 
 def checkpoint_hash(model: str) -> str:
     """The first 16 digits of the SHA-256 of the language model's file."""
-    return _file_hash(resolve_folder(model, progress=False) / MODEL_FILE)
+    return _file_hash(CheckpointFiles.of(resolve_folder(model, progress=False)).model)
+
+
+def adapter_hash(adapter: str) -> str:
+    """The first 16 digits of the SHA-256 of an adapter's file."""
+    return _file_hash(find_adapter(adapter, progress=False).path)
 
 
 def _file_hash(path: Path) -> str:

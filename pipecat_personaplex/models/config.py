@@ -15,77 +15,12 @@ from typing import Any, ClassVar
 from pipecat_personaplex.config import QUANTIZATIONS, Quantization
 from pipecat_personaplex.constants import CODEBOOKS, DELAYS, FRAME_SAMPLES, TEXT_PAD
 from pipecat_personaplex.errors import ConfigError
-
-_MAX_LAYERS = 512
-_MAX_SIZE = 1 << 20
-"""Largest width, vocabulary and context: some thirty times those of the released model."""
-
-
-def _reject_unknown(section: str, values: Mapping[str, Any], known: set[str]) -> None:
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ConfigError(
-            f"config.json: unknown {section} key {unknown[0][:40]!r}; known are: "
-            + ", ".join(sorted(known))
-        )
-
-
-def _require_fixed(section: str, values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    for key, expected in fixed.items():
-        if key in values and values[key] != expected:
-            raise ConfigError(
-                f"config.json: {section}.{key} is {_shown(values[key])}; only {expected!r} is "
-                "implemented"
-            )
-
-
-def _require_in_range(config: Any, section: str) -> None:
-    """Refuse numbers that are not positive, or so large that building the model takes memory."""
-    for spec in dataclasses.fields(config):
-        value = getattr(config, spec.name)
-        most = _MAX_LAYERS if spec.name.endswith("num_layers") else _MAX_SIZE
-        for number in value if isinstance(value, tuple) else (value,):
-            if not 0 < number <= most:  # also not a number
-                raise ConfigError(
-                    f"config.json: {section}.{spec.name} must be above 0 and at most {most}, not "
-                    f"{_shown(value)}"
-                )
-
-
-def _shown(value: object) -> str:
-    """A value for an error message, which must stay one short line."""
-    if isinstance(value, int) and abs(value) > _MAX_SIZE**2:
-        return "a number of many digits"
-    return repr(value)[:100]
-
-
-def _typed(cls: type[Any], section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of ``values`` that are fields of ``cls``.
-
-    Raises:
-        ConfigError: A value has not the type of the field's default.
-    """
-    chosen = {}
-    for spec in dataclasses.fields(cls):
-        if spec.name not in values:
-            continue
-        value, default = values[spec.name], spec.default
-        if isinstance(default, tuple):
-            ok = isinstance(value, list | tuple) and all(type(v) is int for v in value)
-            value = tuple(value) if ok else value
-        elif isinstance(default, float):
-            ok = type(value) in (int, float)
-        else:
-            ok = type(value) is type(default)
-        if not ok:
-            expected = (
-                "a list of integers" if isinstance(default, tuple) else type(default).__name__
-            )
-            raise ConfigError(
-                f"config.json: {section}.{spec.name} must be {expected}: {_shown(value)}"
-            )
-        chosen[spec.name] = value
-    return chosen
+from pipecat_personaplex.models.config_checks import (
+    reject_unknown,
+    require_fixed,
+    require_in_range,
+    typed,
+)
 
 
 @dataclass(frozen=True)
@@ -132,7 +67,7 @@ class LMConfig:
     _IGNORED: ClassVar[Any] = ("depformer_context",)
 
     def __post_init__(self) -> None:
-        _require_in_range(self, "lm")
+        require_in_range(self, "lm")
         for name, dim, heads in (
             ("lm.dim", self.dim, self.num_heads),
             ("lm.depformer_dim", self.depformer_dim, self.depformer_num_heads),
@@ -147,12 +82,17 @@ class LMConfig:
             raise ConfigError(f"config.json: lm.context is {self.context}; expected at least 2")
 
     @classmethod
+    def keys(cls) -> frozenset[str]:
+        """Every key that describes the language model in a ``config.json``."""
+        fields = {spec.name for spec in dataclasses.fields(cls)}
+        return frozenset({*fields, *cls._FIXED, *cls._IGNORED})
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LMConfig:
         """Read the ``lm`` section of a ``config.json``; see ``ModelConfig.from_dict``."""
-        fields = {spec.name for spec in dataclasses.fields(cls)}
-        _reject_unknown("lm", values, fields | set(cls._FIXED) | set(cls._IGNORED))
-        _require_fixed("lm", values, cls._FIXED)
-        return cls(**_typed(cls, "lm", values))
+        reject_unknown("lm", values, set(cls.keys()))
+        require_fixed("lm", values, cls._FIXED)
+        return cls(**typed(cls, "lm", values))
 
     @property
     def window(self) -> int:
@@ -244,7 +184,7 @@ class MimiConfig:
     }
 
     def __post_init__(self) -> None:
-        _require_in_range(self, "mimi")
+        require_in_range(self, "mimi")
         samples = 2
         for ratio in self.ratios:
             samples *= ratio
@@ -266,15 +206,15 @@ class MimiConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MimiConfig:
         """Read the ``mimi`` section of a ``config.json``; see ``ModelConfig.from_dict``."""
-        _reject_unknown("mimi", values, set(cls._SECTIONS))
+        reject_unknown("mimi", values, set(cls._SECTIONS))
         flat: dict[str, Any] = {}
         for name, known in cls._SECTIONS.items():
             section = values.get(name, {})
             if not isinstance(section, Mapping):
                 raise ConfigError(f"config.json: mimi.{name} must be an object")
             fixed = cls._FIXED.get(name, {})
-            _reject_unknown(f"mimi.{name}", section, known | set(fixed))
-            _require_fixed(f"mimi.{name}", section, fixed)
+            reject_unknown(f"mimi.{name}", section, known | set(fixed))
+            require_fixed(f"mimi.{name}", section, fixed)
             if name == "quantizer":
                 flat |= {k: v for k, v in section.items() if k == "bins"}
                 if "dimension" in section:
@@ -287,7 +227,7 @@ class MimiConfig:
                     )
             else:
                 flat |= section
-        config = cls(**_typed(cls, "mimi", flat))
+        config = cls(**typed(cls, "mimi", flat))
         for name, keys in cls._SAME_DIMENSION.items():
             for key in keys:
                 given = values.get(name, {}).get(key, config.dimension)
@@ -373,7 +313,7 @@ class ModelConfig:
             ConfigError: A key is unknown or has an unsupported value, or values contradict.
         """
         known = {"lm", "mimi", "silence_codes", "sine_codes", "quantization", *cls._IGNORED}
-        _reject_unknown("top-level", values, known)
+        reject_unknown("top-level", values, known)
         for name in ("lm", "mimi"):
             if not isinstance(values.get(name, {}), Mapping):
                 raise ConfigError(f"config.json: {name} must be an object")
@@ -387,7 +327,7 @@ class ModelConfig:
             lm=LMConfig.from_dict(values.get("lm", {})),
             mimi=MimiConfig.from_dict(values.get("mimi", {})),
             quantization=quantization,
-            **_typed(
+            **typed(
                 cls,
                 "top-level",
                 {k: v for k, v in values.items() if k in ("silence_codes", "sine_codes")},

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from pipecat_personaplex.config import Quantization
+from pipecat_personaplex.config import Quantization, QuantizationChoice
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.quantization.fp8 import FP8, FP8_CAPABILITY
 
@@ -16,8 +16,11 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ONE_THREAD_WEIGHTS = 20_000_000
 
 
-def resolve_target(device: str, dtype: str, quantization: Quantization | None) -> Target:
+def resolve_target(device: str, dtype: str, quantization: QuantizationChoice | None) -> Target:
     """Resolve ``"auto"``: CUDA if available, else the CPU; bfloat16 on CUDA, float32 on a CPU.
+
+    Quantization ``"auto"`` becomes None: ``engine.weight_format`` resolves it, as it depends on the
+    checkpoint.
 
     Raises:
         ConfigError: The device does not exist or does not support ``quantization``.
@@ -30,10 +33,11 @@ def resolve_target(device: str, dtype: str, quantization: Quantization | None) -
         raise ConfigError(
             f"device {device} is not there: torch sees {count or 'no'} CUDA devices; use cpu"
         )
-    require_runnable(quantization, chosen)
+    format = None if quantization == "auto" else quantization
+    require_runnable(format, chosen)
     if dtype == "auto":
         dtype = "bfloat16" if chosen.type == "cuda" else "float32"
-    return Target(chosen, _DTYPES[dtype], quantization)
+    return Target(chosen, _DTYPES[dtype], format)
 
 
 def require_runnable(quantization: Quantization | None, device: torch.device) -> None:

@@ -47,7 +47,7 @@ class TestOptions:
         assert (args.model, args.voice, args.greeting) == ("auto", None, None)
         assert (args.prompt, args.max_sessions, args.device) == ("You are a bot.", None, "auto")
         assert args.transport == "webrtc" and args.engine == []
-        assert (args.quantization, args.kv_dtype, args.context) == (None, "auto", 0)
+        assert (args.quantization, args.kv_dtype, args.context) == ("auto", "auto", 0)
         assert args.add_voice == []
         assert (args.log_level, args.log_json) == ("INFO", False)
 
@@ -87,6 +87,7 @@ class TestOptions:
         "option",
         [
             ("--model", "m"),
+            ("--adapter", "a"),
             ("--device", "cpu"),
             ("--kv-dtype", "fp8"),
             ("--context", "500"),

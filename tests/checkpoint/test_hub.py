@@ -28,7 +28,7 @@ REPO = "nvidia/tiny-personaplex"
 TOKEN = "hf_averysecrettoken"
 FILES = {path.name: path.read_bytes() for path in CHECKPOINT.iterdir()}
 # Small files, for tests in which the content does not matter.
-STUBS = {name: name.encode() for name in FILES}
+STUBS = {name: name.encode() for name in FILES} | {"config.json": b"{}"}
 
 RESOLVE = """
 import sys
@@ -42,7 +42,13 @@ except DownloadError as error:
 
 
 def fetch(
-    url: str, home: Path, *, repo: str = REPO, bars: bool = False, **environment: str
+    url: str,
+    home: Path,
+    *,
+    repo: str = REPO,
+    bars: bool = False,
+    program: str = RESOLVE,
+    **environment: str,
 ) -> tuple[str, str]:
     """Call ``resolve_folder`` in a new process; return its output and its stderr."""
     environment = {
@@ -55,7 +61,7 @@ def fetch(
         **environment,
     }
     done = subprocess.run(
-        [sys.executable, "-c", RESOLVE, repo, "bars" if bars else "none"],
+        [sys.executable, "-c", program, repo, "bars" if bars else "none"],
         env=environment,
         check=True,
         capture_output=True,
@@ -204,6 +210,59 @@ def test_a_revision_can_be_pinned(tmp_path: Path) -> None:
         assert f"/api/models/{REPO}/revision/v1.0" in [seen.path for seen in hub.seen]
     assert {path.name for path in Path(output).iterdir()} == STUBS.keys()
     assert fetch(hub.url, tmp_path, repo=f"{REPO}@{COMMIT}")[0] == output  # without the Hub
+
+
+NAMED = {
+    "config.json": b'{"model_type": "moshi", "moshi_name": "lm.safetensors", '
+    b'"mimi_name": "hf://nvidia/codec/mimi.safetensors", "lora_name": "lora/a.safetensors"}',
+    "lm.safetensors": b"lm",
+    "lora/a.safetensors": b"adapter",
+    "tokenizer_spm_32k_3.model": b"tokenizer",
+}
+
+
+def test_files_have_the_names_that_the_config_gives_them(tmp_path: Path) -> None:
+    """Moshi has no voices: the cache is complete without them."""
+    others = {"model.safetensors": b"17 GB of another format", "README.md": b""}
+    with FakeHub(REPO, {**NAMED, **others}) as hub:
+        output, _ = fetch(hub.url, tmp_path, repo=f"{REPO}@v2")
+        files = [path for path in Path(output).rglob("*") if path.is_file()]
+        assert {str(path.relative_to(output)) for path in files} == NAMED.keys()
+        url = hub.url
+    assert fetch(url, tmp_path, repo=f"{REPO}@{COMMIT}", HF_HUB_OFFLINE="1")[0] == output
+
+
+FIND_ADAPTER = """
+import sys
+from pipecat_personaplex.checkpoint.adapter_file import find_adapter
+from pipecat_personaplex.errors import UserError
+try:
+    print(*find_adapter(sys.argv[1], progress=sys.argv[2] == "bars"))
+except UserError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.parametrize("revision", ["", "@v1.0"])
+def test_an_adapter_is_downloaded_alone(tmp_path: Path, revision: str) -> None:
+    files = {
+        "config.json": b'{"lora": true, "lora_rank": 8, "lora_scaling": 1.5}',
+        "lora.safetensors": b"adapter",
+        "model.safetensors": b"the base, which is not wanted",
+    }
+    with FakeHub(REPO, files) as hub:
+        output, _ = fetch(hub.url, tmp_path, repo=REPO + revision, program=FIND_ADAPTER)
+        assert not hub.downloads("model.safetensors")
+        seen = [request.path for request in hub.seen]
+        assert any(path.endswith(revision.replace("@", "/revision/") or REPO) for path in seen)
+    path, rank, scaling = output.split(" ")
+    assert Path(path).read_bytes() == b"adapter" and (rank, scaling) == ("8", "1.5")
+
+
+def test_a_repository_without_an_adapter(tmp_path: Path) -> None:
+    with FakeHub(REPO, STUBS) as hub:
+        output, _ = fetch(hub.url, tmp_path, program=FIND_ADAPTER)
+    assert output.startswith(f"refused: adapter {REPO}: there is no lora.safetensors in it; name")
 
 
 def test_an_existing_folder_is_used_as_it_is() -> None:

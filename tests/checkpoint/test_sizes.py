@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pipecat_personaplex import Engine, EngineConfig
-from pipecat_personaplex.checkpoint.loader import load_checkpoint, read_config
+from pipecat_personaplex.checkpoint.config_file import read_config
+from pipecat_personaplex.checkpoint.loader import load_checkpoint
 from pipecat_personaplex.checkpoint.voice_files import Preset, write_preset
 from pipecat_personaplex.checkpoint.voices import load_voice_file
 from pipecat_personaplex.errors import CheckpointError, ConfigError, UserError

@@ -13,7 +13,7 @@ from pipecat_personaplex.config import EngineConfig
 
 ALL = {
     *("--model", "--device", "--dtype", "--quantization", "--kv-dtype", "--context", "--threads"),
-    *("--cuda-graphs", "--keep-persona"),
+    *("--adapter", "--cuda-graphs", "--keep-persona"),
 }
 OF_COMMANDS = {
     "offline": ALL,
@@ -21,13 +21,24 @@ OF_COMMANDS = {
     "serve": ALL,
     "drift": ALL - {"--cuda-graphs", "--keep-persona"},
     # --quantization is a required option of the command itself.
-    "quantize": {"--model", "--device", "--quantization"},
+    "quantize": {"--model", "--adapter", "--device", "--quantization"},
     "voices list": {"--model", "--device"},
     # --dtype is an option of the command itself.
-    "voices encode": {"--model", "--device", "--dtype"},
+    "voices encode": {"--model", "--adapter", "--device", "--dtype"},
 }
 VALUES = [
-    *("--model", "nano", "--device", "cuda:1", "--dtype", "bfloat16", "--quantization", "int8"),
+    *(
+        "--model",
+        "nano",
+        "--adapter",
+        "owner/adapter",
+        "--device",
+        "cuda:1",
+        "--dtype",
+        "bfloat16",
+        "--quantization",
+        "int8",
+    ),
     *("--kv-dtype", "fp8", "--context", "500", "--threads", "3", "--no-cuda-graphs"),
     "--no-keep-persona",
 ]
@@ -50,6 +61,7 @@ def parse(*arguments: str) -> tuple[EngineOptions, int]:
 def test_options_become_one_object() -> None:
     assert parse() == (EngineOptions("auto", EngineConfig()), 1)
     config = EngineConfig(
+        adapter="owner/adapter",
         device="cuda:1",
         dtype="bfloat16",
         quantization="int8",
@@ -60,6 +72,8 @@ def test_options_become_one_object() -> None:
         keep_persona=False,
     )
     assert parse(*VALUES, "--size", "2") == (EngineOptions("nano", config), 2)
+    [plain, auto] = [parse("--quantization", name)[0].config for name in ("none", "auto")]
+    assert (plain.quantization, auto.quantization) == (None, "auto")
 
 
 @pytest.mark.parametrize("name", OF_COMMANDS)

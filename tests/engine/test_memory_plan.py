@@ -11,20 +11,21 @@ import torch
 from loguru import logger
 
 from pipecat_personaplex import Engine, EngineConfig
-from pipecat_personaplex.checkpoint.loader import load_checkpoint, random_model, read_config
+from pipecat_personaplex.checkpoint.config_file import read_config
+from pipecat_personaplex.checkpoint.loader import load_checkpoint, random_model
 from pipecat_personaplex.config import Quantization
-from pipecat_personaplex.engine import free_memory
+from pipecat_personaplex.engine import free_memory, model_bytes
 from pipecat_personaplex.engine import memory_plan as memory
 from pipecat_personaplex.engine.cuda_graphs import spare_slots
 from pipecat_personaplex.engine.free_memory import available_bytes
 from pipecat_personaplex.engine.kv_cache import RingCache
 from pipecat_personaplex.engine.memory_plan import (
     MemoryPlan,
-    kv_bytes,
     plan_memory,
     require_memory,
     resolve_max_sessions,
 )
+from pipecat_personaplex.engine.model_bytes import kv_bytes
 from pipecat_personaplex.engine.model_runner import ModelRunner
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.models.config import LMConfig, MimiConfig, ModelConfig
@@ -115,9 +116,9 @@ def test_without_triton_cuda_gathers_one_layers_rings(
         return planned.total
 
     config = ModelConfig()
-    monkeypatch.setattr(memory, "find_spec", lambda name: object())
+    monkeypatch.setattr(model_bytes, "find_spec", lambda name: object())
     with_kernels = workspace()
-    monkeypatch.setattr(memory, "find_spec", lambda name: None)
+    monkeypatch.setattr(model_bytes, "find_spec", lambda name: None)
     assert workspace() - with_kernels == 5 * 2 * 300 * config.lm.dim * 2
 
 

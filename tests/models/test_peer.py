@@ -17,9 +17,9 @@ from pipecat_personaplex.checkpoint.loader import Checkpoint, load_checkpoint
 from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES
 from pipecat_personaplex.engine.batch import Batch
 from pipecat_personaplex.engine.codec_slots import CodecSlots, encode_stream
-from pipecat_personaplex.engine.kv_cache import RingCache
 from pipecat_personaplex.models.config import LMConfig, ModelConfig
 from tests.helpers.checkpoints import SMALL_MIMI, write_checkpoint
+from tests.helpers.kyutai import assert_logits_agree
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(
@@ -91,40 +91,4 @@ def test_codec_codes_and_audio_agree(both: Both, pcm: torch.Tensor) -> None:
 
 
 def test_language_model_logits_agree(both: Both) -> None:
-    config, lm = CONFIG.lm, both.ours.lm
-    generator = torch.Generator().manual_seed(7)
-    columns = torch.randint(0, config.text_card, (FRAMES, 17), generator=generator)
-    columns[:, 1:] = torch.randint(0, config.card + 1, (FRAMES, 16), generator=generator)
-    columns[0] = torch.tensor([config.text_card] + [config.card] * 16)
-    columns[3] = -1  # embeds to zero
-    ring = RingCache.for_lm(lm, 1, CPU)
-    batch = Batch.of([0], CPU)
-    peer = both.peer_lm
-    with torch.inference_mode(), peer.streaming(1):
-        for index, column in enumerate(columns):
-            position = torch.tensor([index])
-            x = lm.embed(column)[None, None]
-            hidden = lm(x, position[:, None], ring.at(batch, [index], position))[:, 0]
-            peer_hidden, peer_text = peer.forward_text(column[None, :, None])
-            torch.testing.assert_close(
-                lm.text_logits(hidden), peer_text[:, 0, 0], atol=1e-4, rtol=1e-4
-            )
-            text, codes = column[:1] % config.text_card, column[1:9] % config.card
-            logits: list[torch.Tensor] = []
-
-            def given(
-                codebook: int,
-                row: torch.Tensor,
-                codes: torch.Tensor = codes,
-                logits: list[torch.Tensor] = logits,
-            ) -> torch.Tensor:
-                logits.append(row)
-                return codes[codebook : codebook + 1]
-
-            lm.depth(hidden, text, given)
-            previous = [text, *codes.split(1)]
-            with peer.depformer.streaming(1):
-                for codebook in range(CODEBOOKS):
-                    token = previous[codebook].view(1, 1, 1)
-                    expected = peer.forward_depformer(codebook, token, peer_hidden)[:, 0, 0]
-                    torch.testing.assert_close(logits[codebook], expected, atol=1e-4, rtol=1e-4)
+    assert_logits_agree(both.ours, both.peer_lm, FRAMES)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pipecat_personaplex.checkpoint.config_file import read_config
 from pipecat_personaplex.checkpoint.layout import (
     CONFIG_FILE,
     MIMI_FILE,
@@ -18,7 +19,6 @@ from pipecat_personaplex.checkpoint.layout import (
     lm_layout,
     mimi_layout,
 )
-from pipecat_personaplex.checkpoint.loader import read_config
 from pipecat_personaplex.checkpoint.weights import FileSource
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano.codec import new_codec
