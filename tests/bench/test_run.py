@@ -148,7 +148,7 @@ def test_tables_are_markdown(short_run: Run) -> None:
     whole = sum(float(row[2]) for row in parts[2:8] if row[1] != "of which attention")
     assert whole == pytest.approx(short_run.report["sessions"]["1"]["p50_ms"], abs=0.01)
     assert len(bandwidth[2:]) == 1 + 1 + 3
-    caption = short_run.lines[short_run.lines.index("| " + " | ".join(steps[0]) + " |") - 2]
+    caption = short_run.lines[short_run.lines.index("| " + " | ".join(steps[0]) + " |") - 4]
     assert f"torch {torch.__version__}" in caption
 
 
