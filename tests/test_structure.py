@@ -29,6 +29,7 @@ SHARED_NAMES = {
     "instructions.py": "control messages of a session: executed by a server, sent by a client",
     "metrics.py": "what Pipecat is told in MetricsFrames, and what Prometheus reads",
     "moshi.py": "NVIDIA's protocol: its messages, and the client that speaks it",
+    "sizing.py": "a command, and the arithmetic that it prints",
     "ring_attention.py": "attention over rings: the kernel, and the classes that choose it",
     "session.py": "a SessionLike: of the engine, and of a server",
     "speech.py": "forced speech of an engine's session, and of a Pipecat call",

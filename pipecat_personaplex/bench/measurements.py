@@ -14,6 +14,7 @@ from pipecat_personaplex.errors import ConfigError
 
 MEASUREMENTS = ("prompts", "steps", "parts", "bandwidth")
 _MAX_MINUTES = 24 * 60
+DEFAULT_MAX_SECONDS = 60.0
 
 Echo = Callable[[str], None]
 """Prints one line of results for a reader."""
@@ -32,6 +33,8 @@ class BenchOptions:
         fill: Frames of the window that are filled when timing starts, or ``"full"``.
         minutes: How long to also step in real time, for each batch size; 0 skips that.
         measure: Some of ``MEASUREMENTS``.
+        max_seconds: Most seconds for each slow comparison: the prompt that is stepped frame by
+            frame, and each program that ``peer`` times. They are timed over fewer frames if needed.
         peer: Also time ``moshi`` from PyPI on the same architecture.
         histogram: A PNG file for a histogram of the step times, if any.
 
@@ -52,6 +55,7 @@ class BenchOptions:
     fill: int | Literal["full"] | None = None
     minutes: float = 0.0
     measure: tuple[str, ...] = MEASUREMENTS
+    max_seconds: float = DEFAULT_MAX_SECONDS
     peer: bool = False
     histogram: Path | None = None
 
@@ -68,6 +72,10 @@ class BenchOptions:
             raise ConfigError(f"fill must be full or at least 1 frame, not {self.fill}")
         if not 0 <= self.minutes <= _MAX_MINUTES:  # also refuses NaN
             raise ConfigError(f"minutes must be from 0 to {_MAX_MINUTES}, not {self.minutes}")
+        if not 1 <= self.max_seconds <= 60 * _MAX_MINUTES:
+            raise ConfigError(
+                f"max seconds must be from 1 to {60 * _MAX_MINUTES}, not {self.max_seconds}"
+            )
         unknown = [name for name in self.measure if name not in MEASUREMENTS]
         if unknown or not self.measure:
             raise ConfigError(

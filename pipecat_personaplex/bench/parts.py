@@ -41,7 +41,7 @@ Part = tuple[str, Callable[[], object], int]
 
 
 def measure_parts(
-    model: LoadedModel, options: BenchOptions, fill: Fill, copy: float, echo: Echo
+    model: LoadedModel, options: BenchOptions, fill: Fill, bandwidth: float, echo: Echo
 ) -> dict[str, Any]:
     """Time encode, temporal transformer, text and depth, and decode for each batch size.
 
@@ -51,7 +51,7 @@ def measure_parts(
         model: The model.
         options: Give the batch sizes.
         fill: How far into their calls the sessions are.
-        copy: Copy bandwidth of the device, bytes per second.
+        bandwidth: Read bandwidth of the device, bytes per second.
         echo: Prints one line of results.
     """
     report: dict[str, Any] = {}
@@ -60,7 +60,7 @@ def measure_parts(
         report[str(count)] = rows
         for name, call, read in _parts(model, count, fill):
             seconds = device_seconds(call, min(_TIMES, options.frames), model.device)
-            milliseconds, limit = seconds * 1e3, read / copy * 1e3
+            milliseconds, limit = seconds * 1e3, read / bandwidth * 1e3
             percent = 100 * limit / milliseconds
             rows[name] = {
                 "ms": round(milliseconds, 4),

@@ -24,6 +24,8 @@ from pipecat_personaplex.constants import CODEBOOKS, DELAYS, FRAME_SAMPLES, SAMP
 from pipecat_personaplex.models.config import ModelConfig
 
 _ROUNDS = 5
+# Untimed steps of a round: another program has run since the last one.
+_WARM_UP = 2
 # Untimed steps at first, which compile moshi's norms and capture its CUDA graphs.
 _START_UP = 4
 
@@ -171,7 +173,8 @@ def measure_peer(
     """Time one session, audio in to audio out: this package, on a CPU also in int8, and moshi.
 
     The contenders alternate, so that other load on the machine affects them alike. If moshi
-    fails, its error is reported in place of the times, and the rest of the report is not lost.
+    fails, its error is reported in place of the times, and the rest of the report is not lost. Each
+    contender gets ``options.frames`` steps, or as many as ``options.max_seconds`` have room for.
     """
     device = model.device
     contenders: dict[str, Callable[[], object]] = {}
@@ -189,12 +192,19 @@ def measure_peer(
     except Exception as error:
         logger.opt(exception=error).warning("moshi cannot be run here")
         return {"error": f"{type(error).__name__}: {error}"}
+    frames = {name: _frames(call, options, device) for name, call in contenders.items()}
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(_ROUNDS):
         for name, call in contenders.items():
-            samples[name] += time_calls(call, max(1, options.frames // _ROUNDS), device)
+            if len(samples[name]) >= frames[name]:
+                continue  # a slow one has fewer rounds
+            times = max(1, frames[name] // _ROUNDS)
+            samples[name] += time_calls(call, times, device, warm_up=min(_WARM_UP, times))
     medians = {name: float(np.median(times)) * 1e3 for name, times in samples.items()}
     report: dict[str, Any] = {f"{name}_p50_ms": round(ms, 3) for name, ms in medians.items()}
+    report["frames"] = {name: len(times) for name, times in samples.items()}
+    if min(frames.values()) < options.frames:
+        echo(f"at most {options.max_seconds:g} s for each program: frames {report['frames']}")
     for name, ms in medians.items():
         if name == "moshi":
             continue
@@ -204,3 +214,10 @@ def measure_peer(
             f"{speedup}x as fast"
         )
     return report
+
+
+def _frames(call: Callable[[], object], options: BenchOptions, device: torch.device) -> int:
+    """Steps of one contender that its time has room for, including those of the warm-up."""
+    [seconds] = time_calls(call, 1, device, warm_up=1)
+    fitting = int(options.max_seconds / seconds) - _ROUNDS * _WARM_UP
+    return max(1, min(options.frames, fitting))

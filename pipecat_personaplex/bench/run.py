@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipecat_personaplex.bench.bandwidth import copy_bandwidth, measure_bandwidth
+from pipecat_personaplex.bench.bandwidth import measure_bandwidth, read_bandwidth
 from pipecat_personaplex.bench.machine import describe_machine, used_bytes
 from pipecat_personaplex.bench.measurements import BenchOptions, Echo, Fill
 from pipecat_personaplex.bench.models import RANDOM_MODELS, load_model, read_architecture
@@ -20,8 +20,10 @@ from pipecat_personaplex.bench.prompts import measure_prompts
 from pipecat_personaplex.bench.replays import measure_replays
 from pipecat_personaplex.bench.steps import measure_steps
 from pipecat_personaplex.bench.timing import free_memory
+from pipecat_personaplex.bench.verdict import judge
 from pipecat_personaplex.engine.free_memory import available_bytes
 from pipecat_personaplex.engine.memory_plan import MemoryPlan, plan_engine, require_memory
+from pipecat_personaplex.engine.weight_format import resolve_quantization
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.device import Target, resolve_target
 
@@ -54,6 +56,10 @@ def run(options: BenchOptions, echo: Echo) -> Result:
     target = resolve_target(engine.device, engine.dtype, engine.quantization)
     device = target.device
     config = read_architecture(options.model).with_context(engine.context)
+    target = resolve_quantization(config, engine, target)
+    # Every model of this run has the format that fits now.
+    engine = replace(engine, quantization=target.quantization)
+    options = replace(options, engine=engine)
     fill = Fill.of(options, config.lm.window, config.mimi.window)
     plan = _plan(options, target, config)
     echo(f"memory in GiB: {plan.describe(available_bytes(device))}")
@@ -102,15 +108,19 @@ def run(options: BenchOptions, echo: Echo) -> Result:
         f"{plan.per_slot / 2**20:,.0f} MiB"
     )
     if {"parts", "bandwidth"} & set(options.measure):
-        copy = copy_bandwidth(device)
-        report["copy_gb_s"] = round(copy / 1e9, 2)
-        echo(f"copy: {copy / 1e9:,.1f} GB/s read and written")
+        read = read_bandwidth(device)
+        report["read_gb_s"] = round(read / 1e9, 2)
+        echo(f"reading memory: {read / 1e9:,.1f} GB/s")
         if "parts" in options.measure:
-            report["parts"] = measure_parts(model, options, fill, copy, echo)
+            report["parts"] = measure_parts(model, options, fill, read, echo)
         if "bandwidth" in options.measure:
-            report["bandwidth"] = measure_bandwidth(model, options, copy, echo)
+            report["bandwidth"] = measure_bandwidth(model, options, read, echo)
     if options.peer:
         report["peer"] = measure_peer(model, options, fill, echo)
+    verdict = judge(report)
+    if verdict is not None:
+        report["verdict"] = verdict
+        echo(f"verdict: {verdict['text']}")
     return result
 
 

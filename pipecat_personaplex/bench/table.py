@@ -11,8 +11,10 @@ Report = Mapping[str, Any]
 
 
 def markdown_tables(report: Report) -> list[str]:
-    """Return lines: the caption, then one table for each kind of measurement in the report."""
+    """Return lines: caption, verdict, then one table for each kind of measurement in the report."""
     lines = [caption(report)]
+    if "verdict" in report:
+        lines += ["", f"**{report['verdict']['text']}**"]
     on_gpu = any("peak_bytes" in row for row in report.get("sessions", {}).values())
     for head, rows in (
         ((*_STEPS, _GPU_MEMORY) if on_gpu else _STEPS, list(_step_rows(report))),
@@ -37,7 +39,7 @@ _STEPS = (
 _GPU_MEMORY = "GPU memory, GiB"
 _SOAK = ("callers in real time", "minutes", "late", "p50 ms", "p95 ms", "p99.9 ms", "max ms")
 _PARTS = ("callers", "part", "ms", "MB read", "limit ms", "of limit")
-_BANDWIDTH = ("against a copy", "GB/s", "of copy")
+_BANDWIDTH = ("against reading memory", "GB/s", "of reading")
 
 
 def caption(report: Report) -> str:
@@ -105,7 +107,7 @@ def _bandwidth_rows(report: Report) -> Iterator[Sequence[object]]:
     bandwidth = report.get("bandwidth")
     if bandwidth is None:
         return
-    yield "copy, read and written", f"{report['copy_gb_s']:,.1f}", "100 %"
+    yield "reading memory", f"{report['read_gb_s']:,.1f}", "100 %"
     for kind, label in (("attention", "attention, full windows"), ("mlp", "gated MLPs")):
         for count, entry in bandwidth[kind].items():
             unit = "caller" if kind == "attention" else "row"
@@ -113,5 +115,5 @@ def _bandwidth_rows(report: Report) -> Iterator[Sequence[object]]:
             yield (
                 f"{label}, {count} {unit}",
                 f"{entry['gb_s']:,.1f}",
-                f"{entry['percent_of_copy']:.0f} %",
+                f"{entry['percent_of_read']:.0f} %",
             )

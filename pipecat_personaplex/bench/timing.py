@@ -29,9 +29,11 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def time_calls(call: Callable[[], object], times: int, device: torch.device) -> list[float]:
+def time_calls(
+    call: Callable[[], object], times: int, device: torch.device, warm_up: int = _WARM_UP
+) -> list[float]:
     """Return the seconds of each call, including its work on the device, after a warm-up."""
-    for _ in range(_WARM_UP):
+    for _ in range(warm_up):
         call()
     seconds = []
     for _ in range(times):

@@ -9,9 +9,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipecat_personaplex.bench.measurements import MEASUREMENTS, BenchOptions, require_tools
+from pipecat_personaplex.bench.measurements import (
+    DEFAULT_MAX_SECONDS,
+    MEASUREMENTS,
+    BenchOptions,
+    require_tools,
+)
 from pipecat_personaplex.cli.files import check_outputs, whole_files
-from pipecat_personaplex.cli.options import EngineOptions, engine_options
+from pipecat_personaplex.cli.options import EngineOptions, engine_options, integers
 from pipecat_personaplex.errors import ConfigError
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -29,6 +34,7 @@ The last line is JSON, for scripts: personaplex bench --random-7b | tail -n 1 | 
 
 @engine_options(
     "model",
+    "adapter",
     "device",
     "dtype",
     "quantization",
@@ -66,7 +72,7 @@ def bench(
             "[bold]steps[/bold]: the whole step, from audio in to audio out. "
             "[bold]parts[/bold]: each part of a step, and how long it would take to only read its "
             "bytes once. [bold]bandwidth[/bold]: bytes per second of attention over full windows "
-            "and of the gated MLPs, which hold most weights, relative to a copy.",
+            "and of the gated MLPs, which hold most weights, relative to reading memory.",
             rich_help_panel="Measurement",
         ),
     ] = ",".join(MEASUREMENTS),
@@ -122,6 +128,16 @@ def bench(
             rich_help_panel="Measurement",
         ),
     ] = None,
+    max_seconds: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            help="Most seconds for each slow comparison: the prompt that is stepped frame by "
+            "frame, and each program of --peer. Fewer frames are timed if needed, and the report "
+            "says how many.",
+            rich_help_panel="Measurement",
+        ),
+    ] = DEFAULT_MAX_SECONDS,
     histogram: Annotated[
         Path | None,
         typer.Option(
@@ -143,8 +159,9 @@ def bench(
     """Measure step times, prompts, memory, and how far they are from the hardware's limit.
 
     A step time runs from the audio of a frame in to the audio of a frame out, sampling included.
-    The memory plan is checked before the model is loaded. The limit of a part is the time that a
-    plain copy of the bytes it reads would take. The difference between a step and the sum of its
+    The memory plan is checked before the model is loaded. The limit of a part is the time that
+    reading its bytes once takes on this machine. The verdict says how many of the measured callers
+    are in time, and what takes too long for more. The difference between a step and the sum of its
     parts is spent on launching kernels and on copies between host and device.
     """
     source = ctx.get_parameter_source("model")
@@ -156,11 +173,12 @@ def bench(
     bench_options = BenchOptions(
         model=random or options.model,
         engine=options.config,
-        sessions=_numbers(sessions),
+        sessions=integers("--sessions", sessions, "1,2,4,8"),
         frames=frames,
         prompt_frames=prompt_frames,
         fill=_fill(fill),
         minutes=minutes,
+        max_seconds=max_seconds,
         measure=tuple(measure.split(",")),
         peer=peer is not None,
         histogram=histogram,
@@ -182,13 +200,6 @@ def bench(
     if markdown:
         typer.echo("\n".join(markdown_tables(result.report)))
     typer.echo(json.dumps(result.report))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--sessions must be numbers like 1,2,4,8, not {text!r}") from None
 
 
 def _fill(text: str | None) -> int | Literal["full"] | None:

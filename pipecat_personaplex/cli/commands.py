@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from pipecat_personaplex import __version__
-from pipecat_personaplex.cli import bench, doctor, drift, offline, quantize, serve, talk
+from pipecat_personaplex.cli import bench, doctor, drift, offline, quantize, serve, sizing, talk
 from pipecat_personaplex.cli.eval import evaluation
 from pipecat_personaplex.cli.keys import keys
 from pipecat_personaplex.cli.voices import voices
@@ -44,6 +44,7 @@ app.command(epilog=talk.EXAMPLES)(talk.talk)
 app.command(epilog=offline.EXAMPLES)(offline.offline)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(epilog=drift.EXAMPLES)(drift.drift)
+app.command(epilog=sizing.EXAMPLES)(sizing.sizing)
 app.command(epilog=serve.EXAMPLES)(serve.serve)
 app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)

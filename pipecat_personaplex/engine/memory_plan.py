@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 
 import torch
 from loguru import logger
@@ -230,8 +231,7 @@ def plan_memory(
         slots: Number of sessions at once.
         prompt_bytes: Upper bound of the prefix cache, in bytes.
     """
-    with torch.device("meta"):
-        lm, mimi = PersonaPlexLM(config.lm), Mimi(config.mimi)
+    lm, mimi = _on_meta(config)
     codec_slot = codec_slot_bytes(mimi, config.mimi)
     workspace, per_slot = workspace_bytes(config.lm, window, device, dtype)
     return MemoryPlan(
@@ -248,6 +248,13 @@ def plan_memory(
         quantization=quantization,
         kv_dtype=kv_dtype,
     )
+
+
+@lru_cache(maxsize=4)
+def _on_meta(config: ModelConfig) -> tuple[PersonaPlexLM, Mimi]:
+    """The models without memory. Several plans of one architecture share them."""
+    with torch.device("meta"):
+        return PersonaPlexLM(config.lm), Mimi(config.mimi)
 
 
 def require_memory(plan: MemoryPlan, device: torch.device, filled: int = 1) -> None:

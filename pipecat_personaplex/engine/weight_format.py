@@ -19,8 +19,8 @@ LEAST_PREFIX_BYTES = 256 << 20
 """Prefix cache with which a format still counts as fitting: one prompt of the 7B, or two."""
 
 INT4_WARNING = (
-    "int4 weights change what the model predicts more than int8 does (docs/performance.md has "
-    "measurements); personaplex drift --quantization int4 measures it for a model"
+    "int4 weights change what the model predicts: on nano the logits are off by 8 % of their "
+    "spread, with int8 by 1 %; personaplex drift --quantization int4 measures it for any model"
 )
 
 

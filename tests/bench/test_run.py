@@ -14,9 +14,12 @@ import pytest
 import torch
 from moshi.utils.compile import no_compile
 
-from pipecat_personaplex.bench import steps
+from pipecat_personaplex.bench import peer, prompts, steps, timing
+from pipecat_personaplex.bench.measurements import BenchOptions
+from pipecat_personaplex.bench.models import load_model
 from pipecat_personaplex.bench.table import markdown_tables
 from pipecat_personaplex.cli import main
+from pipecat_personaplex.config import EngineConfig
 from tests.bench.fakes import FakeClock
 from tests.golden_data import CHECKPOINT
 
@@ -42,7 +45,7 @@ def short_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     durations = itertools.cycle([0.02, 0.2, 0.02])
     picture = tmp_path_factory.mktemp("bench") / "steps.png"
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as output:
-        patch.setattr("pipecat_personaplex.bench.bandwidth._COPY_BYTES", {"cpu": 16 << 20})
+        patch.setattr("pipecat_personaplex.bench.bandwidth._READ_BYTES", {"cpu": 16 << 20})
         patch.setattr(steps, "time", clock)
         patch.setattr(steps, "synchronize", lambda device: clock.sleep(next(durations)))
         sizes = ["--sessions", "1,8", "--frames", "20", "--prompt-frames", "100"]
@@ -100,14 +103,14 @@ def test_parts_and_bandwidth(short_run: Run) -> None:
         assert tuple(parts) == PARTS
         assert all(min(part.values()) > 0 for part in parts.values())
     bandwidth = report["bandwidth"]
-    assert report["copy_gb_s"] > 0
+    assert report["read_gb_s"] > 0
     assert set(bandwidth["attention"]) == {"1"} and set(bandwidth["mlp"]) == {"1", "8", "64"}
     for entry in (*bandwidth["attention"].values(), *bandwidth["mlp"].values()):
         assert min(entry.values()) > 0
-        expected = 100 * entry["gb_s"] / report["copy_gb_s"]
-        # gb_s is rounded to 0.01 and percent_of_copy to 0.1.
-        rounding = 0.05 + 0.6 / report["copy_gb_s"]
-        assert entry["percent_of_copy"] == pytest.approx(expected, abs=rounding)
+        expected = 100 * entry["gb_s"] / report["read_gb_s"]
+        # gb_s is rounded to 0.01 and percent_of_read to 0.1.
+        rounding = 0.05 + 0.6 / report["read_gb_s"]
+        assert entry["percent_of_read"] == pytest.approx(expected, abs=rounding)
     [attention] = bandwidth["attention"].values()
     assert attention["bytes"] == report["memory"]["plan"]["kv_per_slot"]
 
@@ -134,7 +137,7 @@ def test_tables_are_markdown(short_run: Run) -> None:
         "callers",
         "callers in real time",
         "callers",
-        "against a copy",
+        "against reading memory",
     ]
     steps, soak, parts, bandwidth = tables
     assert [row[0] for row in steps[2:]] == ["1", "8"]
@@ -145,7 +148,7 @@ def test_tables_are_markdown(short_run: Run) -> None:
     whole = sum(float(row[2]) for row in parts[2:8] if row[1] != "of which attention")
     assert whole == pytest.approx(short_run.report["sessions"]["1"]["p50_ms"], abs=0.01)
     assert len(bandwidth[2:]) == 1 + 1 + 3
-    caption = short_run.lines[short_run.lines.index("| " + " | ".join(steps[0]) + " |") - 2]
+    caption = short_run.lines[short_run.lines.index("| " + " | ".join(steps[0]) + " |") - 4]
     assert f"torch {torch.__version__}" in caption
 
 
@@ -182,12 +185,13 @@ def test_peer_is_timed_next_to_this_package(capsys: pytest.CaptureFixture[str]) 
     assert code == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert not {"sessions", "parts", "bandwidth"} & set(report)
-    peer = report["peer"]
-    assert set(peer) == {
+    times = report["peer"]
+    assert times.pop("frames") == {"ours": 5, "ours_int8": 5, "moshi": 5}
+    assert set(times) == {
         *(f"{name}_p50_ms" for name in ("ours", "ours_int8", "moshi")),
         *(f"{name}_speedup" for name in ("ours", "ours_int8")),
     }
-    assert min(peer.values()) > 0
+    assert min(times.values()) > 0
 
 
 def test_failing_peer_does_not_lose_the_report(
@@ -204,3 +208,35 @@ def test_failing_peer_does_not_lose_the_report(
         "error": "RuntimeError: no compiler"
     }
     assert "moshi cannot be run here" in captured.err
+
+
+# The verdict, and the limit of slow comparisons.
+
+
+def test_the_report_ends_with_a_verdict(short_run: Run) -> None:
+    verdict = short_run.report["verdict"]
+    # On the fake clock two of three frames in real time are late.
+    assert verdict["callers_in_time"] == 0 and verdict["late_callers"] == 1
+    assert short_run.lines[-1].startswith("{")
+    assert f"verdict: {verdict['text']}" in short_run.lines
+    assert f"**{verdict['text']}**" in short_run.lines
+    assert "2 of 3 steps in real time were late" in verdict["text"]
+
+
+def test_slow_comparisons_stop_after_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt and a peer of 30 ms a step have one second each."""
+    clock = FakeClock()
+    model = load_model(str(CHECKPOINT), EngineConfig(device="cpu"))
+    options = BenchOptions(str(CHECKPOINT), frames=100, prompt_frames=100, max_seconds=1)
+
+    embed = model.lm.embed
+    monkeypatch.setattr(prompts, "time", clock)
+    monkeypatch.setattr(model.lm, "embed", lambda tokens: (clock.sleep(0.03), embed(tokens))[1])
+    seconds, frames = prompts._step(model, prompts.random_prompt(model, 100), 1.0)
+    assert frames == 34 and seconds == pytest.approx(1.02)
+
+    monkeypatch.setattr(timing, "time", clock)
+    step = lambda: clock.sleep(0.03)  # noqa: E731
+    assert peer._frames(step, options, model.device) == 33 - 10
+    assert peer._frames(lambda: clock.sleep(0.001), options, model.device) == 100
+    assert peer._frames(lambda: clock.sleep(5.0), options, model.device) == 1

@@ -26,6 +26,8 @@ from pipecat_personaplex.cli import main
         (["--fill", "3000", "--random-7b"], "the window holds 2999"),
         (["--minutes", "nan"], "--minutes"),
         (["--minutes", "-1"], "--minutes"),
+        (["--max-seconds", "0.5"], "--max-seconds"),
+        (["--max-seconds", "nan"], "max seconds must be from 1"),
         (["--measure", "steps,luck"], "prompts, steps, parts, bandwidth, not luck"),
         (["--measure", "parts", "--minutes", "1"], "need steps"),
         (["--histogram", "steps.svg"], "must end in .png"),

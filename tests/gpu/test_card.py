@@ -72,9 +72,9 @@ def test_the_bench(capsys: pytest.CaptureFixture[str]) -> None:
     for row in report["sessions"].values():
         assert row["peak_bytes"] > report["memory"]["model_bytes"] * 0.9
         assert row["soak"]["late"] == 0
-    # Reading once is not much faster than a copy, which reads and writes.
+    # Nothing is much faster than reading memory.
     for entry in (*report["bandwidth"]["attention"].values(), report["bandwidth"]["mlp"]["1"]):
-        assert 5 < entry["percent_of_copy"] < 130
+        assert 5 < entry["percent_of_read"] < 130
     # Every part was captured: its time is that of the device, not of launches.
     assert "cannot be captured" not in captured.err
     # The parts together take no longer than the step.
