@@ -14,6 +14,8 @@ from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig, Quant
 from pipecat_personaplex.engine.cuda_graphs import spare_slots
 from pipecat_personaplex.engine.free_memory import available_bytes
 from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.kernels.availability import cpu_gemm_works
+from pipecat_personaplex.kernels.cpu_linear import packed_bytes
 from pipecat_personaplex.models.config import LMConfig, MimiConfig, ModelConfig
 from pipecat_personaplex.models.device import Target, resolve_kv_dtype
 from pipecat_personaplex.models.linear import Linear
@@ -144,9 +146,9 @@ def plan_engine(architecture: ModelConfig, config: EngineConfig, target: Target)
         config: The engine's configuration, with a number of sessions.
         target: The resolved device, type and requested format.
     """
-    kv_dtype = resolve_kv_dtype(config.kv_dtype, target.dtype, target.device)
     # config.json of a folder with low-bit weights names their format.
     target = target._replace(quantization=target.quantization or architecture.quantization)
+    kv_dtype = resolve_kv_dtype(config.kv_dtype, target.dtype, target.device, target.quantization)
     plan = plan_memory(
         architecture,
         **target._asdict(),
@@ -364,6 +366,8 @@ def _linear_bytes(
             dtype = torch.bfloat16
         return rows * columns * dtype.itemsize
     stored = storage(format, rows, columns)
+    if device.type == "cpu" and cpu_gemm_works(format):
+        return packed_bytes(format, rows, columns)
     scales = math.prod(stored.scale) * stored.scale_dtype.itemsize
     if device.type == "cpu" and format == "int4":
         scales *= 2  # PyTorch's CPU layout stores a zero point with each scale
