@@ -49,7 +49,8 @@ class EngineConfig:
             device's free memory, else int8, else int4, and logs the reason.
         kv_dtype: Type of the language model's stored keys and values: ``"float32"``,
             ``"bfloat16"`` or ``"fp8"`` (e4m3 with one scale per token and head). The default
-            ``"auto"`` takes the model's type. fp8 needs a little over half the memory of
+            ``"auto"`` takes the model's type, but bfloat16 with low-bit weights on a CPU that
+            multiplies it. fp8 needs a little over half the memory of
             bfloat16, so nearly twice the sessions fit; on CUDA it requires compute capability
             8.9 or more.
         context: Positions (frames of 80 ms) of the attention context, at least 64. A session

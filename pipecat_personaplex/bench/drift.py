@@ -186,7 +186,9 @@ class _Precision:
                 f"--quantization {stored}"
             )
         target = resolve_target(engine.device, engine.dtype, engine.quantization)
-        kv_dtype = resolve_kv_dtype(engine.kv_dtype, target.dtype, target.device)
+        kv_dtype = resolve_kv_dtype(
+            engine.kv_dtype, target.dtype, target.device, engine.quantization
+        )
         shorter = architecture.with_context(engine.context) != architecture
         precision = cls(
             str(target.dtype).removeprefix("torch."),

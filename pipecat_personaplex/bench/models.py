@@ -109,12 +109,13 @@ def load_model(model: str, engine: EngineConfig) -> LoadedModel:
         config, lm, mimi = checkpoint.config, checkpoint.lm, checkpoint.mimi
     if target.device.type == "cpu":
         torch.set_num_threads(cpu_threads(engine.cpu_threads, lm))
+    quantization = target.quantization or config.quantization
     return LoadedModel(
         config=config.with_context(engine.context),
         lm=lm,
         mimi=mimi,
         device=target.device,
-        kv_dtype=resolve_kv_dtype(engine.kv_dtype, lm.dtype, target.device),
-        quantization=target.quantization or config.quantization,
+        kv_dtype=resolve_kv_dtype(engine.kv_dtype, lm.dtype, target.device, quantization),
+        quantization=quantization,
         cuda_graphs=engine.cuda_graphs,
     )

@@ -19,7 +19,7 @@ from pipecat_personaplex.config import Quantization
 from pipecat_personaplex.errors import CheckpointError
 from pipecat_personaplex.models.device import Target
 from pipecat_personaplex.models.linear import Linear, optimize_linear
-from pipecat_personaplex.models.low_bit_linear import low_bit_linear
+from pipecat_personaplex.models.low_bit_linear import CpuKernelLinear, low_bit_linear
 from pipecat_personaplex.quantization.weights import LowBit, empty, fill, storage
 
 _FLOATS = ("F32", "F16", "BF16")
@@ -304,11 +304,14 @@ def _read_low_bit(
     shape: torch.Size, format: Quantization, entry: Entry, source: Source, device: torch.device
 ) -> LowBit:
     """A weight in a low-bit format: read as stored, or quantised from a floating-point source."""
-    low_bit = empty(format, shape[0], shape[1], device)
     if source.quantization is None:
+        low_bit = empty(format, shape[0], shape[1], device)
         fill(low_bit, 0, source.read(entry.name, entry.shape, entry.rows))
-    else:
-        stored = source.read_low_bit(format, entry)
-        low_bit.weight.copy_(stored.weight)
-        low_bit.scale.copy_(stored.scale)
+        return low_bit
+    stored = source.read_low_bit(format, entry)
+    if device.type == "cpu" and CpuKernelLinear.supports(stored):
+        return stored  # the layer copies it
+    low_bit = empty(format, shape[0], shape[1], device)
+    low_bit.weight.copy_(stored.weight)
+    low_bit.scale.copy_(stored.scale)
     return low_bit

@@ -188,12 +188,13 @@ def _release_is_cached() -> bool:
 def _kernels() -> Finding:
     import torch
 
-    if not torch.cuda.is_available():
-        return Finding("kernels", "ok", "not used without a CUDA GPU")
     from pipecat_personaplex.kernels import availability
     from pipecat_personaplex.models.config import LMConfig
 
-    lm, device, bfloat16 = LMConfig(), torch.device("cuda", 0), torch.bfloat16
+    lm, bfloat16 = LMConfig(), torch.bfloat16
+    if not torch.cuda.is_available():
+        return _cpu_kernels(lm.dim // lm.num_heads)
+    device = torch.device("cuda", 0)
     verdicts = {
         "ring attention": availability.ring_attention_works(
             device, lm.num_heads, lm.window, lm.dim // lm.num_heads, bfloat16, bfloat16
@@ -212,6 +213,38 @@ def _kernels() -> Finding:
         f"not available here: {', '.join(failed)}; PyTorch does the same, more slowly",
         "pip install -U triton" if find_spec("triton") is None else "see the warnings above",
     )
+
+
+def _cpu_kernels(head_dim: int) -> Finding:
+    import torch
+
+    from pipecat_personaplex.kernels import availability
+    from pipecat_personaplex.kernels.cpu_library import cpu_library
+
+    try:
+        amx = cpu_library().personaplex_amx()
+    except RuntimeError as error:
+        return Finding(
+            "kernels",
+            "note",
+            f"none for this CPU: {error}; PyTorch runs low-bit weights, more slowly",
+            "" if shutil.which("g++") else "apt install g++",
+        )
+    verdicts = {
+        "attention": availability.cpu_attention_works(head_dim, torch.bfloat16),
+        "int8 products": availability.cpu_gemm_works("int8"),
+        "int4 products": availability.cpu_gemm_works("int4"),
+    }
+    failed = [name for name, works in verdicts.items() if not works]
+    if failed:
+        return Finding(
+            "kernels",
+            "note",
+            f"not available on this CPU: {', '.join(failed)}; PyTorch does the same, more slowly",
+            "see the warnings above",
+        )
+    using = "AMX" if amx else "AVX-512 VNNI"
+    return Finding("kernels", "ok", f"for this CPU, with {using}: {', '.join(verdicts)}")
 
 
 def _nano() -> Finding:

@@ -15,17 +15,21 @@ from torch import Tensor
 
 from pipecat_personaplex.engine.batch import Batch
 from pipecat_personaplex.engine.ring_attention import (
+    CpuRingAttention,
     MaskedRingAttention,
     SlicedRingAttention,
     TritonRingAttention,
 )
-from pipecat_personaplex.kernels.availability import ring_attention_works
+from pipecat_personaplex.kernels.availability import cpu_attention_works, ring_attention_works
+from pipecat_personaplex.kernels.cpu_attention import FORMATS, HEAD_DIMS
 from pipecat_personaplex.models.attention import KVStore
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.quantization.kv import KVTensor
 
 # Positions times layers that ``write`` converts at once.
 _POSITIONS_WRITTEN = 4096
+# Numbers in the keys of one slot from which a full ring no longer fits into a cache.
+_CPU_KERNEL_MIN_NUMBERS = 16 << 20
 
 
 class RingCache:
@@ -63,9 +67,12 @@ class RingCache:
     ):
         self.window = window
         stored = kv_dtype or dtype
-        self._kind: Literal["sliced", "masked", "triton"]
+        shape = (layers, slots, heads, window, head_dim)
+        self._kind: Literal["sliced", "cpu", "masked", "triton"]
         if device.type == "cpu":
             self._kind = "masked" if masked else "sliced"
+            if not masked and _repays_cpu_kernel(shape, dtype, stored):
+                self._kind = "cpu"
         elif ring_attention_works(device, heads, window, head_dim, dtype, stored):
             self._kind = "triton"
         else:
@@ -74,7 +81,6 @@ class RingCache:
         # must hold numbers. Otherwise they are never read, and a CPU that allocates memory lazily
         # takes it only as sessions grow long.
         self._reads_unwritten = self._kind == "masked"
-        shape = (layers, slots, heads, window, head_dim)
         self.stored_keys = KVTensor.new(shape, stored, device, zeros=self._reads_unwritten)
         self.stored_values = KVTensor.new(shape, stored, device, zeros=self._reads_unwritten)
 
@@ -131,8 +137,10 @@ class RingCache:
             steps: New positions of each slot.
         """
         stored = self.stored_keys, self.stored_values
-        if self._kind == "sliced":
+        if self._kind in ("sliced", "cpu"):
             assert starts is not None
+            if self._kind == "cpu" and steps == 1:
+                return CpuRingAttention(*stored, batch, starts)
             return SlicedRingAttention(*stored, batch, starts, steps)
         if self._kind == "triton":
             return TritonRingAttention(*stored, batch, positions, steps)
@@ -169,3 +177,15 @@ class RingCache:
                 index = (slice(None), slice(None), slice(at, at + run.stop - run.start))
                 self.stored_keys[layers, slot].put(index, keys[layers, :, run])
                 self.stored_values[layers, slot].put(index, values[layers, :, run])
+
+
+def _repays_cpu_kernel(shape: tuple[int, ...], dtype: torch.dtype, stored: torch.dtype) -> bool:
+    """Whether the CPU kernel attends to such rings, and they are large enough to compile it."""
+    layers, _, heads, window, head_dim = shape
+    return (
+        layers * heads * window * head_dim >= _CPU_KERNEL_MIN_NUMBERS
+        and dtype == torch.float32
+        and stored in FORMATS
+        and head_dim in HEAD_DIMS
+        and cpu_attention_works(head_dim, stored)
+    )

@@ -138,9 +138,9 @@ def plan_engine(architecture: ModelConfig, config: EngineConfig, target: Target)
         config: The engine's configuration, with a number of sessions.
         target: The resolved device, type and requested format.
     """
-    kv_dtype = resolve_kv_dtype(config.kv_dtype, target.dtype, target.device)
     # config.json of a folder with low-bit weights names their format.
     target = target._replace(quantization=target.quantization or architecture.quantization)
+    kv_dtype = resolve_kv_dtype(config.kv_dtype, target.dtype, target.device, target.quantization)
     plan = plan_memory(
         architecture,
         **target._asdict(),

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from pipecat_personaplex.config import Quantization
+from pipecat_personaplex.kernels.availability import cpu_gemm_works
+from pipecat_personaplex.kernels.cpu_linear import packed_bytes
 from pipecat_personaplex.models.config import LMConfig, MimiConfig
 from pipecat_personaplex.models.linear import Linear
 from pipecat_personaplex.models.mimi.codec import Mimi
@@ -88,6 +90,8 @@ def _linear_bytes(
             dtype = torch.bfloat16
         return rows * columns * dtype.itemsize
     stored = storage(format, rows, columns)
+    if device.type == "cpu" and cpu_gemm_works(format):
+        return packed_bytes(format, rows, columns)
     scales = math.prod(stored.scale) * stored.scale_dtype.itemsize
     if device.type == "cpu" and format == "int4":
         scales *= 2  # PyTorch's CPU layout stores a zero point with each scale

@@ -1,6 +1,6 @@
-"""Attention of a step over rings of keys and values: by slices, under a mask, or in Triton.
+"""Attention of a step over rings of keys and values: by slices, under a mask, or in a kernel.
 
-The three classes compute the same. Each is created for one step, is given the stored keys and
+The four classes compute the same. Each is created for one step, is given the stored keys and
 values of all layers, [layers, slots, heads, window, head_dim], and stores the step's new ones.
 ``engine.kv_cache`` describes the rings and chooses the class.
 """
@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipecat_personaplex.engine.batch import Batch
+from pipecat_personaplex.kernels.cpu_attention import Rows as CpuRows
+from pipecat_personaplex.kernels.cpu_attention import attend as cpu_attend
 from pipecat_personaplex.kernels.rotary import RotaryCosSin
 from pipecat_personaplex.models.layers import Rows
 from pipecat_personaplex.quantization.fp8 import FP8
@@ -54,7 +56,9 @@ class SlicedRingAttention:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store new keys and values, then attend: each [B, H, T, D] -> [B, H, T, D]."""
         stores = self._keys[layer], self._values[layer]  # each [slots, H, window, D]
-        dtype = _attention_dtype(q, stores[0].data.dtype)
+        stored = stores[0].data.dtype
+        # Reading bfloat16 as it is takes a fraction of the time that expanding it takes.
+        dtype = stored if stored == torch.bfloat16 else _attention_dtype(q, stored)
         queries = q if q.dtype == dtype else q.to(dtype)
         for store, new in zip(stores, (k, v), strict=True):
             if self._index is None:
@@ -100,6 +104,39 @@ class SlicedRingAttention:
             head = self._window - ring_index
             store.put((slot, slice(None), slice(ring_index, None)), new[:, :head])
             store.put((slot, slice(None), slice(end - self._window)), new[:, head:])
+
+
+class CpuRingAttention:
+    """Attend for all slots at once, each to the filled part of its ring, in the CPU kernel.
+
+    For steps of one position in float32. As with ``SlicedRingAttention``, the host must know every
+    position. The kernel also applies rotary embedding.
+
+    Args:
+        keys: Stored keys of all layers.
+        values: Stored values of all layers.
+        batch: The slots of the step.
+        starts: New position of each slot.
+    """
+
+    def __init__(self, keys: KVTensor, values: KVTensor, batch: Batch, starts: list[int]):
+        self._keys, self._values = keys, values
+        window = keys.data.shape[-2]
+        self._rows = CpuRows(
+            batch.slots,
+            [start % window for start in starts],
+            [min(start + 1, window) for start in starts],
+        )
+        self._rotary: RotaryCosSin | None = None
+
+    def rotate_by(self, rotary: RotaryCosSin) -> None:
+        """Rotate queries and keys by these angles in every ``attend``."""
+        self._rotary = rotary
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store new keys and values, then attend: each [B, H, 1, D] -> [B, H, 1, D]."""
+        keys, values = self._keys[layer], self._values[layer]
+        return cpu_attend(q, k, v, keys, values, self._rows, self._rotary)
 
 
 class MaskedRingAttention:

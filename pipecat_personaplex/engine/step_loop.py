@@ -67,7 +67,9 @@ class StepLoop:
             checkpoint.mimi,
             config.max_sessions,
             self._device,
-            resolve_kv_dtype(config.kv_dtype, checkpoint.lm.dtype, self._device),
+            resolve_kv_dtype(
+                config.kv_dtype, checkpoint.lm.dtype, self._device, checkpoint.quantization
+            ),
         )
         if config.cuda_graphs:
             self._runner.capture()

@@ -123,6 +123,40 @@ def gemm_works(device: torch.device, format: Quantization | None) -> bool:
     )
 
 
+def cpu_gemm_works(format: Quantization | None) -> bool:
+    """Whether ``kernels.cpu_linear`` multiplies weights of this format; None is bfloat16."""
+    if format == "fp8":
+        return False
+
+    def check() -> None:
+        from pipecat_personaplex.kernels.cpu_linear import check
+
+        check(format)
+
+    return probe(
+        f"the CPU kernel for {format or 'bfloat16'} weights",
+        torch.device("cpu"),
+        check,
+        fallback="PyTorch multiplies them, which is slower",
+    )
+
+
+def cpu_attention_works(head_dim: int, kv_dtype: torch.dtype) -> bool:
+    """Whether ``kernels.cpu_attention`` attends to rings of this head size and type."""
+
+    def check() -> None:
+        from pipecat_personaplex.kernels.cpu_attention import check
+
+        check(head_dim, kv_dtype)
+
+    return probe(
+        f"the CPU kernel for attention (heads of {head_dim}, {_name(kv_dtype)})",
+        torch.device("cpu"),
+        check,
+        fallback="PyTorch attends, which is slower",
+    )
+
+
 def depth_attention_works(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether ``kernels.depth_attention`` attends in this type."""
     if device.type != "cuda":

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipecat_personaplex.models.linear import Linear
-from pipecat_personaplex.models.low_bit_linear import KernelLinear
+from pipecat_personaplex.models.low_bit_linear import CpuKernelLinear, KernelLinear
 
 Rows = slice | Tensor
 """Slots of a batch: a slice selects consecutive slots as a view, an int64 tensor [B] any slots by a
@@ -48,7 +48,7 @@ def project(
     Returns:
         [..., N], or with ``gate`` [..., N / 2].
     """
-    if isinstance(linear, Linear | KernelLinear):
+    if isinstance(linear, Linear | KernelLinear | CpuKernelLinear):
         weight = linear.kernel_weight(x)
         if weight is not None:
             alpha, eps = (None, 0.0) if norm is None else (norm.alpha, norm.eps)

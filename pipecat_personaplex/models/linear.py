@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipecat_personaplex.config import Quantization
-from pipecat_personaplex.kernels.availability import gemm_works
+from pipecat_personaplex.kernels.availability import cpu_gemm_works, gemm_works
+from pipecat_personaplex.kernels.cpu_linear import BFLOAT16_MULTIPLE, multiply_bfloat16
 from pipecat_personaplex.models.kernel_weight import KernelWeight
 from pipecat_personaplex.models.low_bit_linear import KernelLinear, low_bit_linear
 from pipecat_personaplex.quantization.weights import quantize
@@ -89,6 +90,25 @@ class PackedLinear(nn.Module):
         return (y[:1] if single else y).to(x.dtype)
 
 
+class HeadLinear(nn.Module):
+    """A CPU weight in bfloat16 that few rows are multiplied with, in float32, at memory speed."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.register_buffer("weight", weight.contiguous(), persistent=False)
+
+    @staticmethod
+    def supports(weight: Tensor) -> bool:
+        """Whether this class multiplies the weight."""
+        return weight.shape[1] % BFLOAT16_MULTIPLE == 0 and cpu_gemm_works(None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., N], in ``x``'s dtype."""
+        return multiply_bfloat16(x.float(), self.weight).to(x.dtype)
+
+
 def optimize_linear(linear: Linear, quantization: Quantization | None) -> nn.Module:
     """Convert a loaded layer to the form that its device multiplies fastest.
 
@@ -114,6 +134,8 @@ def optimize_linear(linear: Linear, quantization: Quantization | None) -> nn.Mod
         return linear
     if quantization is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         weight = weight.to(torch.bfloat16)
+        if not linear.quantizable and HeadLinear.supports(weight):
+            return HeadLinear(weight)
     return PackedLinear(weight) if torch._C._has_mkldnn else linear
 
 

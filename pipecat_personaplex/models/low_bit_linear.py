@@ -3,14 +3,16 @@
 A format's storage and its conversion in both directions are in ``quantization.weights``.
 ``low_bit_linear`` chooses the class by the weight's format and device:
 
-| class        | formats          | device | product                                          |
-|--------------|------------------|--------|--------------------------------------------------|
-| KernelLinear | int8, fp8, int4  | CUDA   | the GEMM kernel expands the weight in registers  |
-| Int8Linear   | int8             | CPU    | PyTorch's int8 kernel                            |
-| Int4Linear   | int4             | CPU    | PyTorch's int4 kernel, in its packed layout      |
-| BlockLinear  | int8, fp8, int4  | any    | blocks of rows are expanded to bfloat16; slow    |
+| class           | formats         | device | product                                          |
+|-----------------|-----------------|--------|--------------------------------------------------|
+| KernelLinear    | int8, fp8, int4 | CUDA   | the GEMM kernel expands the weight in registers  |
+| CpuKernelLinear | int8, int4      | CPU    | kernels that are compiled for the processor      |
+| Int8Linear      | int8            | CPU    | PyTorch's int8 kernel                            |
+| Int4Linear      | int4            | CPU    | PyTorch's int4 kernel, in its packed layout      |
+| BlockLinear     | int8, fp8, int4 | any    | blocks of rows are expanded to bfloat16; slow    |
 
-All compute products in bfloat16 and return the input's type.
+CpuKernelLinear quantises each row of the input and multiplies in integers; the others compute
+products in bfloat16. All return the input's type.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipecat_personaplex.config import Quantization
-from pipecat_personaplex.kernels.availability import gemm_works, probe
+from pipecat_personaplex.kernels import cpu_linear
+from pipecat_personaplex.kernels.availability import cpu_gemm_works, gemm_works, probe
+from pipecat_personaplex.kernels.cpu_linear import CpuWeight
 from pipecat_personaplex.models.kernel_weight import KernelWeight
 from pipecat_personaplex.quantization.fp8 import FP8, FP8_CAPABILITY, FP8_MAX
 from pipecat_personaplex.quantization.weights import GROUP, LowBit, dequantize, int4_codes
@@ -36,6 +40,29 @@ _EXPANDED_ROWS = 1024
 # Positions of a prompt from which a product with 8-bit inputs repays their conversion.
 _SCALED_MM_MIN_POSITIONS = 32
 _SCALED_MM_MULTIPLE = 16
+
+
+class CpuKernelLinear(nn.Module):
+    """On a CPU: int8 and int4 weights in the layout of ``kernels.cpu_linear``."""
+
+    def __init__(self, low: LowBit):
+        super().__init__()
+        self._weight = cpu_linear.pack(low)
+        for name in ("weight", "scale", "sums"):
+            self.register_buffer(name, getattr(self._weight, name))
+
+    @staticmethod
+    def supports(low: LowBit) -> bool:
+        """Whether this class multiplies the weight."""
+        return low.weight.device.type == "cpu" and cpu_gemm_works(low.format)
+
+    def kernel_weight(self, x: Tensor) -> CpuWeight | None:
+        """The weight for one call with norm, gate and residual; None if ``x`` is not float32."""
+        return self._weight if x.dtype == torch.float32 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., N], in ``x``'s dtype."""
+        return self._weight.multiply(x.float()).to(x.dtype)
 
 
 class Int8Linear(nn.Module):
@@ -177,8 +204,11 @@ class KernelLinear(nn.Module):
 
 
 def low_bit_linear(low: LowBit) -> nn.Module:
-    """The fastest layer for a low-bit weight on its device; the layer keeps ``low``'s tensors."""
-    for layer in (KernelLinear, Int8Linear, Int4Linear):
+    """The fastest layer for a low-bit weight on its device.
+
+    The layer keeps ``low``'s tensors; only ``CpuKernelLinear`` and ``Int4Linear`` copy them.
+    """
+    for layer in (KernelLinear, CpuKernelLinear, Int8Linear, Int4Linear):
         if layer.supports(low):
             return layer(low)
     return BlockLinear(low)

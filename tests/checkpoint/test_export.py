@@ -81,6 +81,13 @@ def test_it_loads_like_the_original_with_the_same_quantization(saved: Path) -> N
     assert written.config.lm.dep_q == 8
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_low_bit_weights_do_not_stay_mapped_to_the_file(saved: Path) -> None:
+    checkpoint = load(saved)
+    assert str(saved) not in Path("/proc/self/maps").read_text()
+    assert checkpoint.lm.text_emb.weight.isfinite().all()
+
+
 def test_a_conversation_is_bit_identical_to_the_original(saved: Path) -> None:
     quantization = quantization_of(saved)
     config = EngineConfig(device="cpu", max_sessions=1, cpu_threads=1)

@@ -17,7 +17,8 @@ from pipecat_personaplex.checkpoint.loader import Checkpoint, load_checkpoint, r
 from pipecat_personaplex.config import QUANTIZATIONS
 from pipecat_personaplex.errors import CheckpointError, ConfigError
 from pipecat_personaplex.models.config import LMConfig, ModelConfig
-from pipecat_personaplex.models.low_bit_linear import BlockLinear, Int4Linear, Int8Linear
+from pipecat_personaplex.models.low_bit_linear import low_bit_linear
+from pipecat_personaplex.quantization.weights import quantize
 from tests.golden_data import CHECKPOINT
 from tests.helpers.checkpoints import (
     MIMI_FILE,
@@ -139,12 +140,15 @@ def test_loaded_models_are_ready_to_run(
         assert not any(module.training for module in model.modules())
         assert not any(p.requires_grad or p.is_meta for p in model.parameters())
         assert {b.device for b in model.buffers()} <= {CPU}
+    forms = {
+        format: type(low_bit_linear(quantize(torch.ones(16, 64), format)))
+        for format in QUANTIZATIONS
+    }
     low_bit = {
         name: type(module)
         for name, module in lm.named_modules()
-        if isinstance(module, Int8Linear | Int4Linear | BlockLinear)
+        if isinstance(module, tuple(forms.values()))
     }
-    forms = {"int8": Int8Linear, "fp8": BlockLinear, "int4": Int4Linear}
     if quantization is None:
         assert not low_bit
     else:
@@ -154,8 +158,7 @@ def test_loaded_models_are_ready_to_run(
         assert low_bit["depth.layers.0.self_attn.7.in_proj"] is in_depth
         assert low_bit["depth.inputs.0"] is in_depth
         assert not any("heads" in name or "text_linear" in name for name in low_bit)
-    forms = (Int8Linear, Int4Linear, BlockLinear)
-    assert not any(isinstance(module, forms) for module in mimi.modules())
+    assert not any(isinstance(module, tuple(forms.values())) for module in mimi.modules())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

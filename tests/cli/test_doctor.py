@@ -123,3 +123,20 @@ def test_the_shell_completes_commands() -> None:
         text=True,
     )
     assert completed.stdout.split() == ["offline"], completed.stderr
+
+
+def test_kernels_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipecat_personaplex.kernels import availability, cpu_library
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = finding("kernels")
+    if availability.cpu_gemm_works("int8"):
+        assert found.status == "ok" and "int4 products" in found.detail
+        monkeypatch.setattr(availability, "cpu_gemm_works", lambda format: format == "int8")
+        assert "not available on this CPU: int4 products" in finding("kernels").detail
+    cpu_library.cpu_library.cache_clear()
+    monkeypatch.setattr(cpu_library, "_processor", lambda: "flags: sse2")
+    missing = finding("kernels")
+    cpu_library.cpu_library.cache_clear()
+    assert missing.status == "note"
+    assert "none for this CPU" in missing.detail

@@ -143,6 +143,17 @@ def test_fp8_is_rejected_on_gpus_without_fp8(monkeypatch: pytest.MonkeyPatch) ->
     assert resolve_kv_dtype("fp8", torch.bfloat16, device) == FP8
 
 
+def test_low_bit_weights_on_a_cpu_store_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, plain = torch.device("cpu"), torch.float32
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: True)
+    assert resolve_kv_dtype("auto", plain, cpu) == plain
+    assert resolve_kv_dtype("auto", plain, cpu, "int4") == torch.bfloat16
+    assert resolve_kv_dtype("float32", plain, cpu, "int4") == plain
+    assert resolve_kv_dtype("auto", torch.bfloat16, torch.device("cuda"), "int8") == torch.bfloat16
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: False)
+    assert resolve_kv_dtype("auto", plain, cpu, "int4") == plain
+
+
 def test_drift_reports_the_compared_types(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", str(CHECKPOINT), "--device", "cpu", "--frames", "20"]
     assert main(["drift", *arguments, "--kv-dtype", "fp8"]) == 0

@@ -6,10 +6,19 @@ import pytest
 import torch
 
 from pipecat_personaplex.config import QUANTIZATIONS, Quantization
+from pipecat_personaplex.models import linear as linear_module
+from pipecat_personaplex.models import low_bit_linear
 from pipecat_personaplex.models.layers import GatedMLP, RMSNorm
 from pipecat_personaplex.models.linear import Linear, PackedLinear, optimize_linear
 from pipecat_personaplex.models.low_bit_linear import BlockLinear, Int4Linear, Int8Linear
 from pipecat_personaplex.quantization.weights import dequantize, quantize
+
+
+@pytest.fixture
+def plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without kernels."""
+    for module in (low_bit_linear, linear_module):
+        monkeypatch.setattr(module, "cpu_gemm_works", lambda format: False)
 
 
 def linear(rows: int, columns: int, quantizable: bool = True) -> Linear:
@@ -27,6 +36,7 @@ def test_packed_linear_equals_the_plain_layer(rows: int) -> None:
     torch.testing.assert_close(packed(x), layer(x), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("plain_pytorch")
 @pytest.mark.parametrize("rows", [1, 2, 8, 32, 33, 300])
 def test_int8_error_with_and_without_the_kernel(rows: int) -> None:
     layer = linear(512, 384)
@@ -40,6 +50,7 @@ def test_int8_error_with_and_without_the_kernel(rows: int) -> None:
     assert small(x).dtype == torch.float32
 
 
+@pytest.mark.usefixtures("plain_pytorch")
 @pytest.mark.parametrize(
     ("format", "form", "most"), [("int4", Int4Linear, 0.14), ("fp8", BlockLinear, 0.035)]
 )
@@ -61,11 +72,13 @@ def test_int4_and_fp8_errors(
     assert (y - rounded).norm() / rounded.norm() < 0.01
 
 
+@pytest.mark.usefixtures("plain_pytorch")
 def test_block_linear_replaces_an_unsupported_int4_height() -> None:
     small = optimize_linear(linear(120, 256), "int4")
     assert isinstance(small, BlockLinear)
 
 
+@pytest.mark.usefixtures("plain_pytorch")
 def test_int8_replaces_int4_if_int4_is_not_allowed() -> None:
     layer = linear(64, 64)
     layer.allow_int4 = False
@@ -73,6 +86,7 @@ def test_int8_replaces_int4_if_int4_is_not_allowed() -> None:
     assert isinstance(optimize_linear(layer, "fp8"), BlockLinear)
 
 
+@pytest.mark.usefixtures("plain_pytorch")
 def test_int8_preserves_zero_rows_and_extremes() -> None:
     layer = linear(70, 64)
     layer.weight.data[3] = 0
@@ -97,6 +111,7 @@ def test_unsupported_int8_widths_stay_in_floating_point(columns: int) -> None:
         assert (packed(x) - expected).norm() / expected.norm() < 0.01
 
 
+@pytest.mark.usefixtures("plain_pytorch")
 def test_heads_are_not_quantised_and_small_layers_not_packed() -> None:
     head = optimize_linear(linear(2048, 256, quantizable=False), "int8")
     assert isinstance(head, PackedLinear)
@@ -110,7 +125,17 @@ def test_heads_are_not_quantised_and_small_layers_not_packed() -> None:
 def test_rows_are_bit_exact_in_every_batch_size(
     rows: int, columns: int, quantization: str | None
 ) -> None:
-    layer = optimize_linear(linear(rows, columns), quantization)
+    require_equal_rows(optimize_linear(linear(rows, columns), quantization), columns)
+
+
+@pytest.mark.usefixtures("plain_pytorch")
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize(("rows", "columns"), [(512, 384), (2048, 4096)])
+def test_rows_are_bit_exact_without_kernels(rows: int, columns: int, quantization: str) -> None:
+    require_equal_rows(optimize_linear(linear(rows, columns), quantization), columns)
+
+
+def require_equal_rows(layer: torch.nn.Module, columns: int) -> None:
     x = torch.randn(12, 1, columns)
     alone = torch.cat([layer(row[None]) for row in x])
     for batch in (2, 3, 8, 12):
