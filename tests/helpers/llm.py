@@ -128,20 +128,20 @@ class StubLLM:
             chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "stub"}
             await response.write(f"data: {json.dumps(chunk | {'choices': [choice]})}\n\n".encode())
 
-        rule = self._rule(body["messages"])
-        if rule and rule.tool and body["messages"][-1]["role"] != "tool" and body.get("tools"):
-            given = rule.arguments
-            arguments = given if isinstance(given, str) else json.dumps(given)
+        messages, tools = body["messages"], body.get("tools") or []
+        chosen = None if messages[-1]["role"] == "tool" else await self.choose(messages, tools)
+        if chosen is not None and tools:
+            name, arguments = chosen
             call = {
                 "index": 0,
                 "id": f"call_{len(self.requests)}",
                 "type": "function",
-                "function": {"name": rule.tool, "arguments": arguments},
+                "function": {"name": name, "arguments": arguments},
             }
             await send({"role": "assistant", "tool_calls": [call]})
             await send({}, "tool_calls")
         else:
-            answer = await self.write(body["messages"])
+            answer = await self.write(messages)
             for word in re.findall(r"\S+\s*", answer):
                 await send({"role": "assistant", "content": word})
             await send({}, "stop")
@@ -151,21 +151,39 @@ class StubLLM:
         return response
 
     def _rule(self, messages: list[dict[str, Any]]) -> Rule | None:
-        users = [_text(message) for message in messages if message["role"] == "user"]
-        if not users:
+        question = last_question(messages)
+        if question is None:
             return None
-        lines = [line for line in users[-1].splitlines() if line.startswith("USER: ")]
-        question = lines[-1] if lines else users[-1]
         return next((rule for rule in self.rules if re.search(rule.pattern, question, re.I)), None)
+
+    async def choose(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
+    ) -> tuple[str, str] | None:
+        """The tool that the model calls after these messages, and its arguments; None for none."""
+        rule = self._rule(messages)
+        if rule is None or rule.tool is None:
+            return None
+        given = rule.arguments
+        return rule.tool, given if isinstance(given, str) else json.dumps(given)
 
     async def write(self, messages: list[dict[str, Any]]) -> str:
         """What the model writes after these messages."""
         rule = self._rule(messages)
-        if rule is None:
-            return "nothing"
-        last = messages[-1]
-        result = _text(last) if last["role"] == "tool" else ""
-        return rule.answer.replace("{result}", result)
+        return "nothing" if rule is None else rule.answer.replace("{result}", tool_result(messages))
+
+
+def last_question(messages: list[dict[str, Any]]) -> str | None:
+    """The caller's newest words, as a request of the delegation or a message has them."""
+    users = [_text(message) for message in messages if message["role"] == "user"]
+    if not users:
+        return None
+    lines = [line for line in users[-1].splitlines() if line.startswith("USER: ")]
+    return (lines[-1] if lines else users[-1]).removeprefix("USER: ")
+
+
+def tool_result(messages: list[dict[str, Any]]) -> str:
+    """The result of the tool that was called last; empty if the last message is none."""
+    return _text(messages[-1]) if messages[-1]["role"] == "tool" else ""
 
 
 def _closing(response: web.StreamResponse) -> web.StreamResponse:

@@ -273,6 +273,11 @@ class ServeProcess:
     def get(self, path: str, **options: Any) -> httpx.Response:
         return httpx.get(self.url + path, timeout=_WAIT_SECONDS, **options)
 
+    def counter(self, name: str) -> float:
+        """A counter of ``/metrics``, such as ``frames``."""
+        [value] = re.findall(rf"^personaplex_{name}_total (\S+)$", self.get("/metrics").text, re.M)
+        return float(value)
+
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 

@@ -1,5 +1,8 @@
 """Measures delegation: spoken callers, nano in real time, Pipecat's worker, an LLM behind HTTP.
 
+Nano runs in a server process of its own: in one process, the pipelines of several calls and the
+model wait for each other.
+
 Run ``python -m tests.service.measure_delegation --help``. Each call has three turns: two that need
 a tool, and one that the model answers by itself. The tool's answers differ from those that nano has
 learnt, so that an invented answer shows. The caller's transcript is the text that he speaks, 0.3 s
@@ -14,9 +17,11 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from math import inf
+from pathlib import Path
 from statistics import median, quantiles
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -25,6 +30,7 @@ from pipecat.frames.frames import (
     Frame,
     InputAudioRawFrame,
     InterimTranscriptionFrame,
+    SpeechOutputAudioRawFrame,
     TranscriptionFrame,
     TTSTextFrame,
 )
@@ -33,11 +39,15 @@ from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.filters.identity_filter import IdentityFilter
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.llm_service import FunctionCallParams
+from pipecat.workers.llm.backend_llm_worker import BackendOutput
 
-from pipecat_personaplex import Engine, EngineConfig, Hold, PersonaPlexLLMService
+from pipecat_personaplex import Hold, PersonaPlexLLMService
 from pipecat_personaplex.constants import SAMPLE_RATE
+from pipecat_personaplex.interface import EngineLike, Speech
+from pipecat_personaplex.remote import RemoteEngine
 from tests.helpers.delegation import DelegatedCall
 from tests.helpers.llm import Rule, StubLLM
+from tests.helpers.servers import ServeProcess, eventually
 from training.nano import script, wordings
 from training.nano.clips import speak_turn
 from training.nano.espeak import speaker  # noqa: F401  fails at once if espeak is missing
@@ -45,7 +55,8 @@ from training.nano.voices import AGENT_VOICES, held_out_voices
 
 TRANSCRIPT_SECONDS = 0.3
 TURN_SECONDS = 0.1  # of the turn strategy; see tests/helpers/delegation.py
-GAP_SECONDS = 9.0  # between turns, for the answer
+GAP_SECONDS = 10.0  # between turns, for the answer
+AUDIBLE_DBFS = -45.0
 TOOL_TURNS = ("menu", "drinks")
 CHAT_TURN = "how_are_you"
 ANSWERS = {
@@ -66,7 +77,12 @@ class Turn:
         words: What the agent has said until the next turn, with times in seconds of the call.
         requests: When the backend's model was asked.
         written: When it had written its last answer.
+        outputs: When the service got a text to speak.
+        begun: When the agent began a text of the delegation.
+        sounded: When the agent was audible after that.
+        cut: Texts that were not spoken to their end, and how many words were.
         calls: Calls of the right tool.
+        expected: What the model itself has learnt to answer.
     """
 
     intent: str
@@ -76,7 +92,12 @@ class Turn:
     words: list[tuple[float, str]] = field(default_factory=list)
     requests: list[float] = field(default_factory=list)
     written: float | None = None
+    outputs: list[float] = field(default_factory=list)
+    begun: list[float] = field(default_factory=list)
+    sounded: list[float] = field(default_factory=list)
+    cut: list[tuple[str, int]] = field(default_factory=list)
     calls: int = 0
+    expected: str = ""
 
     @property
     def said(self) -> str:
@@ -123,13 +144,13 @@ def caller(seed: int) -> tuple[list[Turn], np.ndarray]:
     return turns, (pcm * 32_767).astype(np.int16)
 
 
-async def run_call(engine: Engine, seed: int, hold: Hold | None, whisper: bool) -> list[Turn]:
+async def run_call(engine: EngineLike, seed: int, hold: Hold | None, whisper: bool) -> list[Turn]:
     """Run a call with a backend, or without one if ``hold`` is None."""
     random = np.random.default_rng([92, seed])
     turns, pcm = caller(seed)
-    name = script.sample_character(random, "restaurant")
+    character = script.sample_character(random, "restaurant")
     settings = PersonaPlexLLMService.Settings(
-        voice=list(AGENT_VOICES)[seed % 2], system_instruction=name.prompt, seed=seed
+        voice=list(AGENT_VOICES)[seed % 2], system_instruction=character.prompt, seed=seed
     )
     rules = [
         Rule(re.escape(turn.text.rstrip("?!.")[:20]), f">> {ANSWERS[turn.intent]}", turn.intent)
@@ -153,13 +174,31 @@ async def run_call(engine: Engine, seed: int, hold: Hold | None, whisper: bool) 
         await asyncio.sleep(0.2)
         await params.result_callback("sold out")
 
+    outputs: list[float] = []
+    begun: list[float] = []
+    cut: list[tuple[float, str, int]] = []
+
+    async def note_time(output: BackendOutput) -> BackendOutput:
+        if output.prefers_spoken:
+            outputs.append(time.monotonic())
+        return output
+
     async with StubLLM(rules, delay=float(random.uniform(0.2, 3.0)) / 2) as llm:
+        worker = llm.worker([menu, drinks], transform_output=note_time)
         delegation = hold and PersonaPlexLLMService.Delegation(
-            llm.worker([menu, drinks]), hold=hold, filler=("One moment.",), filler_after=1.5
+            worker, hold=hold, filler=("One moment.",), filler_after=1.5
         )
         agent = PersonaPlexLLMService(engine, settings=settings, delegation=delegation)
-        stt = _whisper() if whisper else [Tape(turns)]
-        before = [ParallelPipeline(stt, [IdentityFilter()])]
+
+        @agent.event_handler("on_speech_started")
+        async def on_speech_started(service: object, speech: Speech) -> None:
+            begun.append(time.monotonic())
+
+        @agent.event_handler("on_speech_cut")
+        async def on_speech_cut(service: object, text: str, spoken: int) -> None:
+            cut.append((time.monotonic(), text, spoken))
+
+        before = [_whisper() if whisper else ParallelPipeline([Tape(turns)], [IdentityFilter()])]
         async with DelegatedCall(agent, LLMContext(), before) as call:
             began = time.monotonic()
             call.microphone = pcm
@@ -169,23 +208,34 @@ async def run_call(engine: Engine, seed: int, hold: Hold | None, whisper: bool) 
                 for at, frame in call.ear.frames
                 if isinstance(frame, TTSTextFrame)
             ]
-        ends = [*(turn.start for turn in turns[1:]), float("inf")]
+            audible = [
+                at
+                for at, frame in call.ear.frames
+                if isinstance(frame, SpeechOutputAudioRawFrame)
+                and level(frame.audio) > AUDIBLE_DBFS
+            ]
+            sounded = [min((at for at in audible if at >= start), default=inf) for start in begun]
+        ends = [*(turn.start for turn in turns[1:]), inf]
+
+        def within(turn: Turn, end: float, times: list[float]) -> list[float]:
+            return [at - began for at in times if turn.end <= at - began < end]
+
         for turn, end in zip(turns, ends, strict=True):
             turn.words = [(at, word) for at, word in words if turn.end <= at < end]
-            turn.requests = [at - began for at in llm.times if turn.end <= at - began < end]
-            written = [at - began for at in llm.written if turn.end <= at - began < end]
-            turn.written = written[-1] if written else None
+            turn.requests = within(turn, end, llm.times)
+            turn.written = max(within(turn, end, llm.written), default=None)
+            turn.outputs, turn.begun = within(turn, end, outputs), within(turn, end, begun)
+            turn.sounded = within(turn, end, sounded)
+            turn.cut = [(text, n) for at, text, n in cut if turn.end <= at - began < end]
             turn.calls = called.count(turn.intent)
+            turn.expected = character.answer(turn.intent)
     return turns
 
 
-def _whisper() -> list[Any]:
-    from pipecat.audio.vad.silero import SileroVADAnalyzer
-    from pipecat.processors.audio.vad_processor import VADProcessor
+def _whisper() -> FrameProcessor:
+    from tests.helpers.real import whisper
 
-    from tests.helpers.real import whisper_service
-
-    return [VADProcessor(vad_analyzer=SileroVADAnalyzer()), whisper_service()]
+    return whisper()
 
 
 def judge(turns: list[Turn]) -> dict[str, object]:
@@ -196,10 +246,11 @@ def judge(turns: list[Turn]) -> dict[str, object]:
     honest = ("One moment.", *ANSWERS.values())
     invented = [t for t in tool if t.said and not any(t.said.startswith(h[:12]) for h in honest)]
     out = [t.requests[0] - t.end - TRANSCRIPT_SECONDS - TURN_SECONDS for t in turns if t.requests]
-    back = [
-        first - t.written
-        for t in right
-        if t.written is not None and (first := _first(t, ANSWERS[t.intent])) is not None
+    # The answer is the last text that begins; a filler may come before it.
+    spoken = [t for t in right if t.outputs and t.begun and t.sounded]
+    own = [
+        t.sounded[-1] - t.outputs[-1] + t.requests[0] - t.end - TRANSCRIPT_SECONDS - TURN_SECONDS
+        for t in spoken
     ]
     return {
         "tool turns": len(tool),
@@ -207,25 +258,32 @@ def judge(turns: list[Turn]) -> dict[str, object]:
         "tool's answer spoken": len(right),
         "invented answer first": len(invented),
         "other turns": len(chat),
+        "right answers to other turns": sum(_plain(t.expected) in _plain(t.said) for t in chat),
         "unanswered turns": sum(not turn.said for turn in turns),
-        "s to the tool's answer": _times(
-            [f - t.end for t in right if (f := _first(t, ANSWERS[t.intent])) is not None]
-        ),
+        "s to the tool's answer": _times([t.sounded[-1] - t.end for t in spoken]),
         "s to the first word": _times([t.words[0][0] - t.end for t in tool if t.words]),
         "s to the model's own answer": _times([t.words[0][0] - t.end for t in chat if t.words]),
-        "own share: s from transcript to request": _times(out),
-        "own share: s from answer to first word": _times(back),
+        "s of our own share": _times(own),
+        "of it from the transcript to the request": _times(out),
+        "of it until the answer begins": _times([t.begun[-1] - t.outputs[-1] for t in spoken]),
+        "of it until it sounds": _times([t.sounded[-1] - t.begun[-1] for t in spoken]),
+        "s of our own share, without a filler before": _times(
+            [seconds for seconds, t in zip(own, spoken, strict=True) if len(t.begun) == 1]
+        ),
+        "s from the LLM's last byte to the answer": _times(
+            [t.outputs[-1] - t.written for t in spoken if t.written is not None]
+        ),
     }
 
 
-def _first(turn: Turn, answer: str) -> float | None:
-    """When the answer begins: its first word, where the words that follow are the answer's."""
-    words = answer.split()
-    said = [word.strip() for _, word in turn.words]
-    for index in range(len(said)):
-        if said[index : index + 3] == words[:3]:
-            return turn.words[index][0]
-    return None
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z ]", "", text.lower())
+
+
+def level(audio: bytes) -> float:
+    """The RMS level of 16-bit audio in dBFS."""
+    pcm = np.frombuffer(audio, np.int16).astype(np.float64) / 32_768
+    return float(10 * np.log10(np.mean(pcm**2) + 1e-12))
 
 
 def _times(seconds: list[float]) -> dict[str, float] | None:
@@ -238,7 +296,8 @@ def _times(seconds: list[float]) -> dict[str, float] | None:
 
 
 HOLDS = {
-    "until_decided": Hold.until_decided(1.0),
+    "until_decided": Hold.until_decided(),
+    "seconds alone": Hold.until_decided(1.0, lambda text: False),
     "when": Hold.when(),
     "never": Hold.never(),
     "no backend": None,
@@ -250,32 +309,42 @@ def main(
     at_once: Annotated[int, typer.Option(help="Calls at a time.", min=1)] = 3,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="until_decided, when, never or 'no backend'; all if not given."),
+        typer.Option(
+            help="until_decided (the default hold), 'seconds alone' (the same without a router), "
+            "when, never or 'no backend'; all if not given."
+        ),
     ] = None,
+    first: Annotated[int, typer.Option(help="Number of the first call.", min=0)] = 0,
     whisper: Annotated[bool, typer.Option(help="Whisper in place of the known words.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="A file for the record of each turn, as JSON lines.")
+    ] = None,
 ) -> None:
     """Measure delegation with nano in real time; prints a line of JSON for each kind of call."""
     logger.remove()
     logger.add(sys.stderr, level="ERROR")
-    config = EngineConfig(device="cpu", max_sessions=at_once)
-    with Engine.load("nano", config) as engine:
+    with (
+        ServeProcess("--model", "nano", "--max-sessions", at_once) as server,
+        RemoteEngine([server.ws_url]) as engine,
+    ):
+        eventually(lambda: engine.healthy)
         for kind in only or HOLDS:
             before = engine.stats()
-            turns = asyncio.run(_run_calls(engine, calls, at_once, HOLDS[kind], whisper))
+            numbers = range(first, first + calls)
+            turns = asyncio.run(_run_calls(engine, numbers, at_once, HOLDS[kind], whisper))
             after = engine.stats()
             frames = after.frames - before.frames
             late = after.late_frames - before.late_frames
             result: dict[str, object] = {"calls": calls, "at once": at_once, **judge(turns)}
-            result |= {
-                "frames": frames,
-                "late frames": late,
-                "late %": round(100 * late / frames, 2),
-            }
+            result |= {"frames": frames, "late %": round(100 * late / frames, 2)}
             print(json.dumps({kind: result}), flush=True)
+            if out is not None:
+                with out.open("a") as file:
+                    file.writelines(json.dumps({"kind": kind, **asdict(t)}) + "\n" for t in turns)
 
 
 async def _run_calls(
-    engine: Engine, calls: int, at_once: int, hold: Hold | None, whisper: bool
+    engine: EngineLike, calls: Sequence[int], at_once: int, hold: Hold | None, whisper: bool
 ) -> list[Turn]:
     free = asyncio.Semaphore(at_once)
 
@@ -283,7 +352,7 @@ async def _run_calls(
         async with free:
             return await run_call(engine, seed, hold, whisper)
 
-    done = await asyncio.gather(*(one(seed) for seed in range(calls)))
+    done = await asyncio.gather(*(one(seed) for seed in calls))
     return [turn for turns in done for turn in turns]
 
 

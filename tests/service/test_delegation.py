@@ -234,6 +234,19 @@ async def test_tools_of_the_service_work_as_in_pipecats_documentation(nano: Engi
             }
 
 
+async def test_the_default_hold_outlasts_its_second_in_a_turn_about_a_tool(nano: Engine) -> None:
+    async with (
+        StubLLM([HOURS], delay=1.5) as llm,
+        delegated_call(nano, llm.worker([opening_hours]), service=NANO) as call,
+    ):
+        await call.says("When are you open, when do you close?")
+        await call.until(lambda: llm.requests)
+        await asyncio.sleep(1.3)
+        assert len(llm.requests) == 1 and call.agent.delegation_state.held
+        await call.until_said("nine tonight.")
+        assert call.words == "We are open until nine tonight."
+
+
 async def test_hold_when_lets_the_model_answer_what_no_tool_is_about(nano: Engine) -> None:
     async with (
         StubLLM([HOURS], delay=0.5) as llm,
