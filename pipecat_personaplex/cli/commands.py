@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -116,6 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if settings.debug:
             traceback.print_exc()
         code, message = explained
+        if code == _INTERRUPTED and argv is None:
+            # A second Ctrl-C must not print a traceback while the interpreter exits.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if message:
             print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return code

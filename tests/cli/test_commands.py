@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,22 @@ def test_failure_has_an_exit_code_and_one_line(
     assert main(["--debug", *arguments]) == code
     shown = capsys.readouterr().err
     assert "Traceback" in shown and shown.endswith(f"error: {line}\n")
+
+
+def test_a_second_interrupt_is_ignored_while_the_process_exits(
+    callers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*args: object, **kwargs: object) -> Engine:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Engine, "load", load)
+    monkeypatch.setattr(sys, "argv", ["personaplex", *offline(callers / "short.wav", tmp_path)])
+    try:
+        assert main() == 130
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_bug_is_raised_with_its_traceback(monkeypatch: pytest.MonkeyPatch, callers: Path) -> None:
