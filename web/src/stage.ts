@@ -352,7 +352,8 @@ export class Stage {
     byId<HTMLButtonElement>("json").disabled = this.#log.length === 0;
     byId<HTMLButtonElement>("wav").disabled = recorded === 0;
     this.#recorder?.stop();
-    this.#show("idle", reason, recorded >= 1 ? `${clock(recorded)} recorded in this tab.` : "");
+    const talked = this.#state === "live" && recorded >= 1;
+    this.#show("idle", reason, talked ? `${clock(recorded)} recorded in this tab.` : "");
   }
 
   #keep(): void {
