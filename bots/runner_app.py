@@ -220,6 +220,7 @@ class _Uvicorn:
             app,
             host=host,
             port=port,
+            loop="asyncio",  # uvloop accepts connections without the limits
             http=http_protocol(_REQUEST_SECONDS, limits),
             ws=WEBSOCKET,
             ws_max_size=MAX_MESSAGE_BYTES,

@@ -44,7 +44,7 @@ def modules() -> list[Path]:
 
 
 def test_the_root_holds_the_foundations_and_the_contract_alone() -> None:
-    foundations = {"errors", "constants", "config", "audio", "audio_files", "words"}
+    foundations = {"errors", "constants", "config", "audio", "audio_files", "words", "logs"}
     contract = {"interface", "session_base", "session", "async_session", "callbacks", "process"}
     assert {p.stem for p in PACKAGE.glob("*.py")} == foundations | contract | {"__init__"}
 

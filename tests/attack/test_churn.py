@@ -27,7 +27,7 @@ from tests.attack.victim import memory_mib
 from tests.golden_data import CHECKPOINT
 from tests.helpers.servers import ServeProcess
 
-_WAIT = 900.0  # the machine may be stopped in the meantime
+_WAIT = 900.0  # a machine with other work may stop the processes for minutes
 _SILENCE = np.zeros(FRAME_SAMPLES, np.float32)
 
 
@@ -73,9 +73,13 @@ def main(kind: str, sessions: int, url: str, server: int) -> None:
     print(json.dumps(memory))
 
 
+class PatientServer(ServeProcess):
+    start_seconds = _WAIT
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServeProcess]:
-    with ServeProcess("--max-sessions", 4, "--address-rate", 0) as running:
+    with PatientServer("--max-sessions", 4, "--address-rate", 0) as running:
         yield running
 
 

@@ -83,6 +83,8 @@ def test_the_engine_in_a_program(run: Callable[[str], str]) -> None:
     assert "voices: NATF2, NATM1" in out
     assert "ended: closed" in out
     assert "(24000,)" in out
+    frames = [line.split()[0] for line in out.splitlines() if line.endswith("(1920,)")]
+    assert frames == ["0", "1", "2", "3", "4"], "the frames of the call are printed"
 
 
 def test_the_engine_elsewhere(run: Callable[[str], str]) -> None:

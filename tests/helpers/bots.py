@@ -50,6 +50,7 @@ class BotProcess:
     """A bot that serves on a free port of 127.0.0.1 while its ``with`` block runs."""
 
     serving_line = "Uvicorn running on"  # printed once it serves
+    start_seconds = _START_SECONDS
 
     def __init__(self, module: str, *arguments: str, **variables: str):
         with socket.socket() as free:
@@ -74,7 +75,7 @@ class BotProcess:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        served = self._serving.wait(_START_SECONDS)
+        served = self._serving.wait(self.start_seconds)
         if not served or self._process.poll() is not None:
             self.stop()
             raise AssertionError(f"the bot did not start:\n{self.log}")

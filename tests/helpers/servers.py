@@ -195,6 +195,8 @@ class ServeProcess:
         env: Environment variables in addition to those of this process.
     """
 
+    start_seconds = 2 * _WAIT_SECONDS
+
     def __init__(
         self,
         *more: str | int | float | Path,
@@ -229,7 +231,7 @@ class ServeProcess:
         for reader in self._readers:
             reader.start()
         waited = self._ready if self._wait_ready else self._listening
-        if not waited.wait(2 * _WAIT_SECONDS) or not self.url:
+        if not waited.wait(self.start_seconds) or not self.url:
             self.kill()
             raise AssertionError(f"the server did not start: {self.log}")
         return self
