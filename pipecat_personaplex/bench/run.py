@@ -56,11 +56,11 @@ def run(options: BenchOptions, echo: Echo) -> Result:
     target = resolve_target(engine.device, engine.dtype, engine.quantization)
     device = target.device
     config = read_architecture(options.model).with_context(engine.context)
+    fill = Fill.of(options, config.lm.window, config.mimi.window)
     target = resolve_quantization(config, engine, target)
     # Every model of this run has the format that fits now.
     engine = replace(engine, quantization=target.quantization)
     options = replace(options, engine=engine)
-    fill = Fill.of(options, config.lm.window, config.mimi.window)
     plan = _plan(options, target, config)
     echo(f"memory in GiB: {plan.describe(available_bytes(device))}")
     require_memory(plan, device, max(options.sessions) if options.fill == "full" else 1)

@@ -101,7 +101,9 @@ def test_parts_and_bandwidth(short_run: Run) -> None:
     assert set(report["parts"]) == {"1", "8"}
     for parts in report["parts"].values():
         assert tuple(parts) == PARTS
-        assert all(min(part.values()) > 0 for part in parts.values())
+        # Reading a few kilobytes takes no time that a report could show.
+        assert all(min(part["ms"], part["bytes"]) > 0 for part in parts.values())
+        assert all(part["limit_ms"] < part["ms"] for part in parts.values())
     bandwidth = report["bandwidth"]
     assert report["read_gb_s"] > 0
     assert set(bandwidth["attention"]) == {"1"} and set(bandwidth["mlp"]) == {"1", "8", "64"}
@@ -220,7 +222,7 @@ def test_the_report_ends_with_a_verdict(short_run: Run) -> None:
     assert short_run.lines[-1].startswith("{")
     assert f"verdict: {verdict['text']}" in short_run.lines
     assert f"**{verdict['text']}**" in short_run.lines
-    assert "2 of 3 steps in real time were late" in verdict["text"]
+    assert verdict["text"].startswith("not in time: ")
 
 
 def test_slow_comparisons_stop_after_their_time(monkeypatch: pytest.MonkeyPatch) -> None:

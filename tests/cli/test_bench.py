@@ -27,7 +27,7 @@ from pipecat_personaplex.cli import main
         (["--minutes", "nan"], "--minutes"),
         (["--minutes", "-1"], "--minutes"),
         (["--max-seconds", "0.5"], "--max-seconds"),
-        (["--max-seconds", "nan"], "max seconds must be from 1"),
+        (["--max-seconds", "nan"], "--max-seconds"),
         (["--measure", "steps,luck"], "prompts, steps, parts, bandwidth, not luck"),
         (["--measure", "parts", "--minutes", "1"], "need steps"),
         (["--histogram", "steps.svg"], "must end in .png"),
