@@ -55,7 +55,8 @@ from training.nano.voices import AGENT_VOICES, held_out_voices
 
 TRANSCRIPT_SECONDS = 0.3
 TURN_SECONDS = 0.1  # of the turn strategy; see tests/helpers/delegation.py
-GAP_SECONDS = 10.0  # between turns, for the answer
+GAP_SECONDS = 8.0  # after a turn, for the answer; a second more passes before the next turn
+LAST_SECONDS = 3.0  # at the end of the call
 AUDIBLE_DBFS = -45.0
 TOOL_TURNS = ("menu", "drinks")
 CHAT_TURN = "how_are_you"
@@ -140,6 +141,7 @@ def caller(seed: int) -> tuple[list[Turn], np.ndarray]:
         turns.append(Turn(intent, text, at + 1.0, at + 1.0 + len(speech) / SAMPLE_RATE))
         pieces.append(np.zeros(round(GAP_SECONDS * SAMPLE_RATE), np.float32))
         at = sum(map(len, pieces)) / SAMPLE_RATE
+    pieces.append(np.zeros(round(LAST_SECONDS * SAMPLE_RATE), np.float32))
     pcm = np.clip(np.concatenate(pieces), -1, 1)
     return turns, (pcm * 32_767).astype(np.int16)
 
