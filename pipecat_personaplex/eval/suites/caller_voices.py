@@ -104,7 +104,7 @@ def _speak(text: str, voice: str, rate: int, pitch: int) -> Pcm:
         path = Path(folder) / "spoken.wav"
         command = [ESPEAK, "-v", voice, "-s", str(rate), "-p", str(pitch), "-w", str(path)]
         try:
-            subprocess.run([*command, "--", text], check=True, capture_output=True, timeout=30)
+            subprocess.run([*command, "--", text], check=True, capture_output=True)
         except FileNotFoundError:
             raise UserError("espeak-ng is not installed: apt-get install espeak-ng") from None
         except subprocess.CalledProcessError as error:
