@@ -49,6 +49,12 @@ _SOUND_RATE = 48_000
 # How much of each voice is on the other side: two voices at two ears tire a listener.
 _BLEND = 0.35
 
+_VIDEO = {
+    ".mp4": ("libx264", {"crf": "26", "preset": "veryfast", "tune": "animation"}),
+    ".webm": ("libvpx-vp9", {"crf": "36", "b": "0", "deadline": "realtime", "cpu-used": "8"}),
+}
+_AUDIO = {".mp4": "aac", ".webm": "libopus"}
+
 Sound = npt.NDArray[np.float32]
 
 
@@ -122,19 +128,14 @@ def write_film(
         sound: float32 [samples, 2] at 48 kHz.
         sound_at: Time at which the sound begins.
     """
-    web = path.suffix == ".webm"
     first = pictures[0][0]
     silence = np.zeros((round((sound_at - first) * _SOUND_RATE), 2), dtype=np.float32)
     sound = np.concatenate([silence, sound])
     with av.open(str(path), "w") as film:
-        video = film.add_stream("libvpx-vp9" if web else "libx264", rate=FRAMES_A_SECOND)
+        name, options = _VIDEO[path.suffix]
+        video = film.add_stream(name, rate=FRAMES_A_SECOND, options=options)
         video.width, video.height, video.pix_fmt = SIZE["width"], SIZE["height"], "yuv420p"
-        video.options = (
-            {"crf": "34", "b": "0", "deadline": "realtime", "cpu-used": "8"}
-            if web
-            else {"crf": "25", "preset": "veryfast"}
-        )
-        audio = film.add_stream("libopus" if web else "aac", rate=_SOUND_RATE)
+        audio = film.add_stream(_AUDIO[path.suffix], rate=_SOUND_RATE)
         audio.layout = "stereo"
         times = np.array([at - first for at, _ in pictures])
         shown = -1
@@ -143,7 +144,14 @@ def write_film(
             if newest != shown:
                 with av.open(io.BytesIO(pictures[newest][1])) as picture:
                     still = next(picture.decode(video=0))
-                still = still.reformat(SIZE["width"], SIZE["height"], "yuv420p")
+                # A film's colours have another range than JPEG's.
+                still = still.reformat(
+                    SIZE["width"],
+                    SIZE["height"],
+                    "yuv420p",
+                    src_color_range="JPEG",
+                    dst_color_range="MPEG",
+                )
                 shown = newest
             still.pts, still.time_base = index, Fraction(1, FRAMES_A_SECOND)
             film.mux(video.encode(still))
@@ -181,4 +189,6 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or Path(sys.argv[1]).suffix not in _VIDEO:
+        sys.exit("usage: python -m tests.talk.demo FILE.mp4 (or .webm)")
     main(Path(sys.argv[1]))

@@ -42,7 +42,8 @@ class Pictures:
         path = self._folder / f"talk-{name}.png"
         page.page.screenshot(path=path, animations="disabled")
         with Image.open(path) as picture:
-            picture.convert("RGB").save(path, optimize=True)
+            small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        small.save(path, optimize=True)
         print(path, f"{path.stat().st_size >> 10} KiB", flush=True)
 
 

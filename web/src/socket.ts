@@ -7,7 +7,7 @@ import { SoundLine } from "./sound";
 
 const SILENT_MS = 2500; // the bot sends a message at least once a second
 const CHECK_MS = 400;
-const CONNECT_MS = 1500; // from its creation
+const CONNECT_MS = 1300; // from its creation
 const LEAST_MS = 300;
 const ANSWER_MS = 6000; // a call that is ending may still have the slot
 

@@ -230,9 +230,12 @@ export class Stage {
       byId("median").textContent = `${Math.round((this.#meter.median ?? 0) * 1000)} ms`;
       this.#timeline.span("response", `${milliseconds} ms`, "", response.stop, response.onset);
     }
+    const piece = Math.round(now * 50);
+    if (piece % 2) return; // 25 pictures a second leave the processor to the model
+    this.#timeline.show();
     byId("level-caller").style.transform = `scaleX(${Math.min(1, levels.caller * 6)})`;
     byId("talk").style.setProperty("--voice", String(Math.min(1, levels.agent * 5)));
-    if (Math.round(now * 50) % 25) return; // the rest twice a second
+    if (piece % 50) return; // the rest once a second
     show(byId("echo"), this.#meter.echo);
     const recorded = this.#recorder?.recorded ?? 0;
     byId("recorded").textContent = recorded ? `${clock(recorded)} in this tab` : "Not recorded";

@@ -48,6 +48,10 @@ export class Timeline {
     this.#levels.push(levels);
     if (this.#levels.length > PIECES) this.#levels.shift();
     this.#now = now;
+  }
+
+  // Draws with the next picture of the screen.
+  show(): void {
     this.#frame ||= requestAnimationFrame(() => this.draw());
   }
 
