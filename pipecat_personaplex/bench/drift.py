@@ -186,7 +186,7 @@ class _Precision:
             )
         target = resolve_target(engine.device, engine.dtype, engine.quantization)
         kv_dtype = resolve_kv_dtype(engine.kv_dtype, target.dtype, target.device)
-        shorter = architecture.with_context(engine.context) != architecture
+        shorter = architecture.with_options(engine) != architecture
         precision = cls(
             str(target.dtype).removeprefix("torch."),
             engine.quantization,

@@ -103,7 +103,7 @@ def load_model(model: str, engine: EngineConfig) -> LoadedModel:
     if target.device.type == "cpu":
         torch.set_num_threads(cpu_threads(engine.cpu_threads, lm))
     return LoadedModel(
-        config=config.with_context(engine.context),
+        config=config.with_options(engine),
         lm=lm,
         mimi=mimi,
         device=target.device,

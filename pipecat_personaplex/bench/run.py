@@ -53,7 +53,7 @@ def run(options: BenchOptions, echo: Echo) -> Result:
     engine = options.engine
     target = resolve_target(engine.device, engine.dtype, engine.quantization)
     device = target.device
-    config = read_architecture(options.model).with_context(engine.context)
+    config = read_architecture(options.model).with_options(engine)
     fill = Fill.of(options, config.lm.window, config.mimi.window)
     plan = _plan(options, target, config)
     echo(f"memory in GiB: {plan.describe(available_bytes(device))}")

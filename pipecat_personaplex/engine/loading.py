@@ -41,7 +41,7 @@ def load_parts(
     folder = resolve_folder(resolved, progress=progress)
     require_files(folder, (*MODEL_FILES, VOICES_FILE))
     # Check the small files and the memory first: reading the weights takes long.
-    architecture = read_config(folder / CONFIG_FILE).with_context(config.context)
+    architecture = read_config(folder / CONFIG_FILE).with_options(config)
     voices = VoiceLibrary.from_archive(folder / VOICES_FILE, architecture)
     resolve_quantization(folder, architecture, config.quantization, target.device)
     config = resolve_max_sessions(architecture, config, target)

@@ -13,13 +13,13 @@ from pipecat_personaplex.config import EngineConfig
 
 ALL = {
     *("--model", "--device", "--dtype", "--quantization", "--kv-dtype", "--context", "--threads"),
-    *("--cuda-graphs", "--keep-persona"),
+    *("--cuda-graphs", "--keep-persona", "--dc-blocker"),
 }
 OF_COMMANDS = {
     "offline": ALL,
-    "bench": ALL - {"--keep-persona"},
+    "bench": ALL - {"--keep-persona", "--dc-blocker"},
     "serve": ALL,
-    "drift": ALL - {"--cuda-graphs", "--keep-persona"},
+    "drift": ALL - {"--cuda-graphs", "--keep-persona", "--dc-blocker"},
     # --quantization is a required option of the command itself.
     "quantize": {"--model", "--device", "--quantization"},
     "voices list": {"--model", "--device"},
@@ -29,7 +29,7 @@ OF_COMMANDS = {
 VALUES = [
     *("--model", "nano", "--device", "cuda:1", "--dtype", "bfloat16", "--quantization", "int8"),
     *("--kv-dtype", "fp8", "--context", "500", "--threads", "3", "--no-cuda-graphs"),
-    "--no-keep-persona",
+    *("--no-keep-persona", "--no-dc-blocker"),
 ]
 
 
@@ -58,6 +58,7 @@ def test_options_become_one_object() -> None:
         cpu_threads=3,
         cuda_graphs=False,
         keep_persona=False,
+        dc_blocker=False,
     )
     assert parse(*VALUES, "--size", "2") == (EngineOptions("nano", config), 2)
 
