@@ -60,8 +60,10 @@ page:  ## Build the page of personaplex talk from web/src; needs Node
 	cd web && npm ci --no-audit --no-fund && npm run check && npm run build
 
 nano: install  ## Make the bundled nano model from nothing, in runs/nano: hours on two cores
+	$(BIN)/pip install -c constraints.txt -e '.[voices]'
 	$(BIN)/python -m training.nano codec autoencoder --minutes 60
 	$(BIN)/python -m training.nano codec quantizer --minutes 20
+	$(BIN)/python -m training.nano record
 	$(BIN)/python -m training.nano clips
 	$(BIN)/python -m training.nano decoder --minutes 60
 	$(BIN)/python -m training.nano lm --minutes 150

@@ -76,6 +76,9 @@ class EngineConfig:
             nearly full, the prompt and the newest half of the context are computed again beside
             the call. It applies to prompts shorter than half of the context. The default is True;
             False forgets the oldest frames, the prompt first, as NVIDIA's code does.
+        dc_blocker: Whether a high-pass at 20 Hz removes the DC offset of a caller's sound card and
+            rumble before the codec. The default None does as the checkpoint says: nano has one,
+            the release has none, so that its tokens equal those of NVIDIA's code.
 
     Raises:
         ConfigError: A value is of the wrong type or out of range.
@@ -94,6 +97,7 @@ class EngineConfig:
     cpu_threads: int = 0
     cuda_graphs: bool = True
     keep_persona: bool = True
+    dc_blocker: bool | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.adapter, str):
@@ -120,6 +124,8 @@ class EngineConfig:
             flag = getattr(self, name)
             if type(flag) is not bool:
                 raise ConfigError(f"{name} must be true or false, not {flag!r}")
+        if self.dc_blocker is not None and type(self.dc_blocker) is not bool:
+            raise ConfigError(f"dc_blocker must be true, false or none, not {self.dc_blocker!r}")
         for name, least in (
             ("max_sessions", 0),
             ("max_queued_frames", 1),

@@ -189,7 +189,7 @@ class _Precision:
         kv_dtype = resolve_kv_dtype(
             engine.kv_dtype, target.dtype, target.device, engine.quantization
         )
-        shorter = architecture.with_context(engine.context) != architecture
+        shorter = architecture.with_options(engine) != architecture
         precision = cls(
             str(target.dtype).removeprefix("torch."),
             engine.quantization,

@@ -95,7 +95,7 @@ def load_model(model: str, engine: EngineConfig) -> LoadedModel:
     """
     target = resolve_target(engine.device, engine.dtype, engine.quantization)
     if engine.quantization == "auto":
-        architecture = read_architecture(model).with_context(engine.context)
+        architecture = read_architecture(model).with_options(engine)
         target = resolve_quantization(architecture, engine, target)
     if model in RANDOM_MODELS:
         if engine.adapter:
@@ -111,7 +111,7 @@ def load_model(model: str, engine: EngineConfig) -> LoadedModel:
         torch.set_num_threads(cpu_threads(engine.cpu_threads, lm))
     quantization = target.quantization or config.quantization
     return LoadedModel(
-        config=config.with_context(engine.context),
+        config=config.with_options(engine),
         lm=lm,
         mimi=mimi,
         device=target.device,

@@ -55,7 +55,7 @@ def run(options: BenchOptions, echo: Echo) -> Result:
     engine = options.engine
     target = resolve_target(engine.device, engine.dtype, engine.quantization)
     device = target.device
-    config = read_architecture(options.model).with_context(engine.context)
+    config = read_architecture(options.model).with_options(engine)
     fill = Fill.of(options, config.lm.window, config.mimi.window)
     target = resolve_quantization(config, engine, target)
     # Every model of this run has the format that fits now.

@@ -118,6 +118,16 @@ KeepPersona = Annotated[
         rich_help_panel="Model",
     ),
 ]
+DcBlocker = Annotated[
+    bool | None,
+    typer.Option(
+        "--dc-blocker/--no-dc-blocker",
+        help="Remove the DC offset of callers' sound cards, and rumble below 20 Hz, before the "
+        "codec. Without it the release's tokens equal those of NVIDIA's code.",
+        show_default="as the checkpoint says: on for nano, off for the release",
+        rich_help_panel="Model",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -155,6 +165,7 @@ def _read_options(
     threads: Threads = 0,
     cuda_graphs: CudaGraphs = True,
     keep_persona: KeepPersona = True,
+    dc_blocker: DcBlocker = None,
 ) -> EngineOptions:
     """Build the options of one command; the parameters are the command-line options."""
     return EngineOptions(
@@ -169,6 +180,7 @@ def _read_options(
             cpu_threads=threads,
             cuda_graphs=cuda_graphs,
             keep_persona=keep_persona,
+            dc_blocker=dc_blocker,
         ),
     )
 

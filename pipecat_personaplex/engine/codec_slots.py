@@ -12,6 +12,7 @@ from pipecat_personaplex.engine.batch import Batch
 from pipecat_personaplex.engine.kv_cache import RingCache
 from pipecat_personaplex.models.attention import KVStore
 from pipecat_personaplex.models.mimi.codec import LATENTS_PER_FRAME, Mimi
+from pipecat_personaplex.models.mimi.dc_blocker import DcBlocker
 
 
 class CodecSlots:
@@ -23,12 +24,22 @@ class CodecSlots:
         device: Device of the codec.
         masked: Whether attention on a CPU uses masks over whole rings, as a captured step needs;
             see ``RingCache``.
+        dc_blocker: Whether a high-pass removes DC offsets before the encoder.
     """
 
-    def __init__(self, mimi: Mimi, slots: int, device: torch.device, *, masked: bool = False):
+    def __init__(
+        self,
+        mimi: Mimi,
+        slots: int,
+        device: torch.device,
+        *,
+        masked: bool = False,
+        dc_blocker: bool = False,
+    ):
         config = mimi.config
         self.mimi = mimi
         self._conv = mimi.new_state(slots)  # [slots, state size] float32
+        self._dc_blocker = DcBlocker(slots, device) if dc_blocker else None
         self._encoder_kv, self._decoder_kv = (
             RingCache(
                 layers=config.num_layers,
@@ -44,13 +55,20 @@ class CodecSlots:
         )
 
     @classmethod
-    def primed(cls, mimi: Mimi, silence_codes: Sequence[int], device: torch.device) -> CodecSlots:
+    def primed(
+        cls,
+        mimi: Mimi,
+        silence_codes: Sequence[int],
+        device: torch.device,
+        *,
+        dc_blocker: bool = False,
+    ) -> CodecSlots:
         """One slot whose decoder has processed one silent frame.
 
         The reference decodes the prompt's last, silent frame before the conversation starts.
         Decoding it here and dropping its audio makes the following audio equal sample for sample.
         """
-        codec = cls(mimi, 1, device)
+        codec = cls(mimi, 1, device, dc_blocker=dc_blocker)
         codes = torch.tensor([silence_codes], device=device)  # [1, 8]
         frames = torch.zeros(1, dtype=torch.int64, device=device)
         with torch.inference_mode():
@@ -74,6 +92,8 @@ class CodecSlots:
             host_frames: Frames that each row has encoded before, if the host knows them.
             frames: The same on the device, [B] int64.
         """
+        if self._dc_blocker is not None:
+            pcm = self._dc_blocker(pcm, batch.rows)
         kv = self._open(self._encoder_kv, batch, host_frames, frames)
         return self.mimi.encode(pcm, self._conv, kv, frames, batch.rows)
 
@@ -111,6 +131,8 @@ class CodecSlots:
             frames: Frames that it has encoded. It has decoded one frame more.
         """
         self._conv[slot] = source._conv[0]
+        if self._dc_blocker is not None and source._dc_blocker is not None:
+            self._dc_blocker.means[slot] = source._dc_blocker.means[0]
         for target, past, count in (
             (self._encoder_kv, source._encoder_kv, frames),
             (self._decoder_kv, source._decoder_kv, frames + 1),
@@ -143,14 +165,23 @@ class CodecWarmUp:
         silence_codes: Codes of a silent frame, from which the decoder starts.
         pcm: The caller's audio, float32 [W, 1920], on the codec's device.
         codes: The agent's codes of the same frames, [W, 8] int64, on the same device.
+        dc_blocker: Whether a high-pass removes DC offsets before the encoder.
 
     Attributes:
         codec: The state, one slot.
         frames: Frames processed so far.
     """
 
-    def __init__(self, mimi: Mimi, silence_codes: Sequence[int], pcm: Tensor, codes: Tensor):
-        self.codec = CodecSlots.primed(mimi, silence_codes, pcm.device)
+    def __init__(
+        self,
+        mimi: Mimi,
+        silence_codes: Sequence[int],
+        pcm: Tensor,
+        codes: Tensor,
+        *,
+        dc_blocker: bool = False,
+    ):
+        self.codec = CodecSlots.primed(mimi, silence_codes, pcm.device, dc_blocker=dc_blocker)
         self.frames = 0
         self._pcm, self._codes = pcm, codes
 

@@ -98,7 +98,7 @@ class Engine:
     def __init__(self, checkpoint: Checkpoint, voices: VoiceLibrary, config: EngineConfig):
         config = replace(config, max_sessions=config.max_sessions or DEFAULT_MAX_SESSIONS)
         self.config = config
-        checkpoint = replace(checkpoint, config=checkpoint.config.with_context(config.context))
+        checkpoint = replace(checkpoint, config=checkpoint.config.with_options(config))
         self.checkpoint = checkpoint
         self.device = checkpoint.mimi.frequencies.device
         self._voices = voices

@@ -47,7 +47,7 @@ def load_parts(
     folder = resolve_folder(resolved, progress=progress)
     files = CheckpointFiles.of(folder)
     # Check the small files and the memory first: reading the weights takes long.
-    architecture = read_config(files.config).with_context(config.context)
+    architecture = read_config(files.config).with_options(config)
     voices = VoiceLibrary.of_folder(folder, architecture)
     adapter = find_adapter(config.adapter, progress=progress) if config.adapter else None
     target = resolve_quantization(architecture, config, target)

@@ -71,7 +71,9 @@ class ModelRunner:
         # them, and reading them from the device would wait for it.
         self._host_prompt_frames = [0] * self.frame_step.slots
         self._host_frames = [0] * self.frame_step.slots
-        self._primed = CodecSlots.primed(mimi, config.silence_codes, device)
+        self._primed = CodecSlots.primed(
+            mimi, config.silence_codes, device, dc_blocker=config.dc_blocker
+        )
         self._fixed = None
         if fixed:
             self._reset([self._scratch])

@@ -91,4 +91,5 @@ def _new_warm_up(runner: ModelRunner, history: CallHistory) -> CodecWarmUp:
         runner.config.silence_codes,
         pcm[len(pcm) - frames :].to(runner.device),
         codes[len(codes) - frames :].to(runner.device),
+        dc_blocker=runner.config.dc_blocker,
     )

@@ -128,7 +128,7 @@ class FrameStep:
         """
         return cls(
             lm=lm,
-            codec=CodecSlots(mimi, slots, device, masked=masked),
+            codec=CodecSlots(mimi, slots, device, masked=masked, dc_blocker=config.dc_blocker),
             kv=RingCache.for_lm(
                 lm, slots, device, window=config.lm.window, kv_dtype=kv_dtype, masked=masked
             ),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from pipecat_personaplex.config import QUANTIZATIONS, Quantization
+from pipecat_personaplex.config import QUANTIZATIONS, EngineConfig, Quantization
 from pipecat_personaplex.constants import CODEBOOKS, DELAYS, FRAME_SAMPLES, TEXT_PAD
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.models.config_checks import (
@@ -255,6 +255,7 @@ class ModelConfig:
         sine_codes: The eight codes of a frame of a sine tone, which stands for the user's audio in
             a prompt; from the reference implementation.
         quantization: Storage format of the transformers' weights; None: floating point.
+        dc_blocker: Whether a high-pass at 20 Hz stands before the codec, as in the training.
     """
 
     lm: LMConfig = field(default_factory=LMConfig)
@@ -262,6 +263,7 @@ class ModelConfig:
     silence_codes: tuple[int, ...] = (948, 243, 1178, 546, 1736, 1030, 1978, 2008)
     sine_codes: tuple[int, ...] = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
     quantization: Quantization | None = None
+    dc_blocker: bool = False
 
     # Keys of the Hub's config.json that do not describe the architecture.
     _IGNORED: ClassVar[Any] = (
@@ -290,20 +292,20 @@ class ModelConfig:
                 f"model {self.lm.card}; they must agree"
             )
 
-    def with_context(self, context: int) -> ModelConfig:
-        """The same model with a smaller ``context``; 0 keeps the checkpoint's.
+    def with_options(self, options: EngineConfig) -> ModelConfig:
+        """The same model with a smaller context, with or without a DC blocker.
 
         Raises:
-            ConfigError: ``context`` is larger than the checkpoint's.
+            ConfigError: The context is larger than the checkpoint's.
         """
-        if context > self.lm.context:
+        if options.context > self.lm.context:
             raise ConfigError(
-                f"context {context} is more than the {self.lm.context} frames that this "
+                f"context {options.context} is more than the {self.lm.context} frames that this "
                 "checkpoint was made for; use fewer, or 0 for all of them"
             )
-        return dataclasses.replace(
-            self, lm=dataclasses.replace(self.lm, context=context or self.lm.context)
-        )
+        lm = dataclasses.replace(self.lm, context=options.context or self.lm.context)
+        chosen = self.dc_blocker if options.dc_blocker is None else options.dc_blocker
+        return dataclasses.replace(self, lm=lm, dc_blocker=chosen)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
@@ -312,7 +314,7 @@ class ModelConfig:
         Raises:
             ConfigError: A key is unknown or has an unsupported value, or values contradict.
         """
-        known = {"lm", "mimi", "silence_codes", "sine_codes", "quantization", *cls._IGNORED}
+        known = {spec.name for spec in dataclasses.fields(cls)} | set(cls._IGNORED)
         reject_unknown("top-level", values, known)
         for name in ("lm", "mimi"):
             if not isinstance(values.get(name, {}), Mapping):
@@ -330,6 +332,6 @@ class ModelConfig:
             **typed(
                 cls,
                 "top-level",
-                {k: v for k, v in values.items() if k in ("silence_codes", "sine_codes")},
+                {k: v for k, v in values.items() if k.endswith("_codes") or k == "dc_blocker"},
             ),
         )

@@ -13,13 +13,13 @@ from pipecat_personaplex.config import EngineConfig
 
 ALL = {
     *("--model", "--device", "--dtype", "--quantization", "--kv-dtype", "--context", "--threads"),
-    *("--adapter", "--cuda-graphs", "--keep-persona"),
+    *("--adapter", "--cuda-graphs", "--keep-persona", "--dc-blocker"),
 }
 OF_COMMANDS = {
     "offline": ALL,
-    "bench": ALL - {"--keep-persona"},
+    "bench": ALL - {"--keep-persona", "--dc-blocker"},
     "serve": ALL,
-    "drift": ALL - {"--cuda-graphs", "--keep-persona"},
+    "drift": ALL - {"--cuda-graphs", "--keep-persona", "--dc-blocker"},
     # --quantization is a required option of the command itself.
     "quantize": {"--model", "--adapter", "--device", "--quantization"},
     "voices list": {"--model", "--device"},
@@ -40,7 +40,7 @@ VALUES = [
         "int8",
     ),
     *("--kv-dtype", "fp8", "--context", "500", "--threads", "3", "--no-cuda-graphs"),
-    "--no-keep-persona",
+    *("--no-keep-persona", "--no-dc-blocker"),
 ]
 
 
@@ -70,6 +70,7 @@ def test_options_become_one_object() -> None:
         cpu_threads=3,
         cuda_graphs=False,
         keep_persona=False,
+        dc_blocker=False,
     )
     assert parse(*VALUES, "--size", "2") == (EngineOptions("nano", config), 2)
     [plain, auto] = [parse("--quantization", name)[0].config for name in ("none", "auto")]

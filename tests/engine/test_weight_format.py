@@ -91,7 +91,7 @@ def test_more_sessions_need_a_smaller_format(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_smaller_context_and_fp8_leave_room(monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, 11.2)
     config = EngineConfig(kv_dtype="fp8", context=1500)
-    small = SEVEN_B.with_context(1500)
+    small = SEVEN_B.with_options(EngineConfig(context=1500))
     assert resolve_quantization(small, config, target(CUDA)).quantization == "int8"
     assert resolve_quantization(SEVEN_B, EngineConfig(), target(CUDA)).quantization == "int4"
 
@@ -158,7 +158,7 @@ def callers(
     """Callers without ``max_sessions``, and the GiB of the prefix cache; 0 if none fits."""
     free(monkeypatch, gib)
     config = EngineConfig(kv_dtype=kv_dtype, context=context)  # type: ignore[arg-type]
-    small = SEVEN_B.with_context(context)
+    small = SEVEN_B.with_options(EngineConfig(context=context))
     chosen = target(CUDA)._replace(quantization=quantization)  # type: ignore[arg-type]
     config = resolve_prefix_cache(small, config, chosen)
     config = resolve_max_sessions(small, config, chosen)

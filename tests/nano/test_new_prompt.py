@@ -16,9 +16,9 @@ from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams, S
 from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS
 from tests.helpers.calls import WAIT, Call
 from training.nano import long_calls, script
+from training.nano.answers import nearest_sentence, without_name
 from training.nano.calls import CallerTurn, _CallerTrack
 from training.nano.clips import Background
-from training.nano.evaluate import _without_name, nearest_sentence
 from training.nano.script import NAMES, Character, RoleName
 from training.nano.voices import AGENT_VOICES, held_out_voices
 
@@ -70,7 +70,7 @@ class TestCaller:
         """Whether the answer to a turn is the script's, whatever name is in it."""
         found = nearest_sentence(self.answer(turn), SENTENCES)
         expected = agent.answer(self.turns[turn].intent)
-        return found is not None and _without_name(found) == _without_name(expected)
+        return found is not None and without_name(found) == without_name(expected)
 
 
 def caller(seed: int, index: int, agent: Character, intents: list[str]) -> TestCaller:

@@ -15,9 +15,9 @@ from pipecat_personaplex.remote import RemoteEngine
 from tests.helpers.servers import ServeProcess
 from tests.remote.helpers import Caller, log_lines, until
 from training.nano import calls, script
+from training.nano.answers import nearest_sentence, without_name
 from training.nano.calls import CallerTurn
 from training.nano.clips import Background
-from training.nano.evaluate import _without_name, nearest_sentence
 from training.nano.voices import AGENT_VOICES, held_out_voices
 
 pytestmark = [pytest.mark.measurement, pytest.mark.timeout(600)]
@@ -43,7 +43,7 @@ class Talk:
         frames = self.caller.frames[int(start / FRAME_SECONDS) : int(end / FRAME_SECONDS)]
         found = nearest_sentence("".join(frame.text for frame in frames).strip(), SENTENCES)
         expected = self.call.character.answer(turn.intent)
-        return found is not None and _without_name(found) == _without_name(expected)
+        return found is not None and without_name(found) == without_name(expected)
 
 
 def call(seed: int) -> calls.TestCall:

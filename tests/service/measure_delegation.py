@@ -49,8 +49,8 @@ from tests.helpers.delegation import DelegatedCall
 from tests.helpers.llm import Rule, StubLLM
 from tests.helpers.servers import ServeProcess, eventually
 from training.nano import script, wordings
-from training.nano.clips import speak_turn
 from training.nano.espeak import speaker  # noqa: F401  fails at once if espeak is missing
+from training.nano.turns import speak_turn
 from training.nano.voices import AGENT_VOICES, held_out_voices
 
 TRANSCRIPT_SECONDS = 0.3

@@ -11,12 +11,13 @@ import torch
 from pipecat_personaplex.checkpoint.hub import resolve_folder
 from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE
 from training.nano import script
+from training.nano.answers import nearest_sentence
 from training.nano.calls import interrupting_calls, question_calls
-from training.nano.clips import speak_turn
 from training.nano.codec_data import Phonemes, add_at
 from training.nano.espeak import Manner, Utterance, _word_onsets, speaker
-from training.nano.evaluate import audible, evaluate, nearest_sentence, onsets
+from training.nano.evaluate import audible, evaluate, onsets
 from training.nano.noise import HELD_OUT_NOISES, TRAINING_NOISES, rms
+from training.nano.turns import speak_turn
 from training.nano.voices import held_out_voices, sample_user_voice
 
 needs_espeak = pytest.mark.skipif(

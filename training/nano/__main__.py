@@ -59,12 +59,27 @@ def adopt(
 
 
 @app.command()
+def record(
+    folder: Folder = Path("runs/nano"),
+    turns: Annotated[int, typer.Option(help="Turns in all; run again with more to add some.")] = (
+        2000
+    ),
+    part: Annotated[int, typer.Option(help="Number of this process, from 0.")] = 0,
+    parts: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
+) -> None:
+    """Synthesise callers' turns with Kokoro, for `clips`; about as fast as real time."""
+    from training.nano.recordings import record as synthesise
+
+    synthesise(folder, turns, part, parts)
+
+
+@app.command()
 def clips(
     folder: Folder = Path("runs/nano"),
     callers: Annotated[
-        int, typer.Option(help="Number of callers; each is one voice over one background noise.")
-    ] = 600,
-    turns: Annotated[int, typer.Option(help="Turns that each caller speaks.")] = 29,
+        int, typer.Option(help="Number of callers; each has one microphone in one room.")
+    ] = 1500,
+    turns: Annotated[int, typer.Option(help="Turns that each caller speaks.")] = 12,
     seed: Annotated[int, typer.Option(help="Random seed of voices, wordings and noises.")] = 0,
 ) -> None:
     """Synthesise and encode the clips of all dialogues; train the tokenizer if there is none.
@@ -73,6 +88,8 @@ def clips(
     """
     from training.nano.clips import Pool, add_caller, new_pool
     from training.nano.codec import load_codec
+    from training.nano.people import by_intent
+    from training.nano.recordings import load_recordings
     from training.nano.tokenizer import train_tokenizer
 
     mimi = load_codec(folder / "codec.pt", _device())
@@ -81,21 +98,27 @@ def clips(
         train_tokenizer(tokenizer)
     pool = Pool.load(path) if path.exists() else new_pool(mimi, _device())
     while len(pool.callers) < callers:
-        add_caller(pool, mimi, turns, _device(), seed)
-        if len(pool.callers) % 50 == 0 or len(pool.callers) == callers:
-            pool.save(path)
-            typer.echo(f"{len(pool.callers)} of {callers} callers")
+        # Again and again: `record` may add turns meanwhile.
+        recordings = by_intent(load_recordings(folder))
+        for _ in range(min(10, callers - len(pool.callers))):
+            add_caller(pool, mimi, turns, _device(), recordings, seed)
+        pool.save(path)
+        typer.echo(f"{len(pool.callers)} of {callers} callers")
 
 
 @app.command()
 def lm(
     minutes: Annotated[float, typer.Option(help="Training time.")],
     folder: Folder = Path("runs/nano"),
+    batch: Annotated[int, typer.Option(help="Dialogues in a step of each process.")] = 8,
+    rate: Annotated[
+        float, typer.Option(help="Highest learning rate; after `adopt`, a third is enough.")
+    ] = 1.5e-3,
 ) -> None:
     """Train the language model; resumes a run that was stopped."""
     from training.nano.lm import LMRun, train_lm
 
-    train_lm(folder, LMRun(minutes), _device())
+    train_lm(folder, LMRun(minutes, batch=batch, peak_rate=rate), _device())
 
 
 @app.command()
@@ -127,12 +150,23 @@ def evaluate(
     silence: Annotated[
         bool, typer.Option(help="Also run a call with five minutes of silence.")
     ] = True,
+    behaviour: Annotated[
+        bool, typer.Option(help="Measure answers, turn-taking, speed and the codec.")
+    ] = True,
+    voices: Annotated[
+        bool, typer.Option(help="Measure right answers by voice, microphone and line.")
+    ] = True,
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
 ) -> None:
     """Run calls with held-out voices, wordings and noises; print metrics as JSON lines."""
     from training.nano.evaluate import evaluate as measure
+    from training.nano.hearing import hearing
 
-    for part, metrics in measure(model, calls, silence).items():
-        typer.echo(json.dumps({"part": part} | {k: round(v, 3) for k, v in metrics.items()}))
+    if behaviour:
+        for part, metrics in measure(model, calls, silence, range(seeds)).items():
+            typer.echo(json.dumps({"part": part} | {k: round(v, 3) for k, v in metrics.items()}))
+    if voices:
+        hearing(model, calls, range(seeds), on_row=lambda row: typer.echo(json.dumps(row)))
 
 
 @app.command()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipecat_personaplex.constants import SAMPLE_RATE
 from training.nano import script, wordings
-from training.nano.clips import Background, speak_turn, tell_story
+from training.nano.clips import Background
 from training.nano.codec_data import add_at
-from training.nano.espeak import Manner, Pcm, speaker
+from training.nano.espeak import Pcm, speaker
+from training.nano.microphone import Microphone
 from training.nano.noise import rms
+from training.nano.turns import Person, speak_turn, tell_story
 from training.nano.voices import AGENT_VOICES, held_out_voices
 
 _BEFORE_SECONDS = 1.0
@@ -63,7 +66,7 @@ class _CallerTrack:
     """The audio of a caller under construction."""
 
     random: np.random.Generator
-    manner: Manner
+    person: Person
     parts: list[tuple[float, Pcm]]
     now: float = _BEFORE_SECONDS
 
@@ -78,9 +81,9 @@ class _CallerTrack:
         text = str(self.random.choice(wordings.wordings(intent, held_out=True)))
         if story:
             first = str(self.random.choice(wordings.stories(held_out=True)))
-            turn = tell_story(first, text, self.manner, self.random)
+            turn = tell_story(first, text, self.person, self.random)
         else:
-            turn = speak_turn(text, self.manner, self.random, pause)
+            turn = speak_turn(text, self.person, self.random, pause)
         # Up to one frame of random delay: words may start anywhere inside a frame.
         start = self.now + self.random.uniform(0, 0.08)
         self.parts.append((start, turn.pcm))
@@ -90,11 +93,13 @@ class _CallerTrack:
         story_end = None if turn.story_end is None else start + turn.story_end
         return CallerTurn(intent, start, end, gap, interrupts, story_end)
 
-    def record(self, background: Background) -> Pcm:
+    def record(self, through: Background | Microphone) -> Pcm:
         pcm = np.zeros(int(self.now * SAMPLE_RATE), np.float32)
         for start, words in self.parts:
             add_at(words, pcm, int(start * SAMPLE_RATE))
-        return background.over(pcm, rms(self.parts[0][1]), self.random)
+        if isinstance(through, Microphone):
+            return through.record(pcm, self.parts[0][1], self.random)
+        return through.over(pcm, rms(self.parts[0][1]), self.random)
 
 
 def question_calls(count: int, seed: int, pauses: bool = False) -> list[TestCall]:
@@ -110,6 +115,22 @@ def interrupting_calls(count: int, seed: int) -> list[TestCall]:
 def story_calls(count: int, seed: int) -> list[TestCall]:
     """Calls in which a story precedes each question."""
     return [_call([seed, 4], index, story=True) for index in range(count)]
+
+
+def voice_calls(
+    persons: Sequence[Person], microphone: Microphone, count: int, seed: int
+) -> list[TestCall]:
+    """Calls of several turns, in one voice after the other: the same for every microphone."""
+    calls = []
+    for index in range(count):
+        random = np.random.default_rng([seed, 5, index])
+        character = script.sample_character(random)
+        voice = str(random.choice(list(AGENT_VOICES)))
+        intents = random.choice(script.intents(character.role), _TURNS, replace=False)
+        track = _CallerTrack(random, persons[index % len(persons)], [])
+        turns = tuple(track.say(str(intent), wait=_ANSWER_SECONDS) for intent in intents)
+        calls.append(TestCall(character, voice, track.record(microphone), turns))
+    return calls
 
 
 def _call(

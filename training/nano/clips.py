@@ -19,13 +19,16 @@ from pipecat_personaplex.audio_files import normalize_loudness
 from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano import script, wordings
-from training.nano.codec_data import add_at, vary
-from training.nano.espeak import Manner, Pcm, Utterance, speaker
+from training.nano.codec_data import add_at
+from training.nano.espeak import Pcm, speaker
 from training.nano.material import sentence
-from training.nano.noise import HELD_OUT_NOISES, TRAINING_NOISES, Noise, rms
+from training.nano.microphone import Microphone, block_dc
+from training.nano.noise import HELD_OUT_NOISES, TRAINING_NOISES, Noise
 from training.nano.parallel_codec import encode_latents
+from training.nano.people import sample_caller
 from training.nano.progress import load_state, save_state
-from training.nano.voices import AGENT_VOICES, sample_user_voice
+from training.nano.recordings import Recording
+from training.nano.voices import AGENT_VOICES
 
 VOICE_SAMPLE_FRAMES = 22
 _VOICE_SAMPLES = 6
@@ -33,17 +36,8 @@ _AGENT_LEAD_FRAMES = 12
 _AGENT_TAIL_FRAMES = 3
 _USER_LEAD_SECONDS = 0.4
 _USER_TAIL_SECONDS = 0.8
-_BACKGROUND_SECONDS = 10.0
+_BACKGROUND_SECONDS = 6.0
 _BATCH = 8
-# A caller who pauses after one of these words has not finished the sentence.
-_UNFINISHED = frozenset(
-    "a an the is are do does can could i i'd i'll you we what how which of to by with me my your "
-    "would many long fast much in and or not at when why where on have want like for give tell "
-    "have should very".split()
-)
-_PAUSE_SHARE = 0.4
-_STORY_SHARE = 0.08
-_FILLERS = ("Um,", "Well,", "So,", "Er,", "Uh,")
 _T = TypeVar("_T")
 
 
@@ -224,66 +218,6 @@ def share_beginnings(clips: dict[str, AgentClip]) -> dict[str, AgentClip]:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """The audio of a caller's turn; times are in seconds from its start.
-
-    Attributes:
-        pcm: From the first word to the last.
-        pause: Start and end of a pause inside the turn; None without one.
-        words: Each word and its end.
-        story_end: End of a story that precedes the question; None without one.
-    """
-
-    pcm: Pcm
-    pause: tuple[float, float] | None
-    words: list[tuple[str, float]]
-    story_end: float | None = None
-
-
-def speak_turn(text: str, manner: Manner, random: np.random.Generator, pause: bool) -> Turn:
-    """Synthesise a turn; with ``pause``, pause for 0.3 to 0.9 s in mid-sentence."""
-    manner = vary(manner, random)
-    words = text.split()
-    cuts = [index for index in range(1, len(words)) if words[index - 1].lower() in _UNFINISHED]
-    if pause and cuts:
-        cut = cuts[int(random.integers(len(cuts)))]
-        return _in_two(" ".join(words[:cut]) + ",", " ".join(words[cut:]), manner, random)
-    if pause:
-        return _in_two(str(random.choice(_FILLERS)), text, manner, random)
-    whole = speaker().say(text, manner)
-    return Turn(whole.pcm, None, _word_ends(whole, 0.0))
-
-
-def tell_story(story: str, text: str, manner: Manner, random: np.random.Generator) -> Turn:
-    """Synthesise a story and, after a short pause, the question that follows it."""
-    turn = _in_two(story, text, vary(manner, random), random, breath=(0.1, 0.25))
-    assert turn.pause is not None
-    return Turn(turn.pcm, None, turn.words, story_end=turn.pause[0])
-
-
-def _in_two(
-    first: str,
-    second: str,
-    manner: Manner,
-    random: np.random.Generator,
-    breath: tuple[float, float] = (0.3, 0.9),
-) -> Turn:
-    before, after = speaker().say(first, manner), speaker().say(second, manner)
-    gap = np.zeros(int(random.uniform(*breath) * SAMPLE_RATE), np.float32)
-    resumed = before.seconds + len(gap) / SAMPLE_RATE
-    return Turn(
-        np.concatenate([before.pcm, gap, after.pcm]),
-        (before.seconds, resumed),
-        _word_ends(before, 0.0) + _word_ends(after, resumed),
-    )
-
-
-def _word_ends(utterance: Utterance, start: float) -> list[tuple[str, float]]:
-    ends = [onset for _, onset in utterance.words[1:]] + [utterance.seconds]
-    return [(word, start + end) for (word, _), end in zip(utterance.words, ends, strict=True)]
-
-
-@dataclass(frozen=True)
 class Background:
     """A caller's background noise and level.
 
@@ -317,27 +251,26 @@ class Background:
 
 
 def make_caller(
-    mimi: Mimi, manner: Manner, turns: int, random: np.random.Generator, device: torch.device
+    mimi: Mimi,
+    recordings: dict[str, list[Recording]],
+    turns: int,
+    random: np.random.Generator,
+    device: torch.device,
 ) -> Caller:
-    """Synthesise and encode one caller: one voice, one background, ``turns`` turns."""
-    background = Background.sample(random)
-    known = list(wordings.INTENTS)
+    """Synthesise and encode one caller: one voice, one microphone, ``turns`` turns."""
+    source, intents = sample_caller(recordings, random)
+    microphone = Microphone.sample(random)
+    known = [str(intent) for intent in random.permutation(intents)]
     words = {word: index for index, word in enumerate(wordings.caller_words())}
-    stories = wordings.stories(held_out=False)
     recordings, spans = [], []
     for index in range(turns):
         intent = known[index % len(known)]
-        text = wordings.sample_wording(intent, random)
-        kind = random.random()
-        if kind < _STORY_SHARE:
-            turn = tell_story(str(random.choice(stories)), text, manner, random)
-        else:
-            turn = speak_turn(text, manner, random, kind < _STORY_SHARE + _PAUSE_SHARE)
+        turn = source(intent, random)
         lead = _USER_LEAD_SECONDS + random.uniform(0, FRAME_SECONDS)
         length = lead + len(turn.pcm) / SAMPLE_RATE + _USER_TAIL_SECONDS
         pcm = np.zeros(int(length * SAMPLE_RATE), np.float32)
         add_at(turn.pcm, pcm, int(lead * SAMPLE_RATE))
-        recordings.append(background.over(pcm, rms(turn.pcm), random))
+        recordings.append(block_dc(microphone.record(pcm, turn.pcm, random)))
         end = lead + len(turn.pcm) / SAMPLE_RATE
         word_ends = [
             (-int(-(lead + end_of_word) // FRAME_SECONDS), words[wordings.bare(word)])
@@ -351,7 +284,7 @@ def make_caller(
             (intent, int(lead / FRAME_SECONDS), -int(-end // FRAME_SECONDS), word_ends, story_end)
         )
     quiet = np.zeros(int(_BACKGROUND_SECONDS * SAMPLE_RATE), np.float32)
-    recordings.append(background.over(quiet, 0.09, random))
+    recordings.append(block_dc(microphone.record(quiet, turn.pcm, random)))
     *codes, silence = encode_all(mimi, recordings, device)
     caller = Caller(silence)
     for (intent, start, end, word_ends, story_end), clip in zip(spans, codes, strict=True):
@@ -381,7 +314,14 @@ def new_pool(mimi: Mimi, device: torch.device) -> Pool:
     )
 
 
-def add_caller(pool: Pool, mimi: Mimi, turns: int, device: torch.device, seed: int = 0) -> None:
-    """Add a caller whose voice, words and background depend only on the seed and its index."""
+def add_caller(
+    pool: Pool,
+    mimi: Mimi,
+    turns: int,
+    device: torch.device,
+    recordings: dict[str, list[Recording]],
+    seed: int = 0,
+) -> None:
+    """Add a caller whose voice, words and microphone depend only on the seed and its index."""
     random = np.random.default_rng([seed, len(pool.callers)])
-    pool.callers.append(make_caller(mimi, sample_user_voice(random), turns, random, device))
+    pool.callers.append(make_caller(mimi, recordings, turns, random, device))

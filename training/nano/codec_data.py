@@ -72,7 +72,7 @@ class CodecData:
     def __init__(self, agent_sentences: int, users: int, seed: int = 0):
         random = np.random.default_rng(seed)
         self._agents = [
-            speaker().say(sentence(random), vary(manner, random))
+            speaker().say(sentence(random), manner.varied(random))
             for manner in AGENT_VOICES.values()
             for _ in range(agent_sentences)
         ]
@@ -108,16 +108,6 @@ class CodecData:
         if not agent:
             pcm = degrade(pcm, rms(utterance.pcm), random)
         return torch.from_numpy(pcm), target
-
-
-def vary(manner: Manner, random: np.random.Generator) -> Manner:
-    """The same voice with a small random change of rate and pitch."""
-    return Manner(
-        manner.voice,
-        manner.rate + int(random.integers(-10, 11)),
-        manner.pitch + int(random.integers(-4, 5)),
-        manner.range,
-    )
 
 
 def add_at(source: Pcm, into: Pcm, at: int) -> None:

@@ -230,10 +230,12 @@ class DialogueWriter:
         own = script.intents(character.role)
         kind = random.random()
         if kind < _SHARED_SHARE:
-            intents = [*wordings.SHARED, "hello", "name"]
+            wanted = [*wordings.SHARED, "hello", "name"]
         else:
             other = kind > 1 - _OTHER_ROLE_SHARE
-            intents = [intent for intent in caller.clips if (intent in own) != other]
+            wanted = [intent for intent in wordings.INTENTS if (intent in own) != other]
+        # A caller has turns of some intents only.
+        intents = [intent for intent in wanted if intent in caller.clips] or list(caller.clips)
         clips = caller.clips[intents[int(random.integers(len(intents)))]]
         clip = clips[int(random.integers(len(clips)))]
         if random.random() < _OTHER_PACE_SHARE:

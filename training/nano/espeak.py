@@ -9,8 +9,9 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import soxr
@@ -24,6 +25,7 @@ _SYNCHRONOUS = 2
 _WITH_PHONEMES = 1
 _UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4
+_IPA = 2
 _WORD, _PHONEME = 1, 7
 # Audible samples exceed this level; espeak's pauses are exact zeros.
 _AUDIBLE = 1e-3
@@ -66,6 +68,15 @@ class Manner:
     rate: int = 165
     pitch: int = 50
     range: int = 50
+
+    def varied(self, random: np.random.Generator) -> Manner:
+        """The same voice with a small random change of rate and pitch."""
+        rate = self.rate + int(random.integers(-10, 11))
+        return Manner(self.voice, rate, self.pitch + int(random.integers(-4, 5)), self.range)
+
+    def begin_turn(self, random: np.random.Generator) -> Callable[[str], Utterance]:
+        """How this voice says the words of one turn."""
+        return partial(speaker().say, manner=self.varied(random))
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,7 @@ class Speaker:
         self._rate = self._library.espeak_Initialize(_SYNCHRONOUS, 200, None, _WITH_PHONEMES)
         if self._rate <= 0:
             raise RuntimeError("espeak-ng does not start")
+        self._library.espeak_TextToPhonemes.restype = ctypes.c_char_p
         self._samples: list[NDArray[np.int16]] = []
         self._events: list[tuple[int, int, float, str]] = []
         self._callback = _CALLBACK(self._collect)
@@ -136,6 +148,24 @@ class Speaker:
                 self._events.append((event.type, event.text_position, event.audio_position, name))
             index += 1
         return 0
+
+    def ipa(self, text: str, voice: str) -> str:
+        """The pronunciation of ``text`` in the IPA, with the punctuation between its parts."""
+        if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise ValueError(f"espeak-ng has no voice {voice!r}")
+        return " ".join(
+            self._sounds(part.rstrip(",.?!")) + part[-1:].strip("abcdefghijklmnopqrstuvwxyz")
+            for part in re.split(r"(?<=[,.?!])\s+", text)
+        )
+
+    def _sounds(self, text: str) -> str:
+        data = ctypes.create_string_buffer(text.encode())
+        position = ctypes.c_void_p(ctypes.addressof(data))
+        parts = []
+        while position.value:  # espeak sets it to NULL at the end
+            sounds = self._library.espeak_TextToPhonemes(ctypes.byref(position), _UTF8, _IPA)
+            parts.append(sounds.decode())
+        return " ".join(parts).strip()
 
     def say(self, text: str, manner: Manner) -> Utterance:
         """Synthesise ``text``; espeak's noise differs from call to call, and so do the samples.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import time
 from collections.abc import Sequence
@@ -15,11 +14,12 @@ import torch
 from pystoi import stoi
 
 from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
-from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE, TEXT_EPAD, TEXT_PAD
+from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.engine.converse import Conversation
 from pipecat_personaplex.engine.engine import Engine
 from training.nano import script
 from training.nano.adopt import finished_codec
+from training.nano.answers import agent_text_between, is_right, nearest_sentence, without_name
 from training.nano.calls import (
     CallerTurn,
     TestCall,
@@ -40,8 +40,6 @@ _AUDIBLE_RMS = 0.008
 _ONSET_HOPS = 4
 _LATEST_ANSWER = 2.0
 _SILENCE_SECONDS = 300
-# Minimum similarity for a text to match a sentence of the script.
-_MIN_SIMILARITY = 0.6
 _ALIGN_SECONDS = 0.12
 
 
@@ -115,25 +113,6 @@ def onsets(pcm: Pcm, quiet_seconds: float = 0.5) -> list[float]:
     return times
 
 
-def agent_text_between(engine: Engine, talk: Conversation, start: float, end: float) -> str:
-    """The agent's text between two times of the call, in seconds."""
-    tokens = [
-        frame.text_token
-        for frame in talk.frames
-        if start <= frame.index * FRAME_SAMPLES / SAMPLE_RATE < end
-        and frame.text_token not in (TEXT_EPAD, TEXT_PAD)
-    ]
-    text: str = engine.checkpoint.tokenizer.decode(tokens)
-    return text.strip()
-
-
-def nearest_sentence(text: str, sentences: Sequence[str]) -> str | None:
-    """The most similar sentence of the script; None if none is similar enough."""
-    scores = [difflib.SequenceMatcher(None, text, each).ratio() for each in sentences]
-    best = int(np.argmax(scores))
-    return sentences[best] if scores[best] >= _MIN_SIMILARITY else None
-
-
 def _judge_turn(
     engine: Engine,
     call: TestCall,
@@ -149,25 +128,17 @@ def _judge_turn(
         into.delay.append(begun[0] - turn.end)
     text = agent_text_between(engine, talk, start, until)
     expected = call.character.answer(turn.intent)
-    sentences = list(script.all_sentences())
-    found = nearest_sentence(text, sentences)
-    anonymous = expected.replace(call.character.name or "\0", "{name}")
-    right = found is not None and _without_name(found) == _without_name(anonymous)
+    right = is_right(call.character, turn.intent, text)
     into.intent.append(right)
-    if call.character.name and "{name}" in anonymous:
+    if call.character.name and call.character.name in expected:
         into.name.append(call.character.name in text)
+    found = nearest_sentence(text, list(script.all_sentences()))
     other: script.RoleName = "teacher" if call.character.role == "restaurant" else "restaurant"
-    theirs = {_without_name(a) for a in script.ROLES[other].answers.values()}
-    ours = {_without_name(a) for a in script.ROLES[call.character.role].answers.values()}
-    into.other_role.append(found is not None and _without_name(found) in theirs - ours)
+    theirs = {without_name(a) for a in script.ROLES[other].answers.values()}
+    ours = {without_name(a) for a in script.ROLES[call.character.role].answers.values()}
+    into.other_role.append(found is not None and without_name(found) in theirs - ours)
     if right and begun and text == expected:
         into.stoi.append(_speech_stoi(talk.pcm, begun[0], reference(call.voice, expected)))
-
-
-def _without_name(sentence: str) -> str:
-    for name in (*script.NAMES, "{name}"):
-        sentence = sentence.replace(f" {name}", " *")
-    return sentence
 
 
 def _speech_stoi(pcm: Pcm, onset: float, reference_pcm: Pcm) -> float:

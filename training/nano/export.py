@@ -79,6 +79,7 @@ def config_json(config: ModelConfig) -> dict[str, object]:
         "mimi": {"seanet": mimi, "transformer": transformer, "quantizer": quantizer},
         "silence_codes": list(config.silence_codes),
         "sine_codes": list(config.sine_codes),
+        "dc_blocker": config.dc_blocker,
     }
 
 

@@ -190,8 +190,9 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = _sample_batch(writer, config, run, random, device)
-        # Only on CUDA: without AMX, bfloat16 is slower than float32 on a CPU.
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        # Without AMX, bfloat16 is slower than float32 on a CPU.
+        fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             metrics = losses(lm, words, batch)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(metrics["loss"])
@@ -252,6 +253,7 @@ def model_config(pool: Pool) -> ModelConfig:
         mimi=MIMI_CONFIG,
         silence_codes=tuple(pool.silence),
         sine_codes=tuple(pool.sine),
+        dc_blocker=True,
     )
 
 

@@ -21,9 +21,9 @@ from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.engine.converse import Conversation
 from pipecat_personaplex.engine.engine import Engine
 from training.nano import script
+from training.nano.answers import agent_text_between, nearest_sentence, without_name
 from training.nano.calls import CallerTurn, TestCall, _CallerTrack
 from training.nano.clips import Background
-from training.nano.evaluate import _without_name, agent_text_between, nearest_sentence
 from training.nano.voices import AGENT_VOICES, held_out_voices
 
 _CONCURRENT_CALLS = 12
@@ -110,7 +110,7 @@ def judge(character: script.Character, turn: CallerTurn, text: str) -> Minute:
         return Minute(names=1, name_right=right, name_wrong=bool(names) and not right)
     found = nearest_sentence(text, _SENTENCES)
     expected = character.answer(turn.intent)
-    right = found is not None and _without_name(found) == _without_name(expected)
+    right = found is not None and without_name(found) == without_name(expected)
     return Minute(others=1, other_right=right)
 
 

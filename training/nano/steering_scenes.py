@@ -20,18 +20,14 @@ from pipecat_personaplex.interface import Speech
 from pipecat_personaplex.session import Session
 from pipecat_personaplex.words import words_of
 from training.nano import script, wordings
+from training.nano.answers import agent_text_between, nearest_sentence, without_name
 from training.nano.calls import reference
-from training.nano.clips import Background, speak_turn
+from training.nano.clips import Background
 from training.nano.codec_data import add_at
 from training.nano.espeak import Pcm, speaker
-from training.nano.evaluate import (
-    _speech_stoi,
-    _without_name,
-    agent_text_between,
-    audible,
-    nearest_sentence,
-)
+from training.nano.evaluate import _speech_stoi, audible
 from training.nano.noise import rms
+from training.nano.turns import speak_turn
 from training.nano.voices import AGENT_VOICES, held_out_voices
 
 _HOP_SECONDS = 0.02
@@ -111,7 +107,7 @@ class Scene:
         text = agent_text_between(engine, talk, end, end + 4.5)
         found = nearest_sentence(text, list(script.all_sentences()))
         expected = self.character.answer(intent)
-        return found is not None and _without_name(found) == _without_name(expected)
+        return found is not None and without_name(found) == without_name(expected)
 
 
 def frame_at(seconds: float) -> int:

@@ -1,0 +1,84 @@
+"""Who calls in the training dialogues: voices of four synthesisers, each made many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from training.nano import wordings
+from training.nano.formant_voices import sample_flite_voice, sample_pico_voice
+from training.nano.recordings import Recording
+from training.nano.timbre import sample_timbre
+from training.nano.turns import Person, Turn, change_speed, sample_turn
+from training.nano.voices import sample_user_voice
+
+TurnSource = Callable[[str, np.random.Generator], Turn]
+"""(intent, random) -> a turn of a caller."""
+
+# Shares of callers by synthesiser; without recordings of Kokoro, the others divide its share.
+_SHARES = {"espeak": 0.3, "kokoro": 0.42, "pico": 0.14, "flite": 0.14}
+# Shares of turns with another pitch and formants (slow), and with another speed (fast).
+_TIMBRE_SHARES = {"espeak": 0.0, "kokoro": 0.25, "pico": 0.2, "flite": 0.25}
+_SPEED_SHARE = 0.6
+_SPEEDS = (0.86, 1.16)
+
+
+def sample_caller(
+    recordings: dict[str, list[Recording]], random: np.random.Generator
+) -> tuple[TurnSource, list[str]]:
+    """Sample a caller.
+
+    Args:
+        recordings: Turns of Kokoro's speakers by intent; empty for none.
+        random: Source of randomness.
+
+    Returns:
+        The source of turns, and the intents that it knows.
+    """
+    known = list(wordings.INTENTS)
+    kinds = [kind for kind in _SHARES if recordings or kind != "kokoro"]
+    shares = np.array([_SHARES[kind] for kind in kinds])
+    kind = str(random.choice(kinds, p=shares / shares.sum()))
+    if kind == "kokoro":
+        source: TurnSource = partial(_recorded, recordings)
+        known = list(recordings)
+    else:
+        person: Person = {
+            "espeak": sample_user_voice,
+            "pico": sample_pico_voice,
+            "flite": sample_flite_voice,
+        }[kind](random)
+        source = partial(_synthesised, person)
+    return partial(_changed, source, _TIMBRE_SHARES[kind]), known
+
+
+def _synthesised(person: Person, intent: str, random: np.random.Generator) -> Turn:
+    return sample_turn(intent, person, random)
+
+
+def _recorded(
+    recordings: dict[str, list[Recording]], intent: str, random: np.random.Generator
+) -> Turn:
+    known = recordings[intent]
+    return known[int(random.integers(len(known)))].turn
+
+
+def _changed(source: TurnSource, share: float, intent: str, random: np.random.Generator) -> Turn:
+    turn = source(intent, random)
+    if random.random() < share:
+        return replace(turn, pcm=sample_timbre(turn.pcm, random))
+    if random.random() < _SPEED_SHARE:
+        return change_speed(turn, float(random.uniform(*_SPEEDS)))
+    return turn
+
+
+def by_intent(recordings: Sequence[Recording]) -> dict[str, list[Recording]]:
+    """Recordings by their intent; those of intents that are no longer known are left out."""
+    found: dict[str, list[Recording]] = {}
+    for recording in recordings:
+        if recording.intent in wordings.INTENTS:
+            found.setdefault(recording.intent, []).append(recording)
+    return found
