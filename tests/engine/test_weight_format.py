@@ -58,7 +58,7 @@ def target(device: torch.device) -> Target:
         (CUDA, None, None),
         (CPU, 64, None),
         (CPU, 24, "int8"),
-        (CPU, 10, "int4"),
+        (CPU, 9, "int4"),
     ],
 )
 def test_the_most_precise_format_that_fits(
