@@ -42,11 +42,11 @@ class CallModel:
     prompt_frames: int = 300
     patience: float = 0.0
 
-    def length(self, draw: random.Random) -> float:
+    def length(self, rng: random.Random) -> float:
         """Length of one call in seconds."""
         if self.sigma == 0:
-            return draw.expovariate(1 / self.mean_seconds)
-        return draw.lognormvariate(math.log(self.mean_seconds) - self.sigma**2 / 2, self.sigma)
+            return rng.expovariate(1 / self.mean_seconds)
+        return rng.lognormvariate(math.log(self.mean_seconds) - self.sigma**2 / 2, self.sigma)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Counts:
     """What happened in one phase.
 
     Attributes:
-        arrivals: Calls that began to ask for a slot.
+        arrivals: Calls that requested a slot.
         refused: Calls that got none.
         waited: Calls that waited for a slot, and got one.
         hits: Calls whose prompt was cached.
@@ -175,7 +175,7 @@ class Fleet:
     ):
         self._gpu, self._model, self._detection = gpu, calls, detection
         self._domain = range(min(domain, gpus))
-        self._draw = random.Random(seed)
+        self._rng = random.Random(seed)
         self._interval = calls.mean_seconds / load
         self._personas = range(calls.personas)
         total = 0.0
@@ -206,7 +206,7 @@ class Fleet:
 
     def run(self, phases: list[Phase]) -> dict[str, Counts]:
         """Simulate one phase after the other; return the counts by name."""
-        self._at(self._draw.expovariate(1 / self._interval), self._arrive)
+        self._at(self._rng.expovariate(1 / self._interval), self._arrive)
         results, end = {}, self._now
         for phase in phases:
             self.counts = results[phase.name] = Counts(active_before=self._active)
@@ -252,7 +252,7 @@ class Fleet:
 
     def _arrive(self) -> None:
         self.counts.arrivals += 1
-        self._at(self._now + self._draw.expovariate(1 / self._interval), self._arrive)
+        self._at(self._now + self._rng.expovariate(1 / self._interval), self._arrive)
         gpu = self._least_loaded()
         if gpu is not None:
             self._admit(gpu)
@@ -270,7 +270,7 @@ class Fleet:
 
     def _admit(self, gpu: int) -> None:
         """Give a new call a slot, and compute its prompt."""
-        [persona] = self._draw.choices(self._personas, cum_weights=self._persona_weights)
+        [persona] = self._rng.choices(self._personas, cum_weights=self._persona_weights)
         cached = self._cached[gpu]
         if persona in cached:
             self.counts.hits += 1
@@ -284,7 +284,7 @@ class Fleet:
         wait = self._compute(gpu, seconds)
         self.counts.join_wait.append(wait)
         begins = self._now + wait
-        self._place(_Call(gpu, begins, begins + self._model.length(self._draw)), gpu)
+        self._place(_Call(gpu, begins, begins + self._model.length(self._rng)), gpu)
 
     def _place(self, call: _Call, gpu: int, replay_after: float | None = None) -> None:
         call.gpu = gpu

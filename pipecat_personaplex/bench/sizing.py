@@ -153,7 +153,7 @@ def card_capacity(options: SizingOptions) -> CardCapacity:
     """
     card, architecture = CARDS[options.card], ModelConfig()
     lm = architecture.lm
-    # Not plan_engine: it asks the card, of which this machine has none.
+    # Not plan_engine: it queries the card, and this machine may have none.
     plan = plan_memory(
         architecture,
         device=torch.device("cuda"),
@@ -214,8 +214,8 @@ def size(options: SizingOptions) -> dict[str, Any]:
     rows = []
     for index, (gpus, spare) in enumerate(fleets):
         usable = (gpus - spare) * slots
-        asked = index - len(options.gpus)
-        load = options.callers[asked] if asked >= 0 else load_for(usable, options.refused)
+        requested = index - len(options.gpus)
+        load = options.callers[requested] if requested >= 0 else load_for(usable, options.refused)
         rows.append(_row(options, capacity.gpu, gpus, spare, float(load)))
     card = {"name": options.card, **asdict(CARDS[options.card])}
     return {

@@ -103,7 +103,6 @@ def test_parts_and_bandwidth(short_run: Run) -> None:
         assert tuple(parts) == PARTS
         # Reading a few kilobytes takes no time that a report could show.
         assert all(min(part["ms"], part["bytes"]) > 0 for part in parts.values())
-        assert all(part["limit_ms"] < part["ms"] for part in parts.values())
     bandwidth = report["bandwidth"]
     assert report["read_gb_s"] > 0
     assert set(bandwidth["attention"]) == {"1"} and set(bandwidth["mlp"]) == {"1", "8", "64"}

@@ -27,7 +27,10 @@ MANY = settings(deadline=None, suppress_health_check=list(HealthCheck), database
 """Hypothesis settings for a live server: examples may be slow and are not stored."""
 OPEN = '{"type": "open", "voice": "NATF2"}'
 
-_SERVER_TASKS = ("ServerRunner.", "Server.", "_Server.", "Event.", "AdmissionController.")
+_SERVER_TASKS = (
+    *("ServerRunner.", "Server.", "GuardedServer.", "_Server.", "Event.", "AdmissionController."),
+    "Acceptor._accept",
+)
 
 
 class LiveServer(RunningServer):
