@@ -43,8 +43,14 @@ OTHER_PIPECAT = build/pipecat-$(PIPECAT)
 pipecat: install  ## Run the tests of service, bots and page with another Pipecat; PIPECAT=1.13.0
 	$(BIN)/pip install --quiet --upgrade --no-deps --target $(OTHER_PIPECAT) \
 		'pipecat-ai$(if $(filter latest,$(PIPECAT)),<2,==$(PIPECAT))'
-	PYTHONPATH=$(OTHER_PIPECAT) $(BIN)/pytest -n 3 --dist worksteal $(RERUN) \
-		tests/service tests/bots tests/talk -m "not (gpu or measurement or realtime or serial)"
+	@version='import importlib.metadata as m; print(m.version("pipecat-ai"))'; \
+	other=$$(PYTHONPATH=$(OTHER_PIPECAT) $(BIN)/python -c "$$version"); \
+	if [ "$$other" = "$$($(BIN)/python -c "$$version")" ]; then \
+		echo "Pipecat $$other is the installed one: make test runs its tests"; \
+	else \
+		PYTHONPATH=$(OTHER_PIPECAT) $(BIN)/pytest -n 3 --dist worksteal $(RERUN) \
+			tests/service tests/bots tests/talk -m "not (gpu or measurement or realtime or serial)"; \
+	fi
 
 docs: install  ## Build the documentation site, in site/; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
