@@ -232,7 +232,7 @@ class ServeProcess:
             reader.start()
         waited = self._ready if self._wait_ready else self._listening
         if not waited.wait(self.start_seconds) or not self.url:
-            self.kill()
+            self.__exit__()  # closes its pipes
             raise AssertionError(f"the server did not start: {self.log}")
         return self
 
