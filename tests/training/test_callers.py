@@ -231,13 +231,9 @@ def test_hearing_asks_the_same_of_every_voice(monkeypatch: pytest.MonkeyPatch) -
         assert first.character == second.character
     monkeypatch.setattr(hearing, "judges", dict)
     monkeypatch.setattr(hearing, "held_out_speakers", lambda: {"espeak": [Manner("en-us+f4")]})
-    monkeypatch.setattr(hearing, "CONDITIONS", {"good microphone": good})
+    monkeypatch.setattr(hearing, "CONDITIONS", {})
     rows: list[dict[str, object]] = []
     hearing.hearing(resolve_folder("nano", progress=False), 1, [0], rows.append)
-    assert [list(row) for row in rows] == [
-        ["voice", "seed", "turns", "right"],
-        ["condition", "seed", "turns", "right"],
-    ]
-    assert all(row["turns"] == 4 for row in rows)
-    # espeak is what the model knows best.
-    assert sum(float(str(row["right"])) for row in rows) >= 1
+    assert [list(row) for row in rows] == [["voice", "seed", "turns", "right"]]
+    assert rows[0]["turns"] == 4
+    assert float(str(rows[0]["right"])) >= 0.5  # espeak is what the model knows best

@@ -262,7 +262,7 @@ def make_caller(
     microphone = Microphone.sample(random)
     known = [str(intent) for intent in random.permutation(intents)]
     words = {word: index for index, word in enumerate(wordings.caller_words())}
-    recordings, spans = [], []
+    heard, spans = [], []
     for index in range(turns):
         intent = known[index % len(known)]
         turn = source(intent, random)
@@ -270,7 +270,7 @@ def make_caller(
         length = lead + len(turn.pcm) / SAMPLE_RATE + _USER_TAIL_SECONDS
         pcm = np.zeros(int(length * SAMPLE_RATE), np.float32)
         add_at(turn.pcm, pcm, int(lead * SAMPLE_RATE))
-        recordings.append(block_dc(microphone.record(pcm, turn.pcm, random)))
+        heard.append(block_dc(microphone.record(pcm, turn.pcm, random)))
         end = lead + len(turn.pcm) / SAMPLE_RATE
         word_ends = [
             (-int(-(lead + end_of_word) // FRAME_SECONDS), words[wordings.bare(word)])
@@ -284,8 +284,8 @@ def make_caller(
             (intent, int(lead / FRAME_SECONDS), -int(-end // FRAME_SECONDS), word_ends, story_end)
         )
     quiet = np.zeros(int(_BACKGROUND_SECONDS * SAMPLE_RATE), np.float32)
-    recordings.append(block_dc(microphone.record(quiet, turn.pcm, random)))
-    *codes, silence = encode_all(mimi, recordings, device)
+    heard.append(block_dc(microphone.record(quiet, turn.pcm, random)))
+    *codes, silence = encode_all(mimi, heard, device)
     caller = Caller(silence)
     for (intent, start, end, word_ends, story_end), clip in zip(spans, codes, strict=True):
         turn_clip = UserClip(intent, clip, start, end, word_ends, story_end)

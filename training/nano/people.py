@@ -25,6 +25,12 @@ _TIMBRE_SHARES = {"espeak": 0.0, "kokoro": 0.25, "pico": 0.2, "flite": 0.25}
 _SPEED_SHARE = 0.6
 _SPEEDS = (0.86, 1.16)
 
+_VOICES: dict[str, Callable[[np.random.Generator], Person]] = {
+    "espeak": sample_user_voice,
+    "pico": sample_pico_voice,
+    "flite": sample_flite_voice,
+}
+
 
 def sample_caller(
     recordings: dict[str, list[Recording]], random: np.random.Generator
@@ -46,11 +52,7 @@ def sample_caller(
         source: TurnSource = partial(_recorded, recordings)
         known = list(recordings)
     else:
-        person: Person = {
-            "espeak": sample_user_voice,
-            "pico": sample_pico_voice,
-            "flite": sample_flite_voice,
-        }[kind](random)
+        person = _VOICES[kind](random)
         source = partial(_synthesised, person)
     return partial(_changed, source, _TIMBRE_SHARES[kind]), known
 
