@@ -54,7 +54,7 @@ def cpu_library() -> ctypes.CDLL:
     if compiler is None:
         raise RuntimeError("there is no C++ compiler; install g++")
     version = _output([compiler, "--version"])
-    key = hashlib.sha256("\n".join((version, _processor(), *_FLAGS)).encode())
+    key = hashlib.sha256("\n".join((version, _processor(), _openmp(), *_FLAGS)).encode())
     for source in sorted(SOURCES.iterdir()):
         if source.suffix in (".h", ".cpp"):
             key.update(source.read_bytes())

@@ -80,4 +80,5 @@ def test_attention_over_a_full_ring_reads_all_of_it(model: LoadedModel) -> None:
     ring = new_ring(model, 1)
     assert ring.nbytes == 47 * 2 * 3 * 64 * 4
     kv = ring.at(Batch.of([0], CPU), [94], torch.tensor([94]))
-    assert kv._rings[0].filled == 47  # type: ignore[attr-defined]
+    [group] = kv._groups  # type: ignore[attr-defined]
+    assert group.filled[-1] == slice(47)

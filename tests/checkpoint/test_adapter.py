@@ -162,8 +162,8 @@ def test_low_bit_weights_are_quantised_after_the_merge(tmp_path: Path, quantizat
     got = {name: t for name, t in loaded.lm.state_dict().items() if name.startswith(layer)}
     assert got
     for name, tensor in got.items():
-        same = (tensor == expected[name]).float().mean()
-        assert same > 0.999, name  # the last bit of a sum may differ
+        different = (tensor != expected[name]).sum()
+        assert different <= 0.001 * tensor.numel(), name  # the last bit of a sum may differ
 
 
 def test_whole_tensors_replace_those_of_the_checkpoint(

@@ -163,7 +163,7 @@ def test_callers_that_fit(run: Callable[[str], str]) -> None:
     """The table's last column is what the code below it prints."""
     out = run(the_block("plan_engine"))
     printed = re.findall(r"^([\d.]+) GiB free: (\d+) callers$", out, re.M)
-    document = (ROOT / "docs" / "performance.md").read_text()
+    document = (ROOT / "docs" / "performance.md").read_text().partition("### Small cards")[0]
     table = re.findall(r"^\|.*\| ([\d.]+) GiB \|.*\| (\d+)(?:,[^|]*)? \|$", document, re.M)
     assert len(printed) == 5 and table == printed
 
