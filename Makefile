@@ -39,7 +39,7 @@ test: check  ## Check, then run every test that needs no GPU
 
 # Beside the installed version, whose dependencies it uses. A folder for each version.
 PIPECAT ?= 1.13.0
-OTHER_PIPECAT = build/pipecat-$(PIPECAT)
+OTHER_PIPECAT = $(CURDIR)/build/pipecat-$(PIPECAT)
 pipecat: install  ## Run the tests of service, bots and page with another Pipecat; PIPECAT=1.13.0
 	$(BIN)/pip install --quiet --upgrade --no-deps --target $(OTHER_PIPECAT) \
 		'pipecat-ai$(if $(filter latest,$(PIPECAT)),<2,==$(PIPECAT))'

@@ -1,10 +1,7 @@
 """Pipecat's protocol between a front end and a backend worker, as far as delegation needs it.
 
-The private names are imported in one module. This is their contract; ``PIPECAT`` in the
-environment may name the folder of another release to check:
-
-    pip download pipecat-ai==1.13.0 --no-deps && unzip -q pipecat_ai-*.whl -d other
-    PIPECAT=other pytest tests/service/test_backend_link.py
+The private names are imported in one module. This is their contract; ``make pipecat`` checks it
+with another release.
 """
 
 from __future__ import annotations
@@ -12,9 +9,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
-import os
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -42,9 +37,7 @@ PRIVATE = ("_BackendSession", "_render_transcript_request")
 
 
 def source() -> str:
-    other = os.environ.get("PIPECAT")
-    root = Path(other) / "pipecat" if other else Path(find_spec("pipecat").origin).parent
-    return (root / "workers/llm/backend_llm_worker.py").read_text()
+    return inspect.getsource(backend_llm_worker)
 
 
 def test_private_names_of_the_worker_are_imported_in_one_module() -> None:
