@@ -18,13 +18,13 @@ from pipecat_personaplex.checkpoint.adapter_file import find_adapter
 from pipecat_personaplex.checkpoint.export import save_quantized
 from pipecat_personaplex.checkpoint.loader import Checkpoint, load_checkpoint
 from pipecat_personaplex.errors import CheckpointError, ConfigError
-from pipecat_personaplex.models.config import LMConfig, ModelConfig
-from tests.helpers.checkpoints import MODEL_FILE, SMALL_MIMI, WIDE, Tensors, write_checkpoint
+from tests.helpers.checkpoints import MODEL_FILE, WIDE, Tensors, write_checkpoint
 from tests.helpers.kyutai import (
     CPU,
     NAMES,
     RANK,
     SCALING,
+    SMALL,
     adapter_tensors,
     assert_logits_agree,
     peer_lm,
@@ -33,21 +33,7 @@ from tests.helpers.kyutai import (
 )
 from tests.helpers.memory import loading_peaks
 
-CONFIG = ModelConfig(
-    lm=LMConfig(
-        dim=64,
-        num_layers=2,
-        num_heads=4,
-        context=60,
-        text_card=320,
-        dep_q=8,
-        depformer_dim=32,
-        depformer_dim_feedforward=132,
-        depformer_num_heads=4,
-        depformer_num_layers=1,
-    ),
-    mimi=SMALL_MIMI,
-)
+CONFIG = dataclasses.replace(SMALL, lm=dataclasses.replace(SMALL.lm, depformer_num_layers=1))
 FRAMES = 8
 SIXTEEN = dataclasses.replace(CONFIG, lm=dataclasses.replace(CONFIG.lm, dep_q=16))
 

@@ -22,33 +22,18 @@ from pipecat_personaplex.checkpoint.voices import MOSHI_VOICE, VoiceLibrary
 from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.errors import CheckpointError, ConfigError
-from pipecat_personaplex.models.config import LMConfig, ModelConfig
 from tests.golden_data import CHECKPOINT
-from tests.helpers.checkpoints import SMALL_MIMI, copy_tiny
+from tests.helpers.checkpoints import copy_tiny
 from tests.helpers.kyutai import (
     CPU,
     NAMES,
+    SMALL,
     assert_logits_agree,
     flat_config,
     peer_lm,
     write_kyutai,
 )
 
-CONFIG = ModelConfig(
-    lm=LMConfig(
-        dim=64,
-        num_layers=2,
-        num_heads=4,
-        context=60,
-        text_card=320,
-        dep_q=8,
-        depformer_dim=32,
-        depformer_dim_feedforward=132,
-        depformer_num_heads=4,
-        depformer_num_layers=2,
-    ),
-    mimi=SMALL_MIMI,
-)
 FRAMES = 12
 
 
@@ -63,7 +48,7 @@ def no_compiler() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint as ``moshi`` saves one."""
-    return write_kyutai(tmp_path_factory.mktemp("kyutai"), CONFIG)
+    return write_kyutai(tmp_path_factory.mktemp("kyutai"), SMALL)
 
 
 def load(folder: Path, **options: object) -> Checkpoint:
@@ -72,9 +57,9 @@ def load(folder: Path, **options: object) -> Checkpoint:
 
 def test_a_flat_config_and_files_written_by_moshi_give_its_logits(folder: Path) -> None:
     ours = load(folder)
-    assert ours.config.lm == CONFIG.lm
-    assert ours.config.mimi == CONFIG.mimi
-    assert_logits_agree(ours, peer_lm(CONFIG, folder / NAMES["moshi_name"]), FRAMES)
+    assert ours.config.lm == SMALL.lm
+    assert ours.config.mimi == SMALL.mimi
+    assert_logits_agree(ours, peer_lm(SMALL, folder / NAMES["moshi_name"]), FRAMES)
 
 
 def test_a_quantised_copy_has_the_names_of_a_release(folder: Path, tmp_path: Path) -> None:
@@ -98,7 +83,7 @@ def test_moshi_talks_as_in_its_own_package(folder: Path) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, FRAMES * FRAME_SAMPLES).astype(np.float32)
     with engine:
         call = engine.converse(Persona(MOSHI_VOICE), noise, SamplingParams.greedy())
-    peer = LMGen(peer_lm(CONFIG, folder / NAMES["moshi_name"]), use_sampling=False)
+    peer = LMGen(peer_lm(SMALL, folder / NAMES["moshi_name"]), use_sampling=False)
     with peer.streaming(1):
         peer.step(torch.zeros(1, 8, 1, dtype=torch.int64))
         for frame in call.frames:
@@ -137,7 +122,7 @@ def test_a_flat_config_with_voices_is_personaplex(tmp_path: Path) -> None:
 def test_the_depth_width_may_follow_or_be_a_list(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     for width in ([132] * 8, None):
-        path.write_text(json.dumps(flat_config(CONFIG, depformer_dim_feedforward=width)))
+        path.write_text(json.dumps(flat_config(SMALL, depformer_dim_feedforward=width)))
         assert read_config(path).lm.depformer_dim_feedforward == 132
 
 
@@ -190,7 +175,7 @@ def test_a_config_of_another_architecture_is_refused(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(flat_config(CONFIG, **change)))
+    path.write_text(json.dumps(flat_config(SMALL, **change)))
     with pytest.raises(ConfigError, match=message) as refused:
         read_config(path)
     assert "\n" not in str(refused.value)

@@ -15,11 +15,32 @@ from pipecat_personaplex.checkpoint.loader import Checkpoint
 from pipecat_personaplex.constants import CODEBOOKS
 from pipecat_personaplex.engine.batch import Batch
 from pipecat_personaplex.engine.kv_cache import RingCache
-from pipecat_personaplex.models.config import ModelConfig
-from tests.helpers.checkpoints import MIMI_FILE, TOKENIZER_FILE, Tensors, write_checkpoint
+from pipecat_personaplex.models.config import LMConfig, ModelConfig
+from tests.helpers.checkpoints import (
+    MIMI_FILE,
+    SMALL_MIMI,
+    TOKENIZER_FILE,
+    Tensors,
+    write_checkpoint,
+)
 
 CPU = torch.device("cpu")
 RANK, SCALING = 4, 1.5
+SMALL = ModelConfig(
+    lm=LMConfig(
+        dim=64,
+        num_layers=2,
+        num_heads=4,
+        context=60,
+        text_card=320,
+        dep_q=8,
+        depformer_dim=32,
+        depformer_dim_feedforward=132,
+        depformer_num_heads=4,
+        depformer_num_layers=2,
+    ),
+    mimi=SMALL_MIMI,
+)
 NAMES = {
     "moshi_name": "moshi.safetensors",
     "mimi_name": "codec/mimi.safetensors",
