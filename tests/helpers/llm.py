@@ -182,7 +182,7 @@ def last_question(messages: list[dict[str, Any]]) -> str | None:
 
 
 def tool_result(messages: list[dict[str, Any]]) -> str:
-    """The result of the tool that was called last; empty if the last message is none."""
+    """The last message if it is the result of a tool, else an empty text."""
     return _text(messages[-1]) if messages[-1]["role"] == "tool" else ""
 
 

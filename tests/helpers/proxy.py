@@ -12,7 +12,7 @@ from aiohttp import ClientSession, WSMsgType, web
 from aioice import stun
 
 PREFIX = "/kernel/proxy"
-# Of a connection, and not of a message.
+# Headers that concern one connection, so that a proxy does not forward them.
 _HOP_BY_HOP = {"connection", "content-encoding", "content-length", "host", "transfer-encoding"}
 
 

@@ -102,7 +102,7 @@ def test_a_firewall_that_drops_packets(browser: Browser, bot: TalkProcess) -> No
     """WebRTC gets an answer, and no packet through; a WebSocket takes its place."""
 
     def nowhere(route: Route) -> None:
-        # Addresses that nobody has, on both sides.
+        # Both sides get an address at which no machine answers.
         offer = route.request.post_data_json | {"sdp": elsewhere(route.request.post_data_json)}
         answer = route.fetch(post_data=json.dumps(offer))
         content = answer.json()

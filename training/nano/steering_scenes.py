@@ -31,7 +31,7 @@ from training.nano.turns import speak_turn
 from training.nano.voices import AGENT_VOICES, held_out_voices
 
 _HOP_SECONDS = 0.02
-# What the agent is told to say when a caller interrupts it: known to nano, and long.
+# Sentences that the agent says until a caller interrupts it: long ones that nano has learnt.
 _LONG = {
     "restaurant": "Hello, this is {name}. What can I get you?",
     "teacher": "Hi, I am {name}, your teacher. What shall we learn?",

@@ -39,7 +39,7 @@ export async function post(path: string, body: unknown): Promise<Response> {
   });
 }
 
-// Milliseconds of a clock that nobody sets.
+// Milliseconds of a monotonic clock: changes of the wall clock do not affect it.
 export const now = (): number => performance.now();
 
 export function debounce(milliseconds: number, run: () => void): () => void {

@@ -1,4 +1,4 @@
-// The microphone: permission, and clear words when there is none.
+// Opens the microphone, and explains each reason for which it cannot be opened.
 import { Problem } from "./events";
 
 const WORDS: Record<string, string> = {
