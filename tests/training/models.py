@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from pipecat_personaplex.models.config import LMConfig, MimiConfig, ModelConfig
 from training.nano import script, wordings
-from training.nano.clips import VOICE_SAMPLE_FRAMES, AgentClip, Caller, Pool, UserClip
+from training.nano.clips import VOICE_SAMPLE_FRAMES
+from training.nano.pool import (
+    AgentClip,
+    Caller,
+    Pool,
+    UserClip,
+    callers_file,
+    save_callers,
+)
 
 CARD = 32
 CONFIG = ModelConfig(
@@ -74,3 +84,9 @@ def random_pool(seed: int = 0) -> Pool:
         agent={name: {text: agent(text) for text in sentences} for name in ("NATF2", "NATM1")},
         callers=[caller(), caller()],
     )
+
+
+def save_pool(pool: Pool, folder: Path) -> None:
+    """Write a pool with its callers."""
+    pool.save(folder)
+    save_callers(callers_file(folder, 0), pool.callers)

@@ -13,7 +13,7 @@ from pipecat_personaplex.constants import AGENT_CODES, TEXT, TEXT_EPAD, TEXT_PAD
 from pipecat_personaplex.engine.prompt import build_prompt, text_prompt_tokens
 from tests.training.models import CONFIG, Letters, random_pool
 from training.nano import dialogues, script, wordings
-from training.nano.clips import AgentClip, UserClip, share_beginnings
+from training.nano.clips import share_beginnings
 from training.nano.dialogues import (
     ANSWER_FRAMES,
     LATE_FRAMES,
@@ -25,6 +25,7 @@ from training.nano.dialogues import (
     corrupt_inputs,
     word_tokens,
 )
+from training.nano.pool import AgentClip, UserClip
 
 POOL = random_pool()
 WRITER = DialogueWriter(POOL, Letters(), CONFIG)

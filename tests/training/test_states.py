@@ -17,14 +17,14 @@ import torch
 
 from pipecat_personaplex.checkpoint.loader import load_checkpoint
 from tests.golden_data import CHECKPOINT
-from tests.training.models import CONFIG, random_pool
+from tests.training.models import CONFIG, random_pool, save_pool
 from training.nano import lm as lm_training
 from training.nano.adopt import adopt
-from training.nano.clips import Pool
 from training.nano.codec import new_codec
 from training.nano.decoder import DecoderRun, load_decoded, train_decoder
 from training.nano.export import write_models
 from training.nano.parallel_lm import new_lm
+from training.nano.pool import Pool, callers_file, save_callers
 from training.nano.progress import Clock, load_state, save_state
 
 ROOT = Path(__file__).parents[2]
@@ -33,14 +33,25 @@ TOKENIZER = CHECKPOINT / "tokenizer_spm_32k_3.model"
 
 def test_a_pool_is_saved_and_loaded(tmp_path: Path) -> None:
     pool = random_pool()
-    pool.save(tmp_path / "pool.pt")
-    loaded = Pool.load(tmp_path / "pool.pt")
+    save_pool(pool, tmp_path)
+    loaded = Pool.load(tmp_path)
     assert loaded.silence == pool.silence
     ours, theirs = loaded.callers[1].clips["menu"][0], pool.callers[1].clips["menu"][0]
     assert torch.equal(ours.codes, theirs.codes)
     assert ours.word_ends == theirs.word_ends
     sentence = "You are welcome."
     assert loaded.agent["NATM1"][sentence].onsets == pool.agent["NATM1"][sentence].onsets
+
+
+def test_callers_that_are_made_later_join_the_pool(tmp_path: Path) -> None:
+    pool = random_pool()
+    save_pool(pool, tmp_path)
+    loaded = Pool.load(tmp_path)
+    loaded.read_new_callers(tmp_path)
+    assert len(loaded.callers) == len(pool.callers)
+    save_callers(callers_file(tmp_path, 1), pool.callers[:1])
+    loaded.read_new_callers(tmp_path)
+    assert len(loaded.callers) == len(pool.callers) + 1
 
 
 def test_pauses_do_not_count_as_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +98,7 @@ def cache_first(function: Callable[..., Any]) -> Callable[..., Any]:
 def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm_training, "LM_CONFIG", CONFIG.lm)
     monkeypatch.setattr(lm_training, "MIMI_CONFIG", CONFIG.mimi)
-    random_pool().save(tmp_path / "pool.pt")
+    save_pool(random_pool(), tmp_path)
     shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
     ticks = itertools.count()
     monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: float(next(ticks)))
@@ -133,6 +144,7 @@ AVERAGING = """
 import torch
 
 from training.nano.lm import _average, _process_group
+from training.nano.pool import Pool, callers_file, save_callers
 from training.nano.progress import Clock
 
 with _process_group() as (rank, count):
@@ -167,7 +179,7 @@ lm.train_lm(Path(sys.argv[1]), run, torch.device("cpu"))
 
 
 def test_processes_train_together(tmp_path: Path) -> None:
-    random_pool().save(tmp_path / "pool.pt")
+    save_pool(random_pool(), tmp_path)
     shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
     run_together(tmp_path, TRAINING)
     assert load_state(tmp_path / "lm.pt")["spent"] >= 1.8

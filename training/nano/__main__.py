@@ -81,29 +81,38 @@ def clips(
     ] = 1500,
     turns: Annotated[int, typer.Option(help="Turns that each caller speaks.")] = 12,
     seed: Annotated[int, typer.Option(help="Random seed of voices, wordings and noises.")] = 0,
+    part: Annotated[int, typer.Option(help="Number of this process, from 0.")] = 0,
+    parts: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
+    synthesiser: Annotated[
+        list[str] | None,
+        typer.Option(help="espeak, kokoro, pico or flite; may be repeated; all by default."),
+    ] = None,
 ) -> None:
     """Synthesise and encode the clips of all dialogues; train the tokenizer if there is none.
 
     Run again with a larger --callers to add callers to the existing ones.
     """
-    from training.nano.clips import Pool, add_caller, new_pool
+    from training.nano.clips import add_callers, new_pool
     from training.nano.codec import load_codec
-    from training.nano.people import by_intent
-    from training.nano.recordings import load_recordings
     from training.nano.tokenizer import train_tokenizer
 
     mimi = load_codec(folder / "codec.pt", _device())
-    path, tokenizer = folder / "pool.pt", folder / "tokenizer.model"
-    if not tokenizer.exists():
-        train_tokenizer(tokenizer)
-    pool = Pool.load(path) if path.exists() else new_pool(mimi, _device())
-    while len(pool.callers) < callers:
-        # Again and again: `record` may add turns meanwhile.
-        recordings = by_intent(load_recordings(folder))
-        for _ in range(min(10, callers - len(pool.callers))):
-            add_caller(pool, mimi, turns, _device(), recordings, seed)
-        pool.save(path)
-        typer.echo(f"{len(pool.callers)} of {callers} callers")
+    if part == 0 and not (folder / "tokenizer.model").exists():
+        train_tokenizer(folder / "tokenizer.model")
+    if part == 0 and not (folder / "pool.pt").exists():
+        new_pool(mimi, _device()).save(folder)
+    for path in add_callers(
+        folder,
+        mimi,
+        callers,
+        turns,
+        _device(),
+        part=part,
+        parts=parts,
+        synthesisers=synthesiser or (),
+        seed=seed,
+    ):
+        typer.echo(f"{path} written")
 
 
 @app.command()
@@ -114,11 +123,15 @@ def lm(
     rate: Annotated[
         float, typer.Option(help="Highest learning rate; after `adopt`, a third is enough.")
     ] = 1.5e-3,
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the forward passes; needs a C++ compiler."),
+    ] = False,
 ) -> None:
     """Train the language model; resumes a run that was stopped."""
     from training.nano.lm import LMRun, train_lm
 
-    train_lm(folder, LMRun(minutes, batch=batch, peak_rate=rate), _device())
+    train_lm(folder, LMRun(minutes, batch=batch, peak_rate=rate, compile=compile), _device())
 
 
 @app.command()
@@ -129,12 +142,12 @@ def export(
     ),
 ) -> None:
     """Write the checkpoint in the layout of NVIDIA's release."""
-    from training.nano.clips import Pool
     from training.nano.decoder import load_decoded
     from training.nano.export import write_models, write_voices
     from training.nano.lm import load_lm, model_config
+    from training.nano.pool import Pool
 
-    config = model_config(Pool.load(folder / "pool.pt"))
+    config = model_config(Pool.load(folder))
     mimi = load_decoded(folder, torch.device("cpu"))
     lm = load_lm(folder / "lm.pt", config)
     write_models(output, config, lm, mimi, folder / "tokenizer.model")

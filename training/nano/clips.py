@@ -6,10 +6,10 @@ position in a dialogue. A caller's clip includes background noise before and aft
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,9 +25,17 @@ from training.nano.material import sentence
 from training.nano.microphone import Microphone, block_dc
 from training.nano.noise import HELD_OUT_NOISES, TRAINING_NOISES, Noise
 from training.nano.parallel_codec import encode_latents
-from training.nano.people import sample_caller
-from training.nano.progress import load_state, save_state
-from training.nano.recordings import Recording
+from training.nano.people import by_intent, sample_caller
+from training.nano.pool import (
+    CALLERS_EACH,
+    AgentClip,
+    Caller,
+    Pool,
+    UserClip,
+    callers_file,
+    save_callers,
+)
+from training.nano.recordings import Recording, load_recordings
 from training.nano.voices import AGENT_VOICES
 
 VOICE_SAMPLE_FRAMES = 22
@@ -39,104 +47,6 @@ _USER_TAIL_SECONDS = 0.8
 _BACKGROUND_SECONDS = 6.0
 _BATCH = 8
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class AgentClip:
-    """A sentence in one of the agent's voices.
-
-    Attributes:
-        text: The sentence.
-        codes: [F, 8], from the first frame to the end of its decay.
-        onsets: The frame in which each word of ``text.split()`` starts.
-    """
-
-    text: str
-    codes: Tensor
-    onsets: list[int]
-
-
-@dataclass(frozen=True)
-class UserClip:
-    """A caller's turn.
-
-    Attributes:
-        intent: The intent of the turn.
-        codes: [F, 8], including background before and after the words.
-        start: The frame in which the words start.
-        end: The first frame after the words.
-        word_ends: For each word, the first frame after it and its index in
-            ``wordings.caller_words``.
-        story_end: The first frame after a story that precedes the question; None without one.
-    """
-
-    intent: str
-    codes: Tensor
-    start: int
-    end: int
-    word_ends: list[tuple[int, int]]
-    story_end: int | None = None
-
-
-@dataclass
-class Caller:
-    """One voice over one background.
-
-    Attributes:
-        background: Codes of the background without words, [F, 8].
-        clips: Turns, by intent.
-    """
-
-    background: Tensor
-    clips: dict[str, list[UserClip]] = field(default_factory=dict)
-
-
-@dataclass
-class Pool:
-    """All clips from which dialogues are composed.
-
-    Attributes:
-        silence: The 8 codes of digital silence.
-        sine: The 8 codes of a 440 Hz tone.
-        voices: Codes of several voice prompts for each agent voice, each
-            [VOICE_SAMPLE_FRAMES, 8].
-        agent: The sentences of each agent voice, by text.
-        callers: The callers.
-    """
-
-    silence: list[int]
-    sine: list[int]
-    voices: dict[str, list[Tensor]]
-    agent: dict[str, dict[str, AgentClip]]
-    callers: list[Caller]
-
-    def save(self, path: Path) -> None:
-        """Write the pool to a file."""
-        save_state(path, asdict(self))
-
-    @classmethod
-    def load(cls, path: Path) -> Pool:
-        """Read a file that ``save`` has written."""
-        state: dict[str, Any] = load_state(path)
-        return cls(
-            silence=state["silence"],
-            sine=state["sine"],
-            voices=state["voices"],
-            agent={
-                voice: {text: AgentClip(**clip) for text, clip in clips.items()}
-                for voice, clips in state["agent"].items()
-            },
-            callers=[
-                Caller(
-                    caller["background"],
-                    {
-                        intent: [UserClip(**clip) for clip in clips]
-                        for intent, clips in caller["clips"].items()
-                    },
-                )
-                for caller in state["callers"]
-            ],
-        )
 
 
 @torch.no_grad()
@@ -256,9 +166,10 @@ def make_caller(
     turns: int,
     random: np.random.Generator,
     device: torch.device,
+    synthesisers: Sequence[str] = (),
 ) -> Caller:
     """Synthesise and encode one caller: one voice, one microphone, ``turns`` turns."""
-    source, intents = sample_caller(recordings, random)
+    source, intents = sample_caller(recordings, random, synthesisers)
     microphone = Microphone.sample(random)
     known = [str(intent) for intent in random.permutation(intents)]
     words = {word: index for index, word in enumerate(wordings.caller_words())}
@@ -310,18 +221,43 @@ def new_pool(mimi: Mimi, device: torch.device) -> Pool:
         sine=steady_codes(mimi, tone.astype(np.float32), device),
         voices={name: encode_all(mimi, spoken, device) for name, spoken in samples.items()},
         agent={name: agent_clips(mimi, name, device) for name in AGENT_VOICES},
-        callers=[],
     )
 
 
-def add_caller(
-    pool: Pool,
+def add_callers(
+    folder: Path,
     mimi: Mimi,
+    callers: int,
     turns: int,
     device: torch.device,
-    recordings: dict[str, list[Recording]],
+    *,
+    part: int = 0,
+    parts: int = 1,
+    synthesisers: Sequence[str] = (),
     seed: int = 0,
-) -> None:
-    """Add a caller whose voice, words and microphone depend only on the seed and its index."""
-    random = np.random.default_rng([seed, len(pool.callers)])
-    pool.callers.append(make_caller(mimi, recordings, turns, random, device))
+) -> Iterator[Path]:
+    """Make callers whose files do not exist yet; yields each file as it is written.
+
+    Args:
+        folder: Folder of the training states.
+        mimi: The trained codec.
+        callers: Callers in all.
+        turns: Turns of each caller.
+        device: The codec's device.
+        part: Number of this process, from 0.
+        parts: Processes that share the work.
+        synthesisers: Whose voices the callers have; empty for all.
+        seed: Seed of voices, wordings and microphones, with the caller's number.
+    """
+    for number in range(part, -(-callers // CALLERS_EACH), parts):
+        path = callers_file(folder, number)
+        if path.exists():
+            continue
+        # Again and again: `record` may add turns meanwhile.
+        recordings = by_intent(load_recordings(folder))
+        made = []
+        for index in range(number * CALLERS_EACH, (number + 1) * CALLERS_EACH):
+            random = np.random.default_rng([seed, index])
+            made.append(make_caller(mimi, recordings, turns, random, device, synthesisers))
+        save_callers(path, made)
+        yield path

@@ -28,7 +28,7 @@ from pipecat_personaplex.engine.prompt import SILENCE_FRAMES, Tokenizer, text_pr
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.delay_pattern import prompt_columns
 from training.nano import script, wordings
-from training.nano.clips import AgentClip, Caller, Pool, UserClip
+from training.nano.pool import AgentClip, Caller, Pool, UserClip
 
 ANSWER_FRAMES = (4, 5, 6)
 _ANSWER_SHARES = (0.45, 0.4, 0.15)

@@ -19,9 +19,9 @@ TurnSource = Callable[[str, np.random.Generator], Turn]
 """(intent, random) -> a turn of a caller."""
 
 # Shares of callers by synthesiser; without recordings of Kokoro, the others divide its share.
-_SHARES = {"espeak": 0.3, "kokoro": 0.42, "pico": 0.14, "flite": 0.14}
+SHARES = {"espeak": 0.3, "kokoro": 0.42, "pico": 0.14, "flite": 0.14}
 # Shares of turns with another pitch and formants (slow), and with another speed (fast).
-_TIMBRE_SHARES = {"espeak": 0.0, "kokoro": 0.25, "pico": 0.2, "flite": 0.25}
+_TIMBRE_SHARES = {"espeak": 0.3, "kokoro": 0.35, "pico": 0.5, "flite": 0.6}
 _SPEED_SHARE = 0.6
 _SPEEDS = (0.86, 1.16)
 
@@ -33,20 +33,23 @@ _VOICES: dict[str, Callable[[np.random.Generator], Person]] = {
 
 
 def sample_caller(
-    recordings: dict[str, list[Recording]], random: np.random.Generator
+    recordings: dict[str, list[Recording]],
+    random: np.random.Generator,
+    synthesisers: Sequence[str] = (),
 ) -> tuple[TurnSource, list[str]]:
     """Sample a caller.
 
     Args:
         recordings: Turns of Kokoro's speakers by intent; empty for none.
         random: Source of randomness.
+        synthesisers: Whose voices to sample from; empty for all.
 
     Returns:
         The source of turns, and the intents that it knows.
     """
     known = list(wordings.INTENTS)
-    kinds = [kind for kind in _SHARES if recordings or kind != "kokoro"]
-    shares = np.array([_SHARES[kind] for kind in kinds])
+    kinds = [kind for kind in synthesisers or SHARES if recordings or kind != "kokoro"]
+    shares = np.array([SHARES[kind] for kind in kinds])
     kind = str(random.choice(kinds, p=shares / shares.sum()))
     if kind == "kokoro":
         source: TurnSource = partial(_recorded, recordings)

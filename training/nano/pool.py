@@ -1,0 +1,133 @@
+"""The pool: clips of agents and callers, encoded, from which dialogues are composed.
+
+Callers lie in files of a few each, so that several processes can make them and the training reads
+new ones while it runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from training.nano.progress import load_state, save_state
+
+CALLERS_EACH = 10  # in a file
+
+
+@dataclass(frozen=True)
+class AgentClip:
+    """A sentence in one of the agent's voices.
+
+    Attributes:
+        text: The sentence.
+        codes: [F, 8], from the first frame to the end of its decay.
+        onsets: The frame in which each word of ``text.split()`` starts.
+    """
+
+    text: str
+    codes: Tensor
+    onsets: list[int]
+
+
+@dataclass(frozen=True)
+class UserClip:
+    """A caller's turn.
+
+    Attributes:
+        intent: The intent of the turn.
+        codes: [F, 8], including background before and after the words.
+        start: The frame in which the words start.
+        end: The first frame after the words.
+        word_ends: For each word, the first frame after it and its index in
+            ``wordings.caller_words``.
+        story_end: The first frame after a story that precedes the question; None without one.
+    """
+
+    intent: str
+    codes: Tensor
+    start: int
+    end: int
+    word_ends: list[tuple[int, int]]
+    story_end: int | None = None
+
+
+@dataclass
+class Caller:
+    """One voice over one background.
+
+    Attributes:
+        background: Codes of the background without words, [F, 8].
+        clips: Turns, by intent.
+    """
+
+    background: Tensor
+    clips: dict[str, list[UserClip]] = field(default_factory=dict)
+
+
+@dataclass
+class Pool:
+    """All clips from which dialogues are composed.
+
+    Attributes:
+        silence: The 8 codes of digital silence.
+        sine: The 8 codes of a 440 Hz tone.
+        voices: Codes of several voice prompts for each agent voice, each
+            [VOICE_SAMPLE_FRAMES, 8].
+        agent: The sentences of each agent voice, by text.
+        callers: The callers.
+    """
+
+    silence: list[int]
+    sine: list[int]
+    voices: dict[str, list[Tensor]]
+    agent: dict[str, dict[str, AgentClip]]
+    callers: list[Caller] = field(default_factory=list)
+    _read: set[str] = field(default_factory=set, repr=False)
+
+    def save(self, folder: Path) -> None:
+        """Write the agents' clips; ``save_callers`` writes the callers."""
+        parts = ("silence", "sine", "voices")
+        agent = {
+            voice: {text: asdict(clip) for text, clip in clips.items()}
+            for voice, clips in self.agent.items()
+        }
+        save_state(folder / "pool.pt", {n: getattr(self, n) for n in parts} | {"agent": agent})
+
+    @classmethod
+    def load(cls, folder: Path) -> Pool:
+        """Read what ``save`` and ``save_callers`` have written."""
+        state: dict[str, Any] = load_state(folder / "pool.pt")
+        state["agent"] = {
+            voice: {text: AgentClip(**clip) for text, clip in clips.items()}
+            for voice, clips in state["agent"].items()
+        }
+        pool = cls(**state)
+        pool.read_new_callers(folder)
+        return pool
+
+    def read_new_callers(self, folder: Path) -> None:
+        """Add the callers of files that were not there before."""
+        for path in sorted((folder / "callers").glob("*.pt")):
+            if path.name not in self._read:
+                self._read.add(path.name)
+                self.callers += map(_caller, load_state(path)["callers"])
+
+
+def callers_file(folder: Path, number: int) -> Path:
+    """The file of callers ``number * CALLERS_EACH`` and following."""
+    return folder / "callers" / f"{number:04}.pt"
+
+
+def save_callers(path: Path, callers: list[Caller]) -> None:
+    """Write callers to a file."""
+    save_state(path, {"callers": [asdict(caller) for caller in callers]})
+
+
+def _caller(state: dict[str, Any]) -> Caller:
+    clips = {
+        intent: [UserClip(**clip) for clip in clips] for intent, clips in state["clips"].items()
+    }
+    return Caller(state["background"], clips)
