@@ -30,10 +30,12 @@ from pipecat_personaplex.service.delegation.delegation_actions import (
 )
 from pipecat_personaplex.service.delegation.delegation_state import (
     PAUSE_SECONDS,
-    TRANSCRIPT_SECONDS,
     DelegationState,
 )
-from pipecat_personaplex.service.delegation.delegation_times import DelegationTimes
+from pipecat_personaplex.service.delegation.delegation_times import (
+    TRANSCRIPT_SECONDS,
+    DelegationTimes,
+)
 from pipecat_personaplex.service.delegation.hold import Hold
 
 TIMEOUT = 8.0

@@ -330,6 +330,7 @@ def test_an_engine_that_cannot_steer_is_refused_when_the_service_is_made() -> No
         ({"filler": "One moment."}, "filler is a list"),
         ({"filler_after": -1}, "filler_after must be at least 0"),
         ({"timeout_secs": 0}, "timeout_secs must be"),
+        ({"transcript_secs": 31}, "transcript_secs must be from 0 to 30 s, not 31"),
         ({"summary_secs": 0}, "summary_secs must be more than 0"),
         ({"ground": "Ann"}, "ground must be a coroutine function"),
     ],

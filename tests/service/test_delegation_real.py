@@ -46,7 +46,9 @@ async def test_a_real_model_answers_a_spoken_question_with_a_tool() -> None:
     with Engine.load("nano", EngineConfig(device="cpu")) as engine:
         async with SmolLM2() as llm:
             delegation = PersonaPlexLLMService.Delegation(
-                llm.worker([menu, opening_hours]), timeout_secs=SECONDS
+                llm.worker([menu, opening_hours]),
+                timeout_secs=SECONDS,
+                transcript_secs=20.0,  # Whisper shares the cores as well
             )
             agent = PersonaPlexLLMService(engine, settings=settings, delegation=delegation)
             async with DelegatedCall(agent, LLMContext(), [whisper()]) as call:

@@ -17,11 +17,11 @@ from pipecat_personaplex.service.delegation.delegation_actions import (
     Say,
     Send,
 )
-from pipecat_personaplex.service.delegation.delegation_state import (
+from pipecat_personaplex.service.delegation.delegation_state import DelegationState
+from pipecat_personaplex.service.delegation.delegation_times import (
     TRANSCRIPT_SECONDS,
-    DelegationState,
+    DelegationTimes,
 )
-from pipecat_personaplex.service.delegation.delegation_times import DelegationTimes
 from pipecat_personaplex.service.delegation.hold import Hold
 
 TIMES = DelegationTimes(
@@ -59,6 +59,15 @@ def test_the_agent_is_held_from_the_start_of_the_turn() -> None:
     assert state.caller_stopped(2.0) == [HoldFor(TRANSCRIPT_SECONDS)]
     hold, send = state.turn_ended(2.3)[::-1]
     assert hold == HoldFor(pytest.approx(1.0)) and isinstance(send, Send)
+
+
+def test_a_slow_transcript_is_waited_for_when_told_so() -> None:
+    state = DelegationState(replace(TIMES, transcript=8.0))
+    state.caller_started(0.0)
+    assert state.caller_stopped(2.0) == [HoldFor(8.0)]
+    assert state.tick(9.9) == [] and state.held
+    state.tick(10.0)
+    assert not state.held
 
 
 def test_nothing_to_add_releases_the_agent_at_once() -> None:

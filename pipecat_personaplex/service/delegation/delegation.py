@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.interface import MAX_HOLD_SECONDS
 from pipecat_personaplex.service.delegation.backend_link import BackendLLMWorker
+from pipecat_personaplex.service.delegation.delegation_times import TRANSCRIPT_SECONDS
 from pipecat_personaplex.service.delegation.hold import Hold
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ class Delegation:
         filler_after: Seconds before that, from a tool's call or the end of a turn that the hold's
             router accepts.
         timeout_secs: Seconds that the backend may take for a turn.
+        transcript_secs: Seconds that the agent waits in silence for the transcript after the caller
+            has stopped. Raise it for a slow speech-to-text: an answer of the model comes first
+            otherwise.
         sorry: Spoken once when the backend fails; empty for nothing.
         unanswered: Spoken when the backend, after a long hold, has nothing to add: the model
             rarely still answers then. Empty for nothing.
@@ -68,6 +73,7 @@ class Delegation:
     filler: Sequence[str] = ()
     filler_after: float = 0.9
     timeout_secs: float = 20.0
+    transcript_secs: float = TRANSCRIPT_SECONDS
     sorry: str = "I could not find that out."
     unanswered: str = "Sorry, go ahead."
     summary_secs: float | None = 110.0
@@ -90,6 +96,11 @@ class Delegation:
             raise ConfigError(f"filler_after must be at least 0, not {self.filler_after}")
         if not 0 < self.timeout_secs <= 600:
             raise ConfigError(f"timeout_secs must be from 0 to 600 s, not {self.timeout_secs}")
+        if not 0 < self.transcript_secs <= MAX_HOLD_SECONDS:
+            raise ConfigError(
+                f"transcript_secs must be from 0 to {MAX_HOLD_SECONDS:g} s, "
+                f"not {self.transcript_secs}"
+            )
         if self.summary_secs is not None and self.summary_secs <= 0:
             raise ConfigError(f"summary_secs must be more than 0 s, not {self.summary_secs}")
         if self.ground is not None and not callable(self.ground):

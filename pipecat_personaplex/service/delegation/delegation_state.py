@@ -23,9 +23,6 @@ from pipecat_personaplex.service.delegation.hold_reasons import HoldReasons
 from pipecat_personaplex.service.delegation.speakable import speakable
 from pipecat_personaplex.service.speech import estimated_seconds
 
-TRANSCRIPT_SECONDS = 2.0
-"""How long the agent stays silent for the transcript after the caller has stopped."""
-
 PAUSE_SECONDS = 12.0
 """How long a text may wait for a pause, with a margin; see ``SessionLike.say``."""
 
@@ -53,8 +50,8 @@ class DelegationState:
 
     The agent is held while there is a reason for it. Each reason ends by itself:
 
-    - ``caller``: the caller speaks or the transcript is not written yet; 30 s, and 2 s after the
-      end of the speech.
+    - ``caller``: the caller speaks or the transcript is not written yet; 30 s, and
+      ``times.transcript`` after the end of the speech.
     - ``decision``: the backend has got the turn; the seconds of ``Hold.until_decided``.
     - ``work``: the backend is needed, calls tools or has more to say; until it is idle, fails or
       times out.
@@ -123,9 +120,9 @@ class DelegationState:
         """The caller's turn has ended; its transcript follows."""
         self._caller_speaks = False
         self._words_ended = now
-        self._caller_until = now + TRANSCRIPT_SECONDS
+        self._caller_until = now + self._times.transcript
         if "caller" in self._reasons:
-            self._reasons.set("caller", now + TRANSCRIPT_SECONDS)
+            self._reasons.set("caller", now + self._times.transcript)
         return self._settle(now)
 
     def accepted(self, now: float) -> list[Action]:
@@ -133,7 +130,7 @@ class DelegationState:
         if self._caller_speaks or self._caller_until is not None:  # its words are still to come
             if not self._accepted:
                 self._accepted = True
-                seconds = MAX_HOLD_SECONDS if self._caller_speaks else TRANSCRIPT_SECONDS
+                seconds = MAX_HOLD_SECONDS if self._caller_speaks else self._times.transcript
                 self._reasons.set("caller", now + seconds)
         elif self._work.outstanding and not self._answered:
             self._expect_work(now)

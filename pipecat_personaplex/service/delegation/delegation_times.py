@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from pipecat_personaplex.service.delegation.hold import Hold
 
+TRANSCRIPT_SECONDS = 2.0
+"""How long the agent stays silent for the transcript unless told otherwise."""
+
 
 @dataclass(frozen=True)
 class DelegationTimes:
@@ -18,6 +21,7 @@ class DelegationTimes:
         timeout: Seconds for a request.
         sorry: Text for a request that failed; empty for none.
         unanswered: Text for a caller who gets no answer after a long hold; empty for none.
+        transcript: Seconds of silence for the transcript after the caller has stopped.
     """
 
     hold: Hold
@@ -26,3 +30,4 @@ class DelegationTimes:
     timeout: float
     sorry: str
     unanswered: str
+    transcript: float = TRANSCRIPT_SECONDS

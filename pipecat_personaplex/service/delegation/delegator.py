@@ -91,6 +91,7 @@ class Delegator(CallFollower):
                 config.timeout_secs,
                 config.sorry,
                 config.unanswered,
+                config.transcript_secs,
             )
         )
         self._link = BackendLink(front, config.backend, self._on_backend, self._on_lost)
