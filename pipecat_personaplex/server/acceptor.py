@@ -73,8 +73,12 @@ class Acceptor:
 
     def close(self) -> None:
         """Accept no more connections, and close those that have not begun."""
-        if self._accepting is not None:
-            self._accepting.cancel()
+        if self._accepting is None or self._accepting.done():
+            return
+        with suppress(NotImplementedError):  # loops without readers, as on Windows
+            # A connection that arrives in this iteration would be given to a cancelled future.
+            self._loop.remove_reader(self._listening)
+        self._accepting.cancel()
 
     async def wait_closed(self) -> None:
         """Wait until ``close`` has taken effect."""

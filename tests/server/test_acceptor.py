@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from socket import create_server
+from socket import create_connection, create_server
 
 import pytest
 
@@ -114,3 +114,17 @@ async def test_a_process_without_descriptors_accepts_again_later(
         client = await port.connect()
         assert await asyncio.wait_for(client.read(1), 10) == b"x"
         assert next(failures, None) is None
+
+
+async def test_a_connection_that_arrives_while_it_closes_is_no_error() -> None:
+    port, errors = Port(100), []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    async with port.serving() as serving:
+        await asyncio.sleep(0.05)  # it waits for connections
+        # Both happen in the next iteration of the loop, in this order.
+        loop.call_soon(serving.close)
+        client = create_connection(port.listening.getsockname())
+        await serving.wait_closed()
+        client.close()
+    assert not errors
