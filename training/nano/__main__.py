@@ -123,6 +123,13 @@ def lm(
     rate: Annotated[
         float, typer.Option(help="Highest learning rate; after `adopt`, a third is enough.")
     ] = 1.5e-3,
+    speech_share: Annotated[
+        float,
+        typer.Option(
+            help="Share of the agent's audible frames that train the depth transformer; "
+            "after `adopt`, 0.15 is enough."
+        ),
+    ] = 0.35,
     compile: Annotated[
         bool,
         typer.Option("--compile", help="Compile the forward passes; needs a C++ compiler."),
@@ -131,7 +138,8 @@ def lm(
     """Train the language model; resumes a run that was stopped."""
     from training.nano.lm import LMRun, train_lm
 
-    train_lm(folder, LMRun(minutes, batch=batch, peak_rate=rate, compile=compile), _device())
+    run = LMRun(minutes, batch=batch, peak_rate=rate, speech_share=speech_share, compile=compile)
+    train_lm(folder, run, _device())
 
 
 @app.command()

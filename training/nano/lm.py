@@ -45,21 +45,32 @@ _SEMANTIC_WEIGHT = 2.0
 _ACOUSTIC_WEIGHT = 2.0
 _TEXT_WEIGHT = 8.0
 _WORD_WEIGHT = 4.0
-# Shares of a batch's frames that train the depth transformer. A part is enough: it sees each clip
-# often, and quiet frames are all alike.
-_SPEECH_SHARE = 0.35
+# Share of a batch's quiet frames that train the depth transformer: they are all alike.
 _QUIET_SHARE = 0.06
 _LOG_EVERY = 20
 
 
 @dataclass(frozen=True)
 class LMRun:
-    """Time budget, batch sizes and learning rate; ``compile`` needs a C++ compiler on a CPU."""
+    """Time budget, batch sizes and learning rate.
+
+    Attributes:
+        minutes: Training time without pauses.
+        batch: Dialogues in a step of each process.
+        length: Frames of a dialogue.
+        peak_rate: Highest learning rate.
+        speech_share: Share of the agent's audible frames that train the depth transformer. A part
+            is enough: it sees each clip often.
+        save_every: Steps between two states.
+        seed: Seed of dialogues and sampling.
+        compile: Compile the forward passes; needs a C++ compiler on a CPU.
+    """
 
     minutes: float
     batch: int = 8
     length: int = 380
     peak_rate: float = 1.5e-3
+    speech_share: float = 0.35
     save_every: int = 50
     seed: int = 0
     compile: bool = False
@@ -114,7 +125,11 @@ class Passes:
 
 
 def losses(
-    lm: PersonaPlexLM, words: WordHead, batch: Batch, passes: Passes = Passes()
+    lm: PersonaPlexLM,
+    words: WordHead,
+    batch: Batch,
+    passes: Passes = Passes(),
+    speech_share: float = LMRun.speech_share,
 ) -> dict[str, Tensor]:
     """The total loss under ``loss``, its parts, and the accuracies of text, words and codes."""
     hidden = passes.hidden(lm, batch.columns, batch.positions)
@@ -127,7 +142,7 @@ def losses(
     word_logits, word = words(hidden[ended]).float(), batch.word_ends[ended]
     word_loss = F.cross_entropy(word_logits, word)
     audio_weights = batch.audio_weights
-    share = torch.where(audio_weights == 1, _SPEECH_SHARE, _QUIET_SHARE)
+    share = torch.where(audio_weights == 1, speech_share, _QUIET_SHARE)
     chosen = (audio_weights > 0) & (torch.rand_like(audio_weights) < share)
     codes = batch.targets[..., 1:][chosen]
     logits = passes.depth(lm.depth, hidden[chosen], text[chosen], codes).float()
@@ -212,7 +227,7 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
         # Without AMX, bfloat16 is slower than float32 on a CPU.
         fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            metrics = losses(lm, words, batch, passes)
+            metrics = losses(lm, words, batch, passes, run.speech_share)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(metrics["loss"])
         # Before the average: all processes must agree on the time spent, or one ends a step before
