@@ -16,12 +16,7 @@ from loguru import logger
 from torch import Tensor
 
 from pipecat_personaplex.checkpoint.adapter_file import AdapterFile
-from pipecat_personaplex.checkpoint.layout import (
-    AttentionLayer,
-    Entry,
-    is_depth_stack,
-    is_unused,
-)
+from pipecat_personaplex.checkpoint.layout import AttentionLayer, Entry, is_depth_stack, is_unused
 from pipecat_personaplex.checkpoint.weights import FileSource
 from pipecat_personaplex.config import Quantization
 from pipecat_personaplex.constants import CODEBOOKS

@@ -12,8 +12,8 @@ from pipecat_personaplex.checkpoint.config_file import (
     lora_settings,
     read_json,
 )
+from pipecat_personaplex.checkpoint.file_names import ADAPTER_FILE, CONFIG_FILE
 from pipecat_personaplex.checkpoint.hub import is_repo_id, resolve_adapter_folder
-from pipecat_personaplex.checkpoint.layout import ADAPTER_FILE, CONFIG_FILE
 from pipecat_personaplex.errors import CheckpointError
 
 

@@ -12,8 +12,8 @@ from pipecat_personaplex.checkpoint.config_file import (
     model_type,
     read_json,
 )
+from pipecat_personaplex.checkpoint.file_names import CONFIG_FILE, VOICES_FILE
 from pipecat_personaplex.checkpoint.hub import resolve_hub_file
-from pipecat_personaplex.checkpoint.layout import CONFIG_FILE, VOICES_FILE
 from pipecat_personaplex.errors import CheckpointError, ConfigError
 
 

@@ -13,11 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipecat_personaplex.checkpoint.layout import (
-    MIMI_FILE,
-    MODEL_FILE,
-    TOKENIZER_FILE,
-)
+from pipecat_personaplex.checkpoint.file_names import MIMI_FILE, MODEL_FILE, TOKENIZER_FILE
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.models.config import LMConfig, ModelConfig
 from pipecat_personaplex.models.config_checks import require_fixed, shown

@@ -16,17 +16,14 @@ from pipecat_personaplex.checkpoint.adapter import AdaptedSource, adapted
 from pipecat_personaplex.checkpoint.adapter_file import AdapterFile
 from pipecat_personaplex.checkpoint.checkpoint_files import CheckpointFiles, require_voices
 from pipecat_personaplex.checkpoint.config_file import read_config, read_sections
-from pipecat_personaplex.checkpoint.layout import (
+from pipecat_personaplex.checkpoint.file_names import (
     CONFIG_FILE,
     MIMI_FILE,
     MODEL_FILE,
     TOKENIZER_FILE,
     VOICES_FILE,
-    Entry,
-    is_split,
-    lm_layout,
-    scale_name,
 )
+from pipecat_personaplex.checkpoint.layout import Entry, is_split, lm_layout, scale_name
 from pipecat_personaplex.checkpoint.loader import depth_steps
 from pipecat_personaplex.checkpoint.progress_bars import Progress
 from pipecat_personaplex.checkpoint.weights import SAFETENSORS_NAMES, FileSource

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 from loguru import logger
 
 from pipecat_personaplex.checkpoint.config_file import file_names, model_type, read_json
-from pipecat_personaplex.checkpoint.layout import (
+from pipecat_personaplex.checkpoint.file_names import (
     ADAPTER_FILE,
     CONFIG_FILE,
     MIMI_FILE,

@@ -1,6 +1,6 @@
-"""The files of a checkpoint, and the tensor of a file that each parameter is read from.
+"""The tensor of a checkpoint's file that each parameter is read from.
 
-Names and shapes of the files are those of ``nvidia/personaplex-7b-v1``. The release's modules are
+Names and shapes are those of ``nvidia/personaplex-7b-v1``. The release's modules are
 arranged for training, the modules of this package for inference; only this file knows both.
 """
 
@@ -17,15 +17,6 @@ from pipecat_personaplex.models.config import LMConfig, MimiConfig
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
 from pipecat_personaplex.models.mimi.conv import CausalConv, CausalConvTranspose
-
-MODEL_FILE = "model.safetensors"
-MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
-TOKENIZER_FILE = "tokenizer_spm_32k_3.model"
-VOICES_FILE = "voices.tgz"
-CONFIG_FILE = "config.json"
-ADAPTER_FILE = "lora.safetensors"
-"""A LoRA adapter without another name, as Kyutai's training writes it."""
-RELEASE_FILES = (MODEL_FILE, MIMI_FILE, TOKENIZER_FILE, VOICES_FILE, CONFIG_FILE)
 
 DEPTH_STACK = "depformer.layers.0.self_attn.out_proj.weight"
 """A tensor stacked over the depth steps: its height gives the number of steps in a file."""

@@ -21,8 +21,8 @@ from pipecat_personaplex.audio import Pcm
 from pipecat_personaplex.audio_files import normalize_loudness
 from pipecat_personaplex.checkpoint.checkpoint_files import require_files, require_voices
 from pipecat_personaplex.checkpoint.config_file import read_config
+from pipecat_personaplex.checkpoint.file_names import CONFIG_FILE, VOICES_FILE
 from pipecat_personaplex.checkpoint.hub import resolve_folder
-from pipecat_personaplex.checkpoint.layout import CONFIG_FILE, VOICES_FILE
 from pipecat_personaplex.checkpoint.voice_files import (
     MAX_VOICE_BYTES,
     make_preset,

@@ -179,8 +179,8 @@ def _hub() -> Finding:
 def _release_is_cached() -> bool:
     from huggingface_hub import try_to_load_from_cache
 
+    from pipecat_personaplex.checkpoint.file_names import MODEL_FILE
     from pipecat_personaplex.checkpoint.hub import RELEASE
-    from pipecat_personaplex.checkpoint.layout import MODEL_FILE
 
     return isinstance(try_to_load_from_cache(RELEASE, MODEL_FILE), str)
 

@@ -44,8 +44,8 @@ def quantize(
     from pipecat_personaplex.checkpoint.adapter_file import find_adapter
     from pipecat_personaplex.checkpoint.checkpoint_files import CheckpointFiles
     from pipecat_personaplex.checkpoint.export import save_quantized
+    from pipecat_personaplex.checkpoint.file_names import MODEL_FILE
     from pipecat_personaplex.checkpoint.hub import resolve_folder
-    from pipecat_personaplex.checkpoint.layout import MODEL_FILE
 
     bars, requested = sys.stderr.isatty(), options.config.adapter
     folder = resolve_folder(options.resolve_model(), progress=bars)

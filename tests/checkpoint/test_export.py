@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.checkpoint import export
 from pipecat_personaplex.checkpoint.export import save_quantized
-from pipecat_personaplex.checkpoint.layout import RELEASE_FILES
+from pipecat_personaplex.checkpoint.file_names import RELEASE_FILES
 from pipecat_personaplex.checkpoint.loader import Checkpoint, load_checkpoint
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.config import QUANTIZATIONS, Quantization

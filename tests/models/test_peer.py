@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipecat_personaplex.bench.peer import peer_lm_kwargs, peer_mimi_config
-from pipecat_personaplex.checkpoint.layout import MIMI_FILE, MODEL_FILE
+from pipecat_personaplex.checkpoint.file_names import MIMI_FILE, MODEL_FILE
 from pipecat_personaplex.checkpoint.loader import Checkpoint, load_checkpoint
 from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES
 from pipecat_personaplex.engine.batch import Batch

@@ -10,15 +10,13 @@ import torch
 from torch import nn
 
 from pipecat_personaplex.checkpoint.config_file import read_config
-from pipecat_personaplex.checkpoint.layout import (
+from pipecat_personaplex.checkpoint.file_names import (
     CONFIG_FILE,
     MIMI_FILE,
     MODEL_FILE,
     TOKENIZER_FILE,
-    Entry,
-    lm_layout,
-    mimi_layout,
 )
+from pipecat_personaplex.checkpoint.layout import Entry, lm_layout, mimi_layout
 from pipecat_personaplex.checkpoint.weights import FileSource
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano.codec import new_codec

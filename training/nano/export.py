@@ -17,16 +17,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipecat_personaplex.checkpoint.layout import (
+from pipecat_personaplex.checkpoint.file_names import (
     CONFIG_FILE,
     MIMI_FILE,
     MODEL_FILE,
     TOKENIZER_FILE,
     VOICES_FILE,
-    Entry,
-    lm_layout,
-    mimi_layout,
 )
+from pipecat_personaplex.checkpoint.layout import Entry, lm_layout, mimi_layout
 from pipecat_personaplex.constants import CODEBOOKS, SAMPLE_RATE
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.lm import PersonaPlexLM
