@@ -140,6 +140,7 @@ def describe_run(plan: Plan, inventory: Inventory, engine: Engine, model: str) -
         "kv_dtype": config.kv_dtype,
         "context": config.context,
         "keep_persona": config.keep_persona,
+        "dc_blocker": engine.checkpoint.config.dc_blocker,
         "device": engine.device.type,
         "voice": plan.voice,
         "voice_sha256": None if plan.voice_file is None else _file_hash(plan.voice_file),
