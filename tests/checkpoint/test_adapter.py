@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,17 +33,11 @@ from tests.helpers.kyutai import (
 )
 from tests.helpers.memory import loading_peaks
 
+pytestmark = pytest.mark.usefixtures("no_compiler")
+
 CONFIG = dataclasses.replace(SMALL, lm=dataclasses.replace(SMALL.lm, depformer_num_layers=1))
 FRAMES = 8
 SIXTEEN = dataclasses.replace(CONFIG, lm=dataclasses.replace(CONFIG.lm, dep_q=16))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_compiler() -> Iterator[None]:
-    from moshi.utils.compile import no_compile
-
-    with no_compile():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ The reference is ``moshi`` from PyPI, which wrote the files of these tests.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +33,9 @@ from tests.helpers.kyutai import (
     write_kyutai,
 )
 
+pytestmark = pytest.mark.usefixtures("no_compiler")
+
 FRAMES = 12
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_compiler() -> Iterator[None]:
-    from moshi.utils.compile import no_compile
-
-    with no_compile():
-        yield
 
 
 @pytest.fixture(scope="module")
