@@ -55,8 +55,23 @@ class Ear(FrameProcessor):
         return [frame for _, frame in self.frames if isinstance(frame, kind)]
 
 
+def transcript_turns() -> UserTurnStrategies:
+    """Turns of a caller whose transcripts a test supplies."""
+    return UserTurnStrategies(
+        start=[TranscriptionUserTurnStartStrategy(enable_interruptions=False)],
+        stop=[SpeechTimeoutUserTurnStopStrategy(user_speech_timeout=0.1)],
+    )
+
+
 class DelegatedCall:
     """A running call. Its caller is silent unless ``microphone`` has audio.
+
+    Args:
+        agent: The service.
+        context: The conversation.
+        before: Processors in front of the user aggregator.
+        turns: How the caller's turns are detected; by default, ``transcript_turns``.
+        rtvi: Whether RTVI messages are sent.
 
     Attributes:
         agent: The service.
@@ -71,6 +86,7 @@ class DelegatedCall:
         context: LLMContext,
         before: list[FrameProcessor] | None = None,
         *,
+        turns: UserTurnStrategies | None = None,
         rtvi: bool = False,
     ):
         self.agent = agent
@@ -78,12 +94,9 @@ class DelegatedCall:
         self.errors: list[str] = []
         self.microphone = np.zeros(0, dtype=np.int16)
         self.ear = Ear()
-        turns = UserTurnStrategies(
-            start=[TranscriptionUserTurnStartStrategy(enable_interruptions=False)],
-            stop=[SpeechTimeoutUserTurnStopStrategy(user_speech_timeout=0.1)],
-        )
         pair = LLMContextAggregatorPair(
-            context, user_params=LLMUserAggregatorParams(user_turn_strategies=turns)
+            context,
+            user_params=LLMUserAggregatorParams(user_turn_strategies=turns or transcript_turns()),
         )
         self.worker = PipelineWorker(
             Pipeline([*(before or []), pair.user(), agent, self.ear, pair.assistant()]),

@@ -8,6 +8,7 @@ from pipecat.frames.frames import ExternalFunctionCallResultFrame
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.services.llm_service import FunctionCallParams
 
+from bots.stt import turn_strategies
 from pipecat_personaplex import Engine, EngineConfig, PersonaPlexLLMService
 from pipecat_personaplex.audio_files import read_audio
 from tests.helpers.delegation import DelegatedCall
@@ -51,7 +52,8 @@ async def test_a_real_model_answers_a_spoken_question_with_a_tool() -> None:
                 transcript_secs=20.0,  # Whisper shares the cores as well
             )
             agent = PersonaPlexLLMService(engine, settings=settings, delegation=delegation)
-            async with DelegatedCall(agent, LLMContext(), [whisper()]) as call:
+            turns = turn_strategies(transcribed=True)
+            async with DelegatedCall(agent, LLMContext(), [whisper()], turns=turns) as call:
                 question = (read_audio(QUESTION) * 32_767).astype(np.int16)
                 call.microphone = np.concatenate([np.zeros(24_000, np.int16), question])
                 await call.until(lambda: llm.answers, SECONDS)
