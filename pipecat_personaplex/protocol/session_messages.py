@@ -281,11 +281,13 @@ ServerMessage = (
 )
 
 _M = TypeVar("_M", ClientMessage, ServerMessage)
+# By default pydantic keeps short strings of all messages, such as the tokens of sessions.
+_PARSING = ConfigDict(cache_strings="keys")
 _CLIENT: TypeAdapter[ClientMessage] = TypeAdapter(
-    Annotated[ClientMessage, Field(discriminator="type")]
+    Annotated[ClientMessage, Field(discriminator="type")], config=_PARSING
 )
 _SERVER: TypeAdapter[ServerMessage] = TypeAdapter(
-    Annotated[ServerMessage, Field(discriminator="type")]
+    Annotated[ServerMessage, Field(discriminator="type")], config=_PARSING
 )
 
 

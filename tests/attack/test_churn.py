@@ -128,7 +128,7 @@ def test_memory_does_not_grow(server: ServeProcess, kind: str) -> None:
     memory = run(kind, sessions, server)
     for process, (warm, end) in memory.items():
         print(f"\n{kind}, {process}: {warm:.1f} -> {end:.1f} MiB after {sessions} sessions")
-        assert end <= 1.01 * warm + 0.1
+    assert all(end <= 1.01 * warm + 0.1 for warm, end in memory.values())
 
 
 if __name__ == "__main__":

@@ -207,3 +207,11 @@ def test_a_client_ignores_unknown_fields_and_a_server_does_not() -> None:
     assert message == Draining(seconds=3)
     with pytest.raises(BadMessage, match="reason"):
         parse_client('{"type": "close", "reason": "bored"}')
+
+
+def test_no_text_of_a_message_is_kept() -> None:
+    """A cache of strings would hold secrets of sessions that are over, and grow for hours."""
+    text = '{"type": "resume", "session": "a-secret-of-a-session", "next_frame": 1}'
+    one, other = parse_client(text), parse_client(text)
+    assert isinstance(one, Resume) and isinstance(other, Resume)
+    assert one.session is not other.session
