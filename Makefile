@@ -33,7 +33,9 @@ format: install  ## Let ruff format and fix
 	$(BIN)/ruff format .
 
 test: check  ## Check, then run every test that needs no GPU
-	$(BIN)/python -m tests.run
+	$(BIN)/pytest -n 3 --dist worksteal $(RERUN) -m "not (gpu or measurement or realtime or serial)"
+	$(BIN)/pytest -n 3 --dist loadfile $(RERUN) -m "realtime and not (gpu or measurement)"
+	$(BIN)/pytest $(RERUN) -m "serial and not (gpu or measurement)"
 
 # Beside the installed version, whose dependencies it uses. A folder for each version.
 PIPECAT ?= 1.13.0
