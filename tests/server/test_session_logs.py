@@ -159,7 +159,7 @@ async def test_a_chat_is_logged_with_its_session(
 ) -> None:
     async with ChatClient.connect(server.ws_url) as client:
         await client.handshake()
-    await server.until(lambda: server.sessions == 0)
+    await server.until(lambda: len(log.of_session(fake.sessions[0].id)) == 2)
     opened, ended = log.of_session(fake.sessions[0].id)
     assert opened == "session of 127.0.0.1 opened at /api/chat; 1 now"
     assert ended.endswith("the client disconnected")

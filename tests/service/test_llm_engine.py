@@ -6,6 +6,7 @@ import asyncio
 import time
 
 import numpy as np
+import pytest
 from pipecat.frames.frames import (
     ErrorFrame,
     InputAudioRawFrame,
@@ -23,6 +24,7 @@ from tests.helpers.pipelines import Events, RunningPipeline, started, tone
 Settings = PersonaPlexLLMService.Settings
 
 
+@pytest.mark.realtime
 async def test_a_call_with_a_greeting_and_a_new_persona(engine: Engine):
     first, second = engine.voices[:2]
     service = PersonaPlexLLMService(
