@@ -281,7 +281,7 @@ ServerMessage = (
 )
 
 _M = TypeVar("_M", ClientMessage, ServerMessage)
-# By default pydantic keeps short strings of all messages, such as the tokens of sessions.
+# By default, pydantic's cache keeps short strings of messages, such as the secrets of sessions.
 _PARSING = ConfigDict(cache_strings="keys")
 _CLIENT: TypeAdapter[ClientMessage] = TypeAdapter(
     Annotated[ClientMessage, Field(discriminator="type")], config=_PARSING

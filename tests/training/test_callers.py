@@ -237,3 +237,17 @@ def test_hearing_asks_the_same_of_every_voice(monkeypatch: pytest.MonkeyPatch) -
     assert [list(row) for row in rows] == [["voice", "seed", "turns", "right"]]
     assert rows[0]["turns"] == 4
     assert float(str(rows[0]["right"])) >= 0.5  # espeak is what the model knows best
+
+
+@pytest.mark.parametrize(
+    ("synthesisers", "expected"),
+    [
+        (["festival"], "no synthesiser festival; there are espeak"),
+        (["kokoro"], "run `record` first"),
+    ],
+)
+def test_callers_of_a_synthesiser_that_cannot_be_had(
+    synthesisers: list[str], expected: str
+) -> None:
+    with pytest.raises(ValueError, match=expected):
+        people.sample_caller({}, random(0), synthesisers)

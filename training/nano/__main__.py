@@ -64,8 +64,8 @@ def record(
     turns: Annotated[int, typer.Option(help="Turns in all; run again with more to add some.")] = (
         2000
     ),
-    part: Annotated[int, typer.Option(help="Number of this process, from 0.")] = 0,
-    parts: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
+    part: Annotated[int, typer.Option(min=0, help="Number of this process, from 0.")] = 0,
+    parts: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
 ) -> None:
     """Synthesise callers' turns with Kokoro, for `clips`; about as fast as real time."""
     from training.nano.recordings import record as synthesise
@@ -81,8 +81,8 @@ def clips(
     ] = 1500,
     turns: Annotated[int, typer.Option(help="Turns that each caller speaks.")] = 12,
     seed: Annotated[int, typer.Option(help="Random seed of voices, wordings and noises.")] = 0,
-    part: Annotated[int, typer.Option(help="Number of this process, from 0.")] = 0,
-    parts: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
+    part: Annotated[int, typer.Option(min=0, help="Number of this process, from 0.")] = 0,
+    parts: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
     synthesiser: Annotated[
         list[str] | None,
         typer.Option(help="espeak, kokoro, pico or flite; may be repeated; all by default."),
@@ -101,18 +101,21 @@ def clips(
         train_tokenizer(folder / "tokenizer.model")
     if part == 0 and not (folder / "pool.pt").exists():
         new_pool(mimi, _device()).save(folder)
-    for path in add_callers(
-        folder,
-        mimi,
-        callers,
-        turns,
-        _device(),
-        part=part,
-        parts=parts,
-        synthesisers=synthesiser or (),
-        seed=seed,
-    ):
-        typer.echo(f"{path} written")
+    try:
+        for path in add_callers(
+            folder,
+            mimi,
+            callers,
+            turns,
+            _device(),
+            part=part,
+            parts=parts,
+            synthesisers=synthesiser or (),
+            seed=seed,
+        ):
+            typer.echo(f"{path} written")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 @app.command()
@@ -126,8 +129,10 @@ def lm(
     speech_share: Annotated[
         float,
         typer.Option(
+            min=0,
+            max=1,
             help="Share of the agent's audible frames that train the depth transformer; "
-            "after `adopt`, 0.15 is enough."
+            "after `adopt`, 0.15 is enough.",
         ),
     ] = 0.35,
     compile: Annotated[

@@ -19,7 +19,7 @@ TurnSource = Callable[[str, np.random.Generator], Turn]
 """(intent, random) -> a turn of a caller."""
 
 # Shares of callers by synthesiser; without recordings of Kokoro, the others divide its share.
-SHARES = {"espeak": 0.3, "kokoro": 0.42, "pico": 0.14, "flite": 0.14}
+_SHARES = {"espeak": 0.3, "kokoro": 0.42, "pico": 0.14, "flite": 0.14}
 # Shares of turns with another pitch and formants (slow), and with another speed (fast).
 _TIMBRE_SHARES = {"espeak": 0.3, "kokoro": 0.35, "pico": 0.5, "flite": 0.6}
 _SPEED_SHARE = 0.6
@@ -46,10 +46,18 @@ def sample_caller(
 
     Returns:
         The source of turns, and the intents that it knows.
+
+    Raises:
+        ValueError: A synthesiser is unknown, or only Kokoro is wanted and has no recordings.
     """
+    if unknown := set(synthesisers) - set(_SHARES):
+        names = ", ".join(sorted(unknown))
+        raise ValueError(f"no synthesiser {names}; there are {', '.join(_SHARES)}")
     known = list(wordings.INTENTS)
-    kinds = [kind for kind in synthesisers or SHARES if recordings or kind != "kokoro"]
-    shares = np.array([SHARES[kind] for kind in kinds])
+    kinds = [kind for kind in synthesisers or _SHARES if recordings or kind != "kokoro"]
+    if not kinds:
+        raise ValueError("there are no turns of Kokoro's callers yet; run `record` first")
+    shares = np.array([_SHARES[kind] for kind in kinds])
     kind = str(random.choice(kinds, p=shares / shares.sum()))
     if kind == "kokoro":
         source: TurnSource = partial(_recorded, recordings)
