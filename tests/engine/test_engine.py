@@ -323,17 +323,22 @@ def test_starting_from_a_callback_does_nothing(loaded_engine: Engine) -> None:
 
 
 def test_start_and_stop_from_many_threads_leave_one_engine(loaded_engine: Engine) -> None:
+    def model_threads() -> set[threading.Thread]:
+        return {each for each in threading.enumerate() if each.name == "personaplex-engine"}
+
     def toggle() -> None:
         for _ in range(5):
             loaded_engine.start()
             loaded_engine.stop()
 
+    before = model_threads()  # of other tests' engines
     threads = [threading.Thread(target=toggle) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(WAIT)
-    assert not any(thread.name == "personaplex-engine" for thread in threading.enumerate())
+    assert not any(thread.is_alive() for thread in threads)
+    assert model_threads() <= before
     with loaded_engine:
         assert len(says(loaded_engine)) == 6
 

@@ -132,7 +132,8 @@ def test_a_recorded_turn_is_made_once(tmp_path: Path, monkeypatch: pytest.Monkey
         assert each.turn.words[-1][1] <= len(each.turn.pcm) / SAMPLE_RATE + 1e-3
 
 
-def test_callers_of_recordings_know_their_intents() -> None:
+def test_callers_of_recordings_know_their_intents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(people, "sample_timbre", lambda pcm, random: pcm)  # needs pyworld
     turn = Turn(VOICE, None, [("Hello.", 1.0)])
     known = {"hello": [recordings.Recording("hello", turn)]}
     kinds = set()
