@@ -3,8 +3,9 @@
     pytest tests/attack/test_churn.py -m measurement -s
 
 opens and closes ``PERSONAPLEX_CHURN`` sessions (20,000 by default) at an engine, at a server and
-through a ``RemoteEngine``, each in a process of its own, and prints the memory after the first
-fifth and at the end. The other test does the same with a few sessions, so that the programs work.
+through a ``RemoteEngine``, each in a process of its own, and prints the memory after each tenth.
+After the warm-up, two fifths of the sessions, it must not grow: allocators level off late. The
+other test does the same with a few sessions, so that the programs work.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from tests.golden_data import CHECKPOINT
 from tests.helpers.servers import ServeProcess
 
 _WAIT = 900.0  # a machine with other work may stop the processes for minutes
+_MEASURED = 10  # times
+_WARM_UP = 4  # of these
 _SILENCE = np.zeros(FRAME_SAMPLES, np.float32)
 
 
@@ -58,18 +61,21 @@ def use_session(engine: EngineLike) -> bool:
 
 
 def churn(engine: EngineLike, sessions: int, server: int) -> dict[str, list[float]]:
-    """Open, use and close sessions; return the memory of this process and of the server in MiB.
+    """Open, use and close sessions.
 
     Args:
         engine: Where they are opened.
         sessions: How many.
         server: Process id of the server; 0 for none.
+
+    Returns:
+        The memory of this process and of the server in MiB, after each tenth of the sessions.
     """
     memory: dict[str, list[float]] = {"own": [], "server": []}
     for count in range(sessions):
         while not use_session(engine):  # a connection broke, as on a machine that was stopped
             time.sleep(1.0)
-        if count in (sessions // 5, sessions - 1):
+        if (count + 1) % (sessions // _MEASURED) == 0:
             memory["own"].append(memory_mib(os.getpid()))
             memory["server"].append(memory_mib(server) if server else 0.0)
     return memory
@@ -117,7 +123,7 @@ def run(kind: str, sessions: int, server: ServeProcess) -> dict[str, list[float]
 @pytest.mark.parametrize("kind", ["engine", "remote"])
 def test_the_programs_work(server: ServeProcess, kind: str) -> None:
     memory = run(kind, 20, server)
-    assert len(memory["own"]) == 2 and memory["own"][0] > 10
+    assert len(memory["own"]) == _MEASURED and min(memory["own"]) > 10
 
 
 @pytest.mark.measurement
@@ -126,9 +132,10 @@ def test_the_programs_work(server: ServeProcess, kind: str) -> None:
 def test_memory_does_not_grow(server: ServeProcess, kind: str) -> None:
     sessions = int(os.environ.get("PERSONAPLEX_CHURN", "20000"))
     memory = run(kind, sessions, server)
-    for process, (warm, end) in memory.items():
-        print(f"\n{kind}, {process}: {warm:.1f} -> {end:.1f} MiB after {sessions} sessions")
-    assert all(end <= 1.01 * warm + 0.1 for warm, end in memory.values())
+    for process, measured in memory.items():
+        print(f"\n{kind}, {process}: {' '.join(f'{each:.1f}' for each in measured)} MiB")
+    for measured in memory.values():
+        assert measured[-1] <= 1.01 * measured[_WARM_UP - 1] + 0.1
 
 
 if __name__ == "__main__":
