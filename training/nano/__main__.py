@@ -94,6 +94,7 @@ def clips(
     """
     from training.nano.clips import add_callers, new_pool
     from training.nano.codec import load_codec
+    from training.nano.people import NoCallers
     from training.nano.tokenizer import train_tokenizer
 
     mimi = load_codec(folder / "codec.pt", _device())
@@ -114,7 +115,7 @@ def clips(
             seed=seed,
         ):
             typer.echo(f"{path} written")
-    except ValueError as error:
+    except NoCallers as error:
         raise typer.BadParameter(str(error)) from error
 
 

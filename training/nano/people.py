@@ -15,6 +15,11 @@ from training.nano.timbre import sample_timbre
 from training.nano.turns import Person, Turn, change_speed, sample_turn
 from training.nano.voices import sample_user_voice
 
+
+class NoCallers(ValueError):
+    """The synthesisers that were asked for have no callers."""
+
+
 TurnSource = Callable[[str, np.random.Generator], Turn]
 """(intent, random) -> a turn of a caller."""
 
@@ -48,15 +53,15 @@ def sample_caller(
         The source of turns, and the intents that it knows.
 
     Raises:
-        ValueError: A synthesiser is unknown, or only Kokoro is wanted and has no recordings.
+        NoCallers: A synthesiser is unknown, or only Kokoro is wanted and has no recordings.
     """
     if unknown := set(synthesisers) - set(_SHARES):
         names = ", ".join(sorted(unknown))
-        raise ValueError(f"no synthesiser {names}; there are {', '.join(_SHARES)}")
+        raise NoCallers(f"no synthesiser {names}; there are {', '.join(_SHARES)}")
     known = list(wordings.INTENTS)
     kinds = [kind for kind in synthesisers or _SHARES if recordings or kind != "kokoro"]
     if not kinds:
-        raise ValueError("there are no turns of Kokoro's callers yet; run `record` first")
+        raise NoCallers("there are no turns of Kokoro's callers yet; run `record` first")
     shares = np.array([_SHARES[kind] for kind in kinds])
     kind = str(random.choice(kinds, p=shares / shares.sum()))
     if kind == "kokoro":
