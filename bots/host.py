@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import os
 import signal
 import sys
@@ -41,6 +40,7 @@ from bots.transports import (
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig
 from pipecat_personaplex.errors import EngineFull, PersonaPlexError, UserError, VoiceNotFound
 from pipecat_personaplex.interface import EngineLike
+from pipecat_personaplex.process import frozen_objects
 from pipecat_personaplex.protocol.moshi import MOSHI_PATH
 from pipecat_personaplex.server.listen import open_socket
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
@@ -129,12 +129,7 @@ class BotHost:
                 if engine is None:
                     self._engine = stack.enter_context(_create_engine(args))
                 self._choose_voice()
-                # A full garbage collection scans all imported modules and stalls every call for
-                # 200 ms. Frozen objects are not scanned.
-                gc.collect()
-                gc.freeze()
-                # At the exit they must be collected, else libraries report them as leaked.
-                stack.callback(gc.unfreeze)
+                stack.enter_context(frozen_objects())
 
             parser = BotParser(self._description, self._prompt, prepare)
             if self._extend is not None:

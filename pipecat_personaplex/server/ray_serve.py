@@ -9,6 +9,7 @@ same application as ``personaplex serve``; ``docker/README.md`` lists the differ
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig
 from pipecat_personaplex.errors import EngineFailed
 from pipecat_personaplex.logs import LogLevel, configure_logging
+from pipecat_personaplex.process import frozen_objects
 from pipecat_personaplex.protocol.session_messages import SESSION_PATH, Hello
 from pipecat_personaplex.server.admission import AdmissionController
 from pipecat_personaplex.server.app import create_app
@@ -177,12 +179,15 @@ class EngineReplica:
         # values of variables in tracebacks.
         configure_logging(args.log_level, as_json=args.log_json)
         self._engine = Engine.load(args.model, args.engine)
+        self._resources = ExitStack()
+        self._resources.callback(self._engine.stop)
         self._engine.start()
         keys = None if args.api_key_file is None else ApiKeys.read(args.api_key_file)
         self._state = ServerState(
             args.limits, Path(args.model).name, AdmissionController(args.limits, keys), self._engine
         )
         self._gauges = {name: Gauge(f"personaplex_{name}") for name in _METRICS}
+        self._resources.enter_context(frozen_objects())
 
     def __serve_build_asgi_app__(self) -> Starlette:
         app = create_app(self._state)
@@ -205,9 +210,8 @@ class EngineReplica:
     def __del__(self) -> None:
         # Ray calls it when all connections have ended or their drain time is over. There is no
         # engine if __init__ failed.
-        engine = getattr(self, "_engine", None)
-        if engine is not None:
-            engine.stop()
+        if hasattr(self, "_resources"):
+            self._resources.close()
 
 
 class HideSlotCounts:

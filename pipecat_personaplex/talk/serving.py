@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import socket
 import ssl
 import threading
@@ -15,6 +14,7 @@ import uvicorn
 from loguru import logger
 
 from pipecat_personaplex.errors import PersonaPlexError
+from pipecat_personaplex.process import frozen_objects
 from pipecat_personaplex.server.connection_limits import ConnectionLimits
 from pipecat_personaplex.server.guarded_server import GuardedServer
 from pipecat_personaplex.server.uvicorn_protocols import WEBSOCKET, http_protocol
@@ -116,18 +116,13 @@ class TalkServer:
                 await asyncio.sleep(_FAILURE_SECONDS)
             await self._stop(serving)
             raise
-        with self._host.local.engine:
-            # A full garbage collection scans all imported modules and stalls every call for
-            # 200 ms. Frozen objects are not scanned.
-            gc.collect()
-            gc.freeze()
+        with self._host.local.engine, frozen_objects():
             ready()
             try:
                 await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
             finally:
                 await self._host.close()
                 await self._stop(serving)
-                gc.unfreeze()  # else extension modules report leaks when the interpreter ends
         return True
 
     async def _stop(self, serving: asyncio.Task[None]) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from bots.order_window.desk import OrderDesk
 from bots.order_window.menu import Menu, MenuItem
 from bots.order_window.store import OrderStore
 from pipecat_personaplex.interface import EngineLike
+from pipecat_personaplex.process import frozen_objects
 from pipecat_personaplex.remote import RemoteEngine
 from tests.helpers.callers import Caller, ScriptedStt
 from tests.helpers.llm import Rule, StubLLM
@@ -60,14 +60,12 @@ MENU = Menu(
 @pytest.fixture
 def as_a_bot() -> Iterator[None]:
     """As the bots do: exclude imported modules from garbage collection, and log little."""
-    gc.collect()
-    gc.freeze()
     for name in _QUIET:
         logger.disable(name)
-    yield
+    with frozen_objects():
+        yield
     for name in _QUIET:
         logger.enable(name)
-    gc.unfreeze()
 
 
 @pytest.mark.measurement

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -94,6 +95,8 @@ async def test_a_replica_reports_its_engines_health_and_stops_it() -> None:
 
     replica: Any = object.__new__(EngineReplica)
     engine = replica._engine = _Engine()
+    replica._resources = ExitStack()
+    replica._resources.callback(engine.stop)
     gauge = _Gauge()
     replica._gauges = {"late_frames": gauge}
     await replica.check_health()
