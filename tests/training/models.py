@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 
 from pipecat_personaplex.models.config import LMConfig, MimiConfig, ModelConfig
+from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano import script, wordings
 from training.nano.clips import VOICE_SAMPLE_FRAMES
+from training.nano.codec import new_codec
 from training.nano.pool import (
     AgentClip,
     Caller,
@@ -55,6 +57,14 @@ class Letters:
 
     def encode(self, text: str) -> list[int]:
         return [10 + ord(letter) % 300 for letter in text]
+
+
+def random_codec(path: Path | None = None, device: torch.device | None = None) -> Mimi:
+    """A small codec with random weights; takes the arguments of ``load_codec``."""
+    mimi = new_codec(CONFIG.mimi)
+    for group in (mimi.quantizer.semantic, mimi.quantizer.acoustic):
+        torch.nn.init.normal_(group.centroids)
+    return mimi
 
 
 def random_pool(seed: int = 0) -> Pool:

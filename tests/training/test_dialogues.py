@@ -203,3 +203,16 @@ def test_no_sentence_reveals_its_name_before_the_name() -> None:
     assert torch.equal(
         clips["You are welcome."].codes, POOL.agent["NATF2"]["You are welcome."].codes
     )
+
+
+def test_in_a_listening_example_callers_speak_and_only_their_words_count() -> None:
+    example = WRITER.listening(600, np.random.default_rng(5))
+    assert example.columns.shape == (600, 17)
+    assert not example.text_weights.any() and not example.audio_weights.any()
+    assert (example.columns[1:, TEXT] == TEXT_PAD).all()
+    dialogue = WRITER.example(600, np.random.default_rng(5))
+    words, fewer = ((each.word_ends >= 0).sum() for each in (example, dialogue))
+    assert words > 2 * fewer
+    ends = (example.word_ends >= 0).nonzero().flatten()
+    callers = example.columns[ends - 1, USER_CODES.start]
+    assert (callers % 2 == 1).all(), "a word ends where a caller speaks"

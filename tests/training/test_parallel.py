@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES
+from pipecat_personaplex.constants import (
+    CODEBOOKS,
+    FRAME_SAMPLES,
+    STREAMS,
+    USER_CODES,
+    ZERO_TOKEN,
+)
 from pipecat_personaplex.engine.batch import Batch
 from pipecat_personaplex.engine.codec_slots import CodecSlots, encode_stream
 from pipecat_personaplex.engine.prefill import PromptKVCache
-from tests.training.models import CONFIG
-from training.nano.codec import new_codec
+from tests.training.models import CARD, CONFIG, random_codec
+from training.nano import caller_embedding
+from training.nano.caller_embedding import CallerEmbedding, centroid_features
 from training.nano.parallel_codec import decode_latents, encode_latents
 from training.nano.parallel_lm import depth_logits, hidden_states, new_lm
 
@@ -18,9 +26,7 @@ FRAMES = 17  # more than the codec's window holds
 
 def test_codec_pass_equals_stream() -> None:
     torch.manual_seed(0)
-    mimi = new_codec(CONFIG.mimi).requires_grad_(False)
-    for group in (mimi.quantizer.semantic, mimi.quantizer.acoustic):
-        torch.nn.init.normal_(group.centroids)
+    mimi = random_codec().requires_grad_(False)
     mimi.reset_constants("cpu")
     pcm = torch.randn(FRAMES * FRAME_SAMPLES) * 0.3
     codes = mimi.quantizer.encode(encode_latents(mimi, pcm[None])[0])
@@ -74,3 +80,46 @@ def test_lm_pass_equals_engine_steps() -> None:
     with torch.inference_mode():
         lm.depth(hidden[0], text, forced)
     torch.testing.assert_close(logits, torch.stack(seen), atol=1e-5, rtol=1e-4)
+
+
+def embedding() -> CallerEmbedding:
+    torch.manual_seed(1)
+    return CallerEmbedding(centroid_features(random_codec()), CONFIG.lm.dim)
+
+
+def random_columns(calls: int = 1) -> torch.Tensor:
+    columns = torch.randint(0, CARD, (calls, FRAMES, STREAMS))
+    columns[:, 3, 12] = ZERO_TOKEN
+    columns[:, 0, USER_CODES] = CARD  # before the stream begins
+    return columns
+
+
+def test_callers_embedding_equals_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variation in ("_CALL_OFFSET", "_CALL_SCALE", "_FRAME_NOISE"):
+        monkeypatch.setattr(caller_embedding, variation, 0.0)
+    callers, lm = embedding(), new_lm(CONFIG.lm)
+    columns, positions = random_columns(), torch.arange(FRAMES)[None]
+    before = hidden_states(lm, columns, positions)
+    computed = hidden_states(lm, columns, positions, callers)
+    assert not torch.allclose(computed, before, atol=1e-2)
+    callers.write(lm)
+    torch.testing.assert_close(
+        hidden_states(lm, columns, positions), computed, atol=1e-5, rtol=1e-4
+    )
+
+
+def test_callers_vary_in_training_and_agents_do_not() -> None:
+    callers = embedding()
+    codes = random_columns()[..., USER_CODES].repeat(2, 1, 1)
+    one, other = callers(codes).detach()
+    assert not torch.allclose(one, other, atol=1e-2)
+    assert not callers(torch.full((1, FRAMES, CODEBOOKS), ZERO_TOKEN)).any()
+
+
+def test_callers_embedding_starts_near_the_tables_of_a_model() -> None:
+    callers, lm = embedding(), new_lm(CONFIG.lm)
+    fitted = CallerEmbedding(callers.features, CONFIG.lm.dim)
+    torch.nn.init.zeros_(callers.out)  # tables that a linear map can express
+    callers.write(lm)
+    fitted.fit(lm)
+    torch.testing.assert_close(fitted.linear, callers.linear, atol=1e-4, rtol=1e-3)

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from pipecat_personaplex.checkpoint.loader import load_checkpoint
 from tests.golden_data import CHECKPOINT
-from tests.training.models import CONFIG, random_pool, save_pool
+from tests.training.models import CONFIG, random_codec, random_pool, save_pool
 from training.nano import lm as lm_training
 from training.nano.adopt import adopt
+from training.nano.caller_embedding import CallerEmbedding, centroid_features
 from training.nano.codec import new_codec
 from training.nano.decoder import DecoderRun, load_decoded, train_decoder
 from training.nano.export import write_models
@@ -98,6 +100,7 @@ def cache_first(function: Callable[..., Any]) -> Callable[..., Any]:
 def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm_training, "LM_CONFIG", CONFIG.lm)
     monkeypatch.setattr(lm_training, "MIMI_CONFIG", CONFIG.mimi)
+    monkeypatch.setattr(lm_training, "load_codec", random_codec)
     save_pool(random_pool(), tmp_path)
     shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
     ticks = itertools.count()
@@ -123,6 +126,17 @@ def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     losses = [row["loss"] for row in rows]
     assert losses[11] < 0.95 * losses[0]
     assert losses[19] < 0.95 * losses[11], "the resumed run continues from the trained weights"
+
+
+def test_the_callers_embedding_is_part_of_the_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    lm = new_lm(CONFIG.lm)
+    callers = CallerEmbedding(centroid_features(random_codec()), CONFIG.lm.dim)
+    parts = nn.ModuleDict({"lm": lm, "callers": callers})
+    save_state(tmp_path / "lm.pt", {"parts": parts.state_dict()})
+    loaded = lm_training.load_lm(tmp_path / "lm.pt", CONFIG)
+    callers.write(lm)
+    assert torch.equal(loaded.audio_emb.weight, lm.audio_emb.weight)
 
 
 def run_together(folder: Path, source: str) -> None:
@@ -169,10 +183,10 @@ from pathlib import Path
 
 import torch
 
-from tests.training.models import CONFIG
+from tests.training.models import CONFIG, random_codec
 from training.nano import lm
 
-lm.LM_CONFIG, lm.MIMI_CONFIG = CONFIG.lm, CONFIG.mimi
+lm.LM_CONFIG, lm.MIMI_CONFIG, lm.load_codec = CONFIG.lm, CONFIG.mimi, random_codec
 run = lm.LMRun(minutes=0.03, batch=1, length=300, save_every=1000)
 lm.train_lm(Path(sys.argv[1]), run, torch.device("cpu"))
 """
@@ -187,9 +201,7 @@ def test_processes_train_together(tmp_path: Path) -> None:
 
 def test_exported_models_load_unchanged(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    lm, mimi = new_lm(CONFIG.lm), new_codec(CONFIG.mimi)
-    for group in (mimi.quantizer.semantic, mimi.quantizer.acoustic):
-        torch.nn.init.normal_(group.centroids)
+    lm, mimi = new_lm(CONFIG.lm), random_codec()
     write_models(tmp_path, CONFIG, lm, mimi, TOKENIZER)
     loaded = load_checkpoint(tmp_path, device=torch.device("cpu"), dtype=torch.float32)
     assert loaded.config == CONFIG
@@ -203,9 +215,7 @@ def test_exported_models_load_unchanged(tmp_path: Path) -> None:
 
 def test_training_continues_from_a_finished_checkpoint(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    lm, mimi = new_lm(CONFIG.lm), new_codec(CONFIG.mimi)
-    for group in (mimi.quantizer.semantic, mimi.quantizer.acoustic):
-        torch.nn.init.normal_(group.centroids)
+    lm, mimi = new_lm(CONFIG.lm), random_codec()
     write_models(tmp_path, CONFIG, lm, mimi, TOKENIZER)
     folder = tmp_path / "run"
     adopt(tmp_path, folder)

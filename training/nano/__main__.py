@@ -136,6 +136,15 @@ def lm(
             "after `adopt`, 0.15 is enough.",
         ),
     ] = 0.35,
+    listening_share: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=0.9,
+            help="Share of a batch in which callers speak and nobody answers; it trains the "
+            "understanding of words.",
+        ),
+    ] = 0.0,
     compile: Annotated[
         bool,
         typer.Option("--compile", help="Compile the forward passes; needs a C++ compiler."),
@@ -144,7 +153,14 @@ def lm(
     """Train the language model; resumes a run that was stopped."""
     from training.nano.lm import LMRun, train_lm
 
-    run = LMRun(minutes, batch=batch, peak_rate=rate, speech_share=speech_share, compile=compile)
+    run = LMRun(
+        minutes,
+        batch=batch,
+        peak_rate=rate,
+        speech_share=speech_share,
+        listening_share=listening_share,
+        compile=compile,
+    )
     train_lm(folder, run, _device())
 
 

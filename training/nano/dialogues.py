@@ -49,6 +49,8 @@ _OTHER_PACE_SHARE = 0.5
 _PACES = (0.85, 1.15)
 # Frames of background before the caller's words that are copied from the clip.
 _CLIP_LEAD = 3
+# Frames from the end of a caller's clip to the next, when nobody answers.
+_LISTENING_GAP = (3, 10)
 # Weights of the losses; all other targets after the prompt have weight 1.
 _QUIET = 0.15
 _TEXT_PAD = 0.25
@@ -186,30 +188,17 @@ class DialogueWriter:
     ) -> Track:
         """Compose ``length`` frames of a conversation."""
         caller = self._pool.callers[int(random.integers(len(self._pool.callers)))]
-        frames = torch.empty(length, STREAMS, dtype=torch.int64)
-        frames[:, TEXT] = TEXT_PAD
-        frames[:, AGENT_CODES] = self._silence
-        frames[:, USER_CODES] = _background(caller, length, random)
-        no, nothing = torch.zeros(length, dtype=torch.bool), torch.full((length,), -1)
-        track = Track(frames, no.clone(), nothing, no)
+        track = self._silence_track(length)
+        track.frames[:, USER_CODES] = _background(caller, length, random)
         at = _gap(random)
         while at < length:
-            question = self._sample_question(caller, character, random)
+            question = _at_some_pace(self._sample_question(caller, character, random), random)
             words = question.end - question.start
             if question.story_end is not None:
                 listening = self._pool.agent[voice][script.BACKCHANNEL]
                 story_end = at - question.start + question.story_end
                 self._write_answer(track, voice, listening, story_end + _BACKCHANNEL_FRAMES, length)
-            _write(
-                track.frames,
-                question.codes,
-                at - question.start,
-                USER_CODES,
-                max(0, at - _CLIP_LEAD),
-            )
-            for frame, word in question.word_ends:
-                if 0 <= (index := at - question.start + frame) < length:
-                    track.word_ends[index] = word
+            _write_question(track, question, at)
             begin = at + words + _wait(random)
             track.deciding[at:begin] = True
             text = character.answer(question.intent)
@@ -237,10 +226,35 @@ class DialogueWriter:
         # A caller has turns of some intents only.
         intents = [intent for intent in wanted if intent in caller.clips] or list(caller.clips)
         clips = caller.clips[intents[int(random.integers(len(intents)))]]
-        clip = clips[int(random.integers(len(clips)))]
-        if random.random() < _OTHER_PACE_SHARE:
-            clip = change_pace(clip, float(random.uniform(*_PACES)))
-        return clip
+        return clips[int(random.integers(len(clips)))]
+
+    def listening(self, length: int, random: np.random.Generator) -> Example:
+        """Compose a training sequence in which one caller after the other speaks, without answers.
+
+        It trains the head that predicts the caller's words, and nothing else: it has three times
+        the words of a dialogue.
+        """
+        track = self._silence_track(length)
+        at = 0
+        while at < length:
+            caller = self._pool.callers[int(random.integers(len(self._pool.callers)))]
+            clips = [clip for clips in caller.clips.values() for clip in clips]
+            clip = _at_some_pace(clips[int(random.integers(len(clips)))], random)
+            at += _CLIP_LEAD
+            _write_question(track, clip, at)
+            at += clip.end - clip.start + int(random.integers(*_LISTENING_GAP))
+        positions = torch.arange(length) + int(random.integers(0, 500))
+        nothing = torch.zeros(length)
+        targets = track.frames[:, : 1 + CODEBOOKS].clone()
+        columns = prompt_columns(track.frames, self._config)[:length]
+        return Example(columns, positions, targets, nothing, nothing, track.word_ends)
+
+    def _silence_track(self, length: int) -> Track:
+        frames = torch.empty(length, STREAMS, dtype=torch.int64)
+        frames[:, TEXT] = TEXT_PAD
+        frames[:, AGENT_CODES] = frames[:, USER_CODES] = self._silence
+        no = torch.zeros(length, dtype=torch.bool)
+        return Track(frames, no.clone(), torch.full((length,), -1), no)
 
     def _write_answer(
         self, track: Track, voice: str, clip: AgentClip, begin: int, stop_before: int
@@ -333,6 +347,12 @@ def _gap(random: np.random.Generator) -> int:
     return int(random.integers(2, 30))
 
 
+def _at_some_pace(clip: UserClip, random: np.random.Generator) -> UserClip:
+    if random.random() < _OTHER_PACE_SHARE:
+        return change_pace(clip, float(random.uniform(*_PACES)))
+    return clip
+
+
 def _background(caller: Caller, length: int, random: np.random.Generator) -> Tensor:
     source = caller.background.long()
     parts: list[Tensor] = []
@@ -346,6 +366,15 @@ def _write(frames: Tensor, codes: Tensor, at: int, streams: slice, not_before: i
     start, end = max(at, not_before), min(len(frames), at + len(codes))
     if end > start:
         frames[start:end, streams] = codes[start - at : end - at].long()
+
+
+def _write_question(track: Track, clip: UserClip, at: int) -> None:
+    """Write a caller's clip so that its words start in frame ``at``."""
+    begin = at - clip.start
+    _write(track.frames, clip.codes, begin, USER_CODES, max(0, at - _CLIP_LEAD))
+    for frame, word in clip.word_ends:
+        if 0 <= (index := begin + frame) < len(track.frames):
+            track.word_ends[index] = word
 
 
 def corrupt_inputs(example: Example, config: ModelConfig, random: np.random.Generator) -> None:

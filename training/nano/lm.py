@@ -21,7 +21,9 @@ from pipecat_personaplex.models.config import LMConfig, ModelConfig
 from pipecat_personaplex.models.depth import DepthTransformer
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from training.nano import wordings
+from training.nano.caller_embedding import CallerEmbedding, centroid_features
 from training.nano.codec import CONFIG as MIMI_CONFIG
+from training.nano.codec import load_codec
 from training.nano.dialogues import DialogueWriter, Example, corrupt_inputs
 from training.nano.parallel_lm import depth_logits, hidden_states, new_lm
 from training.nano.pool import Pool
@@ -61,6 +63,8 @@ class LMRun:
         peak_rate: Highest learning rate.
         speech_share: Share of the agent's audible frames that train the depth transformer. A part
             is enough: it sees each clip often.
+        listening_share: Share of a batch in which callers speak and nobody answers: it trains the
+            understanding of words only.
         save_every: Steps between two states.
         seed: Seed of dialogues and sampling.
         compile: Compile the forward passes; needs a C++ compiler on a CPU.
@@ -71,6 +75,7 @@ class LMRun:
     length: int = 380
     peak_rate: float = 1.5e-3
     speech_share: float = 0.35
+    listening_share: float = 0.0
     save_every: int = 50
     seed: int = 0
     compile: bool = False
@@ -114,7 +119,9 @@ class WordHead(nn.Linear):
 class Passes:
     """The two forward passes of training, as they are or compiled."""
 
-    hidden: Callable[[PersonaPlexLM, Tensor, Tensor], Tensor] = hidden_states
+    hidden: Callable[[PersonaPlexLM, Tensor, Tensor, CallerEmbedding | None], Tensor] = (
+        hidden_states
+    )
     depth: Callable[[DepthTransformer, Tensor, Tensor, Tensor], Tensor] = depth_logits
 
     @classmethod
@@ -130,9 +137,10 @@ def losses(
     batch: Batch,
     passes: Passes = Passes(),
     speech_share: float = LMRun.speech_share,
+    callers: CallerEmbedding | None = None,
 ) -> dict[str, Tensor]:
     """The total loss under ``loss``, its parts, and the accuracies of text, words and codes."""
-    hidden = passes.hidden(lm, batch.columns, batch.positions)
+    hidden = passes.hidden(lm, batch.columns, batch.positions, callers)
     text = batch.targets[..., 0]
     text_logits = lm.text_linear(hidden).float()
     text_losses = F.cross_entropy(text_logits.flatten(0, 1), text.flatten(), reduction="none")
@@ -203,7 +211,9 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
     lm = new_lm(config.lm).to(device)
     lm.reset_constants(device)
     words = WordHead(config.lm.dim).to(device)
-    parts = nn.ModuleDict({"lm": lm, "words": words})
+    mimi = load_codec(folder / "codec.pt", device)
+    callers = CallerEmbedding(centroid_features(mimi), config.lm.dim).to(device)
+    parts = nn.ModuleDict({"lm": lm, "words": words, "callers": callers})
     optimizer = torch.optim.AdamW(
         parts.parameters(), lr=run.peak_rate, betas=(0.9, 0.98), weight_decay=0.02, fused=True
     )
@@ -212,6 +222,8 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
     if state := load_state(folder / "lm.pt"):
         # A state that was created from a checkpoint has neither an optimizer nor the head.
         parts.load_state_dict(state["parts"], strict="optimizer" in state)
+        if "callers.linear" not in state["parts"]:
+            callers.fit(lm)
         if "optimizer" in state:
             optimizer.load_state_dict(state["optimizer"])
             step, clock.spent = state["step"], state["spent"]
@@ -227,7 +239,7 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
         # Without AMX, bfloat16 is slower than float32 on a CPU.
         fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            metrics = losses(lm, words, batch, passes, run.speech_share)
+            metrics = losses(lm, words, batch, passes, run.speech_share, callers)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(metrics["loss"])
         # Before the average: all processes must agree on the time spent, or one ends a step before
@@ -273,13 +285,19 @@ def _average(parts: nn.Module, clock: Clock, count: int) -> None:
 
 def load_lm(path: Path, config: ModelConfig) -> PersonaPlexLM:
     """Load the trained language model for inference."""
-    lm = new_lm(config.lm)
-    prefix = "lm."
     parts = load_state(path)["parts"]
-    lm.load_state_dict(
-        {n.removeprefix(prefix): t for n, t in parts.items() if n.startswith(prefix)}
-    )
+    lm = new_lm(config.lm)
+    lm.load_state_dict(_of("lm", parts))
+    if weights := _of("callers", parts):
+        callers = CallerEmbedding(weights["features"], config.lm.dim)
+        callers.load_state_dict(weights)
+        callers.write(lm)
     return lm.requires_grad_(False)
+
+
+def _of(name: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    prefix = f"{name}."
+    return {n.removeprefix(prefix): t for n, t in parts.items() if n.startswith(prefix)}
 
 
 def model_config(pool: Pool) -> ModelConfig:
@@ -300,7 +318,9 @@ def _sample_batch(
     random: np.random.Generator,
     device: torch.device,
 ) -> Batch:
-    examples = [writer.example(run.length, random) for _ in range(run.batch)]
+    listening = int(run.listening_share * run.batch)
+    examples = [writer.example(run.length, random) for _ in range(run.batch - listening)]
+    examples += [writer.listening(run.length, random) for _ in range(listening)]
     for example in examples:
         corrupt_inputs(example, config, random)
     return Batch.of(examples, device)

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipecat_personaplex.constants import CODEBOOKS, TEXT
+from pipecat_personaplex.constants import CODEBOOKS, TEXT, USER_CODES, ZERO_TOKEN
 from pipecat_personaplex.models.attention import SelfAttention
 from pipecat_personaplex.models.config import LMConfig
 from pipecat_personaplex.models.depth import DepthLayer, DepthTransformer
 from pipecat_personaplex.models.lm import PersonaPlexLM
+from training.nano.caller_embedding import CallerEmbedding
 from training.nano.parallel_codec import CausalAttention
 
 
@@ -36,9 +37,30 @@ def new_lm(config: LMConfig) -> PersonaPlexLM:
     return lm
 
 
-def hidden_states(lm: PersonaPlexLM, columns: Tensor, positions: Tensor) -> Tensor:
-    """Input columns [B, T, 17] at positions [B, T] -> normed hidden states [B, T, dim]."""
-    hidden: Tensor = lm(_embed(lm, columns), positions, CausalAttention(lm.config.window))
+def hidden_states(
+    lm: PersonaPlexLM,
+    columns: Tensor,
+    positions: Tensor,
+    callers: CallerEmbedding | None = None,
+) -> Tensor:
+    """Run the temporal transformer over whole calls.
+
+    Args:
+        lm: The language model.
+        columns: Input columns, [B, T, 17].
+        positions: Their positions, [B, T].
+        callers: Embeds the caller's streams in training; None for the model's own tables.
+
+    Returns:
+        Normed hidden states, [B, T, dim].
+    """
+    if callers is None:
+        x = _embed(lm, columns)
+    else:
+        agents = columns.clone()
+        agents[..., USER_CODES] = ZERO_TOKEN
+        x = _embed(lm, agents) + callers(columns[..., USER_CODES])
+    hidden: Tensor = lm(x, positions, CausalAttention(lm.config.window))
     return hidden
 
 
