@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from pipecat_personaplex.constants import (
@@ -16,7 +15,6 @@ from pipecat_personaplex.engine.batch import Batch
 from pipecat_personaplex.engine.codec_slots import CodecSlots, encode_stream
 from pipecat_personaplex.engine.prefill import PromptKVCache
 from tests.training.models import CARD, CONFIG, random_codec
-from training.nano import caller_embedding
 from training.nano.caller_embedding import CallerEmbedding, centroid_features
 from training.nano.parallel_codec import decode_latents, encode_latents
 from training.nano.parallel_lm import depth_logits, hidden_states, new_lm
@@ -94,10 +92,8 @@ def random_columns(calls: int = 1) -> torch.Tensor:
     return columns
 
 
-def test_callers_embedding_equals_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variation in ("_CALL_OFFSET", "_CALL_SCALE", "_FRAME_NOISE"):
-        monkeypatch.setattr(caller_embedding, variation, 0.0)
-    callers, lm = embedding(), new_lm(CONFIG.lm)
+def test_callers_embedding_equals_its_tables() -> None:
+    callers, lm = embedding().eval(), new_lm(CONFIG.lm)
     columns, positions = random_columns(), torch.arange(FRAMES)[None]
     before = hidden_states(lm, columns, positions)
     computed = hidden_states(lm, columns, positions, callers)
@@ -113,6 +109,8 @@ def test_callers_vary_in_training_and_agents_do_not() -> None:
     codes = random_columns()[..., USER_CODES].repeat(2, 1, 1)
     one, other = callers(codes).detach()
     assert not torch.allclose(one, other, atol=1e-2)
+    one, other = callers.eval()(codes).detach()
+    assert torch.equal(one, other)
     assert not callers(torch.full((1, FRAMES, CODEBOOKS), ZERO_TOKEN)).any()
 
 

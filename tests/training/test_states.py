@@ -128,6 +128,24 @@ def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert losses[19] < 0.95 * losses[11], "the resumed run continues from the trained weights"
 
 
+def test_callers_outside_the_training_measure_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lm_training, "LM_CONFIG", CONFIG.lm)
+    monkeypatch.setattr(lm_training, "MIMI_CONFIG", CONFIG.mimi)
+    monkeypatch.setattr(lm_training, "load_codec", random_codec)
+    pool = random_pool()
+    save_pool(pool, tmp_path)
+    save_callers(callers_file(tmp_path, 15), pool.callers[:1])
+    shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
+    loaded = Pool.load(tmp_path)
+    assert (len(loaded.callers), len(loaded.unseen)) == (len(pool.callers), 1)
+    run = lm_training.LMRun(minutes=1e-4, batch=1, length=300)
+    lm_training.train_lm(tmp_path, run, torch.device("cpu"))
+    (row,) = [json.loads(line) for line in (tmp_path / "lm.jsonl").read_text().splitlines()]
+    assert row["step"] == 1 and 0 <= row["unseen_word_right"] < 0.5
+
+
 def test_the_callers_embedding_is_part_of_the_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     lm = new_lm(CONFIG.lm)

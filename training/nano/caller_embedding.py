@@ -1,11 +1,9 @@
 """What the language model hears of the caller: embeddings computed from the codec's centroids.
 
 With a free table, each of the 8 x 512 codes of the caller's streams is learnt by itself, and a
-voice that combines the codes in new ways is not understood: after an hour of training, the head
-that predicts the caller's words was right for 95 % of the words of the training's callers and for
-30 to 58 % of those of others. Computed from the centroids, codes of similar sounds have similar
-embeddings from the start, and features of whole calls can be varied at random. The checkpoint
-contains the computed tables.
+voice that combines the codes in new ways is not understood. Computed from the centroids, codes of
+similar sounds have similar embeddings from the start, and features of whole calls can be varied at
+random. The checkpoint contains the computed tables.
 """
 
 from __future__ import annotations
@@ -53,7 +51,7 @@ class CallerEmbedding(nn.Module):
         self.out = nn.Parameter(torch.randn(books, _HIDDEN, dim) * 0.1 * _HIDDEN**-0.5)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Embed the codes of calls, with random variations, as if other callers had spoken.
+        """Embed the codes of calls; in training mode with random variations.
 
         Args:
             codes: [B, T, 8]; a token below 0 and the token before a stream's begin add nothing.
@@ -64,10 +62,7 @@ class CallerEmbedding(nn.Module):
         books, card, _ = self.features.shape
         given = ((codes >= 0) & (codes < card))[..., None]
         x = self.features[torch.arange(books, device=codes.device), codes.clamp(0, card - 1)]
-        call = x[:, :1]  # [B, 1, 8, D]
-        x = x * (1 + _CALL_SCALE * torch.randn_like(call)) + _CALL_OFFSET * torch.randn_like(call)
-        spread = _FRAME_NOISE * torch.rand_like(call[..., :1, :1])
-        x = (x + spread * torch.randn_like(x)) * given
+        x = (_varied(x) if self.training else x) * given
         raw = torch.einsum("btkd,kdh->btkh", x, self.hidden)
         return x.flatten(2) @ self.linear.flatten(0, 1) + F.gelu(raw).flatten(2) @ self.out.flatten(
             0, 1
@@ -87,6 +82,13 @@ class CallerEmbedding(nn.Module):
         raw = F.gelu(self.features @ self.hidden)
         tables[:, :-1] = self.features @ self.linear + raw @ self.out
         tables[:, -1] = 0
+
+
+def _varied(x: Tensor) -> Tensor:
+    """Features of calls [B, T, 8, D] as if other callers had spoken."""
+    call = x[:, :1]  # [B, 1, 8, D]
+    x = x * (1 + _CALL_SCALE * torch.randn_like(call)) + _CALL_OFFSET * torch.randn_like(call)
+    return x + _FRAME_NOISE * torch.rand_like(call[..., :1, :1]) * torch.randn_like(x)
 
 
 def _caller_tables(lm: PersonaPlexLM) -> Tensor:

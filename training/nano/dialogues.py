@@ -156,10 +156,18 @@ class DialogueWriter:
         pool: The clips.
         tokenizer: The model's tokenizer.
         config: The model's architecture and special codes.
+        callers: Who calls; by default the pool's callers for training.
     """
 
-    def __init__(self, pool: Pool, tokenizer: Tokenizer, config: ModelConfig):
+    def __init__(
+        self,
+        pool: Pool,
+        tokenizer: Tokenizer,
+        config: ModelConfig,
+        callers: list[Caller] | None = None,
+    ):
         self._pool, self._tokenizer, self._config = pool, tokenizer, config
+        self._callers = pool.callers if callers is None else callers
         self._silence = torch.tensor(config.silence_codes)
         self._names = torch.tensor([tokenizer.encode(name)[0] for name in script.NAMES])
         self._texts = {
@@ -187,7 +195,7 @@ class DialogueWriter:
         self, length: int, voice: str, character: script.Character, random: np.random.Generator
     ) -> Track:
         """Compose ``length`` frames of a conversation."""
-        caller = self._pool.callers[int(random.integers(len(self._pool.callers)))]
+        caller = self._callers[int(random.integers(len(self._callers)))]
         track = self._silence_track(length)
         track.frames[:, USER_CODES] = _background(caller, length, random)
         at = _gap(random)
@@ -237,7 +245,7 @@ class DialogueWriter:
         track = self._silence_track(length)
         at = 0
         while at < length:
-            caller = self._pool.callers[int(random.integers(len(self._pool.callers)))]
+            caller = self._callers[int(random.integers(len(self._callers)))]
             clips = [clip for clips in caller.clips.values() for clip in clips]
             clip = _at_some_pace(clips[int(random.integers(len(clips)))], random)
             at += _CLIP_LEAD

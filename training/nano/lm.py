@@ -50,6 +50,8 @@ _WORD_WEIGHT = 4.0
 # Share of a batch's quiet frames that train the depth transformer: they are all alike.
 _QUIET_SHARE = 0.06
 _LOG_EVERY = 20
+# Dialogues that measure the understanding of callers outside the training.
+_CHECKED = 8
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,7 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
     tokenizer = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
     config = model_config(pool)
     writer = DialogueWriter(pool, tokenizer, config)
+    unseen = DialogueWriter(pool, tokenizer, config, pool.unseen)
     lm = new_lm(config.lm).to(device)
     lm.reset_constants(device)
     words = WordHead(config.lm.dim).to(device)
@@ -261,6 +264,9 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
             report(folder / "lm.jsonl", {"step": step, "seconds": clock.spent, "lr": rate} | means)
             sums = {}
         if step % run.save_every == 0 or clock.done:
+            if pool.unseen:
+                right = _words_right(lm, words, callers, unseen, run)
+                report(folder / "lm.jsonl", {"step": step, "unseen_word_right": right})
             save_state(
                 folder / "lm.pt",
                 {
@@ -270,6 +276,26 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
                     "spent": clock.spent,
                 },
             )
+
+
+@torch.no_grad()
+def _words_right(
+    lm: PersonaPlexLM,
+    words: WordHead,
+    callers: CallerEmbedding,
+    writer: DialogueWriter,
+    run: LMRun,
+) -> float:
+    """The share of the words of callers outside the training that the head predicts."""
+    random = np.random.default_rng(run.seed)
+    device = lm.audio_emb.weight.device
+    batch = Batch.of([writer.listening(run.length, random) for _ in range(_CHECKED)], device)
+    callers.eval()
+    hidden = hidden_states(lm, batch.columns, batch.positions, callers)
+    callers.train()
+    ended = batch.word_ends >= 0
+    right: Tensor = words(hidden[ended]).argmax(dim=-1) == batch.word_ends[ended]
+    return round(float(right.float().mean()), 4)
 
 
 def _average(parts: nn.Module, clock: Clock, count: int) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from training.nano.progress import load_state, save_state
 
 CALLERS_EACH = 10  # in a file
+_UNSEEN_EVERY = 16
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Pool:
             [VOICE_SAMPLE_FRAMES, 8].
         agent: The sentences of each agent voice, by text.
         callers: The callers.
+        unseen: Callers that measure the training and are not part of it: one file in 16.
     """
 
     silence: list[int]
@@ -85,6 +87,7 @@ class Pool:
     voices: dict[str, list[Tensor]]
     agent: dict[str, dict[str, AgentClip]]
     callers: list[Caller] = field(default_factory=list)
+    unseen: list[Caller] = field(default_factory=list)
     _read: set[str] = field(default_factory=set, repr=False)
 
     def save(self, folder: Path) -> None:
@@ -113,7 +116,9 @@ class Pool:
         for path in sorted((folder / "callers").glob("*.pt")):
             if path.name not in self._read:
                 self._read.add(path.name)
-                self.callers += map(_caller, load_state(path)["callers"])
+                measures = int(path.stem) % _UNSEEN_EVERY == _UNSEEN_EVERY - 1
+                callers = self.unseen if measures else self.callers
+                callers += map(_caller, load_state(path)["callers"])
 
 
 def callers_file(folder: Path, number: int) -> Path:
