@@ -14,6 +14,7 @@ from pipecat_personaplex.engine.prompt import build_prompt, text_prompt_tokens
 from tests.training.models import CONFIG, Letters, random_pool
 from training.nano import dialogues, script, wordings
 from training.nano.clips import share_beginnings
+from training.nano.corruption import corrupt_inputs
 from training.nano.dialogues import (
     ANSWER_FRAMES,
     LATE_FRAMES,
@@ -22,7 +23,6 @@ from training.nano.dialogues import (
     Track,
     _wait,
     change_pace,
-    corrupt_inputs,
     word_tokens,
 )
 from training.nano.pool import AgentClip, UserClip

@@ -24,7 +24,8 @@ from training.nano import wordings
 from training.nano.caller_embedding import CallerEmbedding, centroid_features
 from training.nano.codec import CONFIG as MIMI_CONFIG
 from training.nano.codec import load_codec
-from training.nano.dialogues import DialogueWriter, Example, corrupt_inputs
+from training.nano.corruption import corrupt_inputs
+from training.nano.dialogues import DialogueWriter, Example
 from training.nano.parallel_lm import depth_logits, hidden_states, new_lm
 from training.nano.pool import Pool
 from training.nano.progress import Clock, load_state, report, save_state
