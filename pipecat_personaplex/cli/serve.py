@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipecat_personaplex.cli.options import EngineOptions, engine_options, named
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.logs import configure_logging
+from pipecat_personaplex.process import frozen_objects
 from pipecat_personaplex.server.config import ServerConfig
 
 if TYPE_CHECKING:
@@ -305,13 +307,15 @@ def serve(
             err=True,
         )
 
-    def load() -> AbstractContextManager[ServedEngine]:
+    @contextmanager
+    def load() -> Generator[ServedEngine, None, None]:
         from pipecat_personaplex.engine.engine import Engine
 
         engine = Engine.load(model, engine_config, progress=sys.stderr.isatty())
         for name, path in added_voices:
             engine.add_voice(name, path)
-        return engine
+        with engine, frozen_objects():
+            yield engine
 
     model = options.resolve_model()
     state = ServerState(config, Path(model).resolve().name, AdmissionController(config, keys))

@@ -19,7 +19,6 @@ from loguru import logger
 from starlette.routing import BaseRoute
 
 from pipecat_personaplex.errors import ConfigError
-from pipecat_personaplex.process import frozen_objects
 from pipecat_personaplex.server.app import create_app, create_health_app
 from pipecat_personaplex.server.auth import ApiKeys
 from pipecat_personaplex.server.config import ServerConfig
@@ -163,7 +162,6 @@ class ServerRunner:
             if not loading.done():
                 return False
             self._state.loaded = loading.result()
-            stack.enter_context(frozen_objects())
             announce(self.url)
             await _first(stopped, serving)
             drained = asyncio.create_task(self._state.admission.drain())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import logging
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -272,20 +274,29 @@ def test_options_become_the_server_config(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_options_become_the_engine_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the loaded model is excluded from garbage collection while the server runs."""
     made: list[EngineConfig] = []
 
     class LoadOnly:
         def __init__(
-            self, state: object, address: object, load: Callable[[], object], pages: object
+            self,
+            state: object,
+            address: object,
+            load: Callable[[], AbstractContextManager[object]],
+            pages: object,
         ):
             self._load = load
 
         def run(self, announce: object) -> bool:
-            self._load()
+            assert gc.get_freeze_count() == 0
+            with self._load():
+                assert gc.get_freeze_count() > 10_000
+            assert gc.get_freeze_count() == 0
             return True
 
-    def load(model: str, config: EngineConfig, **options: object) -> None:
+    def load(model: str, config: EngineConfig, **options: object) -> AbstractContextManager[None]:
         made.append(config)
+        return nullcontext()
 
     monkeypatch.setattr("pipecat_personaplex.server.runner.ServerRunner", LoadOnly)
     monkeypatch.setattr(Engine, "load", load)
