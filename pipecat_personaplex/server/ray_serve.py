@@ -208,8 +208,8 @@ class EngineReplica:
             gauge.set(getattr(stats, name))
 
     def __del__(self) -> None:
-        # Ray calls it when all connections have ended or their drain time is over. There is no
-        # engine if __init__ failed.
+        # Ray calls it when all connections have ended or their drain time is over. There are no
+        # resources if the model could not be loaded.
         if hasattr(self, "_resources"):
             self._resources.close()
 

@@ -141,8 +141,8 @@ def lm(
         typer.Option(
             min=0,
             max=0.9,
-            help="Share of a batch in which callers speak and nobody answers; it trains the "
-            "understanding of words.",
+            help="Share of each batch that holds callers' speech without answers; only the loss of "
+            "the callers' words counts there.",
         ),
     ] = 0.0,
     compile: Annotated[

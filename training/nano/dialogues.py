@@ -47,7 +47,7 @@ _OTHER_PACE_SHARE = 0.5
 _PACES = (0.85, 1.15)
 # Frames of background before the caller's words that are copied from the clip.
 _CLIP_LEAD = 3
-# Frames from the end of a caller's clip to the next, when nobody answers.
+# Frames of silence between two clips of a sequence without answers.
 _LISTENING_GAP = (3, 10)
 # Weights of the losses; all other targets after the prompt have weight 1.
 _QUIET = 0.15
@@ -237,8 +237,7 @@ class DialogueWriter:
     def listening(self, length: int, random: np.random.Generator) -> Example:
         """Compose a training sequence in which one caller after the other speaks, without answers.
 
-        It trains the head that predicts the caller's words, and nothing else: it has three times
-        the words of a dialogue.
+        Only the loss of the callers' words counts. It has more than twice the words of a dialogue.
         """
         track = self._silence_track(length)
         at = 0

@@ -66,8 +66,8 @@ class LMRun:
         peak_rate: Highest learning rate.
         speech_share: Share of the agent's audible frames that train the depth transformer. A part
             is enough: it sees each clip often.
-        listening_share: Share of a batch in which callers speak and nobody answers: it trains the
-            understanding of words only.
+        listening_share: Share of each batch that holds callers' speech without answers. Only the
+            loss of the callers' words counts there.
         save_every: Steps between two states.
         seed: Seed of dialogues and sampling.
         compile: Compile the forward passes; needs a C++ compiler on a CPU.
