@@ -146,6 +146,24 @@ def test_callers_outside_the_training_measure_it(
     assert row["step"] == 1 and 0 <= row["unseen_word_right"] < 0.5
 
 
+def test_training_starts_anew_from_a_state_without_embeddings_of_callers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lm_training, "LM_CONFIG", CONFIG.lm)
+    monkeypatch.setattr(lm_training, "MIMI_CONFIG", CONFIG.mimi)
+    monkeypatch.setattr(lm_training, "load_codec", random_codec)
+    save_pool(random_pool(), tmp_path)
+    shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
+    run = lm_training.LMRun(minutes=1e-4, batch=1, length=300)
+    lm_training.train_lm(tmp_path, run, torch.device("cpu"))
+    state = load_state(tmp_path / "lm.pt")
+    older = {name: part for name, part in state["parts"].items() if "callers" not in name}
+    save_state(tmp_path / "lm.pt", state | {"parts": older, "step": 70})
+    lm_training.train_lm(tmp_path, run, torch.device("cpu"))
+    state = load_state(tmp_path / "lm.pt")
+    assert state["step"] == 1 and "callers.linear" in state["parts"]
+
+
 def test_the_callers_embedding_is_part_of_the_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     lm = new_lm(CONFIG.lm)

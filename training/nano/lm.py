@@ -224,13 +224,15 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
     clock = Clock(run.minutes * 60)
     step = 0
     if state := load_state(folder / "lm.pt"):
-        # A state that was created from a checkpoint has neither an optimizer nor the head.
-        parts.load_state_dict(state["parts"], strict="optimizer" in state)
-        if "callers.linear" not in state["parts"]:
-            callers.fit(lm)
-        if "optimizer" in state:
+        # A state from a checkpoint, or from before the callers' embeddings, lacks parts: training
+        # starts anew from its weights.
+        resumes = "callers.linear" in state["parts"]
+        parts.load_state_dict(state["parts"], strict=resumes)
+        if resumes:
             optimizer.load_state_dict(state["optimizer"])
             step, clock.spent = state["step"], state["spent"]
+        else:
+            callers.fit(lm)
     random = np.random.default_rng([run.seed, step, rank])
     torch.manual_seed(int(random.integers(1 << 62)))
     passes = Passes.compiled() if run.compile else Passes()
