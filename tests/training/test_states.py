@@ -22,8 +22,8 @@ from tests.training.models import CONFIG, random_codec, random_pool, save_pool
 from training.nano import lm as lm_training
 from training.nano.adopt import adopt
 from training.nano.caller_embedding import CallerEmbedding, centroid_features
-from training.nano.codec import new_codec
-from training.nano.decoder import DecoderRun, load_decoded, train_decoder
+from training.nano.codec import load_finished, new_codec
+from training.nano.decoder import DecoderRun, train_decoder
 from training.nano.export import write_models
 from training.nano.parallel_lm import new_lm
 from training.nano.pool import Pool, callers_file, save_callers
@@ -282,7 +282,7 @@ def test_only_the_decoder_changes_and_its_training_resumes(
 
     assert train(2)["step"] == 2
     assert train(3)["step"] == 3
-    trained = dict(load_decoded(tmp_path, torch.device("cpu")).named_parameters())
+    trained = dict(load_finished(tmp_path, torch.device("cpu")).named_parameters())
     for name, parameter in mimi.named_parameters():
         is_decoder = name.startswith(("upsample", "decoder")) or name.endswith("output_proj")
         if not is_decoder:

@@ -22,6 +22,11 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _check_part(part: int, parts: int) -> None:
+    if part >= parts:
+        raise typer.BadParameter(f"--part counts from 0: with --parts {parts}, up to {parts - 1}")
+
+
 @app.command()
 def codec(
     phase: Annotated[str, typer.Argument(help="autoencoder or quantizer.")],
@@ -67,20 +72,21 @@ def record(
     part: Annotated[int, typer.Option(min=0, help="Number of this process, from 0.")] = 0,
     parts: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
 ) -> None:
-    """Synthesise callers' turns with Kokoro, for `clips`; about as fast as real time."""
+    """Synthesise callers' turns with Kokoro, for `speak`; about as fast as real time."""
     from training.nano.recordings import record as synthesise
 
+    _check_part(part, parts)
     synthesise(folder, turns, part, parts)
 
 
 @app.command()
-def clips(
+def speak(
     folder: Folder = Path("runs/nano"),
     callers: Annotated[
-        int, typer.Option(help="Number of callers; each has one microphone in one room.")
+        int, typer.Option(help="Number of callers; run again with more to add some.")
     ] = 1500,
     turns: Annotated[int, typer.Option(help="Turns that each caller speaks.")] = 12,
-    seed: Annotated[int, typer.Option(help="Random seed of voices, wordings and noises.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of voices and wordings.")] = 0,
     part: Annotated[int, typer.Option(min=0, help="Number of this process, from 0.")] = 0,
     parts: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
     synthesiser: Annotated[
@@ -88,27 +94,16 @@ def clips(
         typer.Option(help="espeak, kokoro, pico or flite; may be repeated; all by default."),
     ] = None,
 ) -> None:
-    """Synthesise and encode the clips of all dialogues; train the tokenizer if there is none.
-
-    Run again with a larger --callers to add callers to the existing ones.
-    """
-    from training.nano.clips import add_callers, new_pool
-    from training.nano.codec import load_codec
+    """Synthesise callers' turns with all synthesisers, for `encoder` and `clips`."""
+    from training.nano.caller_turns import speak as synthesise
     from training.nano.people import NoCallers
-    from training.nano.tokenizer import train_tokenizer
 
-    mimi = load_codec(folder / "codec.pt", _device())
-    if part == 0 and not (folder / "tokenizer.model").exists():
-        train_tokenizer(folder / "tokenizer.model")
-    if part == 0 and not (folder / "pool.pt").exists():
-        new_pool(mimi, _device()).save(folder)
+    _check_part(part, parts)
     try:
-        for path in add_callers(
+        for path in synthesise(
             folder,
-            mimi,
             callers,
             turns,
-            _device(),
             part=part,
             parts=parts,
             synthesisers=synthesiser or (),
@@ -117,6 +112,42 @@ def clips(
             typer.echo(f"{path} written")
     except NoCallers as error:
         raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
+def encoder(
+    minutes: Annotated[float, typer.Option(help="Training time.")],
+    folder: Folder = Path("runs/nano"),
+) -> None:
+    """Train the codec's encoder on callers' words; needs the turns of `speak`."""
+    from training.nano.encoder import EncoderRun, train_encoder
+
+    train_encoder(folder, EncoderRun(minutes), _device())
+
+
+@app.command()
+def clips(
+    folder: Folder = Path("runs/nano"),
+    seed: Annotated[int, typer.Option(help="Random seed of microphones and noises.")] = 0,
+    part: Annotated[int, typer.Option(min=0, help="Number of this process, from 0.")] = 0,
+    parts: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+) -> None:
+    """Encode the agent's sentences and the callers of `speak`; train a missing tokenizer first.
+
+    Run again after `speak` to encode the callers that it has added.
+    """
+    from training.nano.clips import add_callers, new_pool
+    from training.nano.codec import load_codec, load_finished
+    from training.nano.tokenizer import train_tokenizer
+
+    _check_part(part, parts)
+    if part == 0 and not (folder / "tokenizer.model").exists():
+        train_tokenizer(folder / "tokenizer.model")
+    if part == 0 and not (folder / "pool.pt").exists():
+        new_pool(load_codec(folder / "codec.pt", _device()), _device()).save(folder)
+    mimi = load_finished(folder, _device())
+    for path in add_callers(folder, mimi, _device(), part=part, parts=parts, seed=seed):
+        typer.echo(f"{path} written")
 
 
 @app.command()
@@ -172,13 +203,13 @@ def export(
     ),
 ) -> None:
     """Write the checkpoint in the layout of NVIDIA's release."""
-    from training.nano.decoder import load_decoded
+    from training.nano.codec import load_finished
     from training.nano.export import write_models, write_voices
     from training.nano.lm import load_lm, model_config
     from training.nano.pool import Pool
 
     config = model_config(Pool.load(folder))
-    mimi = load_decoded(folder, torch.device("cpu"))
+    mimi = load_finished(folder, torch.device("cpu"))
     lm = load_lm(folder / "lm.pt", config)
     write_models(output, config, lm, mimi, folder / "tokenizer.model")
     write_voices(output)

@@ -6,7 +6,7 @@ position in a dialogue. A caller's clip includes background noise before and aft
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -19,13 +19,13 @@ from pipecat_personaplex.audio_files import normalize_loudness
 from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano import script, wordings
+from training.nano.caller_turns import load_turns
 from training.nano.codec_data import add_at
 from training.nano.espeak import Pcm, speaker
 from training.nano.material import sentence
 from training.nano.microphone import Microphone, block_dc
 from training.nano.noise import HELD_OUT_NOISES, TRAINING_NOISES, Noise
 from training.nano.parallel_codec import encode_latents
-from training.nano.people import by_intent, sample_caller
 from training.nano.pool import (
     CALLERS_EACH,
     AgentClip,
@@ -35,7 +35,7 @@ from training.nano.pool import (
     callers_file,
     save_callers,
 )
-from training.nano.recordings import Recording, load_recordings
+from training.nano.recordings import Recording
 from training.nano.voices import AGENT_VOICES
 
 VOICE_SAMPLE_FRAMES = 22
@@ -160,23 +160,15 @@ class Background:
         return (pcm * self.gain).clip(-1, 1).astype(np.float32)
 
 
-def make_caller(
-    mimi: Mimi,
-    recordings: dict[str, list[Recording]],
-    turns: int,
-    random: np.random.Generator,
-    device: torch.device,
-    synthesisers: Sequence[str] = (),
+def encode_caller(
+    mimi: Mimi, recordings: list[Recording], random: np.random.Generator, device: torch.device
 ) -> Caller:
-    """Synthesise and encode one caller: one voice, one microphone, ``turns`` turns."""
-    source, intents = sample_caller(recordings, random, synthesisers)
+    """Encode one caller's turns, and the background without words, through one microphone."""
     microphone = Microphone.sample(random)
-    known = [str(intent) for intent in random.permutation(intents)]
     words = {word: index for index, word in enumerate(wordings.caller_words())}
     heard, spans = [], []
-    for index in range(turns):
-        intent = known[index % len(known)]
-        turn = source(intent, random)
+    for recording in recordings:
+        turn = recording.turn
         lead = _USER_LEAD_SECONDS + random.uniform(0, FRAME_SECONDS)
         length = lead + len(turn.pcm) / SAMPLE_RATE + _USER_TAIL_SECONDS
         pcm = np.zeros(int(length * SAMPLE_RATE), np.float32)
@@ -191,16 +183,16 @@ def make_caller(
         story_end = (
             None if turn.story_end is None else -int(-(lead + turn.story_end) // FRAME_SECONDS)
         )
-        spans.append(
-            (intent, int(lead / FRAME_SECONDS), -int(-end // FRAME_SECONDS), word_ends, story_end)
-        )
+        spans.append((int(lead / FRAME_SECONDS), -int(-end // FRAME_SECONDS), word_ends, story_end))
     quiet = np.zeros(int(_BACKGROUND_SECONDS * SAMPLE_RATE), np.float32)
     heard.append(block_dc(microphone.record(quiet, turn.pcm, random)))
     *codes, silence = encode_all(mimi, heard, device)
     caller = Caller(silence)
-    for (intent, start, end, word_ends, story_end), clip in zip(spans, codes, strict=True):
-        turn_clip = UserClip(intent, clip, start, end, word_ends, story_end)
-        caller.clips.setdefault(intent, []).append(turn_clip)
+    for recording, (start, end, word_ends, story_end), clip in zip(
+        recordings, spans, codes, strict=True
+    ):
+        turn_clip = UserClip(recording.intent, clip, start, end, word_ends, story_end)
+        caller.clips.setdefault(recording.intent, []).append(turn_clip)
     return caller
 
 
@@ -208,7 +200,7 @@ def new_pool(mimi: Mimi, device: torch.device) -> Pool:
     """Create a pool with the agents' clips and without callers.
 
     Args:
-        mimi: The trained codec; its encoder and codebooks must not change afterwards.
+        mimi: The codec before ``encoder``; its codebooks must not change afterwards.
         device: The codec's device.
     """
     seconds = 8 * SAMPLE_RATE
@@ -227,37 +219,30 @@ def new_pool(mimi: Mimi, device: torch.device) -> Pool:
 def add_callers(
     folder: Path,
     mimi: Mimi,
-    callers: int,
-    turns: int,
     device: torch.device,
     *,
     part: int = 0,
     parts: int = 1,
-    synthesisers: Sequence[str] = (),
     seed: int = 0,
 ) -> Iterator[Path]:
-    """Make callers whose files do not exist yet; yields each file as it is written.
+    """Encode the callers that ``speak`` has made and that have no clips; yields each new file.
 
     Args:
         folder: Folder of the training states.
         mimi: The trained codec.
-        callers: Callers in all.
-        turns: Turns of each caller.
         device: The codec's device.
         part: Number of this process, from 0.
         parts: Processes that share the work.
-        synthesisers: Whose voices the callers have; empty for all.
-        seed: Seed of voices, wordings and microphones, with the caller's number.
+        seed: Seed of the microphones, with the caller's number.
     """
-    for number in range(part, -(-callers // CALLERS_EACH), parts):
+    for source in sorted((folder / "turns").glob("*.pt")):
+        number = int(source.stem)
         path = callers_file(folder, number)
-        if path.exists():
+        if number % parts != part or path.exists():
             continue
-        # Again and again: `record` may add turns meanwhile.
-        recordings = by_intent(load_recordings(folder))
         made = []
-        for index in range(number * CALLERS_EACH, (number + 1) * CALLERS_EACH):
-            random = np.random.default_rng([seed, index])
-            made.append(make_caller(mimi, recordings, turns, random, device, synthesisers))
+        for index, rows in enumerate(load_turns(source), number * CALLERS_EACH):
+            random = np.random.default_rng([seed, index, 1])
+            made.append(encode_caller(mimi, list(map(Recording.of, rows)), random, device))
         save_callers(path, made)
         yield path

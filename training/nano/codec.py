@@ -116,6 +116,19 @@ def load_codec(path: Path, device: torch.device) -> Mimi:
     return mimi
 
 
+def load_finished(folder: Path, device: torch.device) -> Mimi:
+    """Load the codec for inference with the latest states of its encoder and its decoder.
+
+    The codes of the agent's sentences are those of ``load_codec``: encoder and decoder, trained
+    apart from each other, both keep to them.
+    """
+    mimi = load_codec(folder / "codec.pt", device)
+    for part in ("encoder", "decoder"):
+        if state := load_state(folder / f"{part}.pt"):
+            mimi.load_state_dict(state[part], strict=False)
+    return mimi
+
+
 def train_codec(folder: Path, run: CodecRun, device: torch.device) -> None:
     """Run or resume one phase; appends metrics to ``codec.jsonl``."""
     torch.manual_seed(run.seed)

@@ -76,20 +76,12 @@ class AgentSpeech:
         return cls(codes, torch.stack(audio))
 
 
-def load_decoded(folder: Path, device: torch.device) -> Mimi:
-    """Load the trained codec for inference, with the latest state of the decoder."""
-    mimi = load_codec(folder / "codec.pt", device)
-    if state := load_state(folder / "decoder.pt"):
-        mimi.load_state_dict(state["decoder"], strict=False)
-    return mimi
-
-
 def train_decoder(folder: Path, run: DecoderRun, device: torch.device) -> None:
     """Train the decoder or resume a run; appends metrics to ``decoder.jsonl``."""
     torch.manual_seed(run.seed)
     # Silence produces denormal numbers, which are slow on a CPU.
     torch.set_flush_denormal(True)
-    mimi = load_decoded(folder, device)
+    mimi = load_codec(folder / "codec.pt", device)
     speech = AgentSpeech.synthesise(mimi, run, device)
     trained = _decoder_parameters(mimi)
     for parameter in trained.values():
@@ -99,6 +91,7 @@ def train_decoder(folder: Path, run: DecoderRun, device: torch.device) -> None:
     spectral, clear = SpectralLoss().to(device), IntelligibilityLoss().to(device)
     clock, step, check = Clock(run.minutes * 60), 0, CodecCheck(run.check_sentences)
     if state := load_state(folder / "decoder.pt"):
+        mimi.load_state_dict(state["decoder"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
         step, clock.spent = state["step"], state["spent"]
     random = np.random.default_rng([run.seed, step])

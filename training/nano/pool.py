@@ -116,9 +116,13 @@ class Pool:
         for path in sorted((folder / "callers").glob("*.pt")):
             if path.name not in self._read:
                 self._read.add(path.name)
-                measures = int(path.stem) % _UNSEEN_EVERY == _UNSEEN_EVERY - 1
-                callers = self.unseen if measures else self.callers
+                callers = self.unseen if measures_training(path) else self.callers
                 callers += map(_caller, load_state(path)["callers"])
+
+
+def measures_training(path: Path) -> bool:
+    """Whether the callers of a file, with clips or turns, measure the training only."""
+    return int(path.stem) % _UNSEEN_EVERY == _UNSEEN_EVERY - 1
 
 
 def callers_file(folder: Path, number: int) -> Path:

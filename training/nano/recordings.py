@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from training.nano.progress import load_state, save_state
 from training.nano.turns import Turn, sample_turn
 
 _TURNS_EACH = 20
+_FULL_SCALE = 32767
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,18 @@ class Recording:
 
     intent: str
     turn: Turn
+
+    def row(self) -> dict[str, Any]:
+        """A row of a training state, with 16-bit audio."""
+        samples = (self.turn.pcm.clip(-1, 1) * _FULL_SCALE).astype(np.int16)
+        return {**vars(self.turn), "intent": self.intent, "pcm": torch.from_numpy(samples)}
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Recording:
+        """What ``row`` was made of."""
+        fields = {name: value for name, value in row.items() if name not in ("intent", "pcm")}
+        pcm = row["pcm"].numpy().astype(np.float32) / _FULL_SCALE
+        return cls(row["intent"], Turn(pcm=pcm, **fields))
 
 
 def _file(folder: Path, number: int) -> Path:
@@ -50,16 +64,11 @@ def record(folder: Path, turns: int, part: int = 0, parts: int = 1) -> None:
         for _ in range(_TURNS_EACH):
             intent = known[int(random.integers(len(known)))]
             turn = sample_turn(intent, sample_kokoro_voice(random), random)
-            pcm = torch.from_numpy((turn.pcm * 32767).astype(np.int16))
-            rows.append({**vars(turn), "intent": intent, "pcm": pcm})
+            rows.append(Recording(intent, turn).row())
         save_state(_file(folder, number), {"turns": rows})
 
 
 def load_recordings(folder: Path) -> list[Recording]:
     """All turns recorded so far."""
-    found = []
-    for path in sorted((folder / "kokoro").glob("*.pt")):
-        for row in load_state(path)["turns"]:
-            pcm = row.pop("pcm").numpy().astype(np.float32) / 32767
-            found.append(Recording(row.pop("intent"), Turn(pcm=pcm, **row)))
-    return found
+    paths = sorted((folder / "kokoro").glob("*.pt"))
+    return [Recording.of(row) for path in paths for row in load_state(path)["turns"]]
