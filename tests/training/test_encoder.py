@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from tests.training.models import CONFIG, random_codec
 from tests.training.test_speech import needs_espeak
-from training.nano import caller_turns, encoder, wordings
+from training.nano import caller_turns, encoder_data, wordings
 from training.nano.__main__ import app
 from training.nano.caller_turns import load_turns, speak, turns_file
 from training.nano.clips import add_callers, encode_caller
 from training.nano.codec import load_codec, load_finished, new_codec
-from training.nano.encoder import CallersHeard, EncoderRun, train_encoder
+from training.nano.encoder import EncoderRun, train_encoder
+from training.nano.encoder_data import CallersHeard
 from training.nano.espeak import Manner, speaker
 from training.nano.people import TurnSource
 from training.nano.pool import Pool, callers_file
@@ -78,20 +79,19 @@ def test_a_turn_survives_its_way_to_the_disk() -> None:
 def test_phonemes_lie_in_their_words() -> None:
     words = [("menu", 0.4), ("please", 1.5)]
     turn = Turn(np.zeros(int(1.5 * SAMPLE_RATE), np.float32), (0.4, 1.0), words)
-    found = encoder._utterance(turn).phonemes
+    found = encoder_data.with_phonemes(turn).phonemes
     ends = [index for index, (name, _) in enumerate(found) if name == "_"]
     first, second = found[: ends[0]], found[ends[0] + 1 : ends[1]]
     assert all(0 <= onset < 0.4 for _, onset in first) and len(first) >= 4
     assert all(1.0 <= onset < 1.5 for _, onset in second), "not in the pause"
-    assert [name for name, _ in second] == [name for name, _ in encoder._pronounced("please")]
+    assert [name for name, _ in second] == [name for name, _ in encoder_data.pronounced("please")]
 
 
 def test_a_batch_says_what_its_callers_say(spoken: Path) -> None:
     rows = [row for caller in load_turns(turns_file(spoken, 0)) for row in caller]
-    batch = CallersHeard(rows, EncoderRun(1, batch=4, agents=3)).batch(np.random.default_rng(1))
+    batch = CallersHeard(rows, 4).batch(np.random.default_rng(1))
     frames = batch.word_ends.shape[1]
     assert batch.pcm.shape == (4, frames * FRAME_SAMPLES)
-    assert batch.agents.shape == (3, frames * FRAME_SAMPLES)
     assert batch.sounds.shape[:2] == (4, frames)
     known = wordings.caller_words()
     texts = {tuple(wordings.bare(w) for w, _ in Recording.of(row).turn.words) for row in rows}
@@ -110,7 +110,7 @@ def test_only_the_encoder_changes_and_its_training_resumes(
     monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: float(next(ticks)))
 
     def train(seconds: int) -> dict[str, Any]:
-        run = EncoderRun(minutes=seconds / 60, batch=2, agents=1, workers=0)
+        run = EncoderRun(minutes=seconds / 60, batch=2, agents=1, kept=2, workers=0)
         train_encoder(spoken, run, CPU)
         return load_state(spoken / "encoder.pt")
 

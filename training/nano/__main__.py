@@ -143,9 +143,9 @@ def clips(
     _check_part(part, parts)
     if part == 0 and not (folder / "tokenizer.model").exists():
         train_tokenizer(folder / "tokenizer.model")
-    if part == 0 and not (folder / "pool.pt").exists():
-        new_pool(load_codec(folder / "codec.pt", _device()), _device()).save(folder)
     mimi = load_finished(folder, _device())
+    if part == 0 and not (folder / "pool.pt").exists():
+        new_pool(load_codec(folder / "codec.pt", _device()), mimi, _device()).save(folder)
     for path in add_callers(folder, mimi, _device(), part=part, parts=parts, seed=seed):
         typer.echo(f"{path} written")
 

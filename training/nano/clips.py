@@ -196,12 +196,13 @@ def encode_caller(
     return caller
 
 
-def new_pool(mimi: Mimi, device: torch.device) -> Pool:
+def new_pool(mimi: Mimi, finished: Mimi, device: torch.device) -> Pool:
     """Create a pool with the agents' clips and without callers.
 
     Args:
         mimi: The codec before ``encoder``; its codebooks must not change afterwards.
-        device: The codec's device.
+        finished: The codec of the checkpoint, which encodes voice prompts as it does there.
+        device: Device of both.
     """
     seconds = 8 * SAMPLE_RATE
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(seconds) / SAMPLE_RATE)
@@ -211,7 +212,7 @@ def new_pool(mimi: Mimi, device: torch.device) -> Pool:
     return Pool(
         silence=steady_codes(mimi, np.zeros(seconds, np.float32), device),
         sine=steady_codes(mimi, tone.astype(np.float32), device),
-        voices={name: encode_all(mimi, spoken, device) for name, spoken in samples.items()},
+        voices={name: encode_all(finished, spoken, device) for name, spoken in samples.items()},
         agent={name: agent_clips(mimi, name, device) for name in AGENT_VOICES},
     )
 

@@ -10,10 +10,7 @@ codebooks, to hear the same in any voice, room and line.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +18,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
-from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
+from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.models.mimi.codec import Mimi
+from pipecat_personaplex.models.mimi.quantizer import ResidualQuantizer
 from training.nano import wordings
-from training.nano.caller_turns import load_turns
 from training.nano.codec import load_codec
-from training.nano.codec_data import Phonemes, add_at
-from training.nano.espeak import Manner, Utterance, speaker
+from training.nano.codec_data import add_at
+from training.nano.encoder_data import Batch, CallersHeard, phonemes, read_turns
+from training.nano.espeak import speaker
 from training.nano.material import sentence
-from training.nano.microphone import Microphone, block_dc
 from training.nano.parallel_codec import encode_latents, quantize
-from training.nano.pool import measures_training
 from training.nano.progress import Clock, load_state, report, save_state
-from training.nano.recordings import Recording
-from training.nano.turns import Turn
 from training.nano.voices import AGENT_VOICES
 
 _PEAK_RATE = 5e-4
 _HEADS_WIDTH = 256
-_LEAD_SECONDS = (0.1, 0.7)
-_TAIL_SECONDS = 0.4
-_SILENT_SHARE = 0.1  # share of the agent's excerpts that are silent
-_LONGEST_SECONDS = 4.6  # of a turn; longer ones are left out
-_SOUND_WEIGHT, _WORD_WEIGHT, _KEEP_WEIGHT, _COMMITMENT_WEIGHT = 10.0, 1.0, 4.0, 0.5
-_ACCENT = "en-us"
-_NOTHING = "_"  # no phoneme
+_KEPT_FRAMES = 72  # more than any turn's
+_WEIGHTS = {"sounds": 10.0, "words": 1.0, "keep": 4.0, "commitment": 0.5}
 _LOG_EVERY = 50
 _CHECKED_BATCHES = 12
 
@@ -58,8 +47,9 @@ class EncoderRun:
 
     Attributes:
         minutes: Training time without pauses.
-        batch: Callers' turns in a step.
+        batch: Turns of callers in a step.
         agents: Excerpts of the agent in a step.
+        kept: Sentences of each of the agent's voices, of which the excerpts are.
         check_every: Steps between two checks with callers outside the training.
         save_every: Steps between two states.
         workers: Processes that prepare batches.
@@ -69,129 +59,55 @@ class EncoderRun:
     minutes: float
     batch: int = 8
     agents: int = 2
+    kept: int = 60
     check_every: int = 500
     save_every: int = 250
     workers: int = 1
     seed: int = 0
 
 
-@cache
-def _phonemes() -> Phonemes:
-    """The phonemes of all callers' words, in one accent, whatever the caller's."""
-    words = wordings.caller_words()
-    return Phonemes(sorted({name for word in words for name, _ in _pronounced(word)}))
-
-
-@cache
-def _pronounced(word: str) -> tuple[tuple[str, float], ...]:
-    """A word's phonemes, each with its onset as a share of the word's duration."""
-    spoken = speaker().say(word, Manner(_ACCENT))
-    named = [(name, onset) for name, onset in spoken.phonemes if not name.startswith("_")]
-    first = named[0][1] if named else 0.0
-    return tuple((name, (onset - first) / (spoken.seconds - first)) for name, onset in named)
-
-
-def _utterance(turn: Turn) -> Utterance:
-    """A turn with phonemes: those of each word as espeak-ng times them, stretched to the word."""
-    phonemes: list[tuple[str, float]] = []
-    begin = 0.0
-    for word, end in turn.words:
-        if turn.pause is not None and begin < turn.pause[1] <= end:
-            begin = turn.pause[1]
-        pronounced = _pronounced(wordings.bare(word))
-        phonemes += [(name, begin + onset * (end - begin)) for name, onset in pronounced]
-        phonemes.append((_NOTHING, end))
-        begin = end
-    return Utterance("", turn.pcm, (), tuple(phonemes))
-
-
 @dataclass(frozen=True)
-class Batch:
-    """Callers' turns through microphones, and excerpts of the agent.
+class AgentKept:
+    """What the encoder must keep: the latents of the agent's voices and of silence.
 
     Attributes:
-        pcm: Callers, [B, frames * 1920].
-        sounds: The phonemes of each frame, [B, frames, phonemes]; see ``Phonemes``.
-        word_ends: The word that has just ended in each frame, [B, frames]; -1 for none.
-        agents: The agent's voices and silence, [A, frames * 1920].
+        pcm: Sentences, and one excerpt of silence, [N, frames * 1920].
+        latents: Their latents before the training, projected for each group, [N, frames, dim].
     """
 
     pcm: Tensor
-    sounds: Tensor
-    word_ends: Tensor
-    agents: Tensor
+    latents: tuple[Tensor, ...]
 
-
-class CallersHeard(IterableDataset[Batch]):
-    """Batches without end.
-
-    Args:
-        turns: Rows of ``caller_turns``.
-        run: Batch sizes and seed.
-        step: Batches that came before, in earlier runs.
-    """
-
-    def __init__(self, turns: list[dict[str, Any]], run: EncoderRun, step: int = 0):
-        self._turns = sorted(turns, key=lambda row: len(row["pcm"]))
-        self._run, self._step = run, step
-        self._words = {word: index for index, word in enumerate(wordings.caller_words())}
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = torch.utils.data.get_worker_info()
-        random = np.random.default_rng([self._run.seed, self._step, worker.id if worker else 0])
-        while True:
-            yield self.batch(random)
-
-    def batch(self, random: np.random.Generator) -> Batch:
-        """Sample turns of similar lengths, so that little of a batch is padding."""
-        near = 12 * self._run.batch
-        first = int(random.integers(max(1, len(self._turns) - near)))
-        some = random.integers(first, min(len(self._turns), first + near), self._run.batch)
-        recordings = [Recording.of(self._turns[int(index)]) for index in some]
-        leads = random.uniform(*_LEAD_SECONDS, len(recordings))
-        longest = max(
-            lead + len(each.turn.pcm) / SAMPLE_RATE
-            for lead, each in zip(leads, recordings, strict=True)
+    @classmethod
+    @torch.no_grad()
+    def of(cls, mimi: Mimi, sentences: int, seed: int, device: torch.device) -> AgentKept:
+        """Synthesise sentences of both voices and encode them."""
+        random = np.random.default_rng([seed, 8])
+        pcm = np.zeros(
+            (1 + sentences * len(AGENT_VOICES), _KEPT_FRAMES * FRAME_SAMPLES), np.float32
         )
-        frames = int((longest + _TAIL_SECONDS) / FRAME_SECONDS)
-        pcm = np.zeros((len(recordings), frames * FRAME_SAMPLES), np.float32)
-        word_ends = torch.full((len(recordings), frames), -1)
-        sounds = []
-        for row, (lead, recording) in enumerate(zip(leads, recordings, strict=True)):
-            pcm[row] = self._heard(recording, lead, frames, random)
-            sounds.append(_phonemes().targets(_utterance(recording.turn), lead, frames))
-            for word, end in recording.turn.words:
-                index = self._words.get(wordings.bare(word))
-                frame = -int(-(lead + end) // FRAME_SECONDS)
-                if index is not None and frame < frames:
-                    word_ends[row, frame] = index
-        agents = np.stack([_agent(frames, random) for _ in range(self._run.agents)])
-        return Batch(
-            torch.from_numpy(pcm),
-            torch.stack(sounds),
-            word_ends,
-            torch.from_numpy(agents),
-        )
+        manners = [manner for manner in AGENT_VOICES.values() for _ in range(sentences)]
+        for row, manner in zip(pcm[1:], manners, strict=True):
+            lead = int(random.integers(0, _KEPT_FRAMES // 4)) * FRAME_SAMPLES
+            add_at(speaker().say(sentence(random), manner).pcm, row, lead)
+        samples = torch.from_numpy(pcm)
+        latents = torch.cat([encode_latents(mimi, each[None].to(device)) for each in samples])
+        return cls(samples.to(device), _projected(mimi, latents))
 
-    @staticmethod
-    def _heard(
-        recording: Recording, lead: float, frames: int, random: np.random.Generator
-    ) -> np.ndarray[Any, np.dtype[np.float32]]:
-        speech = recording.turn.pcm
-        track = np.zeros(frames * FRAME_SAMPLES, np.float32)
-        add_at(speech, track, int(lead * SAMPLE_RATE))
-        return block_dc(Microphone.sample(random).record(track, speech, random))
+    def sample(self, count: int, frames: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The beginnings of random excerpts, and their latents: the encoder is causal."""
+        rows = torch.randint(len(self.pcm), (count,), device=self.pcm.device)
+        wanted = tuple(each[rows, :frames] for each in self.latents)
+        return self.pcm[rows, : frames * FRAME_SAMPLES], wanted
 
 
-def _agent(frames: int, random: np.random.Generator) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """A sentence in one of the agent's voices, or silence."""
-    track = np.zeros(frames * FRAME_SAMPLES, np.float32)
-    if random.random() < _SILENT_SHARE:
-        return track
-    manner = list(AGENT_VOICES.values())[int(random.integers(len(AGENT_VOICES)))]
-    lead = int(random.integers(0, frames // 2)) * FRAME_SAMPLES
-    add_at(speaker().say(sentence(random), manner).pcm, track, lead)
-    return track
+def _projected(mimi: Mimi, latents: Tensor) -> tuple[Tensor, ...]:
+    """Latents [..., dim] as the semantic and the acoustic codebooks see them, [..., D] each."""
+    return tuple(F.linear(latents, group.input_proj) for group in _groups(mimi))
+
+
+def _groups(mimi: Mimi) -> tuple[ResidualQuantizer, ResidualQuantizer]:
+    return mimi.quantizer.semantic, mimi.quantizer.acoustic
 
 
 class Heads(nn.Module):
@@ -204,7 +120,7 @@ class Heads(nn.Module):
         self.sounds = nn.Sequential(
             nn.Linear(inputs, _HEADS_WIDTH),
             nn.GELU(),
-            nn.Linear(_HEADS_WIDTH, len(_phonemes())),
+            nn.Linear(_HEADS_WIDTH, len(phonemes())),
         )
         self.memory = nn.GRU(inputs, _HEADS_WIDTH, batch_first=True)
         self.words = nn.Linear(_HEADS_WIDTH, len(wordings.caller_words()))
@@ -229,10 +145,9 @@ def train_encoder(folder: Path, run: EncoderRun, device: torch.device) -> None:
     torch.manual_seed(run.seed)
     # Silence produces denormal numbers, which are slow on a CPU.
     torch.set_flush_denormal(True)
-    training, unseen = _turns(folder)
-    before = load_codec(folder / "codec.pt", device)
-    mimi = copy.deepcopy(before)
-    mimi.reset_constants(device)
+    training, unseen = read_turns(folder)
+    mimi = load_codec(folder / "codec.pt", device)
+    kept = AgentKept.of(mimi, run.kept, run.seed, device)
     trained = encoder_parameters(mimi)
     for parameter in trained.values():
         parameter.requires_grad_(True)
@@ -247,16 +162,18 @@ def train_encoder(folder: Path, run: EncoderRun, device: torch.device) -> None:
         step, clock.spent = state["step"], state["spent"]
     sums: dict[str, float] = {}
     batches = DataLoader(
-        CallersHeard(training, run, step), batch_size=None, num_workers=run.workers
+        CallersHeard(training, run.batch, (run.seed, step)),
+        batch_size=None,
+        num_workers=run.workers,
     )
-    checks = CallersHeard(unseen, run)
+    checks = CallersHeard(unseen, run.batch)
     for batch in batches:
         if clock.done:
             break
         rate = _PEAK_RATE * clock.rate_factor(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses = _losses(mimi, before, heads, batch, device)
+        losses = _losses(mimi, kept, run.agents, heads, batch)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(losses["loss"])
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -281,20 +198,20 @@ def train_encoder(folder: Path, run: EncoderRun, device: torch.device) -> None:
             row |= {name: round(total, 4) for name, total in sums.items()}
             sums = {}
             if unseen and step % run.check_every == 0:
-                row |= check(mimi, before, heads, checks, device)
+                row |= _check(mimi, heads, checks)
             report(folder / "encoder.jsonl", row)
 
 
 @torch.no_grad()
-def check(
-    mimi: Mimi, before: Mimi, heads: Heads, callers: CallersHeard, device: torch.device
-) -> dict[str, float]:
-    """The losses and shares of right words with callers outside the training."""
+def _check(mimi: Mimi, heads: Heads, callers: CallersHeard) -> dict[str, float]:
+    """The losses and the share of right words with callers outside the training."""
     random = np.random.default_rng(3)
+    device = heads.words.weight.device
     heads.eval()
-    rows = [
-        _losses(mimi, before, heads, callers.batch(random), device) for _ in range(_CHECKED_BATCHES)
-    ]
+    rows = []
+    for _ in range(_CHECKED_BATCHES):
+        batch = callers.batch(random)
+        rows.append(_heard(mimi, heads, encode_latents(mimi, batch.pcm.to(device)), batch))
     heads.train()
     return {
         f"unseen_{name}": round(sum(row[name].item() for row in rows) / len(rows), 4)
@@ -302,64 +219,45 @@ def check(
     }
 
 
-def _turns(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The turns for training, and those of callers that measure it."""
-    training: list[dict[str, Any]] = []
-    unseen: list[dict[str, Any]] = []
-    for path in sorted((folder / "turns").glob("*.pt")):
-        for caller in load_turns(path):
-            short = [r for r in caller if len(r["pcm"]) < _LONGEST_SECONDS * SAMPLE_RATE]
-            (unseen if measures_training(path) else training).extend(short)
-    if not training:
-        raise FileNotFoundError(f"no turns of callers in {folder / 'turns'}: run `speak` first")
-    return training, unseen
-
-
 def _losses(
-    mimi: Mimi, before: Mimi, heads: Heads, batch: Batch, device: torch.device
+    mimi: Mimi, kept: AgentKept, agents: int, heads: Heads, batch: Batch
 ) -> dict[str, Tensor]:
     """The total under ``loss``, its parts, and the share of right words."""
-    pcm, agents = batch.pcm.to(device), batch.agents.to(device)
+    pcm = batch.pcm.to(kept.pcm.device)
+    before, wanted = kept.sample(agents, batch.word_ends.shape[1])
     # Without AMX, bfloat16 is slower than float32 on a CPU.
-    fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
-    with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-        latents = encode_latents(mimi, torch.cat((pcm, agents)))
-        with torch.no_grad():
-            wanted = encode_latents(before, agents).float()
+    fast = pcm.device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    with torch.autocast(pcm.device.type, torch.bfloat16, enabled=fast):
+        latents = encode_latents(mimi, torch.cat((pcm, before)))
     latents = latents.float()
-    heard, kept = latents[: len(pcm)], latents[len(pcm) :]
-    groups = (mimi.quantizer.semantic, mimi.quantizer.acoustic)
+    parts = _heard(mimi, heads, latents[: len(pcm)], batch)
+    distances = [
+        # Relative to the spread of centroids: that of the latents is 0 in silence.
+        F.mse_loss(now, then) / group.centroids[0].var()
+        for now, then, group in zip(
+            _projected(mimi, latents[len(pcm) :]), wanted, _groups(mimi), strict=True
+        )
+    ]
+    parts["keep"] = torch.stack(distances).mean()
+    loss = torch.stack([weight * parts[name] for name, weight in _WEIGHTS.items()]).sum()
+    return {"loss": loss} | parts
+
+
+def _heard(mimi: Mimi, heads: Heads, latents: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Losses of callers' latents [B, frames, dim], and the share of right words."""
     inner, commitment = [], []
-    for group in groups:
-        found = quantize(group, heard)
-        exact = F.linear(heard, group.input_proj)
+    for group, exact in zip(_groups(mimi), _projected(mimi, latents), strict=True):
+        found = quantize(group, latents)
         # Straight-through gradient: what the heads want of the centroids goes to the latents.
         inner.append(exact + (found.inner - exact).detach())
         commitment.append(found.loss)
     sound_logits, word_logits = heads(torch.cat(inner, dim=-1))
-    sounds = F.binary_cross_entropy_with_logits(sound_logits, batch.sounds.to(device))
-    ended = batch.word_ends >= 0
-    chosen, word = word_logits[ended.to(device)], batch.word_ends[ended].to(device)
-    words = F.cross_entropy(chosen, word)
-    keep = torch.stack(
-        [
-            F.mse_loss(F.linear(kept, new.input_proj), F.linear(wanted, old.input_proj))
-            # Relative to the spread of centroids: that of the latents is 0 in silence.
-            / old.centroids[0].var()
-            for new, old in zip(
-                groups, (before.quantizer.semantic, before.quantizer.acoustic), strict=True
-            )
-        ]
-    ).mean()
-    vq = torch.stack(commitment).mean()
+    word_ends = batch.word_ends.to(latents.device)
+    ended = word_ends >= 0
+    logits, word = word_logits[ended], word_ends[ended]
     return {
-        "loss": _SOUND_WEIGHT * sounds
-        + _WORD_WEIGHT * words
-        + _KEEP_WEIGHT * keep
-        + _COMMITMENT_WEIGHT * vq,
-        "sounds": sounds,
-        "words": words,
-        "keep": keep,
-        "vq": vq,
-        "word_right": (chosen.argmax(dim=-1) == word).float().mean(),
+        "sounds": F.binary_cross_entropy_with_logits(sound_logits, batch.sounds.to(latents.device)),
+        "words": F.cross_entropy(logits, word),
+        "commitment": torch.stack(commitment).mean(),
+        "word_right": (logits.argmax(dim=-1) == word).float().mean(),
     }
