@@ -36,7 +36,7 @@ from training.nano.voices import AGENT_VOICES
 _PEAK_RATE = 5e-4
 _HEADS_WIDTH = 256
 _KEPT_FRAMES = 72  # more than any turn's
-_WEIGHTS = {"sounds": 10.0, "words": 1.0, "keep": 4.0, "commitment": 0.5}
+_WEIGHTS = {"sounds": 10.0, "words": 1.0, "keep": 4.0, "commitment": 1.0}
 _LOG_EVERY = 50
 _CHECKED_BATCHES = 12
 
@@ -250,7 +250,8 @@ def _heard(mimi: Mimi, heads: Heads, latents: Tensor, batch: Batch) -> dict[str,
         found = quantize(group, latents)
         # Straight-through gradient: what the heads want of the centroids goes to the latents.
         inner.append(exact + (found.inner - exact).detach())
-        commitment.append(found.loss)
+        # Relative to the centroids, not to the latents: these would grow beyond all centroids.
+        commitment.append(F.mse_loss(exact, found.inner.detach()) / group.centroids[0].var())
     sound_logits, word_logits = heads(torch.cat(inner, dim=-1))
     word_ends = batch.word_ends.to(latents.device)
     ended = word_ends >= 0

@@ -25,6 +25,7 @@ from training.nano.turns import Turn
 
 _LEAD_SECONDS = (0.1, 0.7)
 _TAIL_SECONDS = 0.4
+_LENGTHS_APART = 8
 LONGEST_SECONDS = 4.6  # of a turn; longer ones are left out
 _ACCENT = "en-us"
 _NOTHING = "_"  # no phoneme
@@ -107,6 +108,8 @@ class CallersHeard(IterableDataset[Batch]):
             for lead, each in zip(leads, recordings, strict=True)
         )
         frames = int((longest + _TAIL_SECONDS) / FRAME_SECONDS)
+        # Few different lengths: each needs machine code of its own for every convolution.
+        frames += -frames % _LENGTHS_APART
         pcm = np.zeros((len(recordings), frames * FRAME_SAMPLES), np.float32)
         word_ends = torch.full((len(recordings), frames), -1)
         sounds = []
