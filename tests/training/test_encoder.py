@@ -12,13 +12,13 @@ import torch
 from typer.testing import CliRunner
 
 from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
-from tests.training.models import CONFIG, random_codec
+from tests.training.models import random_codec
 from tests.training.test_speech import needs_espeak
-from training.nano import caller_turns, encoder_data, wordings
+from training.nano import caller_turns, codec, encoder_data, wordings
 from training.nano.__main__ import app
 from training.nano.caller_turns import load_turns, speak, turns_file
 from training.nano.clips import add_callers, encode_caller
-from training.nano.codec import load_codec, load_finished, new_codec
+from training.nano.codec import load_codec, load_finished
 from training.nano.encoder import EncoderRun, train_encoder
 from training.nano.encoder_data import CallersHeard
 from training.nano.espeak import Manner, speaker
@@ -46,7 +46,7 @@ def spoken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert len(list(speak(tmp_path, 20, 2))) == 2
     parts = {f"mimi.{name}": value for name, value in random_codec().state_dict().items()}
     save_state(tmp_path / "codec.pt", {"parts": parts})
-    monkeypatch.setattr(new_codec, "__defaults__", (CONFIG.mimi,))
+    monkeypatch.setattr(codec, "new_codec", random_codec)
     return tmp_path
 
 
@@ -155,6 +155,26 @@ def test_an_encoded_caller_has_a_background() -> None:
     caller = encode_caller(random_codec(), [Recording("menu", turn)], random, CPU)
     assert caller.background.shape == (75, 8)
     assert list(caller.clips) == ["menu"]
+
+
+@pytest.mark.parametrize(
+    ("command", "first"),
+    [
+        (["encoder", "--minutes", "1"], "run `speak` first"),
+        (["clips"], "run `codec` or `adopt` first"),
+        (["decoder", "--minutes", "1"], "run `codec` or `adopt` first"),
+        (["lm", "--minutes", "1"], "run `clips` first"),
+        (["export"], "run `clips` first"),
+    ],
+)
+def test_a_command_says_which_comes_before_it(
+    command: list[str], first: str, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.model").touch()
+    given = [*command, "--folder", str(tmp_path)]
+    result = CliRunner().invoke(app, given, env={"COLUMNS": "250"})
+    assert result.exit_code == 2
+    assert first in result.output
 
 
 @pytest.mark.parametrize("command", ["record", "speak", "clips"])

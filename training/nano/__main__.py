@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import torch
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+from training.nano.progress import StateMissing
+
+
+class _Recipe(typer.core.TyperGroup):
+    """Commands that say in one line which command must run first."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except StateMissing as error:
+            raise typer.BadParameter(str(error)) from error
+
+
+app = typer.Typer(cls=_Recipe, no_args_is_help=True, add_completion=False, help=__doc__)
 Folder = Annotated[Path, typer.Option(help="Folder for training states and logs.")]
 
 

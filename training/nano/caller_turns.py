@@ -14,7 +14,7 @@ import numpy as np
 
 from training.nano.people import by_intent, sample_caller
 from training.nano.pool import CALLERS_EACH
-from training.nano.progress import load_state, save_state
+from training.nano.progress import StateMissing, load_state, save_state
 from training.nano.recordings import Recording, load_recordings
 
 
@@ -62,6 +62,17 @@ def speak(
             made.append([Recording(i, source(i, random)).row() for i in wanted])
         save_state(path, {"callers": made})
         yield path
+
+
+def turns_files(folder: Path) -> list[Path]:
+    """The files that ``speak`` has written.
+
+    Raises:
+        StateMissing: There are none.
+    """
+    if not (found := sorted((folder / "turns").glob("*.pt"))):
+        raise StateMissing(f"no turns of callers in {folder / 'turns'}: run `speak` first")
+    return found
 
 
 def load_turns(path: Path) -> list[list[dict[str, Any]]]:

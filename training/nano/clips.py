@@ -18,12 +18,12 @@ from torch import Tensor
 from pipecat_personaplex.audio_files import normalize_loudness
 from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from pipecat_personaplex.models.mimi.codec import Mimi
-from training.nano import script, wordings
-from training.nano.caller_turns import load_turns
+from training.nano import script
+from training.nano.caller_turns import load_turns, turns_files
 from training.nano.codec_data import add_at
 from training.nano.espeak import Pcm, speaker
 from training.nano.material import sentence
-from training.nano.microphone import Microphone, block_dc
+from training.nano.microphone import Microphone, block_dc, heard
 from training.nano.noise import HELD_OUT_NOISES, TRAINING_NOISES, Noise
 from training.nano.parallel_codec import encode_latents
 from training.nano.pool import (
@@ -36,6 +36,7 @@ from training.nano.pool import (
     save_callers,
 )
 from training.nano.recordings import Recording
+from training.nano.turns import word_frames
 from training.nano.voices import AGENT_VOICES
 
 VOICE_SAMPLE_FRAMES = 22
@@ -165,28 +166,21 @@ def encode_caller(
 ) -> Caller:
     """Encode one caller's turns, and the background without words, through one microphone."""
     microphone = Microphone.sample(random)
-    words = {word: index for index, word in enumerate(wordings.caller_words())}
-    heard, spans = [], []
+    recorded, spans = [], []
     for recording in recordings:
         turn = recording.turn
         lead = _USER_LEAD_SECONDS + random.uniform(0, FRAME_SECONDS)
         length = lead + len(turn.pcm) / SAMPLE_RATE + _USER_TAIL_SECONDS
-        pcm = np.zeros(int(length * SAMPLE_RATE), np.float32)
-        add_at(turn.pcm, pcm, int(lead * SAMPLE_RATE))
-        heard.append(block_dc(microphone.record(pcm, turn.pcm, random)))
+        recorded.append(heard(microphone, turn.pcm, lead, int(length * SAMPLE_RATE), random))
         end = lead + len(turn.pcm) / SAMPLE_RATE
-        word_ends = [
-            (-int(-(lead + end_of_word) // FRAME_SECONDS), words[wordings.bare(word)])
-            for word, end_of_word in turn.words
-            if wordings.bare(word) in words
-        ]
         story_end = (
             None if turn.story_end is None else -int(-(lead + turn.story_end) // FRAME_SECONDS)
         )
-        spans.append((int(lead / FRAME_SECONDS), -int(-end // FRAME_SECONDS), word_ends, story_end))
+        start = int(lead / FRAME_SECONDS)
+        spans.append((start, -int(-end // FRAME_SECONDS), word_frames(turn, lead), story_end))
     quiet = np.zeros(int(_BACKGROUND_SECONDS * SAMPLE_RATE), np.float32)
-    heard.append(block_dc(microphone.record(quiet, turn.pcm, random)))
-    *codes, silence = encode_all(mimi, heard, device)
+    recorded.append(block_dc(microphone.record(quiet, turn.pcm, random)))
+    *codes, silence = encode_all(mimi, recorded, device)
     caller = Caller(silence)
     for recording, (start, end, word_ends, story_end), clip in zip(
         recordings, spans, codes, strict=True
@@ -235,8 +229,11 @@ def add_callers(
         part: Number of this process, from 0.
         parts: Processes that share the work.
         seed: Seed of the microphones, with the caller's number.
+
+    Raises:
+        StateMissing: ``speak`` has made no callers.
     """
-    for source in sorted((folder / "turns").glob("*.pt")):
+    for source in turns_files(folder):
         number = int(source.stem)
         path = callers_file(folder, number)
         if number % parts != part or path.exists():

@@ -26,7 +26,7 @@ from training.nano.codec_data import Batch, CodecData
 from training.nano.codec_loss import SpectralLoss
 from training.nano.codec_quality import CodecCheck
 from training.nano.parallel_codec import decode_latents, encode_latents, quantize
-from training.nano.progress import Clock, load_state, report, save_state
+from training.nano.progress import Clock, StateMissing, load_state, report, save_state
 
 Phase = Literal["autoencoder", "quantizer"]
 
@@ -104,8 +104,13 @@ def new_codec(config: MimiConfig = CONFIG) -> Mimi:
 
 
 def load_codec(path: Path, device: torch.device) -> Mimi:
-    """Load the trained codec for inference."""
-    state = load_state(path)
+    """Load the trained codec for inference.
+
+    Raises:
+        StateMissing: There is none.
+    """
+    if not (state := load_state(path)):
+        raise StateMissing(f"no codec in {path}: run `codec` or `adopt` first")
     mimi = new_codec()
     prefix = "mimi."
     mimi.load_state_dict(
@@ -119,8 +124,7 @@ def load_codec(path: Path, device: torch.device) -> Mimi:
 def load_finished(folder: Path, device: torch.device) -> Mimi:
     """Load the codec for inference with the latest states of its encoder and its decoder.
 
-    The codes of the agent's sentences are those of ``load_codec``: encoder and decoder, trained
-    apart from each other, both keep to them.
+    Encode the agent's sentences with ``load_codec`` instead: the decoder is trained on those codes.
     """
     mimi = load_codec(folder / "codec.pt", device)
     for part in ("encoder", "decoder"):

@@ -1,11 +1,12 @@
-"""Trains only the codec's encoder, to keep what callers say apart from who says it, and where.
+"""Trains only the codec's encoder, so that the same words get similar codes from any caller.
 
-In a call, only the caller is encoded. Codebooks and decoder do not change, so the codes of the
-agent's sentences stay as they are: for the agent's voices and for silence, the encoder must return
-the latents that it returned before. For callers it need not return their audio at all. Two heads
-read the quantised latents: one predicts the sounds of the words, frame by frame, the other, a
-recurrent network, the word that has just ended. Their losses train the encoder, through the
-codebooks, to hear the same in any voice, room and line.
+In a call, only the caller is encoded, and nobody decodes the caller's codes: they must hold the
+words, not the sound. Two heads read the quantised latents. One predicts the phonemes of each frame,
+the other, a recurrent network, the word that has just ended. Their losses train the encoder through
+the codebooks, on many voices, rooms and lines.
+
+Codebooks and decoder do not change. For the agent's voices and for silence, a further loss keeps
+the latents as they were.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from pipecat_personaplex.models.mimi.quantizer import ResidualQuantizer
 from training.nano import wordings
 from training.nano.codec import load_codec
 from training.nano.codec_data import add_at
-from training.nano.encoder_data import Batch, CallersHeard, phonemes, read_turns
+from training.nano.encoder_data import MOST_FRAMES, Batch, CallersHeard, phonemes, read_turns
 from training.nano.espeak import speaker
 from training.nano.material import sentence
 from training.nano.parallel_codec import encode_latents, quantize
+from training.nano.precision import fast_autocast
 from training.nano.progress import Clock, load_state, report, save_state
 from training.nano.voices import AGENT_VOICES
 
 _PEAK_RATE = 5e-4
 _HEADS_WIDTH = 256
-_KEPT_FRAMES = 72  # more than any turn's
 _WEIGHTS = {"sounds": 10.0, "words": 1.0, "keep": 4.0, "commitment": 1.0}
 _LOG_EVERY = 50
 _CHECKED_BATCHES = 12
@@ -83,12 +84,10 @@ class AgentKept:
     def of(cls, mimi: Mimi, sentences: int, seed: int, device: torch.device) -> AgentKept:
         """Synthesise sentences of both voices and encode them."""
         random = np.random.default_rng([seed, 8])
-        pcm = np.zeros(
-            (1 + sentences * len(AGENT_VOICES), _KEPT_FRAMES * FRAME_SAMPLES), np.float32
-        )
+        pcm = np.zeros((1 + sentences * len(AGENT_VOICES), MOST_FRAMES * FRAME_SAMPLES), np.float32)
         manners = [manner for manner in AGENT_VOICES.values() for _ in range(sentences)]
         for row, manner in zip(pcm[1:], manners, strict=True):
-            lead = int(random.integers(0, _KEPT_FRAMES // 4)) * FRAME_SAMPLES
+            lead = int(random.integers(0, MOST_FRAMES // 4)) * FRAME_SAMPLES
             add_at(speaker().say(sentence(random), manner).pcm, row, lead)
         samples = torch.from_numpy(pcm)
         latents = torch.cat([encode_latents(mimi, each[None].to(device)) for each in samples])
@@ -131,7 +130,7 @@ class Heads(nn.Module):
         return self.sounds(x), self.words(self.memory(x)[0])
 
 
-def encoder_parameters(mimi: Mimi) -> dict[str, nn.Parameter]:
+def _encoder_parameters(mimi: Mimi) -> dict[str, nn.Parameter]:
     """The parameters before the codebooks."""
     return {
         name: parameter
@@ -141,14 +140,18 @@ def encoder_parameters(mimi: Mimi) -> dict[str, nn.Parameter]:
 
 
 def train_encoder(folder: Path, run: EncoderRun, device: torch.device) -> None:
-    """Train the encoder or resume a run; appends metrics to ``encoder.jsonl``."""
+    """Train the encoder or resume a run; appends metrics to ``encoder.jsonl``.
+
+    Raises:
+        StateMissing: There is no codec, or ``speak`` has made no callers.
+    """
     torch.manual_seed(run.seed)
     # Silence produces denormal numbers, which are slow on a CPU.
     torch.set_flush_denormal(True)
     training, unseen = read_turns(folder)
     mimi = load_codec(folder / "codec.pt", device)
     kept = AgentKept.of(mimi, run.kept, run.seed, device)
-    trained = encoder_parameters(mimi)
+    trained = _encoder_parameters(mimi)
     for parameter in trained.values():
         parameter.requires_grad_(True)
     heads = Heads(mimi.config.codebook_dim).to(device)
@@ -166,7 +169,7 @@ def train_encoder(folder: Path, run: EncoderRun, device: torch.device) -> None:
         batch_size=None,
         num_workers=run.workers,
     )
-    checks = CallersHeard(unseen, run.batch)
+    checks = _checked_batches(unseen, run)
     for batch in batches:
         if clock.done:
             break
@@ -197,21 +200,25 @@ def train_encoder(folder: Path, run: EncoderRun, device: torch.device) -> None:
             row: dict[str, Any] = {"step": step, "seconds": clock.spent, "lr": rate}
             row |= {name: round(total, 4) for name, total in sums.items()}
             sums = {}
-            if unseen and step % run.check_every == 0:
+            if checks and step % run.check_every == 0:
                 row |= _check(mimi, heads, checks)
             report(folder / "encoder.jsonl", row)
 
 
-@torch.no_grad()
-def _check(mimi: Mimi, heads: Heads, callers: CallersHeard) -> dict[str, float]:
-    """The losses and the share of right words with callers outside the training."""
+def _checked_batches(unseen: list[dict[str, Any]], run: EncoderRun) -> list[Batch]:
     random = np.random.default_rng(3)
+    callers = CallersHeard(unseen, run.batch)
+    return [callers.batch(random) for _ in range(_CHECKED_BATCHES)] if unseen else []
+
+
+@torch.no_grad()
+def _check(mimi: Mimi, heads: Heads, batches: list[Batch]) -> dict[str, float]:
+    """The losses and the share of right words with callers outside the training."""
     device = heads.words.weight.device
     heads.eval()
-    rows = []
-    for _ in range(_CHECKED_BATCHES):
-        batch = callers.batch(random)
-        rows.append(_heard(mimi, heads, encode_latents(mimi, batch.pcm.to(device)), batch))
+    rows = [
+        _heard(mimi, heads, encode_latents(mimi, batch.pcm.to(device)), batch) for batch in batches
+    ]
     heads.train()
     return {
         f"unseen_{name}": round(sum(row[name].item() for row in rows) / len(rows), 4)
@@ -225,9 +232,7 @@ def _losses(
     """The total under ``loss``, its parts, and the share of right words."""
     pcm = batch.pcm.to(kept.pcm.device)
     before, wanted = kept.sample(agents, batch.word_ends.shape[1])
-    # Without AMX, bfloat16 is slower than float32 on a CPU.
-    fast = pcm.device.type == "cuda" or torch.cpu._is_amx_tile_supported()
-    with torch.autocast(pcm.device.type, torch.bfloat16, enabled=fast):
+    with fast_autocast(pcm.device):
         latents = encode_latents(mimi, torch.cat((pcm, before)))
     latents = latents.float()
     parts = _heard(mimi, heads, latents[: len(pcm)], batch)

@@ -15,20 +15,31 @@ from torch.utils.data import IterableDataset
 
 from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from training.nano import wordings
-from training.nano.caller_turns import load_turns
-from training.nano.codec_data import Phonemes, add_at
-from training.nano.espeak import Manner, Pcm, Utterance, speaker
-from training.nano.microphone import Microphone, block_dc
+from training.nano.caller_turns import load_turns, turns_files
+from training.nano.codec_data import Phonemes
+from training.nano.espeak import Manner, Utterance, speaker
+from training.nano.microphone import Microphone, heard
 from training.nano.pool import measures_training
+from training.nano.progress import StateMissing
 from training.nano.recordings import Recording
-from training.nano.turns import Turn
+from training.nano.turns import Turn, word_frames
 
 _LEAD_SECONDS = (0.1, 0.7)
 _TAIL_SECONDS = 0.4
+# Batches have few different lengths: each needs machine code of its own for every convolution.
 _LENGTHS_APART = 8
-LONGEST_SECONDS = 4.6  # of a turn; longer ones are left out
+_LONGEST_SECONDS = 4.6  # of a turn; longer ones are left out
 _ACCENT = "en-us"
 _NOTHING = "_"  # no phoneme
+
+
+def _frames(seconds: float) -> int:
+    """The length of a batch whose last words end after ``seconds``."""
+    frames = int((seconds + _TAIL_SECONDS) / FRAME_SECONDS)
+    return frames + -frames % _LENGTHS_APART
+
+
+MOST_FRAMES = _frames(_LEAD_SECONDS[1] + _LONGEST_SECONDS)
 
 
 @cache
@@ -77,7 +88,7 @@ class Batch:
 
 
 class CallersHeard(IterableDataset[Batch]):
-    """Batches without end.
+    """Endless batches of turns, each through another random microphone.
 
     Args:
         turns: Rows of ``caller_turns``.
@@ -88,7 +99,6 @@ class CallersHeard(IterableDataset[Batch]):
     def __init__(self, turns: list[dict[str, Any]], size: int, seed: Sequence[int] = (0,)):
         self._turns = sorted(turns, key=lambda row: len(row["pcm"]))
         self._size, self._seed = size, seed
-        self._words = {word: index for index, word in enumerate(wordings.caller_words())}
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
@@ -107,40 +117,31 @@ class CallersHeard(IterableDataset[Batch]):
             lead + len(each.turn.pcm) / SAMPLE_RATE
             for lead, each in zip(leads, recordings, strict=True)
         )
-        frames = int((longest + _TAIL_SECONDS) / FRAME_SECONDS)
-        # Few different lengths: each needs machine code of its own for every convolution.
-        frames += -frames % _LENGTHS_APART
+        frames = _frames(longest)
         pcm = np.zeros((len(recordings), frames * FRAME_SAMPLES), np.float32)
         word_ends = torch.full((len(recordings), frames), -1)
         sounds = []
         for row, (lead, recording) in enumerate(zip(leads, recordings, strict=True)):
-            pcm[row] = self._recorded(recording, lead, frames, random)
-            sounds.append(phonemes().targets(with_phonemes(recording.turn), lead, frames))
-            for word, end in recording.turn.words:
-                index = self._words.get(wordings.bare(word))
-                frame = -int(-(lead + end) // FRAME_SECONDS)
-                if index is not None and frame < frames:
-                    word_ends[row, frame] = index
+            turn = recording.turn
+            pcm[row] = heard(Microphone.sample(random), turn.pcm, lead, pcm.shape[1], random)
+            sounds.append(phonemes().targets(with_phonemes(turn), lead, frames))
+            for frame, word in word_frames(turn, lead):
+                word_ends[row, frame] = word
         return Batch(torch.from_numpy(pcm), torch.stack(sounds), word_ends)
-
-    @staticmethod
-    def _recorded(
-        recording: Recording, lead: float, frames: int, random: np.random.Generator
-    ) -> Pcm:
-        speech = recording.turn.pcm
-        track = np.zeros(frames * FRAME_SAMPLES, np.float32)
-        add_at(speech, track, int(lead * SAMPLE_RATE))
-        return block_dc(Microphone.sample(random).record(track, speech, random))
 
 
 def read_turns(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The turns for training, and those of callers that measure it."""
+    """The turns for training, and those of callers that measure it, without long ones.
+
+    Raises:
+        StateMissing: ``speak`` has made no callers.
+    """
     training: list[dict[str, Any]] = []
     unseen: list[dict[str, Any]] = []
-    for path in sorted((folder / "turns").glob("*.pt")):
+    for path in turns_files(folder):
         for caller in load_turns(path):
-            short = [r for r in caller if len(r["pcm"]) < LONGEST_SECONDS * SAMPLE_RATE]
+            short = [r for r in caller if len(r["pcm"]) < _LONGEST_SECONDS * SAMPLE_RATE]
             (unseen if measures_training(path) else training).extend(short)
     if not training:
-        raise FileNotFoundError(f"no turns of callers in {folder / 'turns'}: run `speak` first")
+        raise StateMissing(f"no short turns for training in {folder / 'turns'}: `speak` more")
     return training, unseen

@@ -28,6 +28,7 @@ from training.nano.corruption import corrupt_inputs
 from training.nano.dialogues import DialogueWriter, Example
 from training.nano.parallel_lm import depth_logits, hidden_states, new_lm
 from training.nano.pool import Pool
+from training.nano.precision import fast_autocast
 from training.nano.progress import Clock, load_state, report, save_state
 
 LM_CONFIG = LMConfig(
@@ -242,9 +243,7 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = _sample_batch(writer, config, run, random, device)
-        # Without AMX, bfloat16 is slower than float32 on a CPU.
-        fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+        with fast_autocast(device):
             metrics = losses(lm, words, batch, passes, run.speech_share, callers)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(metrics["loss"])

@@ -12,6 +12,7 @@ from scipy.signal import fftconvolve, lfilter
 
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.eval.latency.mulaw import decode_mulaw, encode_mulaw
+from training.nano.codec_data import add_at
 from training.nano.espeak import Pcm
 from training.nano.noise import TRAINING_NOISES, Noise, rms
 
@@ -138,6 +139,15 @@ class Microphone:
         spectrum = np.fft.rfft(pcm) * 10 ** (gains / 20)
         shaped: Pcm = np.fft.irfft(spectrum, len(pcm)).astype(np.float32)
         return shaped
+
+
+def heard(
+    microphone: Microphone, speech: Pcm, lead: float, samples: int, random: np.random.Generator
+) -> Pcm:
+    """What the codec receives of words that start after ``lead`` seconds, in ``samples``."""
+    track = np.zeros(samples, np.float32)
+    add_at(speech, track, int(lead * SAMPLE_RATE))
+    return block_dc(microphone.record(track, speech, random))
 
 
 def block_dc(pcm: Pcm) -> Pcm:

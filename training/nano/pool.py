@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from training.nano.progress import load_state, save_state
+from training.nano.progress import StateMissing, load_state, save_state
 
 CALLERS_EACH = 10  # in a file
 _UNSEEN_EVERY = 16
@@ -101,8 +101,13 @@ class Pool:
 
     @classmethod
     def load(cls, folder: Path) -> Pool:
-        """Read what ``save`` and ``save_callers`` have written."""
-        state: dict[str, Any] = load_state(folder / "pool.pt")
+        """Read what ``save`` and ``save_callers`` have written.
+
+        Raises:
+            StateMissing: There is no pool.
+        """
+        if not (state := load_state(folder / "pool.pt")):
+            raise StateMissing(f"no clips of the agent in {folder / 'pool.pt'}: run `clips` first")
         state["agent"] = {
             voice: {text: AgentClip(**clip) for text, clip in clips.items()}
             for voice, clips in state["agent"].items()

@@ -17,6 +17,10 @@ _LAST_RATE = 0.05
 _LONGEST_STEP = 10.0
 
 
+class StateMissing(FileNotFoundError):
+    """A file that another command of the recipe writes does not exist yet."""
+
+
 class Clock:
     """Measures training time against a budget, across resumed runs and without pauses.
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import soxr
 
-from pipecat_personaplex.constants import SAMPLE_RATE
+from pipecat_personaplex.constants import FRAME_SECONDS, SAMPLE_RATE
 from training.nano import wordings
 from training.nano.espeak import Pcm, Utterance
 
@@ -92,6 +92,24 @@ def _in_two(
 def _word_ends(utterance: Utterance, start: float) -> list[tuple[str, float]]:
     ends = [onset for _, onset in utterance.words[1:]] + [utterance.seconds]
     return [(word, start + end) for (word, _), end in zip(utterance.words, ends, strict=True)]
+
+
+def word_frames(turn: Turn, lead: float) -> list[tuple[int, int]]:
+    """The frames in which a turn's words have just ended.
+
+    Args:
+        turn: The turn.
+        lead: Seconds before its first word.
+
+    Returns:
+        For each known word, the first frame after it and its index in ``wordings.caller_words``.
+    """
+    known = wordings.caller_word_numbers()
+    return [
+        (-int(-(lead + end) // FRAME_SECONDS), known[wordings.bare(word)])
+        for word, end in turn.words
+        if wordings.bare(word) in known
+    ]
 
 
 def change_speed(turn: Turn, factor: float) -> Turn:

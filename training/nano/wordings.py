@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +87,9 @@ def caller_words() -> list[str]:
         *_ENDINGS,
     ]
     return sorted({word for text in texts for word in _plain(text)})
+
+
+@cache
+def caller_word_numbers() -> dict[str, int]:
+    """The index of each word in ``caller_words``."""
+    return {word: index for index, word in enumerate(caller_words())}
