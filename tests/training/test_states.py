@@ -97,10 +97,16 @@ def cache_first(function: Callable[..., Any]) -> Callable[..., Any]:
     return cached
 
 
-def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training makes a small language model behind a small codec."""
     monkeypatch.setattr(lm_training, "LM_CONFIG", CONFIG.lm)
     monkeypatch.setattr(lm_training, "MIMI_CONFIG", CONFIG.mimi)
     monkeypatch.setattr(lm_training, "load_codec", random_codec)
+
+
+@pytest.mark.usefixtures("small_models")
+def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_pool(random_pool(), tmp_path)
     shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
     ticks = itertools.count()
@@ -128,12 +134,8 @@ def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert losses[19] < 0.95 * losses[11], "the resumed run continues from the trained weights"
 
 
-def test_callers_outside_the_training_measure_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lm_training, "LM_CONFIG", CONFIG.lm)
-    monkeypatch.setattr(lm_training, "MIMI_CONFIG", CONFIG.mimi)
-    monkeypatch.setattr(lm_training, "load_codec", random_codec)
+@pytest.mark.usefixtures("small_models")
+def test_callers_outside_the_training_measure_it(tmp_path: Path) -> None:
     pool = random_pool()
     save_pool(pool, tmp_path)
     save_callers(callers_file(tmp_path, 15), pool.callers[:1])
@@ -146,12 +148,8 @@ def test_callers_outside_the_training_measure_it(
     assert row["step"] == 1 and 0 <= row["unseen_word_right"] < 0.5
 
 
-def test_training_starts_anew_from_a_state_without_embeddings_of_callers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lm_training, "LM_CONFIG", CONFIG.lm)
-    monkeypatch.setattr(lm_training, "MIMI_CONFIG", CONFIG.mimi)
-    monkeypatch.setattr(lm_training, "load_codec", random_codec)
+@pytest.mark.usefixtures("small_models")
+def test_training_starts_anew_from_a_state_without_embeddings_of_callers(tmp_path: Path) -> None:
     save_pool(random_pool(), tmp_path)
     shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
     run = lm_training.LMRun(minutes=1e-4, batch=1, length=300)
