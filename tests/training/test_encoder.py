@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from tests.training.models import random_codec
 from tests.training.test_speech import needs_espeak
+from tests.training.together import run_together
 from training.nano import caller_turns, codec, encoder_data, wordings
 from training.nano.__main__ import app
 from training.nano.caller_turns import load_turns, speak, turns_file
@@ -127,6 +128,27 @@ def test_only_the_encoder_changes_and_its_training_resumes(
     assert not any("centroids" in name or "output_proj" in name for name in changed)
 
 
+TOGETHER = """
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.training.models import random_codec
+from training.nano import codec
+from training.nano.encoder import EncoderRun, train_encoder
+
+codec.new_codec = random_codec
+run = EncoderRun(minutes=0.02, batch=2, agents=1, kept=2, workers=0, save_every=1)
+train_encoder(Path(sys.argv[1]), run, torch.device("cpu"))
+"""
+
+
+def test_processes_train_the_encoder_together(spoken: Path) -> None:
+    run_together(spoken, TOGETHER)
+    assert load_state(spoken / "encoder.pt")["spent"] >= 1.2
+
+
 def test_training_without_turns_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="run `speak` first"):
         train_encoder(tmp_path, EncoderRun(1), CPU)
@@ -146,6 +168,17 @@ def test_clips_encode_what_was_spoken(spoken: Path) -> None:
             for clip in clips:
                 assert 0 < clip.start < clip.end < len(clip.codes)
                 assert clip.word_ends and clip.word_ends[-1][0] <= clip.end + 1
+
+
+def test_a_caller_speaks_through_several_microphones(spoken: Path) -> None:
+    mimi = load_codec(spoken / "codec.pt", CPU)
+    list(add_callers(spoken, mimi, CPU, part=0, parts=2, microphones=2))
+    pool = Pool([0] * 8, [0] * 8, {}, {})
+    pool.read_new_callers(spoken)
+    assert len(pool.callers) == 20
+    first, second = pool.callers[:2]
+    assert first.clips.keys() == second.clips.keys()
+    assert not torch.equal(first.background, second.background)
 
 
 def test_an_encoded_caller_has_a_background() -> None:

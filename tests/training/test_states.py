@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from torch import nn
 from pipecat_personaplex.checkpoint.loader import load_checkpoint
 from tests.golden_data import CHECKPOINT
 from tests.training.models import CONFIG, random_codec, random_pool, save_pool
+from tests.training.together import run_together
 from training.nano import lm as lm_training
 from training.nano.adopt import adopt
 from training.nano.caller_embedding import CallerEmbedding, centroid_features
@@ -29,7 +27,6 @@ from training.nano.parallel_lm import new_lm
 from training.nano.pool import Pool, callers_file, save_callers
 from training.nano.progress import Clock, load_state, save_state
 
-ROOT = Path(__file__).parents[2]
 TOKENIZER = CHECKPOINT / "tokenizer_spm_32k_3.model"
 
 
@@ -173,35 +170,19 @@ def test_the_callers_embedding_is_part_of_the_model(tmp_path: Path) -> None:
     assert torch.equal(loaded.audio_emb.weight, lm.audio_emb.weight)
 
 
-def run_together(folder: Path, source: str) -> None:
-    """Run a program in a group of two new processes."""
-    script = folder / "together.py"
-    script.write_text(source)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launch, str(script), str(folder)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-
-
 AVERAGING = """
 import torch
 
-from training.nano.lm import _average, _process_group
-from training.nano.pool import Pool, callers_file, save_callers
+from training.nano.processes import average, process_group
 from training.nano.progress import Clock
 
-with _process_group() as (rank, count):
+with process_group() as (rank, count):
     parts = torch.nn.Linear(3, 2)
     for parameter in parts.parameters():
         parameter.grad = torch.full_like(parameter, float(rank))
     clock = Clock(60)
     clock.spent = 10.0 * rank
-    _average(parts, clock, count)
+    average(parts.parameters(), clock, count)
     grads = [parameter.grad.unique().tolist() for parameter in parts.parameters()]
     assert (grads, clock.spent) == ([[0.5], [0.5]], 5.0)
 """

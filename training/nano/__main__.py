@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 import torch
 import typer
 
+from training.nano.memory import keep_memory
 from training.nano.progress import StateMissing
 
 
@@ -29,6 +30,7 @@ Folder = Annotated[Path, typer.Option(help="Folder for training states and logs.
 @app.callback()
 def main() -> None:
     """Train, export and evaluate the nano checkpoint."""
+    keep_memory()
 
 
 def _device() -> torch.device:
@@ -85,7 +87,7 @@ def record(
     part: Annotated[int, typer.Option(min=0, help="Number of this process, from 0.")] = 0,
     parts: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
 ) -> None:
-    """Synthesise callers' turns with Kokoro, for `speak`; about as fast as real time."""
+    """Synthesise callers' turns with Kokoro, for `speak`."""
     from training.nano.recordings import record as synthesise
 
     _check_part(part, parts)
@@ -142,6 +144,9 @@ def encoder(
 def clips(
     folder: Folder = Path("runs/nano"),
     seed: Annotated[int, typer.Option(help="Random seed of microphones and noises.")] = 0,
+    microphones: Annotated[
+        int, typer.Option(min=1, help="Microphones through which each caller speaks all turns.")
+    ] = 2,
     part: Annotated[int, typer.Option(min=0, help="Number of this process, from 0.")] = 0,
     parts: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
 ) -> None:
@@ -159,7 +164,9 @@ def clips(
     mimi = load_finished(folder, _device())
     if part == 0 and not (folder / "pool.pt").exists():
         new_pool(load_codec(folder / "codec.pt", _device()), mimi, _device()).save(folder)
-    for path in add_callers(folder, mimi, _device(), part=part, parts=parts, seed=seed):
+    for path in add_callers(
+        folder, mimi, _device(), part=part, parts=parts, seed=seed, microphones=microphones
+    ):
         typer.echo(f"{path} written")
 
 
@@ -185,8 +192,8 @@ def lm(
         typer.Option(
             min=0,
             max=0.9,
-            help="Share of each batch that holds callers' speech without answers; only the loss of "
-            "the callers' words counts there.",
+            help="Share of the first batch that holds callers' speech without answers, where only "
+            "the loss of the callers' words counts; falls to 0 at the end.",
         ),
     ] = 0.0,
     compile: Annotated[

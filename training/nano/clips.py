@@ -219,6 +219,7 @@ def add_callers(
     part: int = 0,
     parts: int = 1,
     seed: int = 0,
+    microphones: int = 1,
 ) -> Iterator[Path]:
     """Encode the callers that ``speak`` has made and that have no clips; yields each new file.
 
@@ -229,6 +230,8 @@ def add_callers(
         part: Number of this process, from 0.
         parts: Processes that share the work.
         seed: Seed of the microphones, with the caller's number.
+        microphones: Random microphones through which each caller speaks all turns; to the language
+            model, each is another caller.
 
     Raises:
         StateMissing: ``speak`` has made no callers.
@@ -240,7 +243,9 @@ def add_callers(
             continue
         made = []
         for index, rows in enumerate(load_turns(source), number * CALLERS_EACH):
-            random = np.random.default_rng([seed, index, 1])
-            made.append(encode_caller(mimi, list(map(Recording.of, rows)), random, device))
+            turns = list(map(Recording.of, rows))
+            for microphone in range(1, microphones + 1):
+                random = np.random.default_rng([seed, index, microphone])
+                made.append(encode_caller(mimi, turns, random, device))
         save_callers(path, made)
         yield path

@@ -32,6 +32,7 @@ from training.nano.espeak import speaker
 from training.nano.material import sentence
 from training.nano.parallel_codec import encode_latents, quantize
 from training.nano.precision import fast_autocast
+from training.nano.processes import average, process_group
 from training.nano.progress import Clock, load_state, report, save_state
 from training.nano.voices import AGENT_VOICES
 
@@ -142,9 +143,17 @@ def _encoder_parameters(mimi: Mimi) -> dict[str, nn.Parameter]:
 def train_encoder(folder: Path, run: EncoderRun, device: torch.device) -> None:
     """Train the encoder or resume a run; appends metrics to ``encoder.jsonl``.
 
+    Under ``torchrun``, each process samples its own batches and gradients are averaged in each
+    step.
+
     Raises:
         StateMissing: There is no codec, or ``speak`` has made no callers.
     """
+    with process_group() as (rank, count):
+        _train(folder, run, device, rank, count)
+
+
+def _train(folder: Path, run: EncoderRun, device: torch.device, rank: int, count: int) -> None:
     torch.manual_seed(run.seed)
     # Silence produces denormal numbers, which are slow on a CPU.
     torch.set_flush_denormal(True)
@@ -165,11 +174,12 @@ def train_encoder(folder: Path, run: EncoderRun, device: torch.device) -> None:
         step, clock.spent = state["step"], state["spent"]
     sums: dict[str, float] = {}
     batches = DataLoader(
-        CallersHeard(training, run.batch, (run.seed, step)),
+        CallersHeard(training, run.batch, (run.seed, step), rank),
         batch_size=None,
         num_workers=run.workers,
     )
-    checks = _checked_batches(unseen, run)
+    checks = _checked_batches(unseen, run) if rank == 0 else []
+    torch.manual_seed(int(np.random.default_rng([run.seed, step, rank]).integers(1 << 62)))
     for batch in batches:
         if clock.done:
             break
@@ -179,10 +189,14 @@ def train_encoder(folder: Path, run: EncoderRun, device: torch.device) -> None:
         losses = _losses(mimi, kept, run.agents, heads, batch)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(losses["loss"])
+        # Before the average: all processes must agree on the time spent.
+        clock.tick()
+        average(parameters, clock, count)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        clock.tick()
         step += 1
+        if rank > 0:
+            continue
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.item() / _LOG_EVERY
         if step % run.save_every == 0 or clock.done:

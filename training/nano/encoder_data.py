@@ -94,22 +94,29 @@ class CallersHeard(IterableDataset[Batch]):
         turns: Rows of ``caller_turns``.
         size: Turns in a batch.
         seed: Seed of microphones and sampling.
+        rank: Number of the process. All take turns of about the same length at a time, so that none
+            waits for another.
     """
 
-    def __init__(self, turns: list[dict[str, Any]], size: int, seed: Sequence[int] = (0,)):
+    def __init__(
+        self, turns: list[dict[str, Any]], size: int, seed: Sequence[int] = (0,), rank: int = 0
+    ):
         self._turns = sorted(turns, key=lambda row: len(row["pcm"]))
-        self._size, self._seed = size, seed
+        self._size, self._seed, self._rank = size, seed, rank
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
-        random = np.random.default_rng([*self._seed, worker.id if worker else 0])
+        seed = [*self._seed, worker.id if worker else 0]
+        shared, own = np.random.default_rng(seed), np.random.default_rng([*seed, 1 + self._rank])
         while True:
-            yield self.batch(random)
+            yield self.batch(own, lengths=shared)
 
-    def batch(self, random: np.random.Generator) -> Batch:
+    def batch(
+        self, random: np.random.Generator, lengths: np.random.Generator | None = None
+    ) -> Batch:
         """Sample turns of similar lengths, so that little of a batch is padding."""
         near = 12 * self._size
-        first = int(random.integers(max(1, len(self._turns) - near)))
+        first = int((lengths or random).integers(max(1, len(self._turns) - near)))
         some = random.integers(first, min(len(self._turns), first + near), self._size)
         recordings = [Recording.of(self._turns[int(index)]) for index in some]
         leads = random.uniform(*_LEAD_SECONDS, len(recordings))

