@@ -51,7 +51,7 @@ def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def question(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A question spoken by espeak-ng, then silence; repeats every twelve seconds."""
+    """A question of Piper's voice joe, which never called in training; every twelve seconds."""
     spoken, rate = soundfile.read(HERE / "data" / "what_is_on_the_menu.flac", dtype="float32")
     sound = np.zeros(12 * rate, dtype=np.float32)
     sound[3 * rate : 3 * rate + len(spoken)] = spoken
