@@ -218,7 +218,7 @@ async def test_speech_without_transcripts_is_warned_of_and_changes_nothing(
         StubLLM() as llm,
         delegated_call(nano, llm.worker(), service=NANO) as call,
     ):
-        # A detector takes what it hears first for noise.
+        # The detector of speech takes the first frame of a call for noise.
         call.microphone = np.concatenate([np.zeros(12_000, np.int16), words_of(QUESTION)])
         await call.until(lambda: any("no transcript" in each for each in warnings_logged))
         assert not llm.requests and not call.agent.delegation_state.held

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from pipecat_personaplex.checkpoint.hub import resolve_folder
 from pipecat_personaplex.constants import SAMPLE_RATE
 from tests.training.test_speech import needs_espeak
-from training.nano import hearing, kokoro, people, recordings, wordings
+from training.nano import hearing, kokoro, people, recordings, timbre, wordings
 from training.nano.answers import is_right
 from training.nano.calls import voice_calls
 from training.nano.espeak import Manner, Pcm, speaker
@@ -153,6 +154,17 @@ def test_speed_moves_the_times_of_a_turn() -> None:
     assert [end for _, end in turn.words] == pytest.approx([0.16, 0.8])
     assert turn.story_end == pytest.approx(0.16)
     assert np.argmax(np.abs(np.fft.rfft(turn.pcm))) / 0.8 == pytest.approx(375, abs=3)
+
+
+def test_a_recording_stays_if_the_vocoder_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    pcm = np.zeros(2400, np.float32)
+    world = Mock()
+    world.dio.return_value = np.ones(3), np.arange(3.0)
+    world.cheaptrick.return_value = np.ones((3, 5))
+    world.stonemask.return_value = np.ones(3)
+    world.synthesize.return_value = np.full(2400, np.nan)
+    monkeypatch.setattr(timbre, "_world", lambda: world)
+    assert change_timbre(pcm, pitch=1.4, formants=1.1) is pcm
 
 
 @needs("pyworld")

@@ -22,6 +22,7 @@ from training.nano.adopt import adopt
 from training.nano.caller_embedding import CallerEmbedding, centroid_features
 from training.nano.codec import load_finished, new_codec
 from training.nano.decoder import DecoderRun, train_decoder
+from training.nano.dialogues import DialogueWriter
 from training.nano.export import write_models
 from training.nano.parallel_lm import new_lm
 from training.nano.pool import Pool, callers_file, save_callers
@@ -129,6 +130,32 @@ def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     losses = [row["loss"] for row in rows]
     assert losses[11] < 0.95 * losses[0]
     assert losses[19] < 0.95 * losses[11], "the resumed run continues from the trained weights"
+
+
+@pytest.mark.usefixtures("small_models")
+def test_listening_gives_way_to_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_pool(random_pool(), tmp_path)
+    shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
+    ticks = itertools.count()
+    monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: float(next(ticks)))
+    heard: list[int] = []
+    listening = DialogueWriter.listening
+
+    def counted(writer: DialogueWriter, *args: Any) -> Any:
+        heard[-1] += 1
+        return listening(writer, *args)
+
+    sample = lm_training._sample_batch
+
+    def sampled(*args: Any) -> Any:
+        heard.append(0)
+        return sample(*args)
+
+    monkeypatch.setattr(DialogueWriter, "listening", counted)
+    monkeypatch.setattr(lm_training, "_sample_batch", sampled)
+    run = lm_training.LMRun(minutes=4 / 60, batch=3, length=300, listening_share=0.9)
+    lm_training.train_lm(tmp_path, run, torch.device("cpu"))
+    assert heard == [2, 2, 1, 0], "never the whole batch"
 
 
 @pytest.mark.usefixtures("small_models")

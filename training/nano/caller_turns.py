@@ -68,7 +68,7 @@ def turns_files(folder: Path) -> list[Path]:
     """The files that ``speak`` has written.
 
     Raises:
-        StateMissing: There are none.
+        StateMissing: ``speak`` has not written any.
     """
     if not (found := sorted((folder / "turns").glob("*.pt"))):
         raise StateMissing(f"no turns of callers in {folder / 'turns'}: run `speak` first")

@@ -107,7 +107,7 @@ def load_codec(path: Path, device: torch.device) -> Mimi:
     """Load the trained codec for inference.
 
     Raises:
-        StateMissing: There is none.
+        StateMissing: ``path`` does not exist.
     """
     if not (state := load_state(path)):
         raise StateMissing(f"no codec in {path}: run `codec` or `adopt` first")

@@ -1,9 +1,9 @@
 """Trains only the codec's encoder, so that the same words get similar codes from any caller.
 
-In a call, only the caller is encoded, and nobody decodes the caller's codes: they must hold the
-words, not the sound. Two heads read the quantised latents. One predicts the phonemes of each frame,
-the other, a recurrent network, the word that has just ended. Their losses train the encoder through
-the codebooks, on many voices, rooms and lines.
+A call encodes only the caller's audio, and never decodes the caller's codes. So these codes need to
+hold the words, not the sound. Two heads read the quantised latents. One predicts the phonemes of
+each frame, the other, a recurrent network, the word that has just ended. Their losses train the
+encoder through the codebooks, on many voices, rooms and lines.
 
 Codebooks and decoder do not change. For the agent's voices and for silence, a further loss keeps
 the latents as they were.
@@ -189,7 +189,7 @@ def _train(folder: Path, run: EncoderRun, device: torch.device, rank: int, count
         losses = _losses(mimi, kept, run.agents, heads, batch)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(losses["loss"])
-        # Before the average: all processes must agree on the time spent.
+        # Before the average, which makes all processes agree on the time spent.
         clock.tick()
         average(parameters, clock, count)
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -225,7 +225,7 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
         rate = run.peak_rate * clock.rate_factor(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        listening = round(run.listening_share * (1 - clock.progress) * run.batch)
+        listening = int(run.listening_share * (1 - clock.progress) * run.batch)
         batch = _sample_batch(writer, config, run, listening, random, device)
         with fast_autocast(device):
             metrics = losses(lm, words, batch, passes, run.speech_share, callers)

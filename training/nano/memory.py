@@ -12,8 +12,8 @@ _KEPT, _TAKEN_AT_ONCE = 2**31 - 1, 2**28
 def keep_memory() -> None:
     """Keep freed memory, where malloc is glibc's.
 
-    By default, glibc returns large tensors to the system, and each step pays for new pages: a step
-    of the encoder takes 1.8 times as long.
+    By default, glibc returns the memory of large tensors to the system, which must clear new pages
+    in each step: a step of the encoder takes 1.8 times as long.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(_MMAP_MAX, 0)

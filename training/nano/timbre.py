@@ -39,8 +39,8 @@ def change_timbre(pcm: Pcm, pitch: float, formants: float) -> Pcm:
         formants: Factor on the frequencies of the formants.
 
     Returns:
-        As many samples. ``pcm`` itself where WORLD fails: it adds noise, and once in 5,000
-        recordings gives no numbers.
+        As many samples. ``pcm`` itself if WORLD returns NaN: it uses random noise, and that
+        happened once in about 5,000 recordings.
     """
     world = _world()
     samples = pcm.astype(np.float64)
