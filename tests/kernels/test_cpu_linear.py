@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not cpu_gemm_works("int8"), reason="no CPU kerne
 # Error of the quantised rows, as a part of the largest result.
 MOST = {"int8": 1e-4, "int4": 0.03}
 SHAPES = [(32, 256), (96, 320), (50, 112), (512, 4096), (144, 1408)]
-BATCHES = [1, 2, 3, 4, 5, 8, 16, 17, 40]
+BATCHES = [1, 2, 3, 4, 5, 6, 7, 8, 16, 17, 40]
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])

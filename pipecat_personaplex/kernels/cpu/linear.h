@@ -18,7 +18,7 @@
 // is 16 times too large.
 #pragma once
 #include <algorithm>
-#include <vector>
+#include <utility>
 #include "vectors.h"
 
 static const int TILE = 16, QUADS = 16, DEPTH = 64, BLOCK8 = 1024, BLOCK4 = 2048;
@@ -55,46 +55,77 @@ static inline __m512 join(__m512i high, __m512i low) {
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), splat(256.0f), _mm512_cvtepi32_ps(low));
 }
 
-// int8: results of M rows and T tiles, before the scale of the row: out [M][T][16].
+// int8: 16 results of a row and a tile, before the scale of the row.
 static inline void finish8(const Product& p, long tile, __m512i high, __m512i low, float* out) {
   const __m512i sums = _mm512_loadu_si512(p.sums + tile * TILE);
   const __m512 y = join(_mm512_sub_epi32(high, sums), _mm512_sub_epi32(low, sums));
   _mm512_storeu_ps(out, _mm512_mul_ps(y, _mm512_loadu_ps((const float*)p.scale + tile * TILE)));
 }
 
+// Add products of unsigned and signed bytes. In assembler: for the intrinsic, GCC 12 copies each sum
+// to another register and back, and keeps some of the sums in memory.
+static inline void dot(__m512i& sum, __m512i bytes, __m512i signed_bytes) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(bytes), "v"(signed_bytes));
+}
+
+// Call f with 0, 1, ... N - 1 as constants. Sums that are indexed so stay in registers; in a loop,
+// GCC 12 keeps an array of them in memory.
+template <class F, int... I>
+static inline __attribute__((always_inline)) void each(F f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>()), ...);
+}
+template <int N, class F>
+static inline __attribute__((always_inline)) void each(F f) {
+  each(f, std::make_integer_sequence<int, N>());
+}
+#define EACH(n, i, body) each<n>([&](auto i) __attribute__((always_inline)) body)
+
+// The kernels below multiply M rows and T tiles; the sums of one half or group stay in registers.
+static const int MOST_SUMS = 16;  // M * T
+static const int MOST_AT_ONCE = 8, TILES_AT_ONCE = 2;  // rows and tiles of one call
+static const int CHUNK8 = 4;  // blocks of a tile that stay in the first cache for both halves
+
+// int8: results of M rows and T tiles, before the scale of the row: out [M][T][16].
 template <int M, int T>
-static void vnni8(const Product& p, const long* tiles, long row, float* out) {
-  __m512i acc[M][2][T];
-  const uint8_t* w[T];
-  for (int t = 0; t < T; t++) w[t] = p.tile(tiles[t]);
-  for (int m = 0; m < M; m++)
-    for (int t = 0; t < T; t++) acc[m][0][t] = acc[m][1][t] = _mm512_setzero_si512();
-  for (long b = 0; b < p.blocks; b++) {
-    const uint8_t *high = p.rows(b, 0, row), *low = p.rows(b, 1, row);
-    for (int t = 0; t < T; t++)
-      for (int line = 0; line < BLOCK8; line += 64)
-        _mm_prefetch((const char*)w[t] + PREFETCH_INT8 + line, _MM_HINT_T0);
-#pragma GCC unroll 4
-    for (int k = 0; k < QUADS; k++) {
-      __m512i v[T];
-      for (int t = 0; t < T; t++) v[t] = _mm512_load_si512(w[t] + k * 64);
-      for (int m = 0; m < M; m++) {
-        const __m512i h = quad(high + m * DEPTH + k * 4), l = quad(low + m * DEPTH + k * 4);
-        for (int t = 0; t < T; t++) {
-          acc[m][0][t] = _mm512_dpbusd_epi32(acc[m][0][t], h, v[t]);
-          acc[m][1][t] = _mm512_dpbusd_epi32(acc[m][1][t], l, v[t]);
+static __attribute__((noinline)) void vnni8(const Product& p, const long* tiles, long row,
+                                            float* out) {
+  static_assert(M * T <= MOST_SUMS, "sums do not fit in registers");
+  alignas(64) int32_t sums[2][M * T][TILE] = {};
+  for (long first = 0; first < p.blocks; first += CHUNK8) {
+    const long last = std::min(p.blocks, first + CHUNK8);
+    for (int half = 0; half < 2; half++) {
+      __m512i sum[M * T];
+      EACH(M * T, i, { sum[i] = _mm512_load_si512(sums[half][i]); });
+      for (long b = first; b < last; b++) {
+        const uint8_t *x = p.rows(b, half, row), *w[T];
+        EACH(T, t, { w[t] = p.tile(tiles[t]) + b * BLOCK8; });
+        for (int k = 0; k < QUADS; k++) {
+          __m512i v[T];
+          EACH(T, t, {
+            v[t] = _mm512_load_si512(w[t] + k * 64);
+            if (half == 0) _mm_prefetch((const char*)w[t] + k * 64 + PREFETCH_INT8, _MM_HINT_T0);
+          });
+          EACH(M, m, {
+            const __m512i a = quad(x + m * DEPTH + k * 4);
+            EACH(T, t, { dot(sum[m * T + t], a, v[t]); });
+          });
         }
       }
+      EACH(M * T, i, { _mm512_store_si512(sums[half][i], sum[i]); });
     }
-    for (int t = 0; t < T; t++) w[t] += BLOCK8;
   }
   for (int m = 0; m < M; m++)
     for (int t = 0; t < T; t++)
-      finish8(p, tiles[t], acc[m][0][t], acc[m][1][t], out + (m * T + t) * TILE);
+      finish8(p, tiles[t], _mm512_load_si512(sums[0][m * T + t]),
+              _mm512_load_si512(sums[1][m * T + t]), out + (m * T + t) * TILE);
+}
+
+static inline const uint16_t* scales4(const Product& p, long tile, long group) {
+  return (const uint16_t*)p.scale + (tile * (p.blocks / 2) + group) * TILE;
 }
 
 static inline __m512 scale4(const Product& p, long tile, long group) {
-  const uint16_t* s = (const uint16_t*)p.scale + (tile * (p.blocks / 2) + group) * TILE;
+  const uint16_t* s = scales4(p, tile, group);
   const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)s));
   return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
 }
@@ -108,53 +139,54 @@ static inline __m512 add_group(const Product& p, __m512 sum, __m512i q, long gro
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(q), both, sum);
 }
 
-template <int M, int T>
-static void vnni4(const Product& p, const long* tiles, long row, float* out) {
-  const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8((char)240);
+// Add one group of 128 inputs, in the low or high halves of a block's bytes, to sums [M][T][16].
+template <int M, int T, bool HIGH>
+static __attribute__((noinline)) void group4(const Product& p, const long* tiles, long b,
+                                             long row, float* sums) {
+  const long group = b / 2 + HIGH;
+  const __m512i mask = _mm512_set1_epi8(HIGH ? (char)240 : 15);
   const uint8_t* w[T];
-  for (int t = 0; t < T; t++) w[t] = p.tile(tiles[t]);
-  __m512 sum[M][T];
-  for (int m = 0; m < M; m++)
-    for (int t = 0; t < T; t++) sum[m][t] = _mm512_setzero_ps();
-  for (long b = 0; b < p.blocks; b += 4) {
-    __m512i first[M][T], last[M][T];  // of the two groups
-    for (int m = 0; m < M; m++)
-      for (int t = 0; t < T; t++) first[m][t] = last[m][t] = _mm512_setzero_si512();
-    for (int part = 0; part < 2; part++) {  // 64 inputs of each group
-      const uint8_t *x0 = p.rows(b + part, 0, row), *x1 = p.rows(b + 2 + part, 0, row);
-      for (int t = 0; t < T; t++)
-        for (int line = 0; line < 1024; line += 64)
-          _mm_prefetch((const char*)w[t] + PREFETCH_INT4 + line, _MM_HINT_T0);
-#pragma GCC unroll 4
-      for (int k = 0; k < QUADS; k++) {
-        __m512i lows[T], highs[T];
-        for (int t = 0; t < T; t++) {
-          const __m512i v = _mm512_load_si512(w[t] + k * 64);
-          lows[t] = _mm512_and_si512(v, low);
-          highs[t] = _mm512_and_si512(v, high);
-        }
-        for (int m = 0; m < M; m++) {
-          const __m512i a = quad(x0 + m * DEPTH + k * 4), b = quad(x1 + m * DEPTH + k * 4);
-          for (int t = 0; t < T; t++) {
-            first[m][t] = _mm512_dpbusd_epi32(first[m][t], lows[t], a);
-            last[m][t] = _mm512_dpbusd_epi32(last[m][t], highs[t], b);
-          }
-        }
-      }
-      for (int t = 0; t < T; t++) w[t] += BLOCK8;
-    }
-    const long group = b / 2;
-    for (int t = 0; t < T; t++) {
-      const __m512 s0 = scale4(p, tiles[t], group), s1 = scale4(p, tiles[t], group + 1);
-      for (int m = 0; m < M; m++) {
-        sum[m][t] = add_group(p, sum[m][t], first[m][t], group, row + m, s0);
-        const __m512i q = _mm512_srai_epi32(last[m][t], 4);
-        sum[m][t] = add_group(p, sum[m][t], q, group + 1, row + m, s1);
-      }
+  EACH(T, t, {
+    w[t] = p.tile(tiles[t]) + b / 4 * BLOCK4;
+    const char* scales = (const char*)scales4(p, tiles[t], group);
+    if (!HIGH) _mm_prefetch(scales + PREFETCH_SCALE, _MM_HINT_T0);
+  });
+  __m512i sum[M * T];
+  EACH(M * T, i, { sum[i] = _mm512_setzero_si512(); });
+  for (int part = 0; part < 2; part++) {  // 64 inputs
+    const uint8_t* x = p.rows(b + 2 * HIGH + part, 0, row);
+    for (int k = 0; k < QUADS; k++) {
+      __m512i v[T];
+      EACH(T, t, {
+        const uint8_t* from = w[t] + part * BLOCK8 + k * 64;
+        v[t] = _mm512_and_si512(_mm512_load_si512(from), mask);
+        if (!HIGH) _mm_prefetch((const char*)from + PREFETCH_INT4, _MM_HINT_T0);
+      });
+      EACH(M, m, {
+        const __m512i a = quad(x + m * DEPTH + k * 4);
+        EACH(T, t, { dot(sum[m * T + t], v[t], a); });
+      });
     }
   }
-  for (int m = 0; m < M; m++)
-    for (int t = 0; t < T; t++) _mm512_storeu_ps(out + (m * T + t) * TILE, sum[m][t]);
+  EACH(T, t, {
+    const __m512 scale = scale4(p, tiles[t], group);
+    EACH(M, m, {
+      const __m512i q = HIGH ? _mm512_srai_epi32(sum[m * T + t], 4) : sum[m * T + t];
+      float* to = sums + (m * T + t) * TILE;
+      _mm512_store_ps(to, add_group(p, _mm512_load_ps(to), q, group, row + m, scale));
+    });
+  });
+}
+
+// int4: as vnni8.
+template <int M, int T>
+static void vnni4(const Product& p, const long* tiles, long row, float* out) {
+  static_assert(M * T <= MOST_SUMS, "sums do not fit in registers");
+  memset(out, 0, M * T * TILE * sizeof(float));
+  for (long b = 0; b < p.blocks; b += 4) {
+    group4<M, T, false>(p, tiles, b, row, out);
+    group4<M, T, true>(p, tiles, b, row, out);
+  }
 }
 
 // Unpack a block of int4 (256 inputs) to four blocks of bytes (64 inputs each); codes of the last
@@ -170,12 +202,16 @@ static inline void unpack4(const uint8_t* packed, uint8_t* bytes) {
 
 #include "tiles.h"
 
-// Apply a microkernel of M rows to T tiles, `at once` at a time.
-template <int M, int T, int AT_ONCE, void (*KERNEL)(const Product&, const long*, long, float*)>
-static void apply(const Product& p, const long* tiles, long row, float* out) {
+// Results of M rows and T tiles: out [M][T][16].
+template <int M, int T>
+static void multiply_rows(const Product& p, const long* tiles, long row, float* out) {
+  const int AT_ONCE = TILES_AT_ONCE;
   alignas(64) float part[M * AT_ONCE * TILE];
   for (int t = 0; t < T; t += AT_ONCE) {
-    KERNEL(p, tiles + t, row, part);
+    if (p.int4)
+      vnni4<M, AT_ONCE>(p, tiles + t, row, part);
+    else
+      vnni8<M, AT_ONCE>(p, tiles + t, row, part);
     for (int m = 0; m < M; m++)
       memcpy(out + (m * T + t) * TILE, part + m * AT_ONCE * TILE, AT_ONCE * TILE * sizeof(float));
   }
@@ -199,15 +235,16 @@ static void multiply(const Product& p, const long* tiles, const uint8_t* bytes, 
   }
 #endif
   while (count > 0) {
-    const int rows = count >= 4 ? 4 : count >= 2 ? 2 : 1;
-    if (p.int4) {
-      if (rows == 4) apply<4, T, 2, vnni4<4, 2>>(p, tiles, row, out);
-      if (rows == 2) apply<2, T, 2, vnni4<2, 2>>(p, tiles, row, out);
-      if (rows == 1) apply<1, T, 4, vnni4<1, 4>>(p, tiles, row, out);
-    } else {
-      if (rows == 4) apply<4, T, 2, vnni8<4, 2>>(p, tiles, row, out);
-      if (rows == 2) apply<2, T, 4, vnni8<2, 4>>(p, tiles, row, out);
-      if (rows == 1) apply<1, T, 4, vnni8<1, 4>>(p, tiles, row, out);
+    const int rows = std::min(count, MOST_AT_ONCE);
+    switch (rows) {
+      case 1: multiply_rows<1, T>(p, tiles, row, out); break;
+      case 2: multiply_rows<2, T>(p, tiles, row, out); break;
+      case 3: multiply_rows<3, T>(p, tiles, row, out); break;
+      case 4: multiply_rows<4, T>(p, tiles, row, out); break;
+      case 5: multiply_rows<5, T>(p, tiles, row, out); break;
+      case 6: multiply_rows<6, T>(p, tiles, row, out); break;
+      case 7: multiply_rows<7, T>(p, tiles, row, out); break;
+      default: multiply_rows<8, T>(p, tiles, row, out);
     }
     row += rows;
     count -= rows;

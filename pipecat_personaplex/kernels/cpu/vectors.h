@@ -13,7 +13,8 @@
 
 static const int LANES = 16;
 // Bytes by which each stream is requested ahead of its use.
-static const int PREFETCH_INT8 = 1024, PREFETCH_INT4 = 4096, PREFETCH_FLOAT = 2048;
+static const int PREFETCH_INT8 = 3072, PREFETCH_INT4 = 3072, PREFETCH_FLOAT = 2048;
+static const int PREFETCH_SCALE = 256;
 
 static inline __m512 splat(float x) { return _mm512_set1_ps(x); }
 
