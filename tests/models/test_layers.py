@@ -11,6 +11,7 @@ from pipecat_personaplex.models import low_bit_linear
 from pipecat_personaplex.models.layers import GatedMLP, RMSNorm
 from pipecat_personaplex.models.linear import Linear, PackedLinear, optimize_linear
 from pipecat_personaplex.models.low_bit_linear import BlockLinear, Int4Linear, Int8Linear
+from pipecat_personaplex.models.mimi.conv import CausalConv
 from pipecat_personaplex.quantization.weights import dequantize, quantize
 
 
@@ -34,6 +35,26 @@ def test_packed_linear_equals_the_plain_layer(rows: int) -> None:
     assert isinstance(packed, PackedLinear)
     x = torch.randn(rows, 1, 384)
     torch.testing.assert_close(packed(x), layer(x), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "kernel", "stride"), [(64, 32, 3, 1), (1, 8, 7, 1)]
+)
+def test_small_convolutions_are_packed_and_streams_are_independent(
+    channels: int, outputs: int, kernel: int, stride: int
+) -> None:
+    conv = CausalConv(channels, outputs, kernel, stride)
+    torch.nn.init.normal_(conv.taps.weight, std=0.1)
+    torch.nn.init.normal_(conv.bias)
+    x = torch.randn(4, 480 * stride, channels)
+    plain = conv(x, torch.zeros(4, *conv.state_shape))
+    conv.taps = optimize_linear(conv.taps, None)
+    assert isinstance(conv.taps, PackedLinear)
+    packed = conv(x, torch.zeros(4, *conv.state_shape))
+    torch.testing.assert_close(packed, plain, atol=1e-5, rtol=1e-4)
+    for stream in range(4):
+        alone = conv(x[stream, None], torch.zeros(1, *conv.state_shape))
+        assert torch.equal(alone[0], packed[stream])
 
 
 @pytest.mark.usefixtures("plain_pytorch")

@@ -36,7 +36,7 @@ class CausalConv(nn.Module):
         self.carry = kernel - stride
         self.state_shape = (self.carry, in_channels)
         # Columns are ordered by tap, then by channel.
-        self.taps = Linear(kernel * in_channels, out_channels)
+        self.taps = Linear(kernel * in_channels, out_channels, many_rows=True)
         self.bias = _new_bias(out_channels) if bias else None
 
     def forward(self, x: Tensor, state: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class CausalConvTranspose(nn.Module):
         self.out_channels = out_channels
         self.state_shape = (stride, out_channels)
         # For each input sample, the output of all taps.
-        self.taps = Linear(in_channels, 2 * stride * out_channels)
+        self.taps = Linear(in_channels, 2 * stride * out_channels, many_rows=True)
         self.bias = _new_bias(out_channels)
 
     def forward(self, x: Tensor, state: Tensor) -> Tensor:
