@@ -8,6 +8,7 @@ are applied in the same call.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -129,6 +130,13 @@ def multiply_bfloat16(x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
+def on_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor in pages of 2 MB, where the system grants them: faster to read."""
+    tensor = torch.empty(shape, dtype=dtype)
+    cpu_library().personaplex_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
+
+
 def packed_bytes(format: Quantization, rows: int, columns: int) -> int:
     """Bytes of a ``CpuWeight`` [rows, columns], scales and sums included."""
     stored = storage(format, rows, columns)
@@ -149,7 +157,7 @@ def pack(low: LowBit) -> CpuWeight:
     stored = low.weight.contiguous()
     rows, row_bytes = _padded(low.format, *stored.shape)
     missing = rows - stored.shape[0]
-    weight = torch.empty(rows, row_bytes, dtype=torch.uint8)
+    weight = on_huge_pages((rows, row_bytes), torch.uint8)
     if low.format == "int8":
         scale = F.pad(low.scale.float(), (0, missing))
         sums = torch.empty(rows, dtype=torch.int32)
@@ -157,7 +165,6 @@ def pack(low: LowBit) -> CpuWeight:
         groups = F.pad(low.scale, (0, 0, 0, missing)).view(rows // TILE, TILE, -1)
         scale = groups.transpose(1, 2).clone(memory_format=torch.contiguous_format)
         sums = torch.empty(0, dtype=torch.int32)
-    cpu_library().personaplex_huge_pages(weight.data_ptr(), weight.nbytes)
     cpu_library().personaplex_pack(
         stored.data_ptr(),
         weight.data_ptr(),

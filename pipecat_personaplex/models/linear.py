@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from pipecat_personaplex.config import Quantization
 from pipecat_personaplex.kernels.availability import cpu_gemm_works, gemm_works
-from pipecat_personaplex.kernels.cpu_linear import BFLOAT16_MULTIPLE, multiply_bfloat16
+from pipecat_personaplex.kernels.cpu_linear import (
+    BFLOAT16_MULTIPLE,
+    multiply_bfloat16,
+    on_huge_pages,
+)
 from pipecat_personaplex.models.kernel_weight import KernelWeight
 from pipecat_personaplex.models.low_bit_linear import KernelLinear, low_bit_linear
 from pipecat_personaplex.quantization.weights import quantize
@@ -105,7 +109,8 @@ class HeadLinear(nn.Module):
 
     def __init__(self, weight: Tensor):
         super().__init__()
-        self.register_buffer("weight", weight.contiguous(), persistent=False)
+        large = on_huge_pages(weight.shape, weight.dtype).copy_(weight)
+        self.register_buffer("weight", large, persistent=False)
 
     @staticmethod
     def supports(weight: Tensor) -> bool:

@@ -17,9 +17,10 @@ static void dot(const uint16_t* const* weights, const float* x, long inputs, flo
   __m512 even[OUTPUTS][M], odd[OUTPUTS][M];
   for (int n = 0; n < OUTPUTS; n++)
     for (int m = 0; m < M; m++) even[n][m] = odd[n][m] = _mm512_setzero_ps();
+  // The outputs that come next are requested ahead.
   for (long k = 0; k < inputs; k += PAIRS)
     for (int n = 0; n < OUTPUTS; n++) {
-      _mm_prefetch((const char*)(weights[n] + k) + PREFETCH_FLOAT, _MM_HINT_T0);
+      _mm_prefetch((const char*)(weights[n] + OUTPUTS * inputs + k), _MM_HINT_T0);
       const __m512i pairs = _mm512_loadu_si512(weights[n] + k);
       const __m512 a = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
       const __m512 b =
