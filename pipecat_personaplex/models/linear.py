@@ -13,32 +13,37 @@ from pipecat_personaplex.kernels.availability import cpu_gemm_works, gemm_works
 from pipecat_personaplex.kernels.cpu_linear import BFLOAT16_MULTIPLE, multiply_bfloat16
 from pipecat_personaplex.models.kernel_weight import KernelWeight
 from pipecat_personaplex.models.low_bit_linear import KernelLinear, low_bit_linear
+from pipecat_personaplex.models.module import Module
 from pipecat_personaplex.quantization.weights import quantize
 
-# Below this many weights, the call into oneDNN costs more than it saves.
-_PACK_MIN_WEIGHTS = 1 << 17
+# Below this many multiplications for one session, the call into oneDNN costs more than it saves.
+_PACK_MIN_PRODUCTS = 1 << 17
 # PyTorch's int8 kernel for CPUs reads past its input if K is not a multiple of this. Such weights
 # stay in floating point on every device, so that one file of low-bit weights serves all devices.
 _QUANTIZED_MULTIPLE = 16
 
 
-class Linear(nn.Module):
+class Linear(Module):
     """``y = x Wᵀ`` with a weight in floating point. See ``optimize_linear`` for other forms.
 
     Args:
         in_features: K.
         out_features: N.
         quantizable: Whether the weight may be stored in a low-bit format; output heads may not.
+        positions: Rows of ``x`` for each session in a step.
 
     Attributes:
         allow_int4: Whether the weight may be stored in int4; if not, int8 replaces int4.
         kernel: Whether ``kernels.gemm`` multiplies the weight in a step.
     """
 
-    def __init__(self, in_features: int, out_features: int, quantizable: bool = True):
+    def __init__(
+        self, in_features: int, out_features: int, quantizable: bool = True, positions: int = 1
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.quantizable = quantizable
+        self.positions = positions
         self.allow_int4 = True
         self.kernel = False
 
@@ -64,7 +69,7 @@ class Linear(nn.Module):
         return F.linear(x, self.weight, bias)
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(Module):
     """A CPU weight in oneDNN's blocked layout.
 
     Products of few rows run at memory bandwidth, which the plain layout does not reach. The large
@@ -90,7 +95,7 @@ class PackedLinear(nn.Module):
         return (y[:1] if single else y).to(x.dtype)
 
 
-class HeadLinear(nn.Module):
+class HeadLinear(Module):
     """A CPU weight in bfloat16 that few rows are multiplied with, in float32, at memory speed."""
 
     weight: Tensor
@@ -130,7 +135,7 @@ def optimize_linear(linear: Linear, quantization: Quantization | None) -> nn.Mod
     # The plain product of a small weight rounds differently for different batch sizes. In float32
     # that is negligible. With low-bit weights, activations are then rounded to bfloat16, which
     # amplifies it; so their models pack small weights too.
-    if quantization is None and weight.numel() < _PACK_MIN_WEIGHTS:
+    if quantization is None and weight.numel() * linear.positions < _PACK_MIN_PRODUCTS:
         return linear
     if quantization is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         weight = weight.to(torch.bfloat16)

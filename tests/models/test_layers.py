@@ -36,6 +36,19 @@ def test_packed_linear_equals_the_plain_layer(rows: int) -> None:
     torch.testing.assert_close(packed(x), layer(x), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("positions", [1, 1920])
+def test_a_small_weight_is_packed_if_each_session_has_many_rows(positions: int) -> None:
+    layer = Linear(48, 8, positions=positions)
+    torch.nn.init.normal_(layer.weight)
+    optimized = optimize_linear(layer, None)
+    assert isinstance(optimized, PackedLinear) == (positions > 1)
+    x, bias = torch.randn(3, positions, 48), torch.randn(8)
+    together = optimized(x, bias)
+    torch.testing.assert_close(together, layer(x, bias), atol=1e-4, rtol=1e-4)
+    if positions > 1:
+        assert torch.equal(optimized(x[1:2], bias), together[1:2])
+
+
 @pytest.mark.usefixtures("plain_pytorch")
 @pytest.mark.parametrize("rows", [1, 2, 8, 32, 33, 300])
 def test_int8_error_with_and_without_the_kernel(rows: int) -> None:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from pipecat_personaplex.models.linear import Linear
+from pipecat_personaplex.models.module import Module
 
 
 def _new_bias(channels: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(channels), requires_grad=False)
 
 
-class CausalConv(nn.Module):
+class CausalConv(Module):
     """Causal convolution. Its state is the end of the input, which the next frame's windows need.
 
     Args:
@@ -26,17 +27,24 @@ class CausalConv(nn.Module):
         kernel: Number of taps.
         stride: Input samples per output sample.
         bias: Whether a bias is added.
+        positions: Output samples in a frame.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, bias: bool = True
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        bias: bool = True,
+        positions: int = 1,
     ):
         super().__init__()
         self.kernel, self.stride = kernel, stride
         self.carry = kernel - stride
         self.state_shape = (self.carry, in_channels)
         # Columns are ordered by tap, then by channel.
-        self.taps = Linear(kernel * in_channels, out_channels)
+        self.taps = Linear(kernel * in_channels, out_channels, positions=positions)
         self.bias = _new_bias(out_channels) if bias else None
 
     def forward(self, x: Tensor, state: Tensor) -> Tensor:
@@ -55,22 +63,23 @@ class CausalConv(nn.Module):
         return y
 
 
-class CausalConvTranspose(nn.Module):
+class CausalConvTranspose(Module):
     """Upsampling convolution. Its state is the part of the output that overlaps the next frame.
 
     Args:
         in_channels: C_in.
         out_channels: C_out.
         stride: Upsampling factor; the kernel is twice as long.
+        positions: Input samples in a frame.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, positions: int = 1):
         super().__init__()
         self.stride = stride
         self.out_channels = out_channels
         self.state_shape = (stride, out_channels)
         # For each input sample, the output of all taps.
-        self.taps = Linear(in_channels, 2 * stride * out_channels)
+        self.taps = Linear(in_channels, 2 * stride * out_channels, positions=positions)
         self.bias = _new_bias(out_channels)
 
     def forward(self, x: Tensor, state: Tensor) -> Tensor:
@@ -85,7 +94,7 @@ class CausalConvTranspose(nn.Module):
         return (early + self.bias).flatten(1, 2)
 
 
-class Downsample(nn.Module):
+class Downsample(Module):
     """Stride-2 convolution from 25 to 12.5 Hz.
 
     Unlike Mimi's other convolutions, it pads the start of a stream with the first value.
@@ -102,7 +111,7 @@ class Downsample(nn.Module):
         return y
 
 
-class Upsample(nn.Module):
+class Upsample(Module):
     """Transposed convolution from 12.5 to 25 Hz, depthwise."""
 
     stride = 2

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.models.config import MimiConfig
 from pipecat_personaplex.models.mimi.conv import CausalConv, CausalConvTranspose
+from pipecat_personaplex.models.module import Module
 
 StateShape = tuple[int, int]
 """(positions, channels) of a convolution's state for one slot."""
@@ -16,14 +19,14 @@ States = Sequence[Tensor]
 """One tensor [B, *StateShape] for each convolution with state, in the order in which they run."""
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Module):
     """ELU, convolution to fewer channels, ELU, pointwise convolution back, residual connection."""
 
-    def __init__(self, channels: int, kernel: int, compress: int):
+    def __init__(self, channels: int, kernel: int, compress: int, positions: int):
         super().__init__()
         inner = channels // compress
-        self.narrow = CausalConv(channels, inner, kernel)
-        self.widen = CausalConv(inner, channels, 1)
+        self.narrow = CausalConv(channels, inner, kernel, positions=positions)
+        self.widen = CausalConv(inner, channels, 1, positions=positions)
 
     def forward(self, x: Tensor, state: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
@@ -31,24 +34,27 @@ class ResidualBlock(nn.Module):
         return self.widen.pointwise(F.elu_(y)).add_(x)
 
 
-class Encoder(nn.Module):
+class Encoder(Module):
     """Audio at 24 kHz to latents at 25 Hz."""
 
     def __init__(self, config: MimiConfig):
         super().__init__()
-        width = config.n_filters
-        self.first = CausalConv(1, width, config.kernel_size)
+        width, positions = config.n_filters, FRAME_SAMPLES
+        self.first = CausalConv(1, width, config.kernel_size, positions=positions)
         self.blocks = nn.ModuleList()
         self.downs = nn.ModuleList()
         self.state_shapes = [self.first.state_shape]
         for ratio in reversed(config.ratios):
-            block = ResidualBlock(width, config.residual_kernel_size, config.compress)
-            down = CausalConv(width, 2 * width, 2 * ratio, ratio)
+            block = ResidualBlock(width, config.residual_kernel_size, config.compress, positions)
+            positions //= ratio
+            down = CausalConv(width, 2 * width, 2 * ratio, ratio, positions=positions)
             self.blocks.append(block)
             self.downs.append(down)
             self.state_shapes += [block.narrow.state_shape, down.state_shape]
             width *= 2
-        self.last = CausalConv(width, config.dimension, config.last_kernel_size)
+        self.last = CausalConv(
+            width, config.dimension, config.last_kernel_size, positions=positions
+        )
         self.state_shapes.append(self.last.state_shape)
 
     def forward(self, pcm: Tensor, states: States) -> Tensor:
@@ -62,24 +68,25 @@ class Encoder(nn.Module):
         return y
 
 
-class Decoder(nn.Module):
+class Decoder(Module):
     """Latents at 25 Hz to audio at 24 kHz."""
 
     def __init__(self, config: MimiConfig):
         super().__init__()
         width = config.n_filters * 2 ** len(config.ratios)
-        self.first = CausalConv(config.dimension, width, config.kernel_size)
+        positions = FRAME_SAMPLES // math.prod(config.ratios)
+        self.first = CausalConv(config.dimension, width, config.kernel_size, positions=positions)
         self.ups = nn.ModuleList()
         self.blocks = nn.ModuleList()
         self.state_shapes = [self.first.state_shape]
         for ratio in config.ratios:
-            up = CausalConvTranspose(width, width // 2, ratio)
-            width //= 2
-            block = ResidualBlock(width, config.residual_kernel_size, config.compress)
+            up = CausalConvTranspose(width, width // 2, ratio, positions)
+            width, positions = width // 2, positions * ratio
+            block = ResidualBlock(width, config.residual_kernel_size, config.compress, positions)
             self.ups.append(up)
             self.blocks.append(block)
             self.state_shapes += [up.state_shape, block.narrow.state_shape]
-        self.last = CausalConv(width, 1, config.last_kernel_size)
+        self.last = CausalConv(width, 1, config.last_kernel_size, positions=positions)
         self.state_shapes.append(self.last.state_shape)
 
     def forward(self, latent: Tensor, states: States) -> Tensor:
