@@ -22,6 +22,7 @@ from pipecat_personaplex.models.delay_pattern import initial_column
 from pipecat_personaplex.models.device import prepare_device
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.mimi.codec import Mimi
+from pipecat_personaplex.models.module import bind_members
 
 # Prompt lengths that select different GEMM kernels: tiles of 16, 32 or 64 positions, and narrower
 # output tiles where these alone would give too few programs.
@@ -54,6 +55,8 @@ class ModelRunner:
         fixed: bool | None = None,
     ):
         prepare_device(device)
+        bind_members(lm)
+        bind_members(mimi)
         if fixed is None:
             fixed = device.type == "cuda"
         self.config = config

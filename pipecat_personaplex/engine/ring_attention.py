@@ -68,10 +68,10 @@ class SlicedRingAttention:
         outs = [
             F.scaled_dot_product_attention(
                 queries[group.rows],
-                stores[0].read(dtype, group.filled),  # [n, H, filled, D]
-                stores[1].read(dtype, group.filled),
+                group.keys[layer] if group.keys else stores[0].read(dtype, group.filled),
+                group.values[layer] if group.values else stores[1].read(dtype, group.filled),
                 attn_mask=group.mask,
-            )
+            )  # keys and values: [n, H, filled, D]
             for group in self._groups
         ]
         out = outs[0] if len(outs) == 1 else torch.cat(outs)
@@ -92,7 +92,14 @@ class SlicedRingAttention:
                 mask = torch.stack(masks)[:, None]  # [n, 1, steps, filled]
             first, end = rows[0], rows[-1] + 1
             slots = slice(first + offset, end + offset)
-            yield _Group(slice(first, end), (slots, slice(None), slice(filled)), mask)
+            index = (slots, slice(None), slice(filled))
+            yield _Group(
+                slice(first, end),
+                index,
+                mask,
+                _views(self._keys, index),
+                _views(self._values, index),
+            )
 
     def _put_one(self, store: KVTensor, new: Tensor) -> None:
         """Store [H, T, D] in the ring of the only slot."""
@@ -248,11 +255,22 @@ class _Group:
         rows: The n rows of the batch.
         filled: Index of the filled part of their rings.
         mask: bool [n, 1, steps, filled]; None if every new position sees all filled indices.
+        keys: That part of each layer's keys; empty if they have scales.
+        values: The same of the values.
     """
 
     rows: slice
     filled: tuple[slice, slice, slice]
     mask: Tensor | None
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+
+def _views(stored: KVTensor, index: tuple[slice, slice, slice]) -> tuple[Tensor, ...]:
+    """A part of each layer, as it is stored; made once a step, because each view takes time."""
+    if stored.scales is not None:
+        return ()
+    return stored.data[(slice(None), *index)].unbind(0)
 
 
 @lru_cache(maxsize=1024)

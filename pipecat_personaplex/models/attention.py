@@ -6,11 +6,12 @@ import math
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipecat_personaplex.kernels.rotary import RotaryCosSin
 from pipecat_personaplex.models.layers import RMSNorm, project
 from pipecat_personaplex.models.linear import Linear
+from pipecat_personaplex.models.module import Module
 
 _FULL_TURN = 2 * math.pi
 # Positions from which a float32 angle is too coarse.
@@ -85,7 +86,7 @@ def rotate(x: Tensor, rotary: RotaryCosSin) -> Tensor:
     return rotated.flatten(-2).to(x.dtype)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Module):
     """Fused q, k, v projection, optional rotation, attention in the store, output projection."""
 
     def __init__(self, dim: int, num_heads: int):

@@ -18,6 +18,7 @@ from pipecat_personaplex.models.attention import SelfAttention
 from pipecat_personaplex.models.kernel_weight import KernelWeight
 from pipecat_personaplex.models.layers import GatedMLP, RMSNorm, project
 from pipecat_personaplex.models.linear import Linear, stack_linears
+from pipecat_personaplex.models.module import Module
 
 Choose = Callable[[int, Tensor], Tensor]
 """Samples one code per row: (codebook, floating-point logits [B, card]) -> codes [B] int64."""
@@ -55,7 +56,7 @@ class FrameCache:
         return F.scaled_dot_product_attention(q, keys[:, :, :filled], values[:, :, :filled])
 
 
-class DepthLayer(nn.Module):
+class DepthLayer(Module):
     """A layer whose norms are shared by all steps; each step has its own projections and MLP."""
 
     def __init__(self, dim: int, num_heads: int, hidden: int):
@@ -72,7 +73,7 @@ class DepthLayer(nn.Module):
         return y
 
 
-class DepthTransformer(nn.Module):
+class DepthTransformer(Module):
     """Generates a frame's eight agent codes from its hidden state and text token.
 
     The checkpoint's steps 8..15 predict the caller's codes. The caller's codes are always known and

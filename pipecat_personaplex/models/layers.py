@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from pipecat_personaplex.models.linear import Linear
 from pipecat_personaplex.models.low_bit_linear import CpuKernelLinear, KernelLinear
+from pipecat_personaplex.models.module import Module
 
 Rows = slice | Tensor
 """Slots of a batch: a slice selects consecutive slots as a view, an int64 tensor [B] any slots by a
 copy."""
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Module):
     """Root-mean-square norm, computed in float32 for any input type."""
 
     def __init__(self, dim: int, eps: float = 1e-8):
@@ -60,7 +61,7 @@ def project(
     return y if residual is None else residual + y
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Module):
     """MLP with a SiLU gate; ``linear_in`` computes [gate; up]."""
 
     def __init__(self, dim: int, hidden: int):

@@ -17,6 +17,7 @@ from pipecat_personaplex.kernels.cpu_linear import (
 )
 from pipecat_personaplex.models.kernel_weight import KernelWeight
 from pipecat_personaplex.models.low_bit_linear import KernelLinear, low_bit_linear
+from pipecat_personaplex.models.module import Module
 from pipecat_personaplex.quantization.weights import quantize
 
 # Below this many weights, the call into oneDNN costs more than it saves if rows are few.
@@ -26,7 +27,7 @@ _PACK_MIN_WEIGHTS = 1 << 17
 _QUANTIZED_MULTIPLE = 16
 
 
-class Linear(nn.Module):
+class Linear(Module):
     """``y = x Wᵀ`` with a weight in floating point. See ``optimize_linear`` for other forms.
 
     Args:
@@ -76,7 +77,7 @@ class Linear(nn.Module):
         return F.linear(x, self.weight, bias)
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(Module):
     """A CPU weight in oneDNN's blocked layout.
 
     Products of few rows run at memory bandwidth, which the plain layout does not reach. The large
@@ -102,7 +103,7 @@ class PackedLinear(nn.Module):
         return (y[:1] if single else y).to(x.dtype)
 
 
-class HeadLinear(nn.Module):
+class HeadLinear(Module):
     """A CPU weight in bfloat16 that few rows are multiplied with, in float32, at memory speed."""
 
     weight: Tensor

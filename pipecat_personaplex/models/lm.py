@@ -17,10 +17,11 @@ from pipecat_personaplex.models.config import LMConfig
 from pipecat_personaplex.models.depth import DepthTransformer
 from pipecat_personaplex.models.layers import RMSNorm, project
 from pipecat_personaplex.models.linear import Linear
+from pipecat_personaplex.models.module import Module
 from pipecat_personaplex.models.temporal import TemporalTransformer
 
 
-class PersonaPlexLM(nn.Module):
+class PersonaPlexLM(Module):
     """PersonaPlex's language model. It holds weights only; streaming state is an argument.
 
     The architecture is that of the released checkpoint ``nvidia/personaplex-7b-v1``;

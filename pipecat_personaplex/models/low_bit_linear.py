@@ -26,6 +26,7 @@ from pipecat_personaplex.kernels import cpu_linear
 from pipecat_personaplex.kernels.availability import cpu_gemm_works, gemm_works, probe
 from pipecat_personaplex.kernels.cpu_linear import CpuWeight
 from pipecat_personaplex.models.kernel_weight import KernelWeight
+from pipecat_personaplex.models.module import Module
 from pipecat_personaplex.quantization.fp8 import FP8, FP8_CAPABILITY, FP8_MAX
 from pipecat_personaplex.quantization.weights import GROUP, LowBit, dequantize, int4_codes
 
@@ -42,7 +43,7 @@ _SCALED_MM_MIN_POSITIONS = 32
 _SCALED_MM_MULTIPLE = 16
 
 
-class CpuKernelLinear(nn.Module):
+class CpuKernelLinear(Module):
     """On a CPU: int8 and int4 weights in the layout of ``kernels.cpu_linear``."""
 
     def __init__(self, low: LowBit):
@@ -65,7 +66,7 @@ class CpuKernelLinear(nn.Module):
         return self._weight.multiply(x.float()).to(x.dtype)
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(Module):
     """On a CPU: int8 weights with one scale per output."""
 
     weight: Tensor
@@ -91,7 +92,7 @@ class Int8Linear(nn.Module):
         return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-class Int4Linear(nn.Module):
+class Int4Linear(Module):
     """On a CPU: int4 weights in PyTorch's packed layout."""
 
     packed: Tensor
@@ -128,7 +129,7 @@ class Int4Linear(nn.Module):
         return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-class BlockLinear(nn.Module):
+class BlockLinear(Module):
     """Any format on any device: expands a block of rows at a time. Correct but slow."""
 
     weight: Tensor
@@ -155,7 +156,7 @@ class BlockLinear(nn.Module):
         return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-class KernelLinear(nn.Module):
+class KernelLinear(Module):
     """On CUDA: ``kernels.gemm`` expands the weight in registers."""
 
     weight: Tensor

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from pipecat_personaplex.kernels.rotary import RotaryCosSin
 from pipecat_personaplex.models.attention import KVStore, SelfAttention
 from pipecat_personaplex.models.layers import GatedMLP, RMSNorm
+from pipecat_personaplex.models.module import Module
 
 
-class TemporalLayer(nn.Module):
+class TemporalLayer(Module):
     """Attention and gated MLP, each after an RMS norm and with a residual connection."""
 
     def __init__(self, dim: int, num_heads: int, hidden: int):
@@ -29,7 +30,7 @@ class TemporalLayer(nn.Module):
         return y
 
 
-class TemporalTransformer(nn.Module):
+class TemporalTransformer(Module):
     """The stack of layers."""
 
     def __init__(self, dim: int, num_heads: int, num_layers: int, hidden: int):

@@ -25,12 +25,13 @@ from pipecat_personaplex.models.linear import Linear
 from pipecat_personaplex.models.mimi.conv import Downsample, Upsample
 from pipecat_personaplex.models.mimi.quantizer import SplitQuantizer
 from pipecat_personaplex.models.mimi.seanet import Decoder, Encoder, StateShape
+from pipecat_personaplex.models.module import Module
 
 LATENTS_PER_FRAME = 2
 """Positions of the codec's transformers in a frame: they run at 25 Hz, frames at 12.5 Hz."""
 
 
-class CodecLayer(nn.Module):
+class CodecLayer(Module):
     """Attention and GELU MLP, each after a LayerNorm and with a learned scale for each feature."""
 
     def __init__(self, dim: int, num_heads: int, hidden: int):
@@ -54,7 +55,7 @@ def _add_scaled(x: Tensor, scale: Tensor, y: Tensor) -> Tensor:
     return x + scale * y if x.is_cpu else torch.addcmul(x, scale, y)
 
 
-class CodecTransformer(nn.Module):
+class CodecTransformer(Module):
     """Transformer over latents at 25 Hz."""
 
     def __init__(self, config: MimiConfig):
@@ -71,7 +72,7 @@ class CodecTransformer(nn.Module):
         return x
 
 
-class Mimi(nn.Module):
+class Mimi(Module):
     """Mimi's encoder, quantiser and decoder, in float32, so that codes equal the reference's."""
 
     frequencies: Tensor

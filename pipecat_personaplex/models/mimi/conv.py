@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from pipecat_personaplex.models.linear import Linear
+from pipecat_personaplex.models.module import Module
 
 
 def _new_bias(channels: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(channels), requires_grad=False)
 
 
-class CausalConv(nn.Module):
+class CausalConv(Module):
     """Causal convolution. Its state is the end of the input, which the next frame's windows need.
 
     Args:
@@ -55,7 +56,7 @@ class CausalConv(nn.Module):
         return y
 
 
-class CausalConvTranspose(nn.Module):
+class CausalConvTranspose(Module):
     """Upsampling convolution. Its state is the part of the output that overlaps the next frame.
 
     Args:
@@ -85,7 +86,7 @@ class CausalConvTranspose(nn.Module):
         return (early + self.bias).flatten(1, 2)
 
 
-class Downsample(nn.Module):
+class Downsample(Module):
     """Stride-2 convolution from 25 to 12.5 Hz.
 
     Unlike Mimi's other convolutions, it pads the start of a stream with the first value.
@@ -102,7 +103,7 @@ class Downsample(nn.Module):
         return y
 
 
-class Upsample(nn.Module):
+class Upsample(Module):
     """Transposed convolution from 12.5 to 25 Hz, depthwise."""
 
     stride = 2

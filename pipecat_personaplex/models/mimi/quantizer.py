@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipecat_personaplex.constants import CODEBOOKS
+from pipecat_personaplex.models.module import Module
 
 
-class ResidualQuantizer(nn.Module):
+class ResidualQuantizer(Module):
     """A group of codebooks, each of which quantises the residual of the previous ones.
 
     Args:
@@ -52,7 +53,7 @@ class ResidualQuantizer(nn.Module):
         return F.linear(total, self.output_proj)
 
 
-class SplitQuantizer(nn.Module):
+class SplitQuantizer(Module):
     """Semantic and acoustic codebooks quantise the same latent; decoding adds the results."""
 
     def __init__(self, bins: int, dim: int, latent_dim: int):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipecat_personaplex.models.config import MimiConfig
 from pipecat_personaplex.models.mimi.conv import CausalConv, CausalConvTranspose
+from pipecat_personaplex.models.module import Module
 
 StateShape = tuple[int, int]
 """(positions, channels) of a convolution's state for one slot."""
@@ -16,7 +17,7 @@ States = Sequence[Tensor]
 """One tensor [B, *StateShape] for each convolution with state, in the order in which they run."""
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Module):
     """ELU, convolution to fewer channels, ELU, pointwise convolution back, residual connection."""
 
     def __init__(self, channels: int, kernel: int, compress: int):
@@ -31,7 +32,7 @@ class ResidualBlock(nn.Module):
         return self.widen.pointwise(F.elu_(y)).add_(x)
 
 
-class Encoder(nn.Module):
+class Encoder(Module):
     """Audio at 24 kHz to latents at 25 Hz."""
 
     def __init__(self, config: MimiConfig):
@@ -62,7 +63,7 @@ class Encoder(nn.Module):
         return y
 
 
-class Decoder(nn.Module):
+class Decoder(Module):
     """Latents at 25 Hz to audio at 24 kHz."""
 
     def __init__(self, config: MimiConfig):
