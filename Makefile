@@ -38,7 +38,6 @@ format: install  ## Let ruff format and fix
 
 test: install  ## Check, and run every test that needs no GPU
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target computation clocks
-	$(BIN)/pytest $(RERUN) -m "serial and not (gpu or measurement)"
 
 computation: install
 	@$(IDLE) $(MAKE) --no-print-directory check
@@ -46,6 +45,7 @@ computation: install
 
 clocks: install
 	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(RERUN) -m "realtime and not (gpu or measurement)"
+	$(BIN)/pytest $(RERUN) -m "serial and not (gpu or measurement)"
 
 # Beside the installed version, whose dependencies it uses. A folder for each version.
 PIPECAT ?= 1.13.0
