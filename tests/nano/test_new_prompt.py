@@ -16,15 +16,16 @@ from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams, S
 from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS
 from tests.helpers.calls import WAIT, Call
 from training.nano import long_calls, script
-from training.nano.answers import nearest_sentence, without_name
+from training.nano.answers import is_right
 from training.nano.calls import CallerTurn, _CallerTrack
 from training.nano.clips import Background
-from training.nano.script import NAMES, Character, RoleName
+from training.nano.facts import STANDARD, information
+from training.nano.names import NAMES
+from training.nano.script import Character, RoleName
 from training.nano.voices import AGENT_VOICES, held_out_voices
 
 pytestmark = [pytest.mark.measurement, pytest.mark.timeout(1800)]
 
-SENTENCES = list(script.all_sentences())
 ANSWER_SECONDS = 4.8
 
 
@@ -41,7 +42,8 @@ def character(role: RoleName, name: str) -> Character:
         role,
         name,
         f"You work for Jerusalem Shakshuka which is a restaurant and your name is {name}. "
-        f"Information: {script._INFORMATION}",
+        f"Information: {information(STANDARD)}",
+        STANDARD,
     )
 
 
@@ -68,9 +70,7 @@ class TestCaller:
 
     def right(self, turn: int, agent: Character) -> bool:
         """Whether the answer to a turn is the script's, whatever name is in it."""
-        found = nearest_sentence(self.answer(turn), SENTENCES)
-        expected = agent.answer(self.turns[turn].intent)
-        return found is not None and without_name(found) == without_name(expected)
+        return is_right(agent, self.turns[turn].intent, self.answer(turn))
 
 
 def caller(seed: int, index: int, agent: Character, intents: list[str]) -> TestCaller:

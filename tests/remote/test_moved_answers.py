@@ -15,7 +15,7 @@ from pipecat_personaplex.remote import RemoteEngine
 from tests.helpers.servers import ServeProcess
 from tests.remote.helpers import Caller, log_lines, until
 from training.nano import calls, script
-from training.nano.answers import nearest_sentence, without_name
+from training.nano.answers import is_right
 from training.nano.calls import CallerTurn
 from training.nano.clips import Background
 from training.nano.voices import AGENT_VOICES, held_out_voices
@@ -23,7 +23,6 @@ from training.nano.voices import AGENT_VOICES, held_out_voices
 pytestmark = [pytest.mark.measurement, pytest.mark.timeout(600)]
 
 ANSWER_SECONDS = 4.8
-SENTENCES = list(script.all_sentences())
 SILENCE = np.zeros(FRAME_SAMPLES, dtype=np.float32)
 
 
@@ -41,9 +40,8 @@ class Talk:
     def right(self, turn: CallerTurn) -> bool:
         start, end = turn.end - 0.3, turn.end + ANSWER_SECONDS
         frames = self.caller.frames[int(start / FRAME_SECONDS) : int(end / FRAME_SECONDS)]
-        found = nearest_sentence("".join(frame.text for frame in frames).strip(), SENTENCES)
-        expected = self.call.character.answer(turn.intent)
-        return found is not None and without_name(found) == without_name(expected)
+        text = "".join(frame.text for frame in frames).strip()
+        return is_right(self.call.character, turn.intent, text)
 
 
 def call(seed: int) -> calls.TestCall:

@@ -75,9 +75,10 @@ def random_pool(seed: int = 0) -> Pool:
         values = torch.randint(5, CARD // 2, (frames, 8), generator=generator)
         return (2 * values + odd).to(torch.int16)
 
-    def agent(text: str) -> AgentClip:
+    def agent(text: str, copied: list[int]) -> AgentClip:
         words = text.split()
-        return AgentClip(text, codes(6 * len(words) + 3, 0), [6 * i for i in range(len(words))])
+        onsets = [6 * index for index in range(len(words))]
+        return AgentClip(text, codes(6 * len(words) + 3, 0), onsets, copied)
 
     def caller() -> Caller:
         known = wordings.INTENTS
@@ -86,12 +87,14 @@ def random_pool(seed: int = 0) -> Pool:
         }
         return Caller(torch.full((100, 8), 3, dtype=torch.int16), clips)
 
-    sentences = script.all_sentences()
+    lines = script.all_lines().items()
+    names = ("NATF2", "NATM1")
     return Pool(
         silence=list(CONFIG.silence_codes),
         sine=list(CONFIG.sine_codes),
-        voices={name: [codes(VOICE_SAMPLE_FRAMES, 0)] for name in ("NATF2", "NATM1")},
-        agent={name: {text: agent(text) for text in sentences} for name in ("NATF2", "NATM1")},
+        voices={name: [codes(VOICE_SAMPLE_FRAMES, 0)] for name in names},
+        agent={name: {text: agent(text, line.copied) for text, line in lines} for name in names},
+        others={name: [agent("Seven ships sail today.", [])] for name in names},
         callers=[caller(), caller()],
     )
 

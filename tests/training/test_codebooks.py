@@ -13,9 +13,9 @@ from training.nano.codec import new_codec
 from training.nano.codec_loss import IntelligibilityLoss, SpectralLoss
 from training.nano.espeak import speaker
 from training.nano.parallel_codec import quantize
-from training.nano.voices import AGENT_VOICES
+from training.nano.voices import CLEAR_VOICES
 
-AGENT = AGENT_VOICES["NATF2"]
+CLEAR = CLEAR_VOICES["woman"]
 
 
 def test_k_means_finds_separate_clusters() -> None:
@@ -79,7 +79,7 @@ def test_spectral_loss_depends_on_pitch_more_than_on_phase() -> None:
 
 def test_intelligibility_is_close_to_stoi() -> None:
     random = np.random.default_rng(0)
-    clean = speaker().say("The quick river runs under an old stone bridge.", AGENT).pcm
+    clean = speaker().say("The quick river runs under an old stone bridge.", CLEAR).pcm
     loss = IntelligibilityLoss()
     target = torch.from_numpy(clean)[None]
     assert loss(target, target) < 0.01

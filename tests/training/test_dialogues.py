@@ -20,16 +20,15 @@ from training.nano.dialogues import (
     LATE_FRAMES,
     YIELD_FRAMES,
     DialogueWriter,
-    Track,
     _wait,
-    change_pace,
-    word_tokens,
 )
+from training.nano.facts import STANDARD
 from training.nano.pool import AgentClip, UserClip
+from training.nano.tracks import Track, change_pace, word_tokens
 
 POOL = random_pool()
 WRITER = DialogueWriter(POOL, Letters(), CONFIG)
-CHARACTER = script.Character("restaurant", "Owen", "You work here and your name is Owen.")
+CHARACTER = script.Character("restaurant", "Owen", "You work here and your name is Owen.", STANDARD)
 
 
 def talk(seed: int, length: int = 600) -> Track:
@@ -53,8 +52,8 @@ def test_the_prompt_equals_the_engines() -> None:
 
 
 def test_words_start_at_their_onsets() -> None:
-    clip = AgentClip("no way out", torch.zeros(14, 8), [0, 5, 6])
-    tokens = word_tokens(clip, Letters())
+    clip = AgentClip("no way out", torch.zeros(14, 8), [0, 5, 6], copied=[1])
+    tokens, copied = word_tokens(clip, Letters())
     no, way, out = (Letters().encode(word) for word in ("no", "way", "out"))
     assert tokens[:2] == no
     assert tokens[2:4] == [TEXT_PAD] * 2
@@ -63,12 +62,14 @@ def test_words_start_at_their_onsets() -> None:
     assert tokens[5:8] == way
     assert tokens[8:11] == out
     assert tokens[11:] == [TEXT_PAD] * 3
+    assert [index for index, flag in enumerate(copied) if flag] == [5, 6, 7]
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_agent_speaks_only_in_answers(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialogues, "_BARGE_IN_SHARE", 0)
     monkeypatch.setattr(dialogues, "_OTHER_PACE_SHARE", 0)
+    monkeypatch.setattr(dialogues, "_GIVEN_SHARE", 0)
     track = talk(seed)
     silent = (track.frames[:, AGENT_CODES] == 0).all(dim=1)
     assert torch.equal(silent, ~track.audible)
@@ -111,7 +112,10 @@ def test_an_interrupted_agent_falls_silent() -> None:
     assert cut > 3
 
 
-def test_a_story_gets_a_backchannel_and_its_question_an_answer() -> None:
+def test_a_story_gets_a_backchannel_and_its_question_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dialogues, "_GIVEN_SHARE", 0)
     pool = random_pool()
     for caller in pool.callers:
         for clips in caller.clips.values():
@@ -190,6 +194,34 @@ def test_questions_for_the_other_role_are_refused() -> None:
     assert CHARACTER.answer("moon") == script.ROLES["restaurant"].answers[script.REFUSAL]
     unnamed = script.Character("teacher", None, "You are a teacher.")
     assert "{" not in unnamed.answer("name")
+
+
+def test_given_sentences_teach_pace_and_sound_but_not_when_to_speak() -> None:
+    said = POOL.others["NATF2"][0].codes.long()
+    found = 0
+    for seed in range(12):
+        track = talk(seed)
+        for at in range(1, len(track.frames) - len(said)):
+            if torch.equal(track.frames[at : at + len(said), AGENT_CODES], said):
+                found += 1
+                words = track.frames[at : at + len(said), TEXT]
+                weights = track.word_weights[at : at + len(said)]
+                assert track.frames[at - 1, TEXT] == TEXT_EPAD and track.word_weights[at - 1] == 0
+                assert (weights[words == TEXT_EPAD] == 1).all()
+                spoken = (words != TEXT_EPAD) & (words != TEXT_PAD)
+                assert spoken.sum() > 4 and (weights[spoken] == dialogues._GIVEN_WEIGHT).all()
+    assert found > 3
+
+
+def test_words_that_are_copied_from_the_prompt_have_more_weight() -> None:
+    copied = dialogues._COPIED_WEIGHT
+    for seed in range(40):
+        example = WRITER.example(500, np.random.default_rng(seed))
+        if (example.text_weights == copied).any():
+            break
+    # Of 17 letters of "Hello, this is Owen." only those of the name.
+    runs = (example.text_weights == copied).nonzero().flatten()
+    assert len(runs) and not (example.targets[runs, TEXT] == TEXT_PAD).any()
 
 
 def test_no_sentence_reveals_its_name_before_the_name() -> None:

@@ -111,7 +111,7 @@ def test_only_the_encoder_changes_and_its_training_resumes(
     monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: float(next(ticks)))
 
     def train(seconds: int) -> dict[str, Any]:
-        run = EncoderRun(minutes=seconds / 60, batch=2, agents=1, kept=2, workers=0)
+        run = EncoderRun(minutes=seconds / 60, batch=2, workers=0)
         train_encoder(spoken, run, CPU)
         return load_state(spoken / "encoder.pt")
 
@@ -139,7 +139,7 @@ from training.nano import codec
 from training.nano.encoder import EncoderRun, train_encoder
 
 codec.new_codec = random_codec
-run = EncoderRun(minutes=0.02, batch=2, agents=1, kept=2, workers=0, save_every=1)
+run = EncoderRun(minutes=0.02, batch=2, workers=0, save_every=1)
 train_encoder(Path(sys.argv[1]), run, torch.device("cpu"))
 """
 
@@ -210,7 +210,7 @@ def test_a_command_says_which_comes_before_it(
     assert first in result.output
 
 
-@pytest.mark.parametrize("command", ["record", "speak", "clips"])
+@pytest.mark.parametrize("command", ["agent", "record", "speak", "clips"])
 def test_a_part_beyond_the_last_is_refused(command: str, tmp_path: Path) -> None:
     given = ["--folder", str(tmp_path), "--part", "2", "--parts", "2"]
     result = CliRunner().invoke(app, [command, *given], env={"COLUMNS": "200"})

@@ -11,7 +11,7 @@ import torch
 from pipecat_personaplex.checkpoint.hub import resolve_folder
 from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE
 from training.nano import script
-from training.nano.answers import nearest_sentence
+from training.nano.answers import is_of_another_role, nearest_line
 from training.nano.calls import interrupting_calls, question_calls
 from training.nano.codec_data import Phonemes, add_at
 from training.nano.espeak import Manner, Utterance, _word_onsets, speaker
@@ -68,13 +68,20 @@ def test_onsets_ignore_clicks() -> None:
     assert audible(pcm).sum() == 40
 
 
-def test_nearest_sentence() -> None:
-    sentences = list(script.all_sentences())
-    assert nearest_sentence("The clasic is nine dollars fifty", sentences) == (
-        "The classic is nine dollars fifty."
-    )
-    assert nearest_sentence("", sentences) is None
-    assert nearest_sentence("zzz qqq", sentences) is None
+def test_the_nearest_line_ignores_the_name_and_no_fact() -> None:
+    assert nearest_line("The clasic is nine dollars fifty") == "The classic is nine dollars fifty."
+    assert nearest_line("The classic is nine dollars") == "The classic is nine dollars."
+    assert nearest_line("") is None
+    assert nearest_line("zzz qqq") is None
+    assert nearest_line("My name is Nina.") == nearest_line("My name is Owen.") == "My name is *."
+    assert nearest_line("We are on Market Street.") == "We are on Market Street."
+
+
+def test_lines_of_another_role() -> None:
+    assert is_of_another_role("teacher", "We have classic and spicy shakshuka.")
+    assert not is_of_another_role("restaurant", "We have classic and spicy shakshuka.")
+    assert not is_of_another_role("teacher", script.BACKCHANNEL)
+    assert not is_of_another_role("teacher", "zzz qqq")
 
 
 def test_held_out_voices_are_no_training_voices() -> None:
@@ -122,8 +129,7 @@ def test_calls_contain_their_stated_turns() -> None:
 
 
 @needs_espeak
-def test_evaluation_of_the_bundled_checkpoints_speed_and_codec() -> None:
+def test_evaluation_of_the_bundled_checkpoints_speed() -> None:
     metrics = evaluate(resolve_folder("nano", progress=False), calls=1, silence=False, seeds=())
-    assert metrics.keys() == {"speed", "codec"}
+    assert metrics.keys() == {"speed"}
     assert metrics["speed"]["real_time_factor"] > 0
-    assert metrics["codec"]["stoi"] >= 0.85

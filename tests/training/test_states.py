@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pipecat_personaplex.checkpoint.loader import load_checkpoint
+from pipecat_personaplex.constants import SAMPLE_RATE
 from tests.golden_data import CHECKPOINT
 from tests.training.models import CONFIG, random_codec, random_pool, save_pool
 from tests.training.together import run_together
@@ -21,12 +22,13 @@ from training.nano import lm as lm_training
 from training.nano.adopt import adopt
 from training.nano.caller_embedding import CallerEmbedding, centroid_features
 from training.nano.codec import load_finished, new_codec
-from training.nano.decoder import DecoderRun, train_decoder
+from training.nano.decoder import DecoderRun, load_agent_codec, train_decoder
 from training.nano.dialogues import DialogueWriter
 from training.nano.export import write_models
 from training.nano.parallel_lm import new_lm
 from training.nano.pool import Pool, callers_file, save_callers
 from training.nano.progress import Clock, load_state, save_state
+from training.nano.voices import AGENT_VOICES
 
 TOKENIZER = CHECKPOINT / "tokenizer_spm_32k_3.model"
 
@@ -281,8 +283,14 @@ def test_only_the_decoder_changes_and_its_training_resumes(
     ticks = itertools.count()
     monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: float(next(ticks)))
 
+    for voice in AGENT_VOICES:
+        tone = torch.randint(-3000, 3000, (SAMPLE_RATE,), dtype=torch.int16)
+        words = (("word", 0.0),)
+        rows = [{"text": text, "pcm": tone, "words": words} for text in ("One.", "Two.")]
+        save_state(tmp_path / "agent" / f"{voice}-0000.pt", {"utterances": rows})
+
     def train(seconds: int) -> dict[str, Any]:
-        run = DecoderRun(minutes=seconds / 60, batch=1, frames=12, sentences=2, check_sentences=1)
+        run = DecoderRun(minutes=seconds / 60, batch=1, frames=12, checked=1)
         train_decoder(tmp_path, run, torch.device("cpu"))
         return load_state(tmp_path / "decoder.pt")
 
@@ -294,3 +302,17 @@ def test_only_the_decoder_changes_and_its_training_resumes(
         if not is_decoder:
             assert torch.equal(trained[name], parameter), f"{name} determines codes"
     assert any(not torch.equal(trained[n], p) for n, p in mimi.named_parameters())
+    own = dict(load_agent_codec(tmp_path, torch.device("cpu")).named_parameters())
+    assert all(
+        torch.equal(own[name], parameter) == name.endswith("centroids")
+        for name, parameter in mimi.named_parameters()
+        if name.startswith(("encoder.", "quantizer.semantic.centroids"))
+    ), "the agent's encoder is another one"
+
+    (tmp_path / "pool.pt").touch()
+    assert train(5)["step"] == 5
+    later = load_agent_codec(tmp_path, torch.device("cpu")).named_parameters()
+    changed = {name for name, parameter in later if not torch.equal(parameter, own[name])}
+    assert changed and all(
+        name.startswith(("upsample", "decoder")) or name.endswith("output_proj") for name in changed
+    ), "clips have been encoded: their codes stay"

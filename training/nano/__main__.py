@@ -55,11 +55,27 @@ def codec(
 
 
 @app.command()
+def agent(
+    folder: Folder = Path("runs/nano"),
+    others: Annotated[
+        int, typer.Option(help="Sentences of each voice that are not in the script.")
+    ] = 600,
+    part: Annotated[int, typer.Option(min=0, help="Number of this process, from 0.")] = 0,
+    parts: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+) -> None:
+    """Synthesise what the agent says, with Kokoro, for `decoder` and `clips`."""
+    from training.nano.agent_speech import record_agent
+
+    _check_part(part, parts)
+    record_agent(folder, others, part, parts)
+
+
+@app.command()
 def decoder(
     minutes: Annotated[float, typer.Option(help="Training time.")],
     folder: Folder = Path("runs/nano"),
 ) -> None:
-    """Train the codec's decoder on the agent's voices; needs the state of `codec quantizer`."""
+    """Train the codec's decoder on the agent's voices; needs `codec quantizer` and `agent`."""
     from training.nano.decoder import DecoderRun, train_decoder
 
     train_decoder(folder, DecoderRun(minutes), _device())
@@ -155,7 +171,7 @@ def clips(
     Run again after `speak` to encode the callers that it has added.
     """
     from training.nano.clips import add_callers, new_pool
-    from training.nano.codec import load_codec, load_finished
+    from training.nano.codec import load_finished
     from training.nano.tokenizer import train_tokenizer
 
     _check_part(part, parts)
@@ -163,7 +179,7 @@ def clips(
         train_tokenizer(folder / "tokenizer.model")
     mimi = load_finished(folder, _device())
     if part == 0 and not (folder / "pool.pt").exists():
-        new_pool(load_codec(folder / "codec.pt", _device()), mimi, _device()).save(folder)
+        new_pool(folder, mimi, _device()).save(folder)
     for path in add_callers(
         folder, mimi, _device(), part=part, parts=parts, seed=seed, microphones=microphones
     ):
@@ -244,8 +260,9 @@ def evaluate(
     silence: Annotated[
         bool, typer.Option(help="Also run a call with five minutes of silence.")
     ] = True,
-    behaviour: Annotated[
-        bool, typer.Option(help="Measure answers, turn-taking, speed and the codec.")
+    behaviour: Annotated[bool, typer.Option(help="Measure answers, turn-taking and speed.")] = True,
+    speech: Annotated[
+        bool, typer.Option(help="Measure word error rates of a speech recogniser.")
     ] = True,
     voices: Annotated[
         bool, typer.Option(help="Measure right answers by voice, microphone and line.")
@@ -254,11 +271,14 @@ def evaluate(
 ) -> None:
     """Run calls with held-out voices, wordings and noises; print metrics as JSON lines."""
     from training.nano.evaluate import evaluate as measure
+    from training.nano.heard import heard
     from training.nano.hearing import hearing
 
     if behaviour:
         for part, metrics in measure(model, calls, silence, range(seeds)).items():
             typer.echo(json.dumps({"part": part} | {k: round(v, 3) for k, v in metrics.items()}))
+    if speech:
+        typer.echo(json.dumps({k: round(v, 3) for k, v in heard(model, range(seeds)).items()}))
     if voices:
         hearing(model, calls, range(seeds), on_row=lambda row: typer.echo(json.dumps(row)))
 

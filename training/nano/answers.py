@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
 from functools import cache
 
 import numpy as np
@@ -12,8 +12,9 @@ from pipecat_personaplex.constants import FRAME_SAMPLES, SAMPLE_RATE, TEXT_EPAD,
 from pipecat_personaplex.engine.converse import Conversation
 from pipecat_personaplex.engine.engine import Engine
 from training.nano import script
+from training.nano.names import HELD_OUT_NAMES, NAMES
 
-# Minimum similarity for a text to match a sentence of the script.
+# Minimum similarity for a text to match a line of the script.
 _MIN_SIMILARITY = 0.6
 
 
@@ -29,26 +30,42 @@ def agent_text_between(engine: Engine, talk: Conversation, start: float, end: fl
     return text.strip()
 
 
-def nearest_sentence(text: str, sentences: Sequence[str]) -> str | None:
-    """The most similar sentence of the script; None if none is similar enough."""
-    scores = [difflib.SequenceMatcher(None, text, each).ratio() for each in sentences]
-    best = int(np.argmax(scores))
-    return sentences[best] if scores[best] >= _MIN_SIMILARITY else None
+_NAME = re.compile(rf" (?:{'|'.join((*NAMES, *HELD_OUT_NAMES))})\b")
 
 
-def without_name(sentence: str) -> str:
-    """A sentence with ``*`` in place of the agent's name."""
-    for name in (*script.NAMES, "{name}"):
-        sentence = sentence.replace(f" {name}", " *")
-    return sentence
+def without_name(text: str) -> str:
+    """A text with ``*`` in place of the agent's name."""
+    return _NAME.sub(" *", text)
 
 
 @cache
-def _sentences() -> list[str]:
-    return list(script.all_sentences())
+def _lines(role: script.RoleName) -> frozenset[str]:
+    """The lines of a role, whatever name is in them."""
+    return frozenset(without_name(line.text) for line in script.lines(role))
+
+
+@cache
+def nearest_line(text: str) -> str | None:
+    """The script's line that is most similar to a text, with ``*`` in place of the agent's name.
+
+    None if none is similar enough. Prices and other facts must be the same.
+    """
+    text = without_name(text)
+    known = sorted(frozenset[str]().union(*map(_lines, script.ROLES)))
+    if text in known:
+        return text
+    scores = [difflib.SequenceMatcher(None, text, each).ratio() for each in known]
+    best = int(np.argmax(scores))
+    return known[best] if scores[best] >= _MIN_SIMILARITY else None
 
 
 def is_right(character: script.Character, intent: str, text: str) -> bool:
     """Whether a text is the character's answer to an intent, with whatever name."""
-    found = nearest_sentence(text, _sentences())
-    return found is not None and without_name(found) == without_name(character.answer(intent))
+    return nearest_line(text) == without_name(character.answer(intent))
+
+
+def is_of_another_role(role: script.RoleName, text: str) -> bool:
+    """Whether a text is a line that only the other role has."""
+    line = nearest_line(text)
+    others = (_lines(other) for other in script.ROLES if other != role)
+    return line is not None and line not in _lines(role) and any(line in each for each in others)

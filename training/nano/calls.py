@@ -11,8 +11,10 @@ from pipecat_personaplex.constants import SAMPLE_RATE
 from training.nano import script, wordings
 from training.nano.clips import Background
 from training.nano.codec_data import add_at
-from training.nano.espeak import Pcm, speaker
+from training.nano.espeak import Pcm
+from training.nano.facts import FACTS
 from training.nano.microphone import Microphone
+from training.nano.names import HELD_OUT_NAMES, NAMES
 from training.nano.noise import rms
 from training.nano.turns import Person, speak_turn, tell_story
 from training.nano.voices import AGENT_VOICES, held_out_voices
@@ -107,6 +109,11 @@ def question_calls(count: int, seed: int, pauses: bool = False) -> list[TestCall
     return [_call([seed, 1 + pauses], index, pauses=pauses) for index in range(count)]
 
 
+def prompt_calls(count: int, seed: int) -> list[TestCall]:
+    """Calls that ask for the name, which is not of the training, and for facts of the prompt."""
+    return [_call([seed, 6], index, prompt=True) for index in range(count)]
+
+
 def interrupting_calls(count: int, seed: int) -> list[TestCall]:
     """Calls in which the second question starts 0.9 to 1.3 s after the end of the first."""
     return [_call([seed, 3], index, interrupt=True) for index in range(count)]
@@ -139,14 +146,16 @@ def _call(
     pauses: bool = False,
     interrupt: bool = False,
     story: bool = False,
+    prompt: bool = False,
 ) -> TestCall:
     # One generator for each call: the length of espeak's audio varies from run to run, and noise
     # consumes one random number a sample, so a shared generator would not be reproducible.
     random = np.random.default_rng([*seeds, index])
-    character = script.sample_character(random)
+    names = HELD_OUT_NAMES if prompt else NAMES
+    character = script.sample_character(random, "restaurant" if prompt else None, names)
     manners = held_out_voices()
     track = _CallerTrack(random, manners[index % len(manners)], [])
-    known = script.intents(character.role)
+    known = ["name", *FACTS] if prompt else script.intents(character.role)
     turns: list[CallerTurn] = []
     if interrupt:
         # The answer to "hello" is long enough to be interrupted.
@@ -160,8 +169,3 @@ def _call(
     voice = list(AGENT_VOICES)[int(random.integers(len(AGENT_VOICES)))]
     pcm = track.record(Background.sample(random, held_out=True))
     return TestCall(character, voice, pcm, tuple(turns))
-
-
-def reference(voice: str, text: str) -> Pcm:
-    """A sentence in an agent's voice, synthesised by espeak."""
-    return speaker().say(text, AGENT_VOICES[voice]).pcm

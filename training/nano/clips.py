@@ -7,7 +7,8 @@ position in a dialogue. A caller's clip includes background noise before and aft
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,9 +20,12 @@ from pipecat_personaplex.audio_files import normalize_loudness
 from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano import script
+from training.nano.agent_speech import Recorded, load_agent, script_line, script_texts, synthesise
 from training.nano.caller_turns import load_turns, turns_files
+from training.nano.codec import load_codec
 from training.nano.codec_data import add_at
-from training.nano.espeak import Pcm, speaker
+from training.nano.decoder import Sentence, load_agent_codec
+from training.nano.espeak import Pcm, Utterance
 from training.nano.material import sentence
 from training.nano.microphone import Microphone, block_dc, heard
 from training.nano.noise import HELD_OUT_NOISES, TRAINING_NOISES, Noise
@@ -35,14 +39,13 @@ from training.nano.pool import (
     callers_file,
     save_callers,
 )
+from training.nano.precision import fast_autocast
 from training.nano.recordings import Recording
 from training.nano.turns import word_frames
 from training.nano.voices import AGENT_VOICES
 
 VOICE_SAMPLE_FRAMES = 22
 _VOICE_SAMPLES = 6
-_AGENT_LEAD_FRAMES = 12
-_AGENT_TAIL_FRAMES = 3
 _USER_LEAD_SECONDS = 0.4
 _USER_TAIL_SECONDS = 0.8
 _BACKGROUND_SECONDS = 6.0
@@ -51,8 +54,13 @@ _T = TypeVar("_T")
 
 
 @torch.no_grad()
-def encode_all(mimi: Mimi, recordings: list[Pcm], device: torch.device) -> list[Tensor]:
-    """Codes of each recording, [F, 8] int16; the last frame is padded with silence."""
+def encode_all(
+    mimi: Mimi, recordings: list[Pcm], device: torch.device, fast: bool = False
+) -> list[Tensor]:
+    """Codes of each recording, [F, 8] int16; the last frame is padded with silence.
+
+    ``fast`` encodes in bfloat16 where that is faster: a few codes are other ones than the engine's.
+    """
     codes: list[Tensor] = [torch.empty(0)] * len(recordings)
     order = sorted(range(len(recordings)), key=lambda index: len(recordings[index]))
     for some in _batched(order, _BATCH):
@@ -60,8 +68,9 @@ def encode_all(mimi: Mimi, recordings: list[Pcm], device: torch.device) -> list[
         pcm = torch.zeros(len(some), frames * FRAME_SAMPLES)
         for row, index in enumerate(some):
             pcm[row, : len(recordings[index])] = torch.from_numpy(recordings[index])
-        latents = encode_latents(mimi, pcm.to(device))
-        found = mimi.quantizer.encode(latents.flatten(0, 1)).view(len(some), frames, -1)
+        with fast_autocast(device) if fast else nullcontext():
+            latents = encode_latents(mimi, pcm.to(device))
+        found = mimi.quantizer.encode(latents.float().flatten(0, 1)).view(len(some), frames, -1)
         for row, index in enumerate(some):
             length = -(-len(recordings[index]) // FRAME_SAMPLES)
             codes[index] = found[row, :length].to(torch.int16).cpu().clone()
@@ -82,49 +91,64 @@ def voice_sample(name: str, seed: int) -> Pcm:
     """A short recording of an agent's voice, normalised to the loudness of voice prompts."""
     random = np.random.default_rng([seed, 77])
     pcm = np.zeros(VOICE_SAMPLE_FRAMES * FRAME_SAMPLES, np.float32)
-    spoken = np.concatenate(
-        [speaker().say(sentence(random), AGENT_VOICES[name]).pcm for _ in range(2)]
-    )
+    spoken = np.concatenate([synthesise(name, sentence(random)).pcm for _ in range(2)])
     add_at(spoken, pcm, 0)
     return normalize_loudness(pcm)
 
 
-def agent_clips(mimi: Mimi, voice: str, device: torch.device) -> dict[str, AgentClip]:
-    """Every sentence of the script in one voice."""
-    spoken = [speaker().say(text, AGENT_VOICES[voice]) for text in script.all_sentences()]
-    recordings = []
-    for utterance in spoken:
-        frames = _AGENT_LEAD_FRAMES + -(-len(utterance.pcm) // FRAME_SAMPLES) + _AGENT_TAIL_FRAMES
-        pcm = np.zeros(frames * FRAME_SAMPLES, np.float32)
-        add_at(utterance.pcm, pcm, _AGENT_LEAD_FRAMES * FRAME_SAMPLES)
-        recordings.append(pcm)
-    clips = {}
-    for utterance, codes in zip(spoken, encode_all(mimi, recordings, device), strict=True):
-        onsets = [int(onset / FRAME_SECONDS) for _, onset in utterance.words]
-        clips[utterance.text] = AgentClip(utterance.text, codes[_AGENT_LEAD_FRAMES:], onsets)
-    return share_beginnings(clips)
+def script_clips(mimi: Mimi, recorded: Recorded, device: torch.device) -> dict[str, AgentClip]:
+    """Every line of the script in one voice.
+
+    Args:
+        mimi: The codec with the agent's own encoder.
+        recorded: What the voice has said.
+        device: Device of the codec.
+    """
+    lines = script.all_lines()
+    clips = _agent_clips(mimi, [script_line(text, recorded) for text in lines], device)
+    return share_beginnings(
+        {clip.text: replace(clip, copied=lines[clip.text].copied) for clip in clips}
+    )
+
+
+def other_clips(mimi: Mimi, recorded: Recorded, device: torch.device) -> list[AgentClip]:
+    """The sentences of one voice that are not of the script."""
+    own = {*script_texts(), *script.all_lines()}
+    others = [spoken for text, spoken in recorded.items() if text not in own]
+    return _agent_clips(mimi, others, device)
+
+
+def _agent_clips(mimi: Mimi, spoken: list[Utterance], device: torch.device) -> list[AgentClip]:
+    sentences = [Sentence.of(utterance.pcm) for utterance in spoken]
+    # The engine never encodes the agent.
+    pcm = [sentence.pcm.numpy() for sentence in sentences]
+    codes = encode_all(mimi, pcm, device, fast=True)
+    return [
+        AgentClip(
+            utterance.text,
+            own[slice(*sentence.spoken)].clone(),
+            [int(onset / FRAME_SECONDS) for _, onset in utterance.words],
+        )
+        for utterance, sentence, own in zip(spoken, sentences, codes, strict=True)
+    ]
 
 
 def share_beginnings(clips: dict[str, AgentClip]) -> dict[str, AgentClip]:
-    """Give sentences that differ only in a name the same codes and onsets before the name.
+    """Give lines that differ only in a value the same codes before it.
 
-    espeak never renders a word twice alike. With its own beginning, each name's sentence would be
-    recognisable before the name, and the model would predict the name from that beginning instead
-    of from its prompt.
+    Their audio is the same there, but a frame in which the value starts is not. With a frame of its
+    own, the value would be recognisable before its first word, and the model would predict it from
+    that frame instead of from its prompt.
     """
-    shared: dict[str, AgentClip] = {}
+    shared: dict[tuple[str, ...], AgentClip] = {}
     result = {}
     for text, clip in clips.items():
-        words = text.split()
-        named = [index for index, word in enumerate(words) if word.strip(".,") in script.NAMES]
-        if not named:
-            result[text] = clip
-            continue
-        first = shared.setdefault(" ".join(words[: named[0]] + words[named[0] + 1 :]), clip)
-        same = min(first.onsets[named[0]], clip.onsets[named[0]])
-        codes = torch.cat((first.codes[:same], clip.codes[same:]))
-        onsets = first.onsets[: named[0]] + clip.onsets[named[0] :]
-        result[text] = AgentClip(text, codes, onsets)
+        if clip.copied:
+            first_copied = clip.copied[0]
+            first = shared.setdefault(tuple(text.split()[:first_copied]), clip)
+            same = clip.onsets[first_copied]
+            clip = replace(clip, codes=torch.cat((first.codes[:same], clip.codes[same:])))
+        result[text] = clip
     return result
 
 
@@ -190,24 +214,31 @@ def encode_caller(
     return caller
 
 
-def new_pool(mimi: Mimi, finished: Mimi, device: torch.device) -> Pool:
+def new_pool(folder: Path, finished: Mimi, device: torch.device) -> Pool:
     """Create a pool with the agents' clips and without callers.
 
     Args:
-        mimi: The codec before ``encoder``; its codebooks must not change afterwards.
+        folder: Folder of the training states.
         finished: The codec of the checkpoint, which encodes voice prompts as it does there.
-        device: Device of both.
+        device: Its device.
+
+    Raises:
+        StateMissing: ``agent`` or ``decoder`` has not run.
     """
+    mimi = load_codec(folder / "codec.pt", device)
     seconds = 8 * SAMPLE_RATE
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(seconds) / SAMPLE_RATE)
     samples = {
         name: [voice_sample(name, seed) for seed in range(_VOICE_SAMPLES)] for name in AGENT_VOICES
     }
+    recorded = {name: load_agent(folder, name) for name in AGENT_VOICES}
+    codec = load_agent_codec(folder, device)
     return Pool(
         silence=steady_codes(mimi, np.zeros(seconds, np.float32), device),
         sine=steady_codes(mimi, tone.astype(np.float32), device),
         voices={name: encode_all(finished, spoken, device) for name, spoken in samples.items()},
-        agent={name: agent_clips(mimi, name, device) for name in AGENT_VOICES},
+        agent={name: script_clips(codec, own, device) for name, own in recorded.items()},
+        others={name: other_clips(codec, own, device) for name, own in recorded.items()},
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano.codebooks import fit_codebooks, restart_dead
 from training.nano.codec_data import Batch, CodecData
 from training.nano.codec_loss import SpectralLoss
-from training.nano.codec_quality import CodecCheck
+from training.nano.codec_quality import held_out_speech, mean_stoi, through_codec
 from training.nano.parallel_codec import decode_latents, encode_latents, quantize
 from training.nano.progress import Clock, StateMissing, load_state, report, save_state
 
@@ -122,10 +123,7 @@ def load_codec(path: Path, device: torch.device) -> Mimi:
 
 
 def load_finished(folder: Path, device: torch.device) -> Mimi:
-    """Load the codec for inference with the latest states of its encoder and its decoder.
-
-    Encode the agent's sentences with ``load_codec`` instead: the decoder is trained on those codes.
-    """
+    """Load the codec of the checkpoint: the callers' encoder and the agent's decoder."""
     mimi = load_codec(folder / "codec.pt", device)
     for part in ("encoder", "decoder"):
         if state := load_state(folder / f"{part}.pt"):
@@ -145,7 +143,7 @@ def train_codec(folder: Path, run: CodecRun, device: torch.device) -> None:
     random = np.random.default_rng([run.seed, phase.step])
     if run.phase == "quantizer" and not resumed:
         fit_codebooks(phase.mimi, _latents(phase.mimi, data, run, random, device))
-    check = CodecCheck()
+    checked = held_out_speech()
     while not clock.done:
         rate = _PEAK_RATE[run.phase] * clock.rate_factor(phase.step)
         losses = phase.learn(data.batch(random, run.batch, run.frames), rate)
@@ -160,7 +158,9 @@ def train_codec(folder: Path, run: CodecRun, device: torch.device) -> None:
             row |= {name: value.item() for name, value in losses.items()}
             if phase.step % run.check_every == 0 or clock.done:
                 phase.mimi.reset_constants(device)
-                row |= check(phase.mimi, device, quantized=run.phase != "autoencoder")
+                quantized = run.phase != "autoencoder"
+                codec = partial(through_codec, phase.mimi, device=device, quantized=quantized)
+                row |= mean_stoi(checked, codec)
             report(folder / "codec.jsonl", row)
 
 

@@ -12,7 +12,7 @@ from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS
 from training.nano.espeak import Manner, Pcm, Utterance, speaker
 from training.nano.material import WORDS, sentence
 from training.nano.noise import TRAINING_NOISES, rms
-from training.nano.voices import ACCENTS, AGENT_VOICES, sample_user_voice
+from training.nano.voices import ACCENTS, CLEAR_VOICES, sample_user_voice
 
 _AGENT_SHARE = 0.7  # share of excerpts with an agent's voice
 _SILENCE_SHARE = 0.04  # share of excerpts that are silent
@@ -73,7 +73,7 @@ class CodecData:
         random = np.random.default_rng(seed)
         self._agents = [
             speaker().say(sentence(random), manner.varied(random))
-            for manner in AGENT_VOICES.values()
+            for manner in CLEAR_VOICES.values()
             for _ in range(agent_sentences)
         ]
         self._users = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,39 +14,35 @@ from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano.espeak import Pcm, speaker
 from training.nano.material import sentence
 from training.nano.parallel_codec import decode_latents, encode_latents
-from training.nano.voices import AGENT_VOICES
+from training.nano.voices import CLEAR_VOICES
 
 _HELD_OUT_SEED = 990_001
 
 
-class CodecCheck:
-    """Measures the codec on a fixed set of sentences in both voices.
+def mean_stoi(speech: dict[str, list[Pcm]], codec: Callable[[Pcm], Pcm]) -> dict[str, float]:
+    """Mean STOI of each voice after a codec, with the originals as reference; all under ``stoi``.
 
     Args:
-        sentences: Number of sentences for each voice.
+        speech: Recordings by voice.
+        codec: Returns a recording as it sounds after the codec, of the same length.
     """
+    scores = {
+        name: float(np.mean([stoi(pcm, codec(pcm), SAMPLE_RATE) for pcm in recordings]))
+        for name, recordings in speech.items()
+    }
+    return {f"stoi_{name}": score for name, score in scores.items()} | {
+        "stoi": float(np.mean(list(scores.values())))
+    }
 
-    def __init__(self, sentences: int = 6):
-        random = np.random.default_rng(_HELD_OUT_SEED)
-        texts = [sentence(random) for _ in range(sentences)]
-        self.speech: dict[str, list[Pcm]] = {
-            name: [speaker().say(text, manner).pcm for text in texts]
-            for name, manner in AGENT_VOICES.items()
-        }
 
-    def __call__(self, mimi: Mimi, device: torch.device, quantized: bool) -> dict[str, float]:
-        """Mean STOI of each voice, and of all voices under ``stoi``."""
-        scores = {
-            name: float(np.mean([self.stoi(mimi, pcm, device, quantized) for pcm in speech]))
-            for name, speech in self.speech.items()
-        }
-        return {f"stoi_{name}": score for name, score in scores.items()} | {
-            "stoi": float(np.mean(list(scores.values())))
-        }
-
-    def stoi(self, mimi: Mimi, pcm: Pcm, device: torch.device, quantized: bool) -> float:
-        """STOI of one sentence after the codec, with the original as reference."""
-        return float(stoi(pcm, through_codec(mimi, pcm, device, quantized), SAMPLE_RATE))
+def held_out_speech(sentences: int = 6) -> dict[str, list[Pcm]]:
+    """Sentences that the codec's first phases do not hear, in espeak-ng's clear voices."""
+    random = np.random.default_rng(_HELD_OUT_SEED)
+    texts = [sentence(random) for _ in range(sentences)]
+    return {
+        name: [speaker().say(text, manner).pcm for text in texts]
+        for name, manner in CLEAR_VOICES.items()
+    }
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
-"""Trains only the codec's decoder, on the codes of the agent's two voices.
+"""Trains the codec's decoder on the agent's two voices, with an encoder of the agent's own.
 
-In a call, only the agent's voice is decoded. Encoder and codebooks do not change, so clips can be
-encoded and the language model trained at the same time. Each sentence is encoded once, from its
-beginning, as in a call.
+In a call, only the agent's voice is decoded, and only callers' voices are encoded. So the codes of
+the agent's sentences need not come from the encoder that hears callers: here, another encoder and
+the decoder learn together to pass the agent's voices through the codebooks, which do not change.
+Once ``clips`` has encoded the agent's sentences, only the decoder learns. The checkpoint contains
+the decoder alone.
 """
 
 from __future__ import annotations
@@ -17,129 +19,249 @@ from torch import Tensor, nn
 
 from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.models.mimi.codec import Mimi
-from training.nano.clips import encode_all
+from training.nano.agent_speech import load_agent
 from training.nano.codec import load_codec
 from training.nano.codec_data import add_at
 from training.nano.codec_loss import IntelligibilityLoss, SpectralLoss
-from training.nano.codec_quality import CodecCheck
-from training.nano.espeak import speaker
-from training.nano.material import sentence
-from training.nano.parallel_codec import decode_latents
-from training.nano.progress import Clock, load_state, report, save_state
+from training.nano.codec_quality import mean_stoi
+from training.nano.espeak import Pcm
+from training.nano.parallel_codec import decode_latents, encode_latents, quantize
+from training.nano.precision import fast_autocast
+from training.nano.progress import Clock, StateMissing, load_state, report, save_state
 from training.nano.voices import AGENT_VOICES
 
+LEAD_FRAMES = 6
+"""Frames of silence that the agent's encoder hears before a sentence."""
+TAIL_FRAMES = 1
+"""Frames after the last sample of a sentence that have codes of their own."""
+_SILENT_FRAMES = 4  # after those
 _PEAK_RATE = 8e-4
-_WAVE_WEIGHT = 2.0
-_INTELLIGIBILITY_WEIGHT = 10.0
-_LEAD_FRAMES = 12
-# Frames of the silence before a sentence that are part of the decoder's input.
-_DECODED_LEAD = 5
-_LOG_EVERY = 100
+_WEIGHTS = {"spectral": 1.0, "wave": 2.0, "intelligibility": 10.0, "commitment": 0.5}
+# Share of long sentences that are cut at their beginning too.
+_CUT_SHARE = 0.7
+_LOG_EVERY = 50
 
 
 @dataclass(frozen=True)
 class DecoderRun:
-    """Time budget and batch sizes."""
+    """Time budget and batch sizes.
+
+    Attributes:
+        minutes: Training time without pauses.
+        batch: Excerpts in a step.
+        frames: Frames of an excerpt.
+        check_every: Steps between two measurements of STOI.
+        checked: Sentences of each voice that measure the training and are not part of it.
+        save_every: Steps between two states.
+        seed: Seed of the excerpts.
+    """
 
     minutes: float
-    batch: int = 4
-    frames: int = 36
-    sentences: int = 1200
+    batch: int = 8
+    frames: int = 32
     check_every: int = 500
-    check_sentences: int = 6
-    save_every: int = 250
+    checked: int = 6
+    save_every: int = 200
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class AgentSpeech:
-    """Sentences of both voices: codes [N, frames, 8] int16 and audio [N, frames * 1920]."""
+class Sentence:
+    """A sentence between silences.
 
-    codes: Tensor
+    Attributes:
+        pcm: [frames * 1920].
+        spoken: First frame of the sentence and first one of the silence after it.
+    """
+
     pcm: Tensor
+    spoken: tuple[int, int]
 
     @classmethod
-    def synthesise(cls, mimi: Mimi, run: DecoderRun, device: torch.device) -> AgentSpeech:
-        """Synthesise and encode sentences, each cut or padded with silence to the same length."""
-        random = np.random.default_rng([run.seed, 5])
-        frames = _LEAD_FRAMES - _DECODED_LEAD + run.frames
-        recordings = []
-        for manner in AGENT_VOICES.values():
-            for _ in range(run.sentences):
-                pcm = np.zeros(frames * FRAME_SAMPLES, np.float32)
-                utterance = speaker().say(sentence(random), manner)
-                add_at(utterance.pcm, pcm, _LEAD_FRAMES * FRAME_SAMPLES)
-                recordings.append(pcm)
-        start = _LEAD_FRAMES - _DECODED_LEAD
-        codes = torch.stack(encode_all(mimi, recordings, device))[:, start:].clone()
-        audio = [torch.from_numpy(pcm[start * FRAME_SAMPLES :]) for pcm in recordings]
-        return cls(codes, torch.stack(audio))
+    def of(cls, words: Pcm) -> Sentence:
+        """Surround a recording with silence."""
+        end = LEAD_FRAMES - (-len(words) // FRAME_SAMPLES) + TAIL_FRAMES
+        pcm = np.zeros((end + _SILENT_FRAMES) * FRAME_SAMPLES, np.float32)
+        add_at(words, pcm, LEAD_FRAMES * FRAME_SAMPLES)
+        return cls(torch.from_numpy(pcm), (LEAD_FRAMES, end))
+
+    def excerpt(self, frames: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Audio [frames * 1920] and, for each frame, whether it is of the sentence."""
+        own = len(self.pcm) // FRAME_SAMPLES
+        start = 0
+        if own > frames and random.random() < _CUT_SHARE:
+            start = int(random.integers(0, own - frames + 1))
+        pcm, spoken = torch.zeros(frames * FRAME_SAMPLES), torch.zeros(frames, dtype=torch.bool)
+        part = self.pcm[start * FRAME_SAMPLES : (start + frames) * FRAME_SAMPLES]
+        pcm[: len(part)] = part
+        first, last = (max(0, frame - start) for frame in self.spoken)
+        spoken[first:last] = True
+        return pcm, spoken
+
+
+class AgentCodec:
+    """Passes the agent's voices through the codebooks, with gradients.
+
+    Args:
+        mimi: The codec; its encoder becomes the agent's own.
+        silence: The codes of silence, which stand in all frames that are not spoken.
+        keep_codes: Do not train the encoder.
+
+    Attributes:
+        trained: The parameters to train, by name.
+    """
+
+    def __init__(self, mimi: Mimi, silence: Tensor, keep_codes: bool):
+        self.mimi, self._silence = mimi, silence
+        self.trained = {
+            name: parameter
+            for name, parameter in mimi.named_parameters()
+            if _decodes(name) or not (keep_codes or name.endswith("centroids"))
+        }
+        for parameter in self.trained.values():
+            parameter.requires_grad_(True)
+
+    def __call__(self, pcm: Tensor, spoken: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, frames * 1920], [B, frames] -> audio [B, frames * 1920] and the commitment loss."""
+        mimi, silence = self.mimi, self.mimi.quantizer.decode(self._silence[None])
+        with fast_autocast(pcm.device):
+            latents = encode_latents(mimi, pcm)
+        latents = latents.float()
+        values, commitment = torch.zeros_like(latents), latents.new_zeros(())
+        for group in (mimi.quantizer.semantic, mimi.quantizer.acoustic):
+            found = quantize(group, latents)
+            values = values + found.values
+            distance = F.linear(latents, group.input_proj) - found.inner.detach()
+            commitment = commitment + distance[spoken].square().mean() / group.centroids[0].var()
+        values = torch.where(spoken[..., None], values, silence)
+        with fast_autocast(pcm.device):
+            output = decode_latents(mimi, values)
+        return output.float(), commitment
+
+    def halves(self) -> dict[str, dict[str, Tensor]]:
+        """The parameters after the codebooks and those before them, as parts of a state."""
+        halves: dict[str, dict[str, Tensor]] = {"decoder": {}, "agent_encoder": {}}
+        for name, parameter in self.mimi.named_parameters():
+            if not name.endswith("centroids"):
+                half = "decoder" if _decodes(name) else "agent_encoder"
+                halves[half][name] = parameter.detach()
+        return halves
+
+    @torch.no_grad()
+    def speak(self, words: Pcm) -> Pcm:
+        """A recording after the codec."""
+        sentence = Sentence.of(words)
+        device = self._silence.device
+        spoken = torch.zeros(1, len(sentence.pcm) // FRAME_SAMPLES, dtype=torch.bool, device=device)
+        spoken[:, slice(*sentence.spoken)] = True
+        output: Pcm = self(sentence.pcm[None].to(device), spoken)[0][0].cpu().numpy()
+        return output[LEAD_FRAMES * FRAME_SAMPLES :][: len(words)]
 
 
 def train_decoder(folder: Path, run: DecoderRun, device: torch.device) -> None:
-    """Train the decoder or resume a run; appends metrics to ``decoder.jsonl``."""
+    """Train the decoder or resume a run; appends metrics to ``decoder.jsonl``.
+
+    Raises:
+        StateMissing: There is no codec, or ``agent`` has recorded nothing.
+    """
     torch.manual_seed(run.seed)
     # Silence produces denormal numbers, which are slow on a CPU.
     torch.set_flush_denormal(True)
     mimi = load_codec(folder / "codec.pt", device)
-    speech = AgentSpeech.synthesise(mimi, run, device)
-    trained = _decoder_parameters(mimi)
-    for parameter in trained.values():
-        parameter.requires_grad_(True)
-    parameters = list(trained.values())
+    checked, sentences = _recordings(folder, run)
+    keep_codes = (folder / "pool.pt").exists()
+    codec = AgentCodec(mimi, silence_codes(mimi, device), keep_codes)
+    parameters = list(codec.trained.values())
     optimizer = torch.optim.AdamW(parameters, lr=_PEAK_RATE, betas=(0.8, 0.99), weight_decay=1e-3)
     spectral, clear = SpectralLoss().to(device), IntelligibilityLoss().to(device)
-    clock, step, check = Clock(run.minutes * 60), 0, CodecCheck(run.check_sentences)
+    clock, step = Clock(run.minutes * 60), 0
     if state := load_state(folder / "decoder.pt"):
-        mimi.load_state_dict(state["decoder"], strict=False)
-        optimizer.load_state_dict(state["optimizer"])
+        mimi.load_state_dict(state["decoder"] | state["agent_encoder"], strict=False)
+        if state["keep_codes"] == keep_codes:
+            optimizer.load_state_dict(state["optimizer"])
         step, clock.spent = state["step"], state["spent"]
     random = np.random.default_rng([run.seed, step])
+    # Names and prices are many and short: sentences are chosen by their length.
+    lengths = np.array([np.diff(sentence.spoken)[0] for sentence in sentences], np.float64)
+    shares = lengths / lengths.sum()
+    sums: dict[str, float] = {}
     while not clock.done:
         rate = _PEAK_RATE * clock.rate_factor(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        rows = torch.from_numpy(random.integers(len(speech.codes), size=run.batch))
-        pcm = speech.pcm[rows].to(device)
-        output = decode_latents(mimi, _latents(mimi, speech.codes[rows].long().to(device)))
+        chosen = random.choice(len(sentences), run.batch, p=shares)
+        excerpts = [sentences[index].excerpt(run.frames, random) for index in chosen]
+        pcm, spoken = (torch.stack(part).to(device) for part in zip(*excerpts, strict=True))
+        output, commitment = codec(pcm, spoken)
         losses = {
             "spectral": spectral(output, pcm),
-            "wave": _WAVE_WEIGHT * F.l1_loss(output, pcm),
-            "intelligibility": _INTELLIGIBILITY_WEIGHT * clear(output, pcm),
+            "wave": F.l1_loss(output, pcm),
+            "intelligibility": clear(output, pcm),
+            "commitment": commitment,
         }
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(torch.stack(list(losses.values())).sum())
+        torch.autograd.backward(
+            torch.stack([weight * losses[name] for name, weight in _WEIGHTS.items()]).sum()
+        )
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         clock.tick()
         step += 1
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.item() / _LOG_EVERY
         if step % run.save_every == 0 or clock.done:
             save_state(
                 folder / "decoder.pt",
-                {
-                    "decoder": {name: p.detach() for name, p in trained.items()},
+                codec.halves()
+                | {
                     "optimizer": optimizer.state_dict(),
+                    "keep_codes": keep_codes,
                     "step": step,
                     "spent": clock.spent,
                 },
             )
         if step % _LOG_EVERY == 0 or clock.done:
             row = {"step": step, "seconds": clock.spent, "lr": rate}
-            row |= {name: value.item() for name, value in losses.items()}
+            row |= {name: round(total, 4) for name, total in sums.items()}
+            sums = {}
             if step % run.check_every == 0 or clock.done:
-                row |= check(mimi, device, quantized=True)
+                row |= mean_stoi(checked, codec.speak)
             report(folder / "decoder.jsonl", row)
 
 
-def _decoder_parameters(mimi: Mimi) -> dict[str, nn.Parameter]:
-    return {
-        name: parameter
-        for name, parameter in mimi.named_parameters()
-        if name.startswith(("upsample", "decoder")) or name.endswith("output_proj")
-    }
+def _recordings(folder: Path, run: DecoderRun) -> tuple[dict[str, list[Pcm]], list[Sentence]]:
+    """Recordings of each voice that measure the training, and the sentences that it hears."""
+    checked: dict[str, list[Pcm]] = {}
+    sentences: list[Sentence] = []
+    for voice in AGENT_VOICES:
+        pcm = [utterance.pcm for utterance in load_agent(folder, voice).values()]
+        checked[voice] = pcm[len(pcm) - run.checked :]
+        sentences += map(Sentence.of, pcm[: len(pcm) - run.checked])
+    return checked, sentences
 
 
-def _latents(mimi: Mimi, codes: Tensor) -> Tensor:
-    """Codes [B, frames, 8] -> the decoder's input, [B, frames, dim]."""
-    latents: Tensor = mimi.quantizer.decode(codes.flatten(0, 1))
-    return latents.view(*codes.shape[:2], -1)
+def _decodes(name: str) -> bool:
+    """Whether a parameter stands after the codebooks."""
+    return name.startswith(("upsample", "decoder")) or name.endswith("output_proj")
+
+
+def silence_codes(mimi: Mimi, device: torch.device) -> Tensor:
+    """The codes of steady silence, [8]."""
+    pcm = torch.zeros(1, 60 * FRAME_SAMPLES, device=device)
+    with torch.no_grad():
+        codes: Tensor = mimi.quantizer.encode(encode_latents(mimi, pcm)[0, 30:])
+    return codes.mode(dim=0).values
+
+
+def load_agent_codec(folder: Path, device: torch.device) -> Mimi:
+    """Load the codec with the agent's own encoder: it gives the codes of the agent's sentences.
+
+    Raises:
+        StateMissing: ``decoder`` has not run.
+    """
+    if not (state := load_state(folder / "decoder.pt")):
+        raise StateMissing(f"no decoder in {folder / 'decoder.pt'}: run `decoder` first")
+    mimi = load_codec(folder / "codec.pt", device)
+    mimi.load_state_dict(state["decoder"] | state["agent_encoder"], strict=False)
+    mimi.reset_constants(device)
+    return mimi

@@ -26,7 +26,16 @@ from pipecat_personaplex.engine.prompt import SILENCE_FRAMES, Tokenizer, text_pr
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.delay_pattern import prompt_columns
 from training.nano import script, wordings
+from training.nano.facts import FACTS
 from training.nano.pool import AgentClip, Caller, Pool, UserClip
+from training.nano.tracks import (
+    CLIP_LEAD,
+    Track,
+    background,
+    change_pace,
+    word_tokens,
+    write_question,
+)
 
 ANSWER_FRAMES = (4, 5, 6)
 _ANSWER_SHARES = (0.45, 0.4, 0.15)
@@ -45,8 +54,6 @@ _LONG_SILENCE_SHARE = 0.1
 # Share of the caller's turns with a changed pace, and the range of paces.
 _OTHER_PACE_SHARE = 0.5
 _PACES = (0.85, 1.15)
-# Frames of background before the caller's words that are copied from the clip.
-_CLIP_LEAD = 3
 # Frames of silence between two clips of a sequence without answers.
 _LISTENING_GAP = (3, 10)
 # Weights of the losses; all other targets after the prompt have weight 1.
@@ -58,28 +65,17 @@ _SILENT_PAD = 0.5
 # answer's onset, it sets how certain the agent must be that the caller's turn is over.
 _DECIDING = 0.4
 _AFTER_SPEECH = 6
-# A name is one token in sixty, and the only one that must be copied from the prompt.
-_NAME_WEIGHT = 8.0
+# Few tokens must be copied from the prompt, and no other tokens tell them.
+_COPIED_WEIGHT = 6.0
+# Share of turns in which the agent says a sentence that it was given, without a question.
+_GIVEN_SHARE = 0.15
+# Weight of its words.
+_GIVEN_WEIGHT = 0.1
+# Share of a restaurant's questions that ask for facts of the prompt.
+_FACTS_SHARE = 0.25
 # Shares of examples without a prompt, and with a prompt far back in time.
 _PROMPTLESS_SHARE = 0.08
 _LEAP_SHARE = 0.3
-
-
-@dataclass
-class Track:
-    """A dialogue under construction.
-
-    Attributes:
-        frames: [T, 17], the tokens of each frame.
-        audible: [T], whether the agent speaks in the frame.
-        word_ends: [T], index of the caller's word that has just ended; -1 for none.
-        deciding: [T], whether the caller speaks or waits for an answer.
-    """
-
-    frames: Tensor
-    audible: Tensor
-    word_ends: Tensor
-    deciding: Tensor
 
 
 @dataclass(frozen=True)
@@ -103,50 +99,6 @@ class Example:
     word_ends: Tensor
 
 
-def word_tokens(clip: AgentClip, tokenizer: Tokenizer) -> list[int]:
-    """The text stream of a sentence, one token a frame.
-
-    The pieces of a word start at its onset, or later if the pieces of the previous word extend
-    beyond it. EPAD precedes each word that follows padding.
-    """
-    tokens = [TEXT_PAD] * len(clip.codes)
-    free = 0
-    for word, onset in zip(clip.text.split(), clip.onsets, strict=True):
-        start = max(onset, free)
-        if start > free:
-            tokens[start - 1] = TEXT_EPAD
-        for piece in tokenizer.encode(word):
-            if start < len(tokens):
-                tokens[start] = piece
-            start += 1
-        free = start
-    return tokens
-
-
-def change_pace(clip: UserClip, pace: float) -> UserClip:
-    """Change the pace of a caller's words by leaving frames out or repeating them.
-
-    Args:
-        clip: The turn.
-        pace: Factor on the speed: 1 changes nothing, 1.1 is 10 % faster.
-    """
-    words = clip.end - clip.start
-    selected = (np.arange(round(words / pace)) * pace).astype(int).clip(max=words - 1) + clip.start
-    frames = np.concatenate((np.arange(clip.start), selected, np.arange(clip.end, len(clip.codes))))
-
-    def moved(frame: int) -> int:
-        return int(np.searchsorted(frames, frame))
-
-    return UserClip(
-        clip.intent,
-        clip.codes[torch.from_numpy(frames)],
-        clip.start,
-        clip.start + len(selected),
-        [(moved(frame), word) for frame, word in clip.word_ends],
-        None if clip.story_end is None else moved(clip.story_end),
-    )
-
-
 class DialogueWriter:
     """Composes random dialogues.
 
@@ -167,12 +119,7 @@ class DialogueWriter:
         self._pool, self._tokenizer, self._config = pool, tokenizer, config
         self._callers = pool.callers if callers is None else callers
         self._silence = torch.tensor(config.silence_codes)
-        self._names = torch.tensor([tokenizer.encode(name)[0] for name in script.NAMES])
-        self._texts = {
-            (voice, text): torch.tensor(word_tokens(clip, tokenizer))
-            for voice, clips in pool.agent.items()
-            for text, clip in clips.items()
-        }
+        self._texts: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
 
     def prompt(self, voice: str, text: str, random: np.random.Generator) -> Tensor:
         """The prompt frames of a persona, [P, 17], equal to the engine's."""
@@ -194,17 +141,20 @@ class DialogueWriter:
     ) -> Track:
         """Compose ``length`` frames of a conversation."""
         caller = self._callers[int(random.integers(len(self._callers)))]
-        track = self._silence_track(length)
-        track.frames[:, USER_CODES] = _background(caller, length, random)
+        track = Track.silent(length, self._silence)
+        track.frames[:, USER_CODES] = background(caller, length, random)
         at = _gap(random)
         while at < length:
+            if random.random() < _GIVEN_SHARE:
+                at = self._write_given(track, voice, at, random)
+                continue
             question = _at_some_pace(self._sample_question(caller, character, random), random)
             words = question.end - question.start
             if question.story_end is not None:
                 listening = self._pool.agent[voice][script.BACKCHANNEL]
                 story_end = at - question.start + question.story_end
                 self._write_answer(track, voice, listening, story_end + _BACKCHANNEL_FRAMES, length)
-            _write_question(track, question, at)
+            write_question(track, question, at)
             begin = at + words + _wait(random)
             track.deciding[at:begin] = True
             text = character.answer(question.intent)
@@ -226,6 +176,8 @@ class DialogueWriter:
         kind = random.random()
         if kind < _SHARED_SHARE:
             wanted = [*wordings.SHARED, "hello", "name"]
+        elif character.role == "restaurant" and kind < _SHARED_SHARE + _FACTS_SHARE:
+            wanted = list(FACTS)
         else:
             other = kind > 1 - _OTHER_ROLE_SHARE
             wanted = [intent for intent in wordings.INTENTS if (intent in own) != other]
@@ -239,14 +191,14 @@ class DialogueWriter:
 
         Only the loss of the callers' words counts. It has more than twice the words of a dialogue.
         """
-        track = self._silence_track(length)
+        track = Track.silent(length, self._silence)
         at = 0
         while at < length:
             caller = self._callers[int(random.integers(len(self._callers)))]
             clips = [clip for clips in caller.clips.values() for clip in clips]
             clip = _at_some_pace(clips[int(random.integers(len(clips)))], random)
-            at += _CLIP_LEAD
-            _write_question(track, clip, at)
+            at += CLIP_LEAD
+            write_question(track, clip, at)
             at += clip.end - clip.start + int(random.integers(*_LISTENING_GAP))
         positions = torch.arange(length) + int(random.integers(0, 500))
         nothing = torch.zeros(length)
@@ -254,12 +206,20 @@ class DialogueWriter:
         columns = prompt_columns(track.frames, self._config)[:length]
         return Example(columns, positions, targets, nothing, nothing, track.word_ends)
 
-    def _silence_track(self, length: int) -> Track:
-        frames = torch.empty(length, STREAMS, dtype=torch.int64)
-        frames[:, TEXT] = TEXT_PAD
-        frames[:, AGENT_CODES] = frames[:, USER_CODES] = self._silence
-        no = torch.zeros(length, dtype=torch.bool)
-        return Track(frames, no.clone(), torch.full((length,), -1), no)
+    def _write_given(self, track: Track, voice: str, at: int, random: np.random.Generator) -> int:
+        """Write a sentence that the agent could not know; returns the frame of the next turn.
+
+        In a call, such words are forced. The model learns to pronounce them and when a word starts,
+        but hardly to predict them, and not to begin such a sentence.
+        """
+        others = self._pool.others[voice]
+        clip = others[int(random.integers(len(others)))]
+        end = at + len(clip.codes)
+        self._write_answer(track, voice, clip, at, end)
+        text = track.frames[at:end, TEXT]
+        track.word_weights[at:end] = torch.where(text == TEXT_EPAD, 1.0, _GIVEN_WEIGHT)
+        track.word_weights[at - 1] = 0.0
+        return end + _gap(random)
 
     def _write_answer(
         self, track: Track, voice: str, clip: AgentClip, begin: int, stop_before: int
@@ -268,10 +228,21 @@ class DialogueWriter:
         count = end - begin
         if count <= 0:
             return
+        text, weights = self._text(voice, clip)
         track.frames[begin:end, AGENT_CODES] = clip.codes[:count].long()
-        track.frames[begin:end, TEXT] = self._texts[voice, clip.text][:count]
+        track.frames[begin:end, TEXT] = text[:count]
+        track.word_weights[begin:end] = weights[:count]
         track.frames[begin - 1, TEXT] = TEXT_EPAD
         track.audible[begin:end] = True
+
+    def _text(self, voice: str, clip: AgentClip) -> tuple[Tensor, Tensor]:
+        """The text stream of a clip, and the weights of its words."""
+        found = self._texts.get((voice, clip.text))
+        if found is None:
+            tokens, copied = word_tokens(clip, self._tokenizer)
+            weights = torch.where(torch.tensor(copied), _COPIED_WEIGHT, 1.0)
+            found = self._texts[voice, clip.text] = torch.tensor(tokens), weights
+        return found
 
     def example(self, length: int, random: np.random.Generator) -> Example:
         """Compose a training sequence of ``length`` frames.
@@ -304,7 +275,8 @@ class DialogueWriter:
         word_ends = torch.cat((torch.full((live,), -1), track.word_ends))[cut : cut + length]
         deciding = torch.cat((before, track.deciding))[cut:]
         text_weights, audio_weights = _weights(columns[1:, TEXT], audible, deciding)
-        text_weights[torch.isin(columns[1:, TEXT], self._names)] = _NAME_WEIGHT
+        words = torch.cat((torch.ones(live), track.word_weights))[cut:][1:]
+        text_weights *= torch.where(columns[1:, TEXT] == TEXT_PAD, 1.0, words)
         given = max(live - 1, 0)
         text_weights[:given] = 0
         audio_weights[:given] = 0
@@ -356,27 +328,3 @@ def _at_some_pace(clip: UserClip, random: np.random.Generator) -> UserClip:
     if random.random() < _OTHER_PACE_SHARE:
         return change_pace(clip, float(random.uniform(*_PACES)))
     return clip
-
-
-def _background(caller: Caller, length: int, random: np.random.Generator) -> Tensor:
-    source = caller.background.long()
-    parts: list[Tensor] = []
-    while sum(map(len, parts)) < length:
-        start = int(random.integers(8, len(source) // 2))
-        parts.append(source[start:])
-    return torch.cat(parts)[:length]
-
-
-def _write(frames: Tensor, codes: Tensor, at: int, streams: slice, not_before: int) -> None:
-    start, end = max(at, not_before), min(len(frames), at + len(codes))
-    if end > start:
-        frames[start:end, streams] = codes[start - at : end - at].long()
-
-
-def _write_question(track: Track, clip: UserClip, at: int) -> None:
-    """Write a caller's clip so that its words start in frame ``at``."""
-    begin = at - clip.start
-    _write(track.frames, clip.codes, begin, USER_CODES, max(0, at - _CLIP_LEAD))
-    for frame, word in clip.word_ends:
-        if 0 <= (index := begin + frame) < len(track.frames):
-            track.word_ends[index] = word

@@ -5,8 +5,8 @@ hold the words, not the sound. Two heads read the quantised latents. One predict
 each frame, the other, a recurrent network, the word that has just ended. Their losses train the
 encoder through the codebooks, on many voices, rooms and lines.
 
-Codebooks and decoder do not change. For the agent's voices and for silence, a further loss keeps
-the latents as they were.
+Codebooks and decoder do not change. A further loss keeps the latents of silence as they were. The
+agent's voices have an encoder of their own (``decoder.py``).
 """
 
 from __future__ import annotations
@@ -26,15 +26,11 @@ from pipecat_personaplex.models.mimi.codec import Mimi
 from pipecat_personaplex.models.mimi.quantizer import ResidualQuantizer
 from training.nano import wordings
 from training.nano.codec import load_codec
-from training.nano.codec_data import add_at
 from training.nano.encoder_data import MOST_FRAMES, Batch, CallersHeard, phonemes, read_turns
-from training.nano.espeak import speaker
-from training.nano.material import sentence
 from training.nano.parallel_codec import encode_latents, quantize
 from training.nano.precision import fast_autocast
 from training.nano.processes import average, process_group
 from training.nano.progress import Clock, load_state, report, save_state
-from training.nano.voices import AGENT_VOICES
 
 _PEAK_RATE = 5e-4
 _HEADS_WIDTH = 256
@@ -50,8 +46,6 @@ class EncoderRun:
     Attributes:
         minutes: Training time without pauses.
         batch: Turns of callers in a step.
-        agents: Excerpts of the agent in a step.
-        kept: Sentences of each of the agent's voices, of which the excerpts are.
         check_every: Steps between two checks with callers outside the training.
         save_every: Steps between two states.
         workers: Processes that prepare batches.
@@ -60,8 +54,6 @@ class EncoderRun:
 
     minutes: float
     batch: int = 8
-    agents: int = 2
-    kept: int = 60
     check_every: int = 500
     save_every: int = 250
     workers: int = 1
@@ -69,12 +61,12 @@ class EncoderRun:
 
 
 @dataclass(frozen=True)
-class AgentKept:
-    """What the encoder must keep: the latents of the agent's voices and of silence.
+class SilenceKept:
+    """What the encoder must keep: the codes of silence, which stand for it in all dialogues.
 
     Attributes:
-        pcm: Sentences, and one excerpt of silence, [N, frames * 1920].
-        latents: Their latents before the training, projected for each group, [N, frames, dim].
+        pcm: An excerpt of silence, [1, frames * 1920].
+        latents: Its latents before the training, projected for each group, [1, frames, dim].
     """
 
     pcm: Tensor
@@ -82,23 +74,15 @@ class AgentKept:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, mimi: Mimi, sentences: int, seed: int, device: torch.device) -> AgentKept:
-        """Synthesise sentences of both voices and encode them."""
-        random = np.random.default_rng([seed, 8])
-        pcm = np.zeros((1 + sentences * len(AGENT_VOICES), MOST_FRAMES * FRAME_SAMPLES), np.float32)
-        manners = [manner for manner in AGENT_VOICES.values() for _ in range(sentences)]
-        for row, manner in zip(pcm[1:], manners, strict=True):
-            lead = int(random.integers(0, MOST_FRAMES // 4)) * FRAME_SAMPLES
-            add_at(speaker().say(sentence(random), manner).pcm, row, lead)
-        samples = torch.from_numpy(pcm)
-        latents = torch.cat([encode_latents(mimi, each[None].to(device)) for each in samples])
-        return cls(samples.to(device), _projected(mimi, latents))
+    def of(cls, mimi: Mimi, device: torch.device) -> SilenceKept:
+        """Encode silence."""
+        pcm = torch.zeros(1, MOST_FRAMES * FRAME_SAMPLES, device=device)
+        return cls(pcm, _projected(mimi, encode_latents(mimi, pcm)))
 
-    def sample(self, count: int, frames: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The beginnings of random excerpts, and their latents: the encoder is causal."""
-        rows = torch.randint(len(self.pcm), (count,), device=self.pcm.device)
-        wanted = tuple(each[rows, :frames] for each in self.latents)
-        return self.pcm[rows, : frames * FRAME_SAMPLES], wanted
+    def beginning(self, frames: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The first frames, and their latents: the encoder is causal."""
+        wanted = tuple(each[:, :frames] for each in self.latents)
+        return self.pcm[:, : frames * FRAME_SAMPLES], wanted
 
 
 def _projected(mimi: Mimi, latents: Tensor) -> tuple[Tensor, ...]:
@@ -159,7 +143,7 @@ def _train(folder: Path, run: EncoderRun, device: torch.device, rank: int, count
     torch.set_flush_denormal(True)
     training, unseen = read_turns(folder)
     mimi = load_codec(folder / "codec.pt", device)
-    kept = AgentKept.of(mimi, run.kept, run.seed, device)
+    kept = SilenceKept.of(mimi, device)
     trained = _encoder_parameters(mimi)
     for parameter in trained.values():
         parameter.requires_grad_(True)
@@ -186,7 +170,7 @@ def _train(folder: Path, run: EncoderRun, device: torch.device, rank: int, count
         rate = _PEAK_RATE * clock.rate_factor(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses = _losses(mimi, kept, run.agents, heads, batch)
+        losses = _losses(mimi, kept, heads, batch)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(losses["loss"])
         # Before the average, which makes all processes agree on the time spent.
@@ -240,12 +224,10 @@ def _check(mimi: Mimi, heads: Heads, batches: list[Batch]) -> dict[str, float]:
     }
 
 
-def _losses(
-    mimi: Mimi, kept: AgentKept, agents: int, heads: Heads, batch: Batch
-) -> dict[str, Tensor]:
+def _losses(mimi: Mimi, kept: SilenceKept, heads: Heads, batch: Batch) -> dict[str, Tensor]:
     """The total under ``loss``, its parts, and the share of right words."""
     pcm = batch.pcm.to(kept.pcm.device)
-    before, wanted = kept.sample(agents, batch.word_ends.shape[1])
+    before, wanted = kept.beginning(batch.word_ends.shape[1])
     with fast_autocast(pcm.device):
         latents = encode_latents(mimi, torch.cat((pcm, before)))
     latents = latents.float()

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from pystoi import stoi
 
 from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
@@ -18,18 +17,19 @@ from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.engine.converse import Conversation
 from pipecat_personaplex.engine.engine import Engine
 from training.nano import script
-from training.nano.adopt import finished_codec
-from training.nano.answers import agent_text_between, is_right, nearest_sentence, without_name
+from training.nano.agent_speech import reference
+from training.nano.answers import agent_text_between, is_of_another_role, is_right
 from training.nano.calls import (
     CallerTurn,
     TestCall,
     interrupting_calls,
+    prompt_calls,
     question_calls,
-    reference,
     story_calls,
 )
-from training.nano.codec_quality import CodecCheck
 from training.nano.espeak import Pcm
+from training.nano.facts import FACTS
+from training.nano.names import HELD_OUT_NAMES
 
 SEEDS = (0, 1, 2)
 _CONCURRENT_CALLS = 8
@@ -49,6 +49,9 @@ class CallMetrics:
 
     intent: list[bool] = field(default_factory=list)
     name: list[bool] = field(default_factory=list)
+    unseen_name: list[bool] = field(default_factory=list)
+    fact: list[bool] = field(default_factory=list)
+    declined: list[bool] = field(default_factory=list)
     other_role: list[bool] = field(default_factory=list)
     answered: list[bool] = field(default_factory=list)
     delay: list[float] = field(default_factory=list)
@@ -65,6 +68,10 @@ class CallMetrics:
             "turns": float(len(self.answered)),
             "intent_right": _mean(self.intent),
             "name_right": _mean(self.name),
+            "unseen_name_right": _mean(self.unseen_name),
+            "facts": float(len(self.fact)),
+            "fact_right": _mean(self.fact),
+            "unknown_declined": _mean(self.declined),
             "other_role": _mean(self.other_role),
             "answered": _mean(self.answered),
             "delay_median_s": _median(self.delay),
@@ -130,19 +137,18 @@ def _judge_turn(
     expected = call.character.answer(turn.intent)
     right = is_right(call.character, turn.intent, text)
     into.intent.append(right)
-    if call.character.name and call.character.name in expected:
-        into.name.append(call.character.name in text)
-    found = nearest_sentence(text, list(script.all_sentences()))
-    other: script.RoleName = "teacher" if call.character.role == "restaurant" else "restaurant"
-    theirs = {without_name(a) for a in script.ROLES[other].answers.values()}
-    ours = {without_name(a) for a in script.ROLES[call.character.role].answers.values()}
-    into.other_role.append(found is not None and without_name(found) in theirs - ours)
+    if (name := call.character.name) and name in expected:
+        (into.unseen_name if name in HELD_OUT_NAMES else into.name).append(name in text)
+    if call.character.role == "restaurant" and turn.intent in FACTS:
+        (into.fact if turn.intent in call.character.facts else into.declined).append(right)
+    into.other_role.append(is_of_another_role(call.character.role, text))
     if right and begun and text == expected:
-        into.stoi.append(_speech_stoi(talk.pcm, begun[0], reference(call.voice, expected)))
+        spoken = reference(call.voice, expected).pcm
+        into.stoi.append(speech_stoi(talk.pcm, begun[0], spoken))
 
 
-def _speech_stoi(pcm: Pcm, onset: float, reference_pcm: Pcm) -> float:
-    """STOI of generated speech with espeak's as reference, at the best of several shifts."""
+def speech_stoi(pcm: Pcm, onset: float, reference_pcm: Pcm) -> float:
+    """STOI of generated speech against the synthesiser's, at the best of several shifts."""
     scores = []
     for shift in np.arange(-_ALIGN_SECONDS, _ALIGN_SECONDS, 0.02):
         start = max(0, int((onset + shift) * SAMPLE_RATE))
@@ -195,7 +201,7 @@ def evaluate_seed(engine: Engine, seed: int, calls: int, silence: bool) -> CallM
     """Run all calls of one seed on a started engine."""
     metrics = CallMetrics()
     sampling = SamplingParams(seed=seed)
-    batch = question_calls(calls, seed)
+    batch = question_calls(calls, seed) + prompt_calls(calls, seed)
     for call, talk in zip(batch, _run_calls(engine, batch, sampling), strict=True):
         untils = [turn.start for turn in call.turns[1:]] + [len(call.pcm) / SAMPLE_RATE]
         for turn, until in zip(call.turns, untils, strict=True):
@@ -234,12 +240,11 @@ def speed(engine: Engine) -> dict[str, float]:
 def evaluate(
     model: Path, calls: int, silence: bool = True, seeds: Sequence[int] = SEEDS
 ) -> dict[str, dict[str, float]]:
-    """Metrics of each seed, the speed, and the codec's STOI on held-out sentences."""
+    """Metrics of each seed, and the speed."""
     config = EngineConfig(device="cpu", max_sessions=_CONCURRENT_CALLS)
     with Engine.load(model, config) as engine:
         result = {
             f"seed {seed}": evaluate_seed(engine, seed, calls, silence).summary() for seed in seeds
         }
         result["speed"] = speed(engine)
-    result["codec"] = CodecCheck()(finished_codec(model), torch.device("cpu"), quantized=True)
     return result

@@ -21,9 +21,10 @@ from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.engine.converse import Conversation
 from pipecat_personaplex.engine.engine import Engine
 from training.nano import script
-from training.nano.answers import agent_text_between, nearest_sentence, without_name
+from training.nano.answers import agent_text_between, is_right
 from training.nano.calls import CallerTurn, TestCall, _CallerTrack
 from training.nano.clips import Background
+from training.nano.names import NAMES
 from training.nano.voices import AGENT_VOICES, held_out_voices
 
 _CONCURRENT_CALLS = 12
@@ -31,7 +32,6 @@ _MINUTE = 60.0
 # From the caller's last word to the next turn: long enough for any answer.
 _ANSWER_SECONDS = 4.8
 _OTHER_QUESTIONS = 4
-_SENTENCES = list(script.all_sentences())
 
 
 @dataclass
@@ -105,13 +105,10 @@ def _judge_call(engine: Engine, call: TestCall, talk: Conversation) -> dict[int,
 def judge(character: script.Character, turn: CallerTurn, text: str) -> Minute:
     """The result of one answer."""
     if turn.intent == "name":
-        names = {name for name in script.NAMES if name in text}
+        names = {name for name in NAMES if name in text.replace(".", " ").split()}
         right = str(character.name) in names
         return Minute(names=1, name_right=right, name_wrong=bool(names) and not right)
-    found = nearest_sentence(text, _SENTENCES)
-    expected = character.answer(turn.intent)
-    right = found is not None and without_name(found) == without_name(expected)
-    return Minute(others=1, other_right=right)
+    return Minute(others=1, other_right=is_right(character, turn.intent, text))
 
 
 def draw(path: Path, results: dict[str, list[Minute]]) -> None:

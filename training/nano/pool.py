@@ -26,11 +26,13 @@ class AgentClip:
         text: The sentence.
         codes: [F, 8], from the first frame to the end of its decay.
         onsets: The frame in which each word of ``text.split()`` starts.
+        copied: Numbers of the words that are copied from the prompt.
     """
 
     text: str
     codes: Tensor
     onsets: list[int]
+    copied: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Pool:
         sine: The 8 codes of a 440 Hz tone.
         voices: Codes of several voice prompts for each agent voice, each
             [VOICE_SAMPLE_FRAMES, 8].
-        agent: The sentences of each agent voice, by text.
+        agent: The script's sentences in each agent voice, by text.
+        others: Sentences in each agent voice that are not in the script.
         callers: The callers.
         unseen: Callers that measure the training and are not part of it: one file in 16.
     """
@@ -86,6 +89,7 @@ class Pool:
     sine: list[int]
     voices: dict[str, list[Tensor]]
     agent: dict[str, dict[str, AgentClip]]
+    others: dict[str, list[AgentClip]] = field(default_factory=dict)
     callers: list[Caller] = field(default_factory=list)
     unseen: list[Caller] = field(default_factory=list)
     _read: set[str] = field(default_factory=set, repr=False)
@@ -97,7 +101,9 @@ class Pool:
             voice: {text: asdict(clip) for text, clip in clips.items()}
             for voice, clips in self.agent.items()
         }
-        save_state(folder / "pool.pt", {n: getattr(self, n) for n in parts} | {"agent": agent})
+        others = {voice: list(map(asdict, clips)) for voice, clips in self.others.items()}
+        state = {name: getattr(self, name) for name in parts}
+        save_state(folder / "pool.pt", state | {"agent": agent, "others": others})
 
     @classmethod
     def load(cls, folder: Path) -> Pool:
@@ -111,6 +117,9 @@ class Pool:
         state["agent"] = {
             voice: {text: AgentClip(**clip) for text, clip in clips.items()}
             for voice, clips in state["agent"].items()
+        }
+        state["others"] = {
+            voice: [AgentClip(**clip) for clip in clips] for voice, clips in state["others"].items()
         }
         pool = cls(**state)
         pool.read_new_callers(folder)

@@ -15,7 +15,8 @@ import soundfile
 from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.engine.engine import Engine
-from training.nano.calls import TestCall, question_calls, reference
+from training.nano.agent_speech import reference
+from training.nano.calls import TestCall, question_calls
 from training.nano.espeak import Pcm
 
 
@@ -38,12 +39,12 @@ def write_samples(model: Path, folder: Path, seeds: tuple[int, ...] = (7, 8)) ->
 
 
 def _picture(call: TestCall, spoken: Pcm, path: Path) -> None:
-    """Plot the spectrogram of the first answer, below espeak's of the same sentence."""
+    """Plot the spectrogram of the first answer, below the synthesiser's of the same sentence."""
     turn = call.turns[0]
-    reference_pcm = reference(call.voice, call.character.answer(turn.intent))
+    reference_pcm = reference(call.voice, call.character.answer(turn.intent)).pcm
     start = int((turn.end + 0.2) * SAMPLE_RATE)
     parts = {
-        "espeak-ng": reference_pcm,
+        "synthesiser": reference_pcm,
         "nano": spoken[start : start + len(reference_pcm) + SAMPLE_RATE // 2],
     }
     figure, axes = plt.subplots(len(parts), 1, figsize=(9, 6), sharey=True, layout="constrained")

@@ -1,15 +1,21 @@
 """The agent's script: two roles, their prompts, and an answer for each intent.
 
-The answer to an intent of the other role is the role's ``refusal``.
+The answer to an intent of the other role is the role's ``refusal``. Answers copy the name and the
+facts of the prompt; to a question about a fact that is not in it, the answer is ``UNKNOWN``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import numpy as np
 
+from training.nano.facts import FACTS, Known, information, sample_facts
+from training.nano.names import HELD_OUT_NAMES, NAMES
 from training.nano.wordings import RESTAURANT, SHARED, TEACHER
 
 RoleName = Literal["restaurant", "teacher"]
@@ -17,10 +23,7 @@ REFUSAL = "refusal"
 BACKCHANNEL = "Uh-huh."
 """The agent's response to a story, while the caller continues to speak."""
 
-NAMES = (
-    *("Owen", "Alice", "Ben", "Clara", "David", "Emma", "Frank"),
-    *("Grace", "Henry", "Iris", "Jack", "Kate", "Leo", "Maya"),
-)
+UNKNOWN = "Sorry, I do not know that."
 _SURNAMES = ("Foster", "Baker", "Stone", "Miller", "Reed", "Hill")
 
 
@@ -30,7 +33,8 @@ class Role:
 
     Attributes:
         name: Name of the role.
-        answers: The answer to each intent; ``{name}`` stands for the agent's name.
+        answers: The answer to each intent; ``{name}`` stands for the agent's name, the name of an
+            intent for the fact that it asks for.
     """
 
     name: RoleName
@@ -48,15 +52,15 @@ ROLES: dict[RoleName, Role] = {
             "how_are_you": "I am fine, and hungry.",
             "abilities": "I can tell you the menu, and take your order.",
             "menu": "We have classic and spicy shakshuka.",
-            "price_classic": "The classic is nine dollars fifty.",
-            "price_spicy": "The spicy is ten dollars twenty five.",
+            "price_classic": "The classic is {price_classic}.",
+            "price_spicy": "The spicy is {price_spicy}.",
             "order_classic": "One classic shakshuka, coming up.",
             "order_spicy": "One spicy shakshuka, coming right away.",
             "in_classic": "It has poached eggs and tomatoes.",
             "in_spicy": "It has scrambled eggs and jalapenos.",
             "drinks": "We have coffee, tea and lemon juice.",
-            "hours": "We are open until ten tonight.",
-            "location": "We are on Market Street.",
+            "hours": "We are open until {hours}.",
+            "location": "We are on {location}.",
             "card": "You can pay by card or cash.",
             "wait": "It takes about fifteen minutes.",
             REFUSAL: "Sorry, I can only take your order.",
@@ -66,7 +70,7 @@ ROLES: dict[RoleName, Role] = {
         "teacher",
         {
             "hello": "Hi, I am {name}, your teacher. What shall we learn?",
-            "name": "I am {name}.",
+            "name": "You can call me {name}.",
             "thanks": "It was my pleasure.",
             "bye": "Goodbye, and keep learning.",
             "how_are_you": "I am very well, and curious.",
@@ -97,10 +101,7 @@ _SHOPS = (
     ("The Golden Egg", "diner"),
     ("Pepper and Pan", "drive-thru restaurant"),
 )
-_INFORMATION = (
-    "There are two shakshuka options: Classic (poached eggs, $9.50) and Spicy (scrambled eggs "
-    "with jalapenos, $10.25)."
-)
+_UNINFORMED_SHARE = 0.15
 _TEACHER_PROMPT = (
     "You are a wise and friendly teacher. Answer questions or provide advice in a clear and "
     "engaging way."
@@ -109,11 +110,12 @@ _TEACHER_PROMPT = (
 
 @dataclass(frozen=True)
 class Character:
-    """The agent's role, name and prompt in one dialogue; a teacher may have no name."""
+    """The agent's role, name, prompt and the facts in it; a teacher may have no name."""
 
     role: RoleName
     name: str | None
     prompt: str
+    facts: Known = field(default_factory=dict)
 
     def answer(self, intent: str) -> str:
         """The answer to an intent; a refusal if the intent belongs to the other role."""
@@ -121,13 +123,18 @@ class Character:
         if self.name is None and intent in _UNNAMED_ANSWERS:
             return _UNNAMED_ANSWERS[intent]
         text = answers.get(intent, answers[REFUSAL])
-        return text.format(name=self.name) if self.name else text
+        if intent in FACTS and intent in answers and intent not in self.facts:
+            return UNKNOWN
+        spoken = {fact: value.spoken for fact, value in self.facts.items()}
+        return text.format(name=self.name, **spoken)
 
 
-def sample_character(random: np.random.Generator, role: RoleName | None = None) -> Character:
+def sample_character(
+    random: np.random.Generator, role: RoleName | None = None, names: Sequence[str] = NAMES
+) -> Character:
     """Sample a role, a name and a prompt that states both; includes the bots' prompts."""
     role = role or ("restaurant" if random.random() < 0.5 else "teacher")
-    name = NAMES[int(random.integers(len(NAMES)))]
+    name = names[int(random.integers(len(names)))]
     full = name
     if random.random() < 0.5:
         full = f"{name} {_SURNAMES[int(random.integers(len(_SURNAMES)))]}"
@@ -142,9 +149,10 @@ def sample_character(random: np.random.Generator, role: RoleName | None = None) 
     if random.random() < 0.5:
         shop, kind_of = _SHOPS[0]
     prompt = f"You work for {shop} which is a {kind_of} and your name is {full}."
-    if random.random() < 0.7:
-        prompt += f" Information: {_INFORMATION}"
-    return Character(role, name, prompt)
+    if random.random() < _UNINFORMED_SHARE:
+        return Character(role, name, prompt)
+    facts = sample_facts(random)
+    return Character(role, name, f"{prompt} Information: {information(facts, random)}", facts)
 
 
 def intents(role: RoleName) -> list[str]:
@@ -152,12 +160,70 @@ def intents(role: RoleName) -> list[str]:
     return [*SHARED, *(RESTAURANT if role == "restaurant" else TEACHER)]
 
 
-def all_sentences() -> dict[str, str]:
-    """Every sentence of the agents, with the intent that it answers."""
-    sentences = {BACKCHANNEL: "backchannel"}
-    sentences |= {text: intent for intent, text in _UNNAMED_ANSWERS.items()}
-    for role in ROLES.values():
-        for intent, text in role.answers.items():
-            for name in NAMES if "{name}" in text else ("",):
-                sentences[text.format(name=name)] = intent
-    return sentences
+@dataclass(frozen=True)
+class Part:
+    """Words of a line that are synthesised together.
+
+    Attributes:
+        text: The words.
+        value: Whether they are copied from the prompt.
+    """
+
+    text: str
+    value: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A sentence of the agent, and the parts that are spoken one after the other.
+
+    All lines of a template have the same parts but for the values, so that nothing that is spoken
+    before a value tells which one follows.
+    """
+
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """The sentence."""
+        return " ".join(part.text for part in self.parts)
+
+    @property
+    def copied(self) -> list[int]:
+        """The numbers of its words that are copied from the prompt."""
+        flags = [part.value for part in self.parts for _ in part.text.split()]
+        return [index for index, value in enumerate(flags) if value]
+
+
+_FIELD = re.compile(r"(\{\w+\}[.,?!]*)")
+
+
+def _template_lines(template: str) -> Iterator[Line]:
+    """All lines of a template."""
+    pieces = [piece.strip() for piece in _FIELD.split(template) if piece.strip()]
+    fields = [name for name in ("name", *FACTS) if f"{{{name}}}" in template]
+    if not fields:
+        yield Line((Part(template),))
+        return
+    (name,) = fields
+    values = (
+        (*NAMES, *HELD_OUT_NAMES) if name == "name" else [value.spoken for value in FACTS[name]]
+    )
+    for value in values:
+        yield Line(
+            tuple(Part(piece.format(**{name: value}), piece.startswith("{")) for piece in pieces)
+        )
+
+
+def lines(role: RoleName) -> Iterator[Line]:
+    """Every line of a role, with all values of names and facts."""
+    for template in (*ROLES[role].answers.values(), BACKCHANNEL):
+        yield from _template_lines(template)
+    for template in _UNNAMED_ANSWERS.values() if role == "teacher" else (UNKNOWN,):
+        yield from _template_lines(template)
+
+
+@cache
+def all_lines() -> dict[str, Line]:
+    """Every line of the agent, by its text."""
+    return {line.text: line for role in ROLES for line in lines(role)}

@@ -20,12 +20,12 @@ from pipecat_personaplex.interface import Speech
 from pipecat_personaplex.session import Session
 from pipecat_personaplex.words import words_of
 from training.nano import script, wordings
-from training.nano.answers import agent_text_between, nearest_sentence, without_name
-from training.nano.calls import reference
+from training.nano.agent_speech import reference
+from training.nano.answers import agent_text_between, is_right
 from training.nano.clips import Background
 from training.nano.codec_data import add_at
-from training.nano.espeak import Pcm, speaker
-from training.nano.evaluate import _speech_stoi, audible
+from training.nano.espeak import Pcm
+from training.nano.evaluate import audible, speech_stoi
 from training.nano.noise import rms
 from training.nano.turns import speak_turn
 from training.nano.voices import AGENT_VOICES, held_out_voices
@@ -105,9 +105,7 @@ class Scene:
     def answers(self, engine: Engine, talk: Conversation, intent: str, end: float) -> bool:
         """Whether the agent answers this intent within 4.5 s after a time."""
         text = agent_text_between(engine, talk, end, end + 4.5)
-        found = nearest_sentence(text, list(script.all_sentences()))
-        expected = self.character.answer(intent)
-        return found is not None and without_name(found) == without_name(expected)
+        return is_right(self.character, intent, text)
 
 
 def frame_at(seconds: float) -> int:
@@ -151,14 +149,14 @@ def forced(engine: Engine, seed: int) -> tuple[float, float, int]:
     text = scene.character.answer(scene.intent())
     scene.say(at, text)
     with _ESPEAK:
-        words = reference(scene.voice, text)
+        words = reference(scene.voice, text).pcm
     end = at + 1.0 + len(words) / SAMPLE_RATE
     talk = scene.run(engine, end + 4.0)
     delay = first_sound(talk, at)
     onset = frame_at(at) * FRAME_SECONDS + delay
     starts = [frame for frame in word_starts(talk) if frame > frame_at(at)]
     behind = len(starts) - len(text.split())
-    return _speech_stoi(talk.pcm, onset, words), delay, behind
+    return speech_stoi(talk.pcm, onset, words), delay, behind
 
 
 # S2: a caller who talks over the agent.
@@ -247,7 +245,7 @@ def interrupted(engine: Engine, seed: int) -> Interruption:
     # agent becomes quiet.
     onset = frame_at(1.0) * FRAME_SECONDS + first_sound(talk, 1.0)
     with _ESPEAK:
-        onsets = [at for _, at in speaker().say(text, AGENT_VOICES[scene.voice]).words]
+        onsets = [at for _, at in reference(scene.voice, text).words]
     heard = sum(onset + each - onsets[0] < quiet_at - 0.06 for each in onsets)
     return Interruption(
         quiet_after_hush=quiet_at - hushed,

@@ -20,7 +20,7 @@ def train_tokenizer(path: Path) -> None:
     """Train on every prompt, wording and answer; ids 0..3 are EPAD (unk), BOS, EOS and PAD."""
     random = np.random.default_rng(0)
     lines = [f"<system> {script.sample_character(random).prompt} <system>" for _ in range(_PROMPTS)]
-    lines += [sentence for sentence in script.all_sentences() for _ in range(20)]
+    lines += [sentence for sentence in script.all_lines() for _ in range(20)]
     lines += [
         wording
         for intent in wordings.INTENTS

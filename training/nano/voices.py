@@ -1,4 +1,4 @@
-"""espeak voices of the agent and of the callers."""
+"""The agent's voices, and espeak-ng's of the callers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import numpy as np
 
 from training.nano.espeak import Manner
 
-AGENT_VOICES: dict[str, Manner] = {
-    "NATF2": Manner("en-us+linda", rate=168, pitch=45, range=40),
-    "NATM1": Manner("en-us+m3", rate=165, pitch=50, range=40),
+AGENT_VOICES: dict[str, str] = {"NATF2": "jf_alpha", "NATM1": "jm_kumo"}
+"""Kokoro's style table of each of the agent's voices, by the preset; NATF2 is the bots' default."""
+
+CLEAR_VOICES: dict[str, Manner] = {
+    "woman": Manner("en-us+linda", rate=168, pitch=45, range=40),
+    "man": Manner("en-us+m3", rate=165, pitch=50, range=40),
 }
-"""The agent's voices by the name of the preset; NATF2 is the bots' default."""
+"""espeak-ng's voices that the codec's first phases hear most, and that measure them."""
 
 ACCENTS = (
     *("en-us", "en-us-nyc", "en", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan"),

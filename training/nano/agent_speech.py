@@ -1,0 +1,145 @@
+"""What the agent says, in its two voices, synthesised by Kokoro and kept on disk.
+
+A line of the script is composed of its parts, so that hundreds of names and prices need one
+recording each. Further sentences, of a larger vocabulary, teach codec and language model to say
+words that are not in the script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
+from training.nano import script, wordings
+from training.nano.espeak import Pcm, Utterance
+from training.nano.kokoro import KokoroVoice, kokoro
+from training.nano.material import sentence
+from training.nano.progress import StateMissing, load_state, save_state
+from training.nano.voices import AGENT_VOICES
+
+_TEXTS_EACH = 20
+_FULL_SCALE = 32767
+_LOUDNESS = 0.08  # RMS
+# Seconds of silence between two sentences at least. Each part starts on a frame boundary: its codes
+# are then alike in all lines.
+_STOP = 0.1
+
+Recorded = dict[str, Utterance]
+"""Utterances of one voice by text."""
+
+
+@cache
+def _voice(name: str) -> KokoroVoice:
+    return KokoroVoice(kokoro().tables[AGENT_VOICES[name]])
+
+
+def spoken_text(part: script.Part) -> str:
+    """The text that is synthesised for a part: a value is the same before any punctuation."""
+    return part.text.rstrip(",.?!") + "." if part.value else part.text
+
+
+def script_texts() -> list[str]:
+    """All texts of which the script's lines are composed."""
+    return list(
+        dict.fromkeys(
+            spoken_text(part) for line in script.all_lines().values() for part in line.parts
+        )
+    )
+
+
+def other_texts(count: int) -> list[str]:
+    """Sentences that are not in the script: callers' wordings and random words, in turn."""
+    random = np.random.default_rng(7)
+    own = [w for intent in wordings.INTENTS for w in wordings.wordings(intent, held_out=False)]
+    return [
+        sentence(random) if index % 2 else own[int(random.integers(len(own)))]
+        for index in range(count)
+    ]
+
+
+def synthesise(voice: str, text: str) -> Utterance:
+    """A text in one of the agent's voices, at a fixed loudness."""
+    spoken = kokoro().say(text, _voice(voice))
+    level = float(np.sqrt(np.mean(np.square(spoken.pcm)))) + 1e-6
+    pcm = (spoken.pcm * (_LOUDNESS / level)).clip(-1, 1).astype(np.float32)
+    return Utterance(text, pcm, spoken.words, ())
+
+
+def _file(folder: Path, voice: str, number: int) -> Path:
+    return folder / "agent" / f"{voice}-{number:04}.pt"
+
+
+def record_agent(folder: Path, others: int, part: int = 0, parts: int = 1) -> None:
+    """Synthesise the texts that are not on disk yet.
+
+    Args:
+        folder: Folder of the training states.
+        others: Sentences for each voice that are not in the script.
+        part: Number of this process, from 0.
+        parts: Processes that share the work.
+    """
+    texts = [*script_texts(), *other_texts(others)]
+    for number in range(part, -(-len(texts) // _TEXTS_EACH), parts):
+        for voice in AGENT_VOICES:
+            if (path := _file(folder, voice, number)).exists():
+                continue
+            some = texts[number * _TEXTS_EACH : (number + 1) * _TEXTS_EACH]
+            save_state(path, {"utterances": [_row(synthesise(voice, text)) for text in some]})
+
+
+def _row(spoken: Utterance) -> dict[str, object]:
+    samples = (spoken.pcm.clip(-1, 1) * _FULL_SCALE).astype(np.int16)
+    return {"text": spoken.text, "pcm": torch.from_numpy(samples), "words": spoken.words}
+
+
+def load_agent(folder: Path, voice: str) -> Recorded:
+    """All utterances of a voice that have been recorded.
+
+    Raises:
+        StateMissing: There are none.
+    """
+    paths = sorted((folder / "agent").glob(f"{voice}-*.pt"))
+    if not paths:
+        raise StateMissing(f"no speech of the agent in {folder / 'agent'}: run `agent` first")
+    return {
+        row["text"]: Utterance(
+            row["text"], row["pcm"].numpy().astype(np.float32) / _FULL_SCALE, row["words"], ()
+        )
+        for path in paths
+        for row in load_state(path)["utterances"]
+    }
+
+
+def compose(line: script.Line, spoken: Sequence[Utterance]) -> Utterance:
+    """Join the utterances of a line's parts."""
+    pieces: list[Pcm] = []
+    words: list[tuple[str, float]] = []
+    at = 0.0
+    for part, utterance in zip(line.parts, spoken, strict=True):
+        named = zip(part.text.split(), utterance.words, strict=True)
+        words += [(word, at + onset) for word, (_, onset) in named]
+        pause = _STOP if part.text[-1] in ".?!" else 0.0
+        samples = len(utterance.pcm) + int(pause * SAMPLE_RATE)
+        frames = -(-samples // FRAME_SAMPLES)
+        silence = frames * FRAME_SAMPLES - len(utterance.pcm)
+        pieces += [utterance.pcm, np.zeros(silence, np.float32)]
+        at += frames * FRAME_SECONDS
+    return Utterance(line.text, np.concatenate(pieces[:-1]), tuple(words), ())
+
+
+def script_line(text: str, recorded: Recorded) -> Utterance:
+    """A line of the script, of recorded parts."""
+    line = script.all_lines()[text]
+    return compose(line, [recorded[spoken_text(part)] for part in line.parts])
+
+
+@cache
+def reference(voice: str, text: str) -> Utterance:
+    """A line of the script, synthesised now; any other text as one part."""
+    line = script.all_lines().get(text, script.Line((script.Part(text),)))
+    return compose(line, [synthesise(voice, spoken_text(part)) for part in line.parts])
