@@ -61,12 +61,12 @@ def describe_model(model: str) -> ModelInfo:
         return ModelInfo(
             NANO,
             "A small demonstration model that runs on any computer. It knows the topics of two "
-            "roles by heart and understands nothing else. Its voice is rough: it was trained on "
-            "synthetic speech.",
+            "roles by heart, and takes its name, prices, closing time and street from the role's "
+            "text. Its voice is rough: it was trained on synthetic speech.",
             (
                 Role(
                     "service",
-                    RESTAURANT,
+                    f"{RESTAURANT} Open until 10:30 pm. Address: 12 Market Street.",
                     (
                         "What is on the menu?",
                         "How much is the classic?",
