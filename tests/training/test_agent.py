@@ -13,7 +13,7 @@ from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS
 from tests.training.models import random_codec
 from tests.training.test_callers import needs
 from tests.training.test_speech import needs_espeak
-from training.nano import agent_speech, clips, script
+from training.nano import agent_speech, calls, clips, script
 from training.nano.agent_speech import (
     load_agent,
     other_texts,
@@ -22,12 +22,13 @@ from training.nano.agent_speech import (
     script_line,
     script_texts,
 )
+from training.nano.answers import names_in
 from training.nano.espeak import Manner, Utterance, speaker
 from training.nano.facts import FACTS, STANDARD, information, number_words, sample_facts
-from training.nano.heard import NEW_SENTENCES, Recogniser, errors, words
 from training.nano.names import HELD_OUT_NAMES, NAMES
 from training.nano.noise import rms
 from training.nano.progress import StateMissing
+from training.nano.word_errors import NEW_SENTENCES, Recogniser, errors, words
 
 
 def test_names_are_many_and_some_are_only_for_evaluation() -> None:
@@ -108,14 +109,48 @@ def test_the_agent_is_recorded_once_and_by_several_processes(
     with pytest.raises(StateMissing, match="run `agent` first"):
         load_agent(tmp_path, "NATF2")
     record_agent(tmp_path, 10, part=1, parts=2)
-    some = load_agent(tmp_path, "NATM1")
-    assert 0 < len(some) < len(script_texts())
+    with pytest.raises(
+        StateMissing, match=r"\d+ texts of the agent are not in .*: run `agent` first"
+    ):
+        load_agent(tmp_path, "NATM1")
     before = {path: path.read_bytes() for path in (tmp_path / "agent").iterdir()}
     record_agent(tmp_path, 10)
     assert all(path.read_bytes() == content for path, content in before.items())
     recorded = load_agent(tmp_path, "NATM1")
     assert set(recorded) == {*script_texts(), *other_texts(10)}
     assert set(recorded) == set(load_agent(tmp_path, "NATF2"))
+    record_agent(tmp_path, 60)
+    assert set(load_agent(tmp_path, "NATF2")) == {*script_texts(), *other_texts(60)}
+
+
+@needs_espeak
+def test_a_pool_of_the_agents_sentences(
+    tmp_path: Path, fast_voice: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clips, "synthesise", espeak_voice)
+    monkeypatch.setattr(clips, "load_codec", lambda path, device: random_codec())
+    monkeypatch.setattr(clips, "load_agent_codec", lambda folder, device: random_codec())
+    some = {text: script.all_lines()[text] for text in ("My name is Owen.", "You are welcome.")}
+    monkeypatch.setattr(script, "all_lines", lambda: some)
+    record_agent(tmp_path, 10)
+    pool = clips.new_pool(tmp_path, random_codec(), torch.device("cpu"))
+    for voice in ("NATF2", "NATM1"):
+        assert pool.agent[voice].keys() == some.keys()
+        assert {clip.text for clip in pool.others[voice]} == set(other_texts(10)) - some.keys()
+        assert all(len(sample) == clips.VOICE_SAMPLE_FRAMES for sample in pool.voices[voice])
+    assert len(pool.silence) == len(pool.sine) == 8
+
+
+@needs_espeak
+def test_calls_about_the_prompt_ask_for_its_name_and_facts() -> None:
+    for call in calls.prompt_calls(3, 0):
+        assert call.character.name in HELD_OUT_NAMES and call.character.role == "restaurant"
+        assert {turn.intent for turn in call.turns} <= {"name", *FACTS}
+
+
+def test_names_are_whole_words() -> None:
+    assert names_in("Hello, this is Janet. What can I get you?") == {"Janet"}
+    assert names_in("We are on Market Street.") == set()
 
 
 @needs_espeak

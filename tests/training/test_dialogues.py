@@ -22,7 +22,8 @@ from training.nano.dialogues import (
     DialogueWriter,
     _wait,
 )
-from training.nano.facts import STANDARD
+from training.nano.facts import FACTS, STANDARD
+from training.nano.names import NAMES
 from training.nano.pool import AgentClip, UserClip
 from training.nano.tracks import Track, change_pace, word_tokens
 
@@ -213,15 +214,32 @@ def test_given_sentences_teach_pace_and_sound_but_not_when_to_speak() -> None:
     assert found > 3
 
 
+def test_no_given_sentence_starts_in_an_interrupted_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialogues, "_BARGE_IN_SHARE", 1)
+    monkeypatch.setattr(dialogues, "_GIVEN_SHARE", 0.5)
+    given = POOL.others["NATF2"][0].codes.long()[:4]
+    found = 0
+    for seed in range(12):
+        track = talk(seed)
+        for at in range(1, len(track.frames) - 4):
+            if torch.equal(track.frames[at : at + 4, AGENT_CODES], given):
+                found += 1
+                assert not track.audible[at - 1]
+    assert found > 3
+
+
 def test_words_that_are_copied_from_the_prompt_have_more_weight() -> None:
     copied = dialogues._COPIED_WEIGHT
     for seed in range(40):
         example = WRITER.example(500, np.random.default_rng(seed))
         if (example.text_weights == copied).any():
             break
-    # Of 17 letters of "Hello, this is Owen." only those of the name.
-    runs = (example.text_weights == copied).nonzero().flatten()
-    assert len(runs) and not (example.targets[runs, TEXT] == TEXT_PAD).any()
+    weighted = example.text_weights == copied
+    letters = example.targets[weighted, TEXT].tolist()
+    values = (*NAMES, *(value.spoken for fact in FACTS.values() for value in fact))
+    tokens = {token for value in values for token in Letters().encode(f"{value}.,")}
+    assert letters and set(letters) <= tokens
+    assert weighted.sum() < (example.targets[:, TEXT] > TEXT_PAD).sum() / 2
 
 
 def test_no_sentence_reveals_its_name_before_the_name() -> None:

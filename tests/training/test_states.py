@@ -28,7 +28,7 @@ from training.nano.dialogues import DialogueWriter
 from training.nano.export import write_models
 from training.nano.parallel_lm import new_lm
 from training.nano.pool import Pool, callers_file, save_callers
-from training.nano.progress import Clock, load_state, save_state
+from training.nano.progress import Clock, StateMissing, load_state, save_state
 from training.nano.voices import AGENT_VOICES
 
 TOKENIZER = CHECKPOINT / "tokenizer_spm_32k_3.model"
@@ -44,6 +44,13 @@ def test_a_pool_is_saved_and_loaded(tmp_path: Path) -> None:
     assert ours.word_ends == theirs.word_ends
     sentence = "You are welcome."
     assert loaded.agent["NATM1"][sentence].onsets == pool.agent["NATM1"][sentence].onsets
+    assert loaded.agent["NATM1"]["My name is Owen."].copied == [3]
+    assert [clip.text for clip in loaded.others["NATF2"]] == ["Seven ships sail today."]
+    older = load_state(tmp_path / "pool.pt")
+    del older["others"]
+    save_state(tmp_path / "pool.pt", older)
+    with pytest.raises(StateMissing, match=r"pool\.pt is of an older recipe"):
+        Pool.load(tmp_path)
 
 
 def test_callers_that_are_made_later_join_the_pool(tmp_path: Path) -> None:
@@ -288,6 +295,7 @@ def test_only_the_decoder_changes_and_its_training_resumes(
     ticks = itertools.count()
     monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: float(next(ticks)))
 
+    monkeypatch.setattr("training.nano.agent_speech.script_texts", lambda: ["One."])
     for voice in AGENT_VOICES:
         tone = torch.randint(-3000, 3000, (SAMPLE_RATE,), dtype=torch.int16)
         words = (("word", 0.0),)
@@ -321,3 +329,9 @@ def test_only_the_decoder_changes_and_its_training_resumes(
     assert changed and all(
         name.startswith(("upsample", "decoder")) or name.endswith("output_proj") for name in changed
     ), "clips have been encoded: their codes stay"
+
+    older = load_state(tmp_path / "decoder.pt")
+    del older["agent_encoder"]
+    save_state(tmp_path / "decoder.pt", older)
+    with pytest.raises(StateMissing, match="delete it and run `decoder`"):
+        load_agent_codec(tmp_path, torch.device("cpu"))

@@ -19,7 +19,7 @@ class _Recipe(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except StateMissing as error:
+        except (StateMissing, FileExistsError) as error:
             raise typer.BadParameter(str(error)) from error
 
 
@@ -58,7 +58,7 @@ def codec(
 def agent(
     folder: Folder = Path("runs/nano"),
     others: Annotated[
-        int, typer.Option(help="Sentences of each voice that are not in the script.")
+        int, typer.Option(min=10, help="Sentences of each voice that are not in the script.")
     ] = 600,
     part: Annotated[int, typer.Option(min=0, help="Number of this process, from 0.")] = 0,
     parts: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
@@ -75,7 +75,7 @@ def decoder(
     minutes: Annotated[float, typer.Option(help="Training time.")],
     folder: Folder = Path("runs/nano"),
 ) -> None:
-    """Train the codec's decoder on the agent's voices; needs `codec quantizer` and `agent`."""
+    """Train decoder and own encoder of the agent's voices; needs `codec quantizer`, `agent`."""
     from training.nano.decoder import DecoderRun, train_decoder
 
     train_decoder(folder, DecoderRun(minutes), _device())
@@ -271,14 +271,16 @@ def evaluate(
 ) -> None:
     """Run calls with held-out voices, wordings and noises; print metrics as JSON lines."""
     from training.nano.evaluate import evaluate as measure
-    from training.nano.heard import heard
     from training.nano.hearing import hearing
+    from training.nano.word_errors import word_errors
 
     if behaviour:
         for part, metrics in measure(model, calls, silence, range(seeds)).items():
             typer.echo(json.dumps({"part": part} | {k: round(v, 3) for k, v in metrics.items()}))
     if speech:
-        typer.echo(json.dumps({k: round(v, 3) for k, v in heard(model, range(seeds)).items()}))
+        typer.echo(
+            json.dumps({k: round(v, 3) for k, v in word_errors(model, range(seeds)).items()})
+        )
     if voices:
         hearing(model, calls, range(seeds), on_row=lambda row: typer.echo(json.dumps(row)))
 

@@ -12,18 +12,22 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from training.nano import script, wordings
 from training.nano.espeak import Pcm, Utterance
 from training.nano.kokoro import KokoroVoice, kokoro
 from training.nano.material import sentence
-from training.nano.progress import StateMissing, load_state, save_state
+from training.nano.progress import (
+    StateMissing,
+    from_int16,
+    load_state,
+    save_state,
+    to_int16,
+)
 from training.nano.voices import AGENT_VOICES
 
 _TEXTS_EACH = 20
-_FULL_SCALE = 32767
 _LOUDNESS = 0.08  # RMS
 # Seconds of silence between two sentences at least. Each part starts on a frame boundary: its codes
 # are then alike in all lines.
@@ -86,33 +90,34 @@ def record_agent(folder: Path, others: int, part: int = 0, parts: int = 1) -> No
     texts = [*script_texts(), *other_texts(others)]
     for number in range(part, -(-len(texts) // _TEXTS_EACH), parts):
         for voice in AGENT_VOICES:
-            if (path := _file(folder, voice, number)).exists():
-                continue
+            path = _file(folder, voice, number)
             some = texts[number * _TEXTS_EACH : (number + 1) * _TEXTS_EACH]
+            if [row["text"] for row in load_state(path).get("utterances", [])] == some:
+                continue
             save_state(path, {"utterances": [_row(synthesise(voice, text)) for text in some]})
 
 
 def _row(spoken: Utterance) -> dict[str, object]:
-    samples = (spoken.pcm.clip(-1, 1) * _FULL_SCALE).astype(np.int16)
-    return {"text": spoken.text, "pcm": torch.from_numpy(samples), "words": spoken.words}
+    return {"text": spoken.text, "pcm": to_int16(spoken.pcm), "words": spoken.words}
 
 
 def load_agent(folder: Path, voice: str) -> Recorded:
     """All utterances of a voice that have been recorded.
 
     Raises:
-        StateMissing: There are none.
+        StateMissing: Texts of the script are not among them.
     """
     paths = sorted((folder / "agent").glob(f"{voice}-*.pt"))
-    if not paths:
-        raise StateMissing(f"no speech of the agent in {folder / 'agent'}: run `agent` first")
-    return {
-        row["text"]: Utterance(
-            row["text"], row["pcm"].numpy().astype(np.float32) / _FULL_SCALE, row["words"], ()
-        )
+    recorded = {
+        row["text"]: Utterance(row["text"], from_int16(row["pcm"]), row["words"], ())
         for path in paths
         for row in load_state(path)["utterances"]
     }
+    if missing := set(script_texts()) - recorded.keys():
+        raise StateMissing(
+            f"{len(missing)} texts of the agent are not in {folder / 'agent'}: run `agent` first"
+        )
+    return recorded
 
 
 def compose(line: script.Line, spoken: Sequence[Utterance]) -> Utterance:

@@ -33,6 +33,11 @@ def agent_text_between(engine: Engine, talk: Conversation, start: float, end: fl
 _NAME = re.compile(rf" (?:{'|'.join((*NAMES, *HELD_OUT_NAMES))})\b")
 
 
+def names_in(text: str) -> set[str]:
+    """The names that the agent may have, of those in a text."""
+    return {*NAMES, *HELD_OUT_NAMES} & set(re.findall(r"[A-Za-z]+", text))
+
+
 def without_name(text: str) -> str:
     """A text with ``*`` in place of the agent's name."""
     return _NAME.sub(" *", text)

@@ -24,7 +24,7 @@ from training.nano.agent_speech import Recorded, load_agent, script_line, script
 from training.nano.caller_turns import load_turns, turns_files
 from training.nano.codec import load_codec
 from training.nano.codec_data import add_at
-from training.nano.decoder import Sentence, load_agent_codec
+from training.nano.decoder import Sentence, load_agent_codec, silence_codes
 from training.nano.espeak import Pcm, Utterance
 from training.nano.material import sentence
 from training.nano.microphone import Microphone, block_dc, heard
@@ -50,6 +50,7 @@ _USER_LEAD_SECONDS = 0.4
 _USER_TAIL_SECONDS = 0.8
 _BACKGROUND_SECONDS = 6.0
 _BATCH = 8
+_ROUNDING = 1e-6  # an onset on a frame boundary is in the frame that begins there
 _T = TypeVar("_T")
 
 
@@ -120,14 +121,14 @@ def other_clips(mimi: Mimi, recorded: Recorded, device: torch.device) -> list[Ag
 
 def _agent_clips(mimi: Mimi, spoken: list[Utterance], device: torch.device) -> list[AgentClip]:
     sentences = [Sentence.of(utterance.pcm) for utterance in spoken]
-    # The engine never encodes the agent.
+    # bfloat16 is allowed: the engine never encodes the agent, so no other codes must match.
     pcm = [sentence.pcm.numpy() for sentence in sentences]
     codes = encode_all(mimi, pcm, device, fast=True)
     return [
         AgentClip(
             utterance.text,
             own[slice(*sentence.spoken)].clone(),
-            [int(onset / FRAME_SECONDS) for _, onset in utterance.words],
+            [int(onset / FRAME_SECONDS + _ROUNDING) for _, onset in utterance.words],
         )
         for utterance, sentence, own in zip(spoken, sentences, codes, strict=True)
     ]
@@ -136,9 +137,9 @@ def _agent_clips(mimi: Mimi, spoken: list[Utterance], device: torch.device) -> l
 def share_beginnings(clips: dict[str, AgentClip]) -> dict[str, AgentClip]:
     """Give lines that differ only in a value the same codes before it.
 
-    Their audio is the same there, but a frame in which the value starts is not. With a frame of its
-    own, the value would be recognisable before its first word, and the model would predict it from
-    that frame instead of from its prompt.
+    Their audio is the same there, but bfloat16 rounds differently in another batch. A code that is
+    another one would tell the value before its first word: the model would predict it from that
+    code instead of from its prompt.
     """
     shared: dict[tuple[str, ...], AgentClip] = {}
     result = {}
@@ -226,15 +227,15 @@ def new_pool(folder: Path, finished: Mimi, device: torch.device) -> Pool:
         StateMissing: ``agent`` or ``decoder`` has not run.
     """
     mimi = load_codec(folder / "codec.pt", device)
+    recorded = {name: load_agent(folder, name) for name in AGENT_VOICES}
+    codec = load_agent_codec(folder, device)
     seconds = 8 * SAMPLE_RATE
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(seconds) / SAMPLE_RATE)
     samples = {
         name: [voice_sample(name, seed) for seed in range(_VOICE_SAMPLES)] for name in AGENT_VOICES
     }
-    recorded = {name: load_agent(folder, name) for name in AGENT_VOICES}
-    codec = load_agent_codec(folder, device)
     return Pool(
-        silence=steady_codes(mimi, np.zeros(seconds, np.float32), device),
+        silence=silence_codes(mimi, device).tolist(),
         sine=steady_codes(mimi, tone.astype(np.float32), device),
         voices={name: encode_all(finished, spoken, device) for name, spoken in samples.items()},
         agent={name: script_clips(codec, own, device) for name, own in recorded.items()},

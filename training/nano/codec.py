@@ -4,7 +4,7 @@
    error, so that the latents use no more information than 7 codebooks of 9 bits can hold.
 2. ``quantizer``: codebooks are fitted to the latents by k-means, then all parts train together.
 
-``decoder.py`` then trains the decoder alone.
+``decoder.py`` then trains the decoder, with an encoder of the agent's own.
 """
 
 from __future__ import annotations

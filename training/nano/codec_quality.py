@@ -1,4 +1,4 @@
-"""Intelligibility (STOI) of the agent's speech after the codec, on held-out sentences."""
+"""Intelligibility (STOI) of speech after the codec."""
 
 from __future__ import annotations
 

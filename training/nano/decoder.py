@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -175,7 +176,8 @@ def train_decoder(folder: Path, run: DecoderRun, device: torch.device) -> None:
     optimizer = torch.optim.AdamW(parameters, lr=_PEAK_RATE, betas=(0.8, 0.99), weight_decay=1e-3)
     spectral, clear = SpectralLoss().to(device), IntelligibilityLoss().to(device)
     clock, step = Clock(run.minutes * 60), 0
-    if state := load_state(folder / "decoder.pt"):
+    if (folder / "decoder.pt").exists():
+        state = _load(folder)
         mimi.load_state_dict(state["decoder"] | state["agent_encoder"], strict=False)
         if state["keep_codes"] == keep_codes:
             optimizer.load_state_dict(state["optimizer"])
@@ -185,6 +187,7 @@ def train_decoder(folder: Path, run: DecoderRun, device: torch.device) -> None:
     lengths = np.array([np.diff(sentence.spoken)[0] for sentence in sentences], np.float64)
     shares = lengths / lengths.sum()
     sums: dict[str, float] = {}
+    counted = 0
     while not clock.done:
         rate = _PEAK_RATE * clock.rate_factor(step)
         for group in optimizer.param_groups:
@@ -208,8 +211,14 @@ def train_decoder(folder: Path, run: DecoderRun, device: torch.device) -> None:
         clock.tick()
         step += 1
         for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + value.item() / _LOG_EVERY
+            sums[name] = sums.get(name, 0.0) + value.item()
+        counted += 1
         if step % run.save_every == 0 or clock.done:
+            if (folder / "pool.pt").exists() > keep_codes:
+                raise StateMissing(
+                    f"`clips` has written {folder / 'pool.pt'} while `decoder` changed the codes: "
+                    "delete it, end `decoder` first, and run `clips` again"
+                )
             save_state(
                 folder / "decoder.pt",
                 codec.halves()
@@ -222,8 +231,8 @@ def train_decoder(folder: Path, run: DecoderRun, device: torch.device) -> None:
             )
         if step % _LOG_EVERY == 0 or clock.done:
             row = {"step": step, "seconds": clock.spent, "lr": rate}
-            row |= {name: round(total, 4) for name, total in sums.items()}
-            sums = {}
+            row |= {name: round(total / counted, 4) for name, total in sums.items()}
+            sums, counted = {}, 0
             if step % run.check_every == 0 or clock.done:
                 row |= mean_stoi(checked, codec.speak)
             report(folder / "decoder.jsonl", row)
@@ -253,14 +262,22 @@ def silence_codes(mimi: Mimi, device: torch.device) -> Tensor:
     return codes.mode(dim=0).values
 
 
+def _load(folder: Path) -> dict[str, Any]:
+    path = folder / "decoder.pt"
+    if not (state := load_state(path)):
+        raise StateMissing(f"no decoder in {path}: run `decoder` first")
+    if "agent_encoder" not in state:
+        raise StateMissing(f"{path} has no encoder of the agent: delete it and run `decoder`")
+    return state
+
+
 def load_agent_codec(folder: Path, device: torch.device) -> Mimi:
     """Load the codec with the agent's own encoder: it gives the codes of the agent's sentences.
 
     Raises:
-        StateMissing: ``decoder`` has not run.
+        StateMissing: ``decoder`` has not run, or only that of an older recipe.
     """
-    if not (state := load_state(folder / "decoder.pt")):
-        raise StateMissing(f"no decoder in {folder / 'decoder.pt'}: run `decoder` first")
+    state = _load(folder)
     mimi = load_codec(folder / "codec.pt", device)
     mimi.load_state_dict(state["decoder"] | state["agent_encoder"], strict=False)
     mimi.reset_constants(device)

@@ -65,7 +65,7 @@ _SILENT_PAD = 0.5
 # answer's onset, it sets how certain the agent must be that the caller's turn is over.
 _DECIDING = 0.4
 _AFTER_SPEECH = 6
-# Few tokens must be copied from the prompt, and no other tokens tell them.
+# Of the few tokens that only the prompt tells.
 _COPIED_WEIGHT = 6.0
 # Share of turns in which the agent says a sentence that it was given, without a question.
 _GIVEN_SHARE = 0.15
@@ -144,8 +144,9 @@ class DialogueWriter:
         track = Track.silent(length, self._silence)
         track.frames[:, USER_CODES] = background(caller, length, random)
         at = _gap(random)
+        interrupts = False
         while at < length:
-            if random.random() < _GIVEN_SHARE:
+            if not interrupts and random.random() < _GIVEN_SHARE:
                 at = self._write_given(track, voice, at, random)
                 continue
             question = _at_some_pace(self._sample_question(caller, character, random), random)
@@ -160,7 +161,8 @@ class DialogueWriter:
             text = character.answer(question.intent)
             clip = self._pool.agent[voice][text]
             spoken = len(clip.codes)
-            if random.random() < _BARGE_IN_SHARE:
+            interrupts = random.random() < _BARGE_IN_SHARE
+            if interrupts:
                 at = begin + int(random.integers(5, max(6, spoken - 6)))
                 stop_before = at + YIELD_FRAMES
             else:

@@ -18,7 +18,7 @@ from pipecat_personaplex.engine.converse import Conversation
 from pipecat_personaplex.engine.engine import Engine
 from training.nano import script
 from training.nano.agent_speech import reference
-from training.nano.answers import agent_text_between, is_of_another_role, is_right
+from training.nano.answers import agent_text_between, is_of_another_role, is_right, names_in
 from training.nano.calls import (
     CallerTurn,
     TestCall,
@@ -138,7 +138,7 @@ def _judge_turn(
     right = is_right(call.character, turn.intent, text)
     into.intent.append(right)
     if (name := call.character.name) and name in expected:
-        (into.unseen_name if name in HELD_OUT_NAMES else into.name).append(name in text)
+        (into.unseen_name if name in HELD_OUT_NAMES else into.name).append(name in names_in(text))
     if call.character.role == "restaurant" and turn.intent in FACTS:
         (into.fact if turn.intent in call.character.facts else into.declined).append(right)
     into.other_role.append(is_of_another_role(call.character.role, text))

@@ -95,7 +95,7 @@ def information(known: Known, random: np.random.Generator | None = None) -> str:
 
     Args:
         known: The facts.
-        random: Chooses wordings and order; without it, they are the first ones.
+        random: Chooses wordings, house number and order; without it, they are the same each time.
     """
     random = random or np.random.default_rng(0)
     classic, spicy = (

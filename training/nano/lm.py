@@ -26,7 +26,7 @@ from training.nano.parallel_lm import depth_logits, hidden_states, new_lm
 from training.nano.pool import Pool
 from training.nano.precision import fast_autocast
 from training.nano.processes import average, process_group
-from training.nano.progress import Clock, load_state, report, save_state
+from training.nano.progress import Clock, StateMissing, load_state, report, save_state
 
 LM_CONFIG = LMConfig(
     dim=224,
@@ -192,6 +192,8 @@ def train_lm(folder: Path, run: LMRun, device: torch.device) -> None:
 def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int) -> None:
     torch.manual_seed(run.seed)
     pool = Pool.load(folder)
+    if not pool.callers:
+        raise StateMissing(f"no callers in {folder / 'callers'}: run `clips` first")
     tokenizer = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
     config = model_config(pool)
     writer = DialogueWriter(pool, tokenizer, config)
@@ -285,7 +287,9 @@ def _words_right(
 
 def load_lm(path: Path, config: ModelConfig) -> PersonaPlexLM:
     """Load the trained language model for inference."""
-    parts = load_state(path)["parts"]
+    if not (state := load_state(path)):
+        raise StateMissing(f"no language model in {path}: run `lm` first")
+    parts = state["parts"]
     lm = new_lm(config.lm)
     lm.load_state_dict(_of("lm", parts))
     if weights := _of("callers", parts):

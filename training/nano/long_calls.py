@@ -21,10 +21,9 @@ from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.engine.converse import Conversation
 from pipecat_personaplex.engine.engine import Engine
 from training.nano import script
-from training.nano.answers import agent_text_between, is_right
+from training.nano.answers import agent_text_between, is_right, names_in
 from training.nano.calls import CallerTurn, TestCall, _CallerTrack
 from training.nano.clips import Background
-from training.nano.names import NAMES
 from training.nano.voices import AGENT_VOICES, held_out_voices
 
 _CONCURRENT_CALLS = 12
@@ -105,7 +104,7 @@ def _judge_call(engine: Engine, call: TestCall, talk: Conversation) -> dict[int,
 def judge(character: script.Character, turn: CallerTurn, text: str) -> Minute:
     """The result of one answer."""
     if turn.intent == "name":
-        names = {name for name in NAMES if name in text.replace(".", " ").split()}
+        names = names_in(text)
         right = str(character.name) in names
         return Minute(names=1, name_right=right, name_wrong=bool(names) and not right)
     return Minute(others=1, other_right=is_right(character, turn.intent, text))

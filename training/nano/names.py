@@ -26,7 +26,7 @@ Nancy Natalie Neil Nicholas Nicole Nigel Norman Olga Olivia Patricia Patrick Pau
 Philip Rebecca Richard Rita Robert Roger Ryan Sally
 """.split()
 )
-"""Names of the training; the first ones are those of the first version."""
+"""Names of the training's prompts."""
 
 HELD_OUT_NAMES = tuple(
     """
@@ -34,4 +34,4 @@ Marina Martin Mason Matilda Max Megan Michael Miles Mira Monica Nathan Nina Noah
 Oscar Paul Phoebe Rachel Robin Rosa Ruth Samuel Sarah Simon Sophie Stella Theo Victor Wendy
 """.split()
 )
-"""Names for evaluation only."""
+"""Names that no prompt of the training has; the agent's recordings and the tokenizer know them."""

@@ -110,10 +110,15 @@ class Pool:
         """Read what ``save`` and ``save_callers`` have written.
 
         Raises:
-            StateMissing: There is no pool.
+            StateMissing: There is no pool, or one of an older recipe.
         """
         if not (state := load_state(folder / "pool.pt")):
             raise StateMissing(f"no clips of the agent in {folder / 'pool.pt'}: run `clips` first")
+        if "others" not in state:
+            raise StateMissing(
+                f"{folder / 'pool.pt'} is of an older recipe: delete it and {folder / 'callers'}, "
+                "and run `clips`"
+            )
         state["agent"] = {
             voice: {text: AgentClip(**clip) for text, clip in clips.items()}
             for voice, clips in state["agent"].items()

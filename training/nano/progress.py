@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 _WARMUP_STEPS = 100
 _LAST_RATE = 0.05
 # Seconds. A longer step means that the process was paused; the excess is not training time.
 _LONGEST_STEP = 10.0
+_FULL_SCALE = 32767
 
 
 class StateMissing(FileNotFoundError):
@@ -69,6 +72,16 @@ def load_state(path: Path) -> dict[str, Any]:
         return {}
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def to_int16(pcm: NDArray[np.float32]) -> torch.Tensor:
+    """Audio as 16-bit samples, for a state."""
+    return torch.from_numpy((pcm.clip(-1, 1) * _FULL_SCALE).astype(np.int16))
+
+
+def from_int16(samples: torch.Tensor) -> NDArray[np.float32]:
+    """The audio of ``to_int16``."""
+    return samples.numpy().astype(np.float32) / _FULL_SCALE
 
 
 def report(log: Path, row: dict[str, Any]) -> None:

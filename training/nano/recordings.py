@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from training.nano import wordings
 from training.nano.kokoro import sample_kokoro_voice
-from training.nano.progress import load_state, save_state
+from training.nano.progress import from_int16, load_state, save_state, to_int16
 from training.nano.turns import Turn, sample_turn
 
 _TURNS_EACH = 20
-_FULL_SCALE = 32767
 
 
 @dataclass(frozen=True)
@@ -31,15 +29,13 @@ class Recording:
 
     def row(self) -> dict[str, Any]:
         """A row of a training state, with 16-bit audio."""
-        samples = (self.turn.pcm.clip(-1, 1) * _FULL_SCALE).astype(np.int16)
-        return {**vars(self.turn), "intent": self.intent, "pcm": torch.from_numpy(samples)}
+        return {**vars(self.turn), "intent": self.intent, "pcm": to_int16(self.turn.pcm)}
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Recording:
         """What ``row`` was made of."""
         fields = {name: value for name, value in row.items() if name not in ("intent", "pcm")}
-        pcm = row["pcm"].numpy().astype(np.float32) / _FULL_SCALE
-        return cls(row["intent"], Turn(pcm=pcm, **fields))
+        return cls(row["intent"], Turn(pcm=from_int16(row["pcm"]), **fields))
 
 
 def _file(folder: Path, number: int) -> Path:

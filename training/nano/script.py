@@ -132,7 +132,7 @@ class Character:
 def sample_character(
     random: np.random.Generator, role: RoleName | None = None, names: Sequence[str] = NAMES
 ) -> Character:
-    """Sample a role, a name and a prompt that states both; includes the bots' prompts."""
+    """Sample a role, a name and a prompt that states both; of the same form as the bots'."""
     role = role or ("restaurant" if random.random() < 0.5 else "teacher")
     name = names[int(random.integers(len(names)))]
     full = name
