@@ -60,7 +60,7 @@ class CodecRun:
     minutes: float
     batch: int = 4
     frames: int = 20
-    agent_sentences: int = 600
+    clear_sentences: int = 600
     users: int = 140
     check_every: int = 500
     save_every: int = 250
@@ -136,7 +136,7 @@ def train_codec(folder: Path, run: CodecRun, device: torch.device) -> None:
     torch.manual_seed(run.seed)
     # Silent excerpts produce denormal numbers, which are slow on a CPU.
     torch.set_flush_denormal(True)
-    data = CodecData(run.agent_sentences, run.users, run.seed)
+    data = CodecData(run.clear_sentences, run.users, run.seed)
     phase = _PhaseTraining(run, len(data.phonemes), device)
     clock = Clock(run.minutes * 60)
     resumed = phase.restore(load_state(folder / "codec.pt"), clock)

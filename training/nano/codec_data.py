@@ -1,4 +1,4 @@
-"""Training excerpts for the codec: clean agents, callers in noise, and each frame's phonemes."""
+"""Training excerpts for the codec: clear voices, callers in noise, and each frame's phonemes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.nano.material import WORDS, sentence
 from training.nano.noise import TRAINING_NOISES, rms
 from training.nano.voices import ACCENTS, CLEAR_VOICES, sample_user_voice
 
-_AGENT_SHARE = 0.7  # share of excerpts with an agent's voice
+_CLEAR_SHARE = 0.7  # share of excerpts with a clear voice
 _SILENCE_SHARE = 0.04  # share of excerpts that are silent
 _LEAD_SECONDS = 0.8  # longest silence before a sentence
 _SENTENCES_EACH = 8
@@ -64,17 +64,17 @@ class CodecData:
     """A pool of utterances and a sampler of excerpts with random lead, level and noise.
 
     Args:
-        agent_sentences: Sentences for each of the agent's voices.
+        clear_sentences: Sentences for each of the clear voices.
         users: Number of callers' voices.
         seed: Random seed of the sentences.
     """
 
-    def __init__(self, agent_sentences: int, users: int, seed: int = 0):
+    def __init__(self, clear_sentences: int, users: int, seed: int = 0):
         random = np.random.default_rng(seed)
-        self._agents = [
+        self._clear = [
             speaker().say(sentence(random), manner.varied(random))
             for manner in CLEAR_VOICES.values()
-            for _ in range(agent_sentences)
+            for _ in range(clear_sentences)
         ]
         self._users = [
             speaker().say(sentence(random), manner)
@@ -91,13 +91,13 @@ class CodecData:
     def _excerpt(self, random: np.random.Generator, frames: int) -> tuple[Tensor, Tensor]:
         samples = frames * FRAME_SAMPLES
         pcm = np.zeros(samples, np.float32)
-        agent = random.random() < _AGENT_SHARE
-        pool = self._agents if agent else self._users
+        clear = random.random() < _CLEAR_SHARE
+        pool = self._clear if clear else self._users
         utterance = pool[int(random.integers(len(pool)))]
         # A negative lead starts the excerpt inside the sentence.
         lead = float(random.uniform(-utterance.seconds * 0.7, _LEAD_SECONDS))
-        if agent:
-            # An agent's sentence starts on a frame boundary, as in the dialogues.
+        if clear:
+            # It starts on a frame boundary, as the agent's sentences do in dialogues.
             lead = round(lead / FRAME_SECONDS) * FRAME_SECONDS
         add_at(utterance.pcm, pcm, round(lead * 24_000))
         target = self.phonemes.targets(utterance, lead, frames)
@@ -105,7 +105,7 @@ class CodecData:
             pcm[:] = 0
             target = torch.zeros_like(target)
             target[:, 0] = 1
-        if not agent:
+        if not clear:
             pcm = degrade(pcm, rms(utterance.pcm), random)
         return torch.from_numpy(pcm), target
 
