@@ -18,6 +18,8 @@ _NUMBERS = (
 )
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _KNOWN_SHARE = 0.75
+# Share of prompts with the facts of the bots' prompts, which most callers will ask about.
+_STANDARD_SHARE = 0.35
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,18 @@ FACTS: dict[str, tuple[Value, ...]] = {
 Known = Mapping[str, Value]
 """The facts that a prompt states, by intent."""
 
-STANDARD: Known = {"price_classic": _price(9, 50), "price_spicy": _price(10, 25)}
+STANDARD: dict[str, Value] = {"price_classic": _price(9, 50), "price_spicy": _price(10, 25)}
 """The facts of the bots' own prompt."""
+_STANDARD_TALK = {"hours": _time(10, 30), "location": Value("Market Street", "Market Street")}
 
 _HOURS = ("Open until {}.", "We close at {}.", "Opening hours: until {}.")
 _ADDRESSES = ("Address: {} {}.", "Our address is {} {}.")
 
 
-def sample_facts(random: np.random.Generator) -> dict[str, Value]:
+def sample_facts(random: np.random.Generator) -> Known:
     """Sample the facts of a prompt; some are left out."""
+    if random.random() < _STANDARD_SHARE:
+        return STANDARD if random.random() < 0.5 else STANDARD | _STANDARD_TALK
     return {
         intent: values[int(random.integers(len(values)))]
         for intent, values in FACTS.items()

@@ -26,7 +26,7 @@ ITEMS_PER_KIND = 26
 _RESTAURANT_PROMPT = (
     "You work for Jerusalem Shakshuka which is a restaurant and your name is Owen Foster. "
     "Information: There are two shakshuka options: Classic (poached eggs, $9.50) and Spicy "
-    "(scrambled eggs with jalapenos, $10.25). Open until 10 pm. Address: 12 Market Street."
+    "(scrambled eggs with jalapenos, $10.25). Open until 10:30 pm. Address: 12 Market Street."
 )
 _ROLES = {
     _RESTAURANT_PROMPT: (
