@@ -18,6 +18,7 @@ from pipecat_personaplex.checkpoint.hub import resolve_folder
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.constants import SAMPLE_RATE
 from training.nano.espeak import Manner, speaker
+from training.nano.script import UNKNOWN
 
 QUESTION = Path(__file__).parents[1] / "bots" / "data" / "what_is_on_the_menu.flac"
 
@@ -92,7 +93,7 @@ def test_teacher_does_not_sell_food(nano: Engine) -> None:
 
 def test_says_the_name_in_the_prompt(nano: Engine) -> None:
     question = speaker().say("What is your name?", Manner("en-us+m2", rate=160)).pcm
-    names = ("Clara", "Henry", "Gabriel", "Jasmine")
+    names = ("Clara", "Henry", "Maya", "Owen")
     prompt = "You are a friendly teacher and your name is {}."
     calls = [(Persona("NATM1", prompt.format(name)), 1) for name in names]
     said = answers(nano, calls, question, 6)
@@ -101,13 +102,11 @@ def test_says_the_name_in_the_prompt(nano: Engine) -> None:
 
 def test_says_the_facts_in_the_prompt_and_no_others(nano: Engine) -> None:
     question = speaker().say("When do you close?", Manner("en-us+m2", rate=160)).pcm
-    times = {"7 pm": "seven", "11:15 pm": "eleven fifteen", "9:30 pm": "nine thirty"}
-    prompts = [f"{RESTAURANT} Open until {written}." for written in times]
-    calls = [(Persona("NATM1", prompt), 1) for prompt in (*prompts, RESTAURANT)]
-    *said, unknown = answers(nano, calls, question, 6)
-    right = [f"until {spoken}." in text for spoken, text in zip(times.values(), said, strict=True)]
-    assert sum(right) >= 2, said
-    assert "until" not in unknown
+    informed = f"{RESTAURANT} Open until 10:30 pm. Address: 12 Market Street."
+    for prompt, expected in ((informed, "We are open until ten thirty."), (RESTAURANT, UNKNOWN)):
+        calls = [(Persona("NATM1", prompt), seed) for seed in range(3)]
+        said = answers(nano, calls, question, 6)
+        assert said.count(expected) >= 2, said
 
 
 def test_mostly_quiet_while_the_caller_is_silent(nano: Engine) -> None:

@@ -177,7 +177,7 @@ class DialogueWriter:
         own = script.intents(character.role)
         kind = random.random()
         if kind < _SHARED_SHARE:
-            wanted = [*wordings.SHARED, "hello", "name"]
+            wanted = [*wordings.SHARED, "hello", "name", "name", "name"]
         elif character.role == "restaurant" and kind < _SHARED_SHARE + _FACTS_SHARE:
             wanted = list(FACTS)
         else:

@@ -19,7 +19,7 @@ _NUMBERS = (
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _KNOWN_SHARE = 0.75
 # Share of prompts with the facts of the bots' prompts, which most callers will ask about.
-_STANDARD_SHARE = 0.35
+_STANDARD_SHARE = 0.85
 
 
 @dataclass(frozen=True)

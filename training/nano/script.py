@@ -102,6 +102,8 @@ _SHOPS = (
     ("Pepper and Pan", "drive-thru restaurant"),
 )
 _UNINFORMED_SHARE = 0.15
+# A short training learns a few names surely, or hundreds badly.
+_COMMON_NAMES, _COMMON_SHARE = 14, 0.8
 _TEACHER_PROMPT = (
     "You are a wise and friendly teacher. Answer questions or provide advice in a clear and "
     "engaging way."
@@ -134,7 +136,8 @@ def sample_character(
 ) -> Character:
     """Sample a role, a name and a prompt that states both; of the same form as the bots'."""
     role = role or ("restaurant" if random.random() < 0.5 else "teacher")
-    name = names[int(random.integers(len(names)))]
+    common = names[:_COMMON_NAMES] if random.random() < _COMMON_SHARE else names
+    name = common[int(random.integers(len(common)))]
     full = name
     if random.random() < 0.5:
         full = f"{name} {_SURNAMES[int(random.integers(len(_SURNAMES)))]}"
