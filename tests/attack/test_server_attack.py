@@ -10,8 +10,6 @@ does not depend on the machine's load: nobody is locked out, nothing is lost, no
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
@@ -19,6 +17,7 @@ import pytest
 
 from tests.attack.attackers import ATTACKS
 from tests.attack.victim import Harm, Victim, memory_mib
+from tests.helpers.forking import run
 from tests.helpers.servers import ServeProcess
 
 _MAX_GROWTH_MIB = 50
@@ -33,8 +32,7 @@ def server() -> Iterator[ServeProcess]:
 def attack(server: ServeProcess, name: str, seconds: float) -> int:
     """Run an attacker in a process of its own; return how much it has sent."""
     address = server.url.partition("//")[2]
-    command = [sys.executable, "-m", "tests.attack.attackers", name, address, str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = run("tests.attack.attackers", [name, address, str(seconds)], timeout=60)
     assert done.returncode == 0, done.stderr
     return int(json.loads(done.stdout)["sent"])
 
@@ -42,7 +40,7 @@ def attack(server: ServeProcess, name: str, seconds: float) -> int:
 def attacked(server: ServeProcess, name: str, seconds: float) -> tuple[Harm, int, float]:
     """Attack during a call; return the harm, what was sent, and the growth of memory in MiB."""
     before = memory_mib(server.process.pid)
-    with Victim("tests.attack.victim", server.ws_url, seconds + 4) as victim:
+    with Victim("tests.attack.victim", server.ws_url, seconds + 2) as victim:
         sent = attack(server, name, seconds)
         # The victim's address is not the attacker's: it is served at once.
         assert server.get("/v1/voices").status_code == 200

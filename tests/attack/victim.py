@@ -26,6 +26,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from tests.helpers.forking import start
+
 _LATE_SECONDS = 0.08
 _WAIT_SECONDS = 60.0
 
@@ -109,10 +111,10 @@ class Victim:
     """
 
     def __init__(self, module: str, *arguments: str | float):
-        self._command = [sys.executable, "-m", module, *map(str, arguments)]
+        self._module, self._arguments = module, [str(each) for each in arguments]
 
     def __enter__(self) -> Victim:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        self._process = start(self._module, self._arguments, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if line.strip() != "ready":
@@ -121,10 +123,13 @@ class Victim:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self._output = self._process.communicate(timeout=_WAIT_SECONDS)[0]
-        finally:
-            self._process.kill()
+        assert self._process.stdout is not None
+        with self._process.stdout as stdout:
+            try:
+                self._process.wait(_WAIT_SECONDS)
+            finally:
+                self._process.kill()
+            self._output = stdout.read()
 
     @property
     def running(self) -> bool:

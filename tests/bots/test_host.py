@@ -78,7 +78,7 @@ async def test_sigterm_ends_running_calls() -> None:
 @pytest.mark.slow
 def test_ctrl_c_leaves_no_report_of_leaks() -> None:
     """The libraries of the engine report objects that are not collected at the exit."""
-    with BotProcess("bots.assistant", "--model", "nano", "--device", "cpu") as bot:
+    with BotProcess("bots.assistant", "--model", "nano", "--device", "cpu", fresh=True) as bot:
         os.kill(bot.pid, signal.SIGINT)
         bot._process.wait(WAIT)
         bot._reader.join(WAIT)

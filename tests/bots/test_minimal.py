@@ -9,7 +9,7 @@ from tests.helpers.bots import BotProcess, receive_audio, webrtc_caller
 
 
 async def test_a_browser_hears_the_agent() -> None:
-    with BotProcess("bots.minimal") as bot:
+    with BotProcess("bots.minimal", fresh=True) as bot:
         async with aiohttp.ClientSession(bot.url) as http, webrtc_caller() as (peer, offer):
             async with http.get("/client/") as page:
                 assert page.status == 200

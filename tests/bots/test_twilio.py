@@ -45,6 +45,7 @@ def started_bot(api: RestApi) -> Iterator[BotProcess]:
         MODULE,
         *arguments,
         *("--max-sessions", "2"),
+        fresh=True,  # it changes a library before the bot imports it
         **CREDENTIALS,
         FAKE_TWILIO_API=api.url,
     ) as bot:

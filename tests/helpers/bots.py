@@ -8,11 +8,9 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -21,7 +19,9 @@ import numpy.typing as npt
 from aiortc import RTCDataChannel, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import AudioStreamTrack, MediaStreamTrack
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.forking import ROOT, run, start
+
+__all__ = ["ROOT"]
 _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0
 _AUDIO_SECONDS = 15.0
@@ -36,42 +36,45 @@ def environment(**variables: str) -> dict[str, str]:
 
 def run_bot(module: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a bot that exits by itself."""
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=_START_SECONDS,
-    )
+    return run(module, arguments, environment(**variables), timeout=_START_SECONDS)
 
 
 class BotProcess:
-    """A bot that serves on a free port of 127.0.0.1 while its ``with`` block runs."""
+    """A bot that serves on a free port of 127.0.0.1 while its ``with`` block runs.
+
+    Args:
+        module: Its module.
+        arguments: Its arguments.
+        fresh: Whether it needs an interpreter of its own, because its imports, its start or its end
+            are what is tested.
+        variables: Environment variables.
+    """
 
     serving_line = "Uvicorn running on"  # printed once it serves
     start_seconds = _START_SECONDS
 
-    def __init__(self, module: str, *arguments: str, **variables: str):
+    def __init__(self, module: str, *arguments: str, fresh: bool = False, **variables: str):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._lines: list[str] = []
         self._serving = threading.Event()
-        self._command = [sys.executable, "-m", module, "--host", "127.0.0.1"]
-        self._command += ["--port", str(self.port), *arguments]
+        self._module = module
+        self._arguments = ["--host", "127.0.0.1", "--port", str(self.port), *arguments]
+        self._fresh = fresh
+        self._tracer: list[str] = []  # a command that starts the process
         self._environment = environment(**variables)
 
     def __enter__(self) -> BotProcess:
-        self._process = subprocess.Popen(
-            self._command,
-            cwd=ROOT,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
+        self._process = start(
+            self._module,
+            self._arguments,
+            self._environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            fresh=self._fresh,
+            tracer=self._tracer,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

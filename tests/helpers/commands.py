@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from tests.golden_data import CHECKPOINT
+from tests.helpers.forking import run
 
 Codes = npt.NDArray[np.int64]
 
 
 def process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pipecat_personaplex.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
+    return run("pipecat_personaplex.cli", [str(each) for each in arguments])
 
 
 def offline(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +27,7 @@ from pipecat_personaplex.server.runner import Address, ServerRunner
 from pipecat_personaplex.server.state import ServedEngine, ServerState
 from tests.golden_data import CHECKPOINT
 from tests.helpers.engines import FakeEngine
+from tests.helpers.forking import offline_environment, start
 
 _WAIT_SECONDS = 30.0
 
@@ -192,6 +191,8 @@ class ServeProcess:
     Args:
         more: Further arguments, such as ``"--max-sessions", 2``.
         ready: Whether to wait until it accepts sessions.
+        fresh: Whether it needs an interpreter of its own, because its imports, its start or its end
+            are what is tested.
         env: Environment variables in addition to those of this process.
     """
 
@@ -201,15 +202,16 @@ class ServeProcess:
         self,
         *more: str | int | float | Path,
         ready: bool = True,
+        fresh: bool = False,
         env: dict[str, str] | None = None,
     ):
         self._arguments = [
-            *(sys.executable, "-m", "pipecat_personaplex.cli", "serve"),
-            *("--model", str(CHECKPOINT), "--device", "cpu", "--dtype", "float32"),
+            *("serve", "--model", str(CHECKPOINT), "--device", "cpu", "--dtype", "float32"),
             *(["--port", "0"] if "--port" not in more else []),
             *map(str, more),
         ]
-        self._env = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+        self._env = {**offline_environment(), "OMP_NUM_THREADS": "1", **(env or {})}
+        self._fresh = fresh
         self._wait_ready = ready
         self._listening = threading.Event()
         self._ready = threading.Event()
@@ -217,12 +219,13 @@ class ServeProcess:
         self.url = self.stdout = ""
 
     def __enter__(self) -> ServeProcess:
-        self.process = subprocess.Popen(
+        self.process = start(
+            "pipecat_personaplex.cli",
             self._arguments,
+            self._env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
-            env=self._env,
+            fresh=self._fresh,
         )
         self._readers = [
             threading.Thread(target=self._read_stdout, daemon=True),

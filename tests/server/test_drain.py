@@ -183,7 +183,7 @@ def test_ctrl_c_twice_ends_the_process() -> None:
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]])
 def test_signals_while_the_model_loads(signals: list[signal.Signals]) -> None:
     """The loading thread, inside torch, would abort the process when the interpreter exits."""
-    with ServeProcess(ready=False) as server:
+    with ServeProcess(ready=False, fresh=True) as server:
         assert server.get("/healthz").status_code == 200
         for number in signals:
             server.send(number)

@@ -56,7 +56,7 @@ class TracedTalk(TalkProcess):
             # -D: the bot is this process's child, and not strace's. --seccomp-bpf: other system
             # calls keep their speed.
             options = ["-D", "-f", "-qq", "--seccomp-bpf", "-o", str(trace)]
-            self._command = ["strace", *options, "-e", "connect,sendmsg,sendmmsg", *self._command]
+            self._tracer = ["strace", *options, "-e", "connect,sendmsg,sendmmsg"]
 
     def connections(self) -> list[str] | None:
         """Addresses outside this machine that it used; None without strace."""

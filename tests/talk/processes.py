@@ -13,14 +13,19 @@ class TalkProcess(BotProcess):
 
     serving_line = "Talk to "
 
-    def __init__(self, *arguments: str, **variables: str):
-        super().__init__("pipecat_personaplex.cli", **variables)
-        self._command = [sys.executable, "-m", "pipecat_personaplex.cli", "talk", "--no-browser"]
-        self._command += ["--port", str(self.port), "--log-level", "INFO", *arguments]
+    def __init__(self, *arguments: str, fresh: bool = False, **variables: str):
+        super().__init__("pipecat_personaplex.cli", fresh=fresh, **variables)
+        self._arguments = ["talk", "--no-browser", "--port", str(self.port)]
+        self._arguments += ["--log-level", "INFO", *arguments]
 
     @property
     def command(self) -> list[str]:
-        return self._command
+        """The whole command line."""
+        return [sys.executable, "-m", self._module, *self._arguments]
+
+    def add(self, *arguments: str) -> None:
+        """Add arguments before the process starts."""
+        self._arguments += arguments
 
     @property
     def variables(self) -> dict[str, str]:

@@ -22,7 +22,7 @@ from tests.talk.processes import TalkProcess
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.serial,
+    pytest.mark.realtime,
     pytest.mark.slow,
     needs_chromium,
 ]
@@ -87,7 +87,7 @@ def test_the_notebook_opens_the_page_through_its_proxy(
 def test_a_proxy_below_a_path_passes_calls_over_websockets(browser: Browser) -> None:
     bot = TalkProcess("--model", "nano")
     with Proxy(bot.port, websockets=True) as proxy:
-        bot.command.extend(["--public-url", proxy.url])
+        bot.add("--public-url", proxy.url)
         with bot, TalkPage(browser, proxy.url.removesuffix("/")) as page:
             assert f"Talk to nano at {proxy.url}" in bot.log
             page.page.add_init_script(NO_WEBRTC)
