@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # summary names.
 RERUN := --reruns 1 -rR
 # For what may wait: it gets the processor time that nothing else wants.
-IDLE := $(if $(shell command -v chrt),chrt --idle 0,nice -n 19)
+IDLE := $(shell chrt --idle 0 true 2>/dev/null && echo chrt --idle 0 || echo nice -n 19)
 # Compile each module once, not in every process of the tests.
 export PYTHONDONTWRITEBYTECODE :=
 
