@@ -37,7 +37,7 @@ format: install  ## Let ruff format and fix
 	$(BIN)/ruff format .
 
 test: install  ## Check, and run every test that needs no GPU
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target computation clocks
+	@$(MAKE) --no-print-directory --jobs 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) computation clocks
 
 computation: install
 	@$(IDLE) $(MAKE) --no-print-directory check

@@ -19,7 +19,7 @@ class Module(nn.Module):
         super().__init_subclass__(**kwargs)
         cls.__call__ = cls.forward  # type: ignore[method-assign]
 
-    # What ``bind_members`` has bound must not outlive a replacement.
+    # What ``bind_members`` has bound must not outlive a replacement by one of these.
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute, parameter, buffer or submodule."""

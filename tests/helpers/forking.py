@@ -28,6 +28,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,11 +95,13 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
     def _exit_code(self, timeout: float | None) -> int | None:
+        if self.returncode is None:
+            select.select([self._ended], [], [], timeout)  # others may end the program meanwhile
         with self._lock:
-            if self.returncode is None and select.select([self._ended], [], [], timeout)[0]:
+            if self.returncode is None and select.select([self._ended], [], [], 0)[0]:
                 code = os.read(self._ended, _INT.size)
                 os.close(self._ended)
-                # Nothing is written if the fork server was killed, and with it its children.
+                # Nothing is written if the fork server was killed.
                 self.returncode = _INT.unpack(code)[0] if code else -signal.SIGKILL
             return self.returncode
 
@@ -132,7 +135,8 @@ class _ForkServer:
     def fork(self, request: dict[str, Any], fds: Sequence[int]) -> int:
         """Start a program; returns its process id."""
         body = json.dumps(request).encode()
-        with self._lock:
+        answer = b""
+        with self._lock, suppress(OSError):  # the server has ended
             socket.send_fds(self._connection, [_INT.pack(len(body))], fds)
             self._connection.sendall(body)
             answer = self._connection.recv(_INT.size)

@@ -80,7 +80,8 @@ class Recorder(TorchDispatchMode):
         refuse_host(schema.name, args)
         result = func(*args, **kwargs)
         given, results = tensors((args, kwargs)), tensors(result)
-        held = {tensor.untyped_storage().data_ptr() for tensor in given}
+        # Packed weights of oneDNN have no storage, and no views.
+        held = {tensor.untyped_storage().data_ptr() for tensor in given if not tensor.is_mkldnn}
         views = [tensor.untyped_storage().data_ptr() in held for tensor in results]
         writes = any(arg.alias_info and arg.alias_info.is_write for arg in schema.arguments)
         # A view needs no replay: earlier operations fill its memory.
