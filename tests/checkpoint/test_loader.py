@@ -30,6 +30,7 @@ from tests.helpers.checkpoints import (
     Tensors,
     copy_tiny,
     edit,
+    weight_of,
     write_checkpoint,
 )
 from tests.helpers.memory import loading_peaks
@@ -61,12 +62,6 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
     assert ours.keys() == theirs.keys()
     for name, parameter in ours.items():
         assert torch.equal(parameter, theirs[name]), name
-
-
-def weight_of(layer: nn.Module, inputs: int) -> torch.Tensor:
-    """The weight of a linear layer, packed or not: its product with the unit matrix."""
-    product: torch.Tensor = layer(torch.eye(inputs)).T
-    return product
 
 
 def test_every_parameter_is_read_from_its_tensor() -> None:
