@@ -6,13 +6,9 @@ STAMP := $(VENV)/.installed
 # Tests with processes and clocks may miss a deadline on a busy machine: a second try, which the
 # summary names.
 RERUN := --reruns 1 -rR
-# For what may wait: it gets the processor time that nothing else wants.
-IDLE := $(shell chrt --idle 0 true 2>/dev/null && echo chrt --idle 0 || echo nice -n 19)
-# Compile each module once, not in every process of the tests.
-export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install check format test computation clocks pipecat docs bot page nano bench-gpu clean
+.PHONY: help install check format test pipecat docs bot page nano bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,15 +32,9 @@ format: install  ## Let ruff format and fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: install  ## Check, and run every test that needs no GPU
-	@$(MAKE) --no-print-directory --jobs 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) computation clocks
-
-computation: install
-	@$(IDLE) $(MAKE) --no-print-directory check
-	$(IDLE) $(BIN)/pytest -n 3 --dist worksteal $(RERUN) -m "not (gpu or measurement or realtime or serial)"
-
-clocks: install
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(RERUN) -m "realtime and not (gpu or measurement)"
+test: check  ## Check, then run every test that needs no GPU
+	$(BIN)/pytest -n 3 --dist worksteal $(RERUN) -m "not (gpu or measurement or realtime or serial)"
+	$(BIN)/pytest -n 3 --dist loadfile $(RERUN) -m "realtime and not (gpu or measurement)"
 	$(BIN)/pytest $(RERUN) -m "serial and not (gpu or measurement)"
 
 # Beside the installed version, whose dependencies it uses. A folder for each version.
@@ -79,12 +69,11 @@ nano: install  ## Make the bundled nano model from nothing, in runs/nano: hours 
 	$(BIN)/pip install -c constraints.txt -e '.[voices]'
 	$(BIN)/python -m training.nano codec autoencoder --minutes 60
 	$(BIN)/python -m training.nano codec quantizer --minutes 20
-	$(BIN)/python -m training.nano agent
-	$(BIN)/python -m training.nano decoder --minutes 60
 	$(BIN)/python -m training.nano record
 	$(BIN)/python -m training.nano speak
 	$(BIN)/python -m training.nano encoder --minutes 90
 	$(BIN)/python -m training.nano clips
+	$(BIN)/python -m training.nano decoder --minutes 60
 	$(BIN)/python -m training.nano lm --minutes 150
 	$(BIN)/python -m training.nano export
 	$(BIN)/python -m training.nano evaluate

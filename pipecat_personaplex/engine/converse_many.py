@@ -103,11 +103,14 @@ class _Call(Generic[Label]):
             wake("frames")
 
     def feed(self) -> None:
-        """Push frames until ``ahead`` are in flight."""
+        """Push frames until ``ahead`` are in flight; none if the session has failed."""
         assert self.session is not None
         until = min(len(self.input), len(self.frames) + self._ahead)
-        for frame in self.input[self._pushed : until]:
-            self.session.push(frame)
+        try:
+            for frame in self.input[self._pushed : until]:
+                self.session.push(frame)
+        except SessionFailed:
+            return  # its end, which says why, is among the events
         self._pushed = max(self._pushed, until)
 
     def finish(self) -> FinishedJob[Label]:

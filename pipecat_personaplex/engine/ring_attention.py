@@ -267,7 +267,10 @@ class _Group:
 
 
 def _views(stored: KVTensor, index: tuple[slice, slice, slice]) -> tuple[Tensor, ...]:
-    """A part of each layer, as it is stored; made once a step, because each view takes time."""
+    """A part of each layer, made once a step, because each view takes time; empty with scales.
+
+    Without scales, ``attend`` works in the stored type, and the views need no conversion.
+    """
     if stored.scales is not None:
         return ()
     return stored.data[(slice(None), *index)].unbind(0)

@@ -120,6 +120,7 @@ def run(kind: str, sessions: int, server: ServeProcess) -> dict[str, list[float]
     return memory
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("kind", ["engine", "remote"])
 def test_the_programs_work(server: ServeProcess, kind: str) -> None:
     memory = run(kind, 20, server)

@@ -40,7 +40,7 @@ def attack(server: ServeProcess, name: str, seconds: float) -> int:
 def attacked(server: ServeProcess, name: str, seconds: float) -> tuple[Harm, int, float]:
     """Attack during a call; return the harm, what was sent, and the growth of memory in MiB."""
     before = memory_mib(server.process.pid)
-    with Victim("tests.attack.victim", server.ws_url, seconds + 2) as victim:
+    with Victim("tests.attack.victim", server.ws_url, seconds + 4) as victim:
         sent = attack(server, name, seconds)
         # The victim's address is not the attacker's: it is served at once.
         assert server.get("/v1/voices").status_code == 200

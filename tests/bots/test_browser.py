@@ -20,6 +20,7 @@ from tests.helpers.chromium import PROBE, browsing, needs_chromium, with_microph
 HERE = Path(__file__).parent
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.serial,
     pytest.mark.slow,
     needs_chromium,
 ]
@@ -131,7 +132,6 @@ def onsets(times: np.ndarray, peaks: np.ndarray, quiet: float = 0.15) -> np.ndar
     return heard[np.diff(heard, prepend=-1.0) > quiet]
 
 
-@pytest.mark.serial
 def test_the_agents_audio_has_no_gaps_and_its_words_are_shown(browser: Browser) -> None:
     with (
         # The tiny checkpoint outputs noise without pauses, so any gap is a transport's.
@@ -152,7 +152,6 @@ def test_the_agents_audio_has_no_gaps_and_its_words_are_shown(browser: Browser) 
     assert gap <= 0.2
 
 
-@pytest.mark.realtime
 def test_a_spoken_question_is_answered_in_the_page(playwright: Playwright, question: Path) -> None:
     """The bundled small model understands the question and lists the menu."""
     with (
@@ -167,7 +166,6 @@ def test_a_spoken_question_is_answered_in_the_page(playwright: Playwright, quest
     assert peaks[:, 2].max() > AUDIBLE
 
 
-@pytest.mark.serial
 def test_a_tone_comes_back_in_time(browser: Browser) -> None:
     """Delay from tone in to tone out, both measured by one AudioWorklet in the page.
 

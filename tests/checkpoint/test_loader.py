@@ -17,6 +17,7 @@ from pipecat_personaplex.checkpoint.loader import Checkpoint, load_checkpoint, r
 from pipecat_personaplex.config import QUANTIZATIONS
 from pipecat_personaplex.errors import CheckpointError, ConfigError
 from pipecat_personaplex.models.config import LMConfig, ModelConfig
+from pipecat_personaplex.models.linear import PackedLinear
 from pipecat_personaplex.models.low_bit_linear import low_bit_linear
 from pipecat_personaplex.quantization.weights import quantize
 from tests.golden_data import CHECKPOINT
@@ -29,6 +30,7 @@ from tests.helpers.checkpoints import (
     Tensors,
     copy_tiny,
     edit,
+    weight_of,
     write_checkpoint,
 )
 from tests.helpers.memory import loading_peaks
@@ -86,10 +88,10 @@ def test_every_parameter_is_read_from_its_tensor() -> None:
     centroids = codec[f"{book}.embedding_sum"] / codec[f"{book}.cluster_usage"][:, None]
     torch.testing.assert_close(mimi.quantizer.acoustic.centroids[6], centroids)
     ups = codec["decoder.model.8.convtr.convtr.weight"]
-    taps = mimi.decoder.ups[2].taps.weight.view(10, 8, 16)
+    taps = weight_of(mimi.decoder.ups[2].taps, 16).view(10, 8, 16)
     assert torch.equal(taps, ups.permute(2, 1, 0))
     down = codec["encoder.model.6.conv.conv.weight"]
-    taps = mimi.encoder.downs[1].taps.weight.view(16, 10, 8)
+    taps = weight_of(mimi.encoder.downs[1].taps, 80).view(16, 10, 8)
     assert torch.equal(taps, down.transpose(1, 2))
     scale = codec["encoder_transformer.transformer.layers.1.layer_scale_2.scale"]
     assert torch.equal(mimi.encoder_transformer.layers[1].scale2, scale)
@@ -172,8 +174,13 @@ def test_weights_do_not_stay_mapped_to_the_file(tmp_path: Path) -> None:
 def test_progress_counts_up_to_the_end() -> None:
     calls: list[tuple[int, int]] = []
     checkpoint = load(CHECKPOINT, progress=lambda done, total: calls.append((done, total)))
-    weights = sum(
-        p.numel() for model in (checkpoint.lm, checkpoint.mimi) for p in model.parameters()
+    models = (checkpoint.lm, checkpoint.mimi)
+    weights = sum(parameter.numel() for model in models for parameter in model.parameters())
+    weights += sum(
+        module.packed.numel()
+        for model in models
+        for module in model.modules()
+        if isinstance(module, PackedLinear)
     )
     done = [call[0] for call in calls]
     assert done == sorted(done)

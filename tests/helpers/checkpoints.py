@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipecat_personaplex.models.config import LMConfig, MimiConfig, ModelConfig
 from tests.golden_data import CHECKPOINT
@@ -214,3 +214,9 @@ def pt(content: object) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
+
+
+def weight_of(layer: nn.Module, inputs: int) -> Tensor:
+    """The weight of a linear layer, packed or not: its product with the unit matrix."""
+    product: Tensor = layer(torch.eye(inputs)).T
+    return product

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -11,3 +12,10 @@ def denormal_numbers() -> Iterator[None]:
     """Training flushes denormal numbers to zero in its process; the tests after it need them."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def seconds_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of a training takes a second of its time budget."""
+    ticks = itertools.count()
+    monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: float(next(ticks)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +103,8 @@ def test_a_batch_says_what_its_callers_say(spoken: Path) -> None:
     assert not torch.equal(batch.sounds[:, :1, 0], batch.sounds[:, 10:11, 0]), "words follow"
 
 
-def test_only_the_encoder_changes_and_its_training_resumes(
-    spoken: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ticks = itertools.count()
-    monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: float(next(ticks)))
+@pytest.mark.usefixtures("seconds_of_steps")
+def test_only_the_encoder_changes_and_its_training_resumes(spoken: Path) -> None:
 
     def train(seconds: int) -> dict[str, Any]:
         run = EncoderRun(minutes=seconds / 60, batch=2, workers=0)

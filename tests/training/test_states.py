@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pipecat_personaplex.checkpoint.loader import load_checkpoint
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.models.linear import PackedLinear
 from tests.golden_data import CHECKPOINT
+from tests.helpers.checkpoints import weight_of
 from tests.training.models import CONFIG, random_codec, random_pool, save_pool
 from tests.training.together import run_together
 from training.nano import lm as lm_training
@@ -106,6 +106,14 @@ def cache_first(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture
+def clips_folder(tmp_path: Path) -> Path:
+    """A folder in which ``lm`` can start: a pool with callers, and a tokenizer."""
+    save_pool(random_pool(), tmp_path)
+    shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
+    return tmp_path
+
+
+@pytest.fixture
 def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training makes a small language model behind a small codec."""
     monkeypatch.setattr(lm_training, "LM_CONFIG", CONFIG.lm)
@@ -113,20 +121,16 @@ def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm_training, "load_codec", random_codec)
 
 
-@pytest.mark.usefixtures("small_models")
-def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_pool(random_pool(), tmp_path)
-    shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
-    ticks = itertools.count()
-    monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: float(next(ticks)))
+@pytest.mark.usefixtures("small_models", "seconds_of_steps")
+def test_lm_training_resumes(clips_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Every step trains on the first batch, so that the losses of the steps can be compared.
     monkeypatch.setattr(lm_training, "_sample_batch", cache_first(lm_training._sample_batch))
     monkeypatch.setattr(lm_training, "_LOG_EVERY", 1)
 
     def train(seconds: int) -> dict[str, Any]:
         run = lm_training.LMRun(minutes=seconds / 60, batch=1, length=300, peak_rate=0.02)
-        lm_training.train_lm(tmp_path, run, torch.device("cpu"))
-        return load_state(tmp_path / "lm.pt")
+        lm_training.train_lm(clips_folder, run, torch.device("cpu"))
+        return load_state(clips_folder / "lm.pt")
 
     first = train(12)
     assert first["step"] == 12
@@ -135,19 +139,17 @@ def test_lm_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     moments = next(iter(second["optimizer"]["state"].values()))
     assert moments["step"] == 20, "the optimizer resumed too"
     assert train(20)["step"] == 20, "the budget is spent"
-    rows = [json.loads(line) for line in (tmp_path / "lm.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (clips_folder / "lm.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 21))
     losses = [row["loss"] for row in rows]
     assert losses[11] < 0.95 * losses[0]
     assert losses[19] < 0.95 * losses[11], "the resumed run continues from the trained weights"
 
 
-@pytest.mark.usefixtures("small_models")
-def test_listening_gives_way_to_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_pool(random_pool(), tmp_path)
-    shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
-    ticks = itertools.count()
-    monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: float(next(ticks)))
+@pytest.mark.usefixtures("small_models", "seconds_of_steps")
+def test_listening_gives_way_to_answers(
+    clips_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heard: list[int] = []
     listening = DialogueWriter.listening
 
@@ -164,7 +166,7 @@ def test_listening_gives_way_to_answers(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(DialogueWriter, "listening", counted)
     monkeypatch.setattr(lm_training, "_sample_batch", sampled)
     run = lm_training.LMRun(minutes=4 / 60, batch=3, length=300, listening_share=0.9)
-    lm_training.train_lm(tmp_path, run, torch.device("cpu"))
+    lm_training.train_lm(clips_folder, run, torch.device("cpu"))
     assert heard == [2, 2, 1, 0], "never the whole batch"
 
 
@@ -183,16 +185,16 @@ def test_callers_outside_the_training_measure_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_models")
-def test_training_starts_anew_from_a_state_without_embeddings_of_callers(tmp_path: Path) -> None:
-    save_pool(random_pool(), tmp_path)
-    shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
+def test_training_starts_anew_from_a_state_without_embeddings_of_callers(
+    clips_folder: Path,
+) -> None:
     run = lm_training.LMRun(minutes=1e-4, batch=1, length=300)
-    lm_training.train_lm(tmp_path, run, torch.device("cpu"))
-    state = load_state(tmp_path / "lm.pt")
+    lm_training.train_lm(clips_folder, run, torch.device("cpu"))
+    state = load_state(clips_folder / "lm.pt")
     older = {name: part for name, part in state["parts"].items() if "callers" not in name}
-    save_state(tmp_path / "lm.pt", state | {"parts": older, "step": 70})
-    lm_training.train_lm(tmp_path, run, torch.device("cpu"))
-    state = load_state(tmp_path / "lm.pt")
+    save_state(clips_folder / "lm.pt", state | {"parts": older, "step": 70})
+    lm_training.train_lm(clips_folder, run, torch.device("cpu"))
+    state = load_state(clips_folder / "lm.pt")
     assert state["step"] == 1 and "callers.linear" in state["parts"]
 
 
@@ -244,11 +246,9 @@ lm.train_lm(Path(sys.argv[1]), run, torch.device("cpu"))
 """
 
 
-def test_processes_train_together(tmp_path: Path) -> None:
-    save_pool(random_pool(), tmp_path)
-    shutil.copy(TOKENIZER, tmp_path / "tokenizer.model")
-    run_together(tmp_path, TRAINING)
-    assert load_state(tmp_path / "lm.pt")["spent"] >= 1.8
+def test_processes_train_together(clips_folder: Path) -> None:
+    run_together(clips_folder, TRAINING)
+    assert load_state(clips_folder / "lm.pt")["spent"] >= 1.8
 
 
 def test_exported_models_load_unchanged(tmp_path: Path) -> None:
@@ -261,10 +261,10 @@ def test_exported_models_load_unchanged(tmp_path: Path) -> None:
         expected = dict(ours.named_parameters())
         found = dict(theirs.named_parameters())
         assert found.keys() <= expected.keys()
-        for name in expected.keys() - found.keys():  # packed: its product with the unit matrix
+        for name in expected.keys() - found.keys():
             packed = theirs.get_submodule(name.removesuffix(".weight"))
             assert isinstance(packed, PackedLinear)
-            found[name] = packed(torch.eye(expected[name].shape[1])).T
+            found[name] = weight_of(packed, expected[name].shape[1])
         for name, parameter in found.items():
             torch.testing.assert_close(parameter, expected[name].detach(), atol=1e-3, rtol=rounding)
 
@@ -285,15 +285,12 @@ def test_training_continues_from_a_finished_checkpoint(tmp_path: Path) -> None:
         adopt(tmp_path, folder)
 
 
-def test_only_the_decoder_changes_and_its_training_resumes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("seconds_of_steps")
+def test_only_the_decoder_changes_and_its_training_resumes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     mimi = new_codec()
     parts = {f"mimi.{name}": value for name, value in mimi.state_dict().items()}
     save_state(tmp_path / "codec.pt", {"parts": parts})
-    ticks = itertools.count()
-    monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: float(next(ticks)))
 
     monkeypatch.setattr("training.nano.agent_speech.script_texts", lambda: ["One."])
     for voice in AGENT_VOICES:
