@@ -24,7 +24,7 @@ from training.nano.agent_speech import (
 )
 from training.nano.answers import names_in
 from training.nano.espeak import Manner, Utterance, speaker
-from training.nano.facts import FACTS, STANDARD, information, number_words, sample_facts
+from training.nano.facts import EMPLOYERS, FACTS, STANDARD, information, number_words, sample_facts
 from training.nano.names import HELD_OUT_NAMES, NAMES
 from training.nano.noise import rms
 from training.nano.progress import StateMissing
@@ -69,6 +69,17 @@ def test_the_bots_prompt_is_one_of_the_training() -> None:
     assert owner.answer("price_classic") == "The classic is nine dollars fifty."
     assert owner.answer("price_spicy") == "The spicy is ten dollars twenty five."
     assert owner.answer("location") == script.UNKNOWN
+
+
+def test_an_order_window_says_who_it_works_for() -> None:
+    assert len(set(EMPLOYERS)) == len(EMPLOYERS) >= 60
+    employers = set()
+    for seed in range(60):
+        agent = script.sample_character(np.random.default_rng(seed), "restaurant")
+        assert f"You work for {agent.employer} which" in agent.prompt
+        assert agent.answer("abilities") == f"I can take your order for {agent.employer}."
+        employers.add(agent.employer)
+    assert len(employers) > 20
 
 
 def test_all_answers_are_lines() -> None:
@@ -145,7 +156,7 @@ def test_a_pool_of_the_agents_sentences(
 def test_calls_about_the_prompt_ask_for_its_name_and_facts() -> None:
     for call in calls.prompt_calls(3, 0):
         assert call.character.name in HELD_OUT_NAMES and call.character.role == "restaurant"
-        assert {turn.intent for turn in call.turns} <= {"name", *FACTS}
+        assert {turn.intent for turn in call.turns} <= {"name", "abilities", *FACTS}
 
 
 def test_names_are_whole_words() -> None:

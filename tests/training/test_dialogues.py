@@ -229,7 +229,7 @@ def test_no_given_sentence_starts_in_an_interrupted_answer(monkeypatch: pytest.M
 
 
 def test_words_that_are_copied_from_the_prompt_have_more_weight() -> None:
-    copied = dialogues._COPIED_WEIGHT
+    copied = dialogues.COPIED_WEIGHT
     for seed in range(40):
         example = WRITER.example(500, np.random.default_rng(seed))
         if (example.text_weights == copied).any():

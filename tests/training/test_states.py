@@ -286,12 +286,13 @@ def test_training_continues_from_a_finished_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("seconds_of_steps")
-def test_only_the_decoder_changes_and_its_training_resumes(tmp_path: Path) -> None:
+def test_only_the_decoder_changes_and_its_training_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     mimi = new_codec()
     parts = {f"mimi.{name}": value for name, value in mimi.state_dict().items()}
     save_state(tmp_path / "codec.pt", {"parts": parts})
-
     monkeypatch.setattr("training.nano.agent_speech.script_texts", lambda: ["One."])
     for voice in AGENT_VOICES:
         tone = torch.randint(-3000, 3000, (SAMPLE_RATE,), dtype=torch.int16)

@@ -95,6 +95,14 @@ def adopt(
 
 
 @app.command()
+def tokenizer(folder: Folder = Path("runs/nano")) -> None:
+    """Train the tokenizer anew after a change of the script; the language model keeps its rows."""
+    from training.nano.tokenizer import replace_tokenizer
+
+    replace_tokenizer(folder)
+
+
+@app.command()
 def record(
     folder: Folder = Path("runs/nano"),
     turns: Annotated[int, typer.Option(help="Turns in all; run again with more to add some.")] = (

@@ -39,7 +39,9 @@ Recorded = dict[str, Utterance]
 
 @cache
 def _voice(name: str) -> KokoroVoice:
-    return KokoroVoice(kokoro().tables[AGENT_VOICES[name]])
+    shares = AGENT_VOICES[name].items()
+    style = np.sum([share * kokoro().tables[table] for table, share in shares], axis=0)
+    return KokoroVoice(style.astype(np.float32))
 
 
 def spoken_text(part: script.Part) -> str:

@@ -110,7 +110,7 @@ def question_calls(count: int, seed: int, pauses: bool = False) -> list[TestCall
 
 
 def prompt_calls(count: int, seed: int) -> list[TestCall]:
-    """Calls that ask for the name, which is not of the training, and for facts of the prompt."""
+    """Calls that ask for what only the prompt says, among it a name that is not of the training."""
     return [_call([seed, 6], index, prompt=True) for index in range(count)]
 
 
@@ -155,7 +155,7 @@ def _call(
     character = script.sample_character(random, "restaurant" if prompt else None, names)
     manners = held_out_voices()
     track = _CallerTrack(random, manners[index % len(manners)], [])
-    known = ["name", *FACTS] if prompt else script.intents(character.role)
+    known = ["name", "abilities", *FACTS] if prompt else script.intents(character.role)
     turns: list[CallerTurn] = []
     if interrupt:
         # The answer to "hello" is long enough to be interrupted.

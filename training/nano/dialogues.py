@@ -65,14 +65,14 @@ _SILENT_PAD = 0.5
 # answer's onset, it sets how certain the agent must be that the caller's turn is over.
 _DECIDING = 0.4
 _AFTER_SPEECH = 6
-# Of the few tokens that only the prompt tells.
-_COPIED_WEIGHT = 6.0
+COPIED_WEIGHT = 6.0
+"""Weight of the few tokens that only the prompt tells."""
 # Share of turns in which the agent says a sentence that it was given, without a question.
 _GIVEN_SHARE = 0.15
 # Weight of its words.
 _GIVEN_WEIGHT = 0.1
 # Share of a restaurant's questions that ask for facts of the prompt.
-_FACTS_SHARE = 0.25
+_FACTS_SHARE = 0.3
 # Shares of examples without a prompt, and with a prompt far back in time.
 _PROMPTLESS_SHARE = 0.08
 _LEAP_SHARE = 0.3
@@ -177,7 +177,7 @@ class DialogueWriter:
         own = script.intents(character.role)
         kind = random.random()
         if kind < _SHARED_SHARE:
-            wanted = [*wordings.SHARED, "hello", "name", "name", "name"]
+            wanted = [*wordings.SHARED, "hello", "abilities", "name", "name", "name"]
         elif character.role == "restaurant" and kind < _SHARED_SHARE + _FACTS_SHARE:
             wanted = list(FACTS)
         else:
@@ -242,7 +242,7 @@ class DialogueWriter:
         found = self._texts.get((voice, clip.text))
         if found is None:
             tokens, copied = word_tokens(clip, self._tokenizer)
-            weights = torch.where(torch.tensor(copied), _COPIED_WEIGHT, 1.0)
+            weights = torch.where(torch.tensor(copied), COPIED_WEIGHT, 1.0)
             found = self._texts[voice, clip.text] = torch.tensor(tokens), weights
         return found
 

@@ -52,6 +52,7 @@ class CallMetrics:
     unseen_name: list[bool] = field(default_factory=list)
     fact: list[bool] = field(default_factory=list)
     declined: list[bool] = field(default_factory=list)
+    employer: list[bool] = field(default_factory=list)
     other_role: list[bool] = field(default_factory=list)
     answered: list[bool] = field(default_factory=list)
     delay: list[float] = field(default_factory=list)
@@ -72,6 +73,7 @@ class CallMetrics:
             "facts": float(len(self.fact)),
             "fact_right": _mean(self.fact),
             "unknown_declined": _mean(self.declined),
+            "employer_right": _mean(self.employer),
             "other_role": _mean(self.other_role),
             "answered": _mean(self.answered),
             "delay_median_s": _median(self.delay),
@@ -141,6 +143,8 @@ def _judge_turn(
         (into.unseen_name if name in HELD_OUT_NAMES else into.name).append(name in names_in(text))
     if call.character.role == "restaurant" and turn.intent in FACTS:
         (into.fact if turn.intent in call.character.facts else into.declined).append(right)
+    if call.character.role == "restaurant" and turn.intent == "abilities":
+        into.employer.append(right)
     into.other_role.append(is_of_another_role(call.character.role, text))
     if right and begun and text == expected:
         spoken = reference(call.voice, expected).pcm

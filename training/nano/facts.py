@@ -19,7 +19,7 @@ _NUMBERS = (
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _KNOWN_SHARE = 0.75
 # Share of prompts with the facts of the bots' prompts, which most callers will ask about.
-_STANDARD_SHARE = 0.85
+_STANDARD_SHARE = 0.35
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,16 @@ STREETS = tuple(
     """.split()
     for street in (f"{name} Street", f"{name} Road")
 )
+EMPLOYERS = (
+    *("Jerusalem Shakshuka", "Sunrise Kitchen", "The Golden Egg", "Pepper and Pan"),
+    *(
+        f"{first} {second}"
+        for first in "Blue Lucky Little Royal Green Happy Corner Village".split()
+        for second in "Pepper Garden Spoon Oven Table Tomato Plate Bakery".split()
+    ),
+)
+"""Names of restaurants that a prompt may say the agent works for."""
+
 FACTS: dict[str, tuple[Value, ...]] = {
     "price_classic": PRICES,
     "price_spicy": PRICES,

@@ -21,12 +21,13 @@ from training.nano.caller_embedding import CallerEmbedding, centroid_features
 from training.nano.codec import CONFIG as MIMI_CONFIG
 from training.nano.codec import load_codec
 from training.nano.corruption import corrupt_inputs
-from training.nano.dialogues import DialogueWriter, Example
+from training.nano.dialogues import COPIED_WEIGHT, DialogueWriter, Example
 from training.nano.parallel_lm import depth_logits, hidden_states, new_lm
 from training.nano.pool import Pool
 from training.nano.precision import fast_autocast
 from training.nano.processes import average, process_group
 from training.nano.progress import Clock, StateMissing, load_state, report, save_state
+from training.nano.tokenizer import PIECES
 
 LM_CONFIG = LMConfig(
     dim=224,
@@ -34,7 +35,7 @@ LM_CONFIG = LMConfig(
     num_heads=4,
     hidden_scale=3.0,
     context=1500,
-    text_card=800,
+    text_card=PIECES,
     card=MIMI_CONFIG.bins,
     dep_q=8,
     depformer_dim=96,
@@ -48,6 +49,8 @@ _TEXT_WEIGHT = 8.0
 _WORD_WEIGHT = 4.0
 # Share of a batch's quiet frames that train the depth transformer: they are all alike.
 _QUIET_SHARE = 0.06
+# Text targets of a higher weight are words.
+_QUIET_WEIGHT = 0.9
 _LOG_EVERY = 20
 # Dialogues that measure the understanding of callers outside the training.
 _CHECKED = 8
@@ -144,10 +147,12 @@ def losses(
     """The total loss under ``loss``, its parts, and the accuracies of text, words and codes."""
     hidden = passes.hidden(lm, batch.columns, batch.positions, callers)
     text = batch.targets[..., 0]
-    text_logits = lm.text_linear(hidden).float()
-    text_losses = F.cross_entropy(text_logits.flatten(0, 1), text.flatten(), reduction="none")
-    weights = batch.text_weights.flatten()
-    text_loss = (text_losses * weights).sum() / weights.sum()
+    counted = batch.text_weights > 0
+    weights, words_right = batch.text_weights[counted], text[counted]
+    text_logits = lm.text_linear(hidden[counted]).float()
+    text_losses = F.cross_entropy(text_logits, words_right, reduction="none")
+    # Sequences without answers have no text.
+    text_loss = (text_losses * weights).sum() / weights.sum().clamp(min=1)
     ended = batch.word_ends >= 0
     word_logits, word = words(hidden[ended]).float(), batch.word_ends[ended]
     word_loss = F.cross_entropy(word_logits, word)
@@ -162,8 +167,7 @@ def losses(
     semantic, acoustic = per_book[0], per_book[1:].mean()
     with torch.no_grad():
         right = (logits.flatten(0, 1).argmax(dim=-1) == code_targets).float().view(len(logits), -1)
-        spoken = weights > 0.9
-        text_right = (text_logits.flatten(0, 1).argmax(dim=-1) == text.flatten())[spoken]
+        text_right = text_logits.argmax(dim=-1) == words_right
     return {
         "loss": _TEXT_WEIGHT * text_loss
         + _SEMANTIC_WEIGHT * semantic
@@ -175,8 +179,13 @@ def losses(
         "semantic_right": right[0].mean(),
         "acoustic_right": right[1:].mean(),
         "word_right": (word_logits.argmax(dim=-1) == word).float().mean(),
-        "text_right": text_right.float().mean(),
+        "text_right": _share(text_right[weights > _QUIET_WEIGHT]),
+        "copied_right": _share(text_right[weights >= COPIED_WEIGHT]),
     }
+
+
+def _share(true: Tensor) -> Tensor:
+    return true.float().sum() / max(1, len(true))
 
 
 def train_lm(folder: Path, run: LMRun, device: torch.device) -> None:
@@ -210,15 +219,15 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
     clock = Clock(run.minutes * 60)
     step = 0
     if state := load_state(folder / "lm.pt"):
-        # A state from a checkpoint, or from before the callers' embeddings, lacks parts: training
-        # starts anew from its weights.
-        resumes = "callers.linear" in state["parts"]
-        parts.load_state_dict(state["parts"], strict=resumes)
-        if resumes:
+        # A state from a checkpoint lacks parts, and one with a new tokenizer the optimizer's:
+        # training starts anew from its weights.
+        complete = "callers.linear" in state["parts"]
+        parts.load_state_dict(state["parts"], strict=complete)
+        if not complete:
+            callers.fit(lm)
+        if "optimizer" in state:
             optimizer.load_state_dict(state["optimizer"])
             step, clock.spent = state["step"], state["spent"]
-        else:
-            callers.fit(lm)
     random = np.random.default_rng([run.seed, step, rank])
     torch.manual_seed(int(random.integers(1 << 62)))
     passes = Passes.compiled() if run.compile else Passes()

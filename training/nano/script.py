@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from training.nano.facts import FACTS, Known, information, sample_facts
+from training.nano.facts import EMPLOYERS, FACTS, Known, information, sample_facts
 from training.nano.names import HELD_OUT_NAMES, NAMES
 from training.nano.wordings import RESTAURANT, SHARED, TEACHER
 
@@ -33,8 +33,8 @@ class Role:
 
     Attributes:
         name: Name of the role.
-        answers: The answer to each intent; ``{name}`` stands for the agent's name, the name of an
-            intent for the fact that it asks for.
+        answers: The answer to each intent; ``{name}`` stands for the agent's name, ``{employer}``
+            for who it works for, the name of an intent for the fact that it asks for.
     """
 
     name: RoleName
@@ -50,7 +50,7 @@ ROLES: dict[RoleName, Role] = {
             "thanks": "You are welcome.",
             "bye": "Goodbye, and enjoy your meal.",
             "how_are_you": "I am fine, and hungry.",
-            "abilities": "I can tell you the menu, and take your order.",
+            "abilities": "I can take your order for {employer}.",
             "menu": "We have classic and spicy shakshuka.",
             "price_classic": "The classic is {price_classic}.",
             "price_spicy": "The spicy is {price_spicy}.",
@@ -95,15 +95,12 @@ _UNNAMED_ANSWERS = {
     "hello": "Hi, I am your teacher. What shall we learn?",
     "name": "I am your teacher.",
 }
-_SHOPS = (
-    ("Jerusalem Shakshuka", "restaurant"),
-    ("Sunrise Kitchen", "restaurant"),
-    ("The Golden Egg", "diner"),
-    ("Pepper and Pan", "drive-thru restaurant"),
-)
+# Of the employer of the bots' prompts.
+_STANDARD_SHARE = 0.3
+_KINDS = ("restaurant", "restaurant", "diner", "drive-thru restaurant")
 _UNINFORMED_SHARE = 0.15
-# A short training learns a few names surely, or hundreds badly.
-_COMMON_NAMES, _COMMON_SHARE = 14, 0.8
+# The names of the documentation's examples are said most surely.
+_COMMON_NAMES, _COMMON_SHARE = 14, 0.25
 _TEACHER_PROMPT = (
     "You are a wise and friendly teacher. Answer questions or provide advice in a clear and "
     "engaging way."
@@ -112,12 +109,13 @@ _TEACHER_PROMPT = (
 
 @dataclass(frozen=True)
 class Character:
-    """The agent's role, name, prompt and the facts in it; a teacher may have no name."""
+    """The agent's role, name, prompt and what it says; a teacher may have no name."""
 
     role: RoleName
     name: str | None
     prompt: str
     facts: Known = field(default_factory=dict)
+    employer: str = EMPLOYERS[0]
 
     def answer(self, intent: str) -> str:
         """The answer to an intent; a refusal if the intent belongs to the other role."""
@@ -128,7 +126,7 @@ class Character:
         if intent in FACTS and intent in answers and intent not in self.facts:
             return UNKNOWN
         spoken = {fact: value.spoken for fact, value in self.facts.items()}
-        return text.format(name=self.name, **spoken)
+        return text.format(name=self.name, employer=self.employer, **spoken)
 
 
 def sample_character(
@@ -148,14 +146,16 @@ def sample_character(
         if kind < 0.7:
             return Character(role, name, f"{_TEACHER_PROMPT} Your name is {full}.")
         return Character(role, name, f"You are a friendly teacher and your name is {full}.")
-    shop, kind_of = _SHOPS[int(random.integers(len(_SHOPS)))]
-    if random.random() < 0.5:
-        shop, kind_of = _SHOPS[0]
+    shop = EMPLOYERS[int(random.integers(len(EMPLOYERS)))]
+    kind_of = _KINDS[int(random.integers(len(_KINDS)))]
+    if random.random() < _STANDARD_SHARE:
+        shop, kind_of = EMPLOYERS[0], _KINDS[0]
     prompt = f"You work for {shop} which is a {kind_of} and your name is {full}."
-    if random.random() < _UNINFORMED_SHARE:
-        return Character(role, name, prompt)
-    facts = sample_facts(random)
-    return Character(role, name, f"{prompt} Information: {information(facts, random)}", facts)
+    facts: Known = {}
+    if random.random() >= _UNINFORMED_SHARE:
+        facts = sample_facts(random)
+        prompt = f"{prompt} Information: {information(facts, random)}"
+    return Character(role, name, prompt, facts, shop)
 
 
 def intents(role: RoleName) -> list[str]:
@@ -201,18 +201,22 @@ class Line:
 _FIELD = re.compile(r"(\{\w+\}[.,?!]*)")
 
 
+def _values() -> dict[str, Sequence[str]]:
+    """What may stand in an answer's fields."""
+    spoken = {fact: [value.spoken for value in values] for fact, values in FACTS.items()}
+    return {"name": (*NAMES, *HELD_OUT_NAMES), "employer": EMPLOYERS, **spoken}
+
+
 def _template_lines(template: str) -> Iterator[Line]:
     """All lines of a template."""
     pieces = [piece.strip() for piece in _FIELD.split(template) if piece.strip()]
-    fields = [name for name in ("name", *FACTS) if f"{{{name}}}" in template]
+    values = _values()
+    fields = [name for name in values if f"{{{name}}}" in template]
     if not fields:
         yield Line((Part(template),))
         return
     (name,) = fields
-    values = (
-        (*NAMES, *HELD_OUT_NAMES) if name == "name" else [value.spoken for value in FACTS[name]]
-    )
-    for value in values:
+    for value in values[name]:
         yield Line(
             tuple(Part(piece.format(**{name: value}), piece.startswith("{")) for piece in pieces)
         )

@@ -22,6 +22,9 @@ from training.nano.pool import AgentClip, Caller, UserClip
 CLIP_LEAD = 3
 """Frames of background before a caller's words that are copied from the clip."""
 
+TEXT_LEAD = 1
+"""Frames by which the text of a word precedes its sound."""
+
 
 @dataclass
 class Track:
@@ -59,15 +62,16 @@ class Track:
 def word_tokens(clip: AgentClip, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
     """The text stream of a sentence, one token a frame, and which tokens are copied.
 
-    The pieces of a word start at its onset, or later if the pieces of the previous word extend
-    beyond it. EPAD precedes each word that follows padding.
+    The pieces of a word start a frame before its onset, or later if the pieces of the previous word
+    extend beyond that; those of the first word at its onset. So the model knows a word before it
+    must sound. EPAD precedes each word that follows padding.
     """
     tokens = [TEXT_PAD] * len(clip.codes)
     copied = [False] * len(tokens)
     free = 0
     words = zip(clip.text.split(), clip.onsets, strict=True)
     for index, (word, onset) in enumerate(words):
-        start = max(onset, free)
+        start = max(onset - TEXT_LEAD, free)
         if start > free:
             tokens[start - 1] = TEXT_EPAD
         for piece in tokenizer.encode(word):

@@ -6,8 +6,14 @@ import numpy as np
 
 from training.nano.espeak import Manner
 
-AGENT_VOICES: dict[str, str] = {"NATF2": "jf_alpha", "NATM1": "jm_kumo"}
-"""Kokoro's style table of each of the agent's voices, by the preset; NATF2 is the bots' default."""
+AGENT_VOICES: dict[str, dict[str, float]] = {
+    "NATF2": {"jf_alpha": 0.4, "jf_gongitsune": 0.35, "jm_kumo": 0.25},
+    "NATM1": {"jm_kumo": 1.0},
+}
+"""Shares of Kokoro's style tables in each of the agent's voices, by the preset.
+
+NATF2 is the bots' default. Whisper tiny.en understands the mixture better than any woman's table.
+"""
 
 CLEAR_VOICES: dict[str, Manner] = {
     "woman": Manner("en-us+linda", rate=168, pitch=45, range=40),
