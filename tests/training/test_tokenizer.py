@@ -14,6 +14,7 @@ import torch
 from pipecat_personaplex.constants import TEXT_EPAD, TEXT_PAD
 from tests.golden_data import CHECKPOINT
 from training.nano import script
+from training.nano.copying import word_rows
 from training.nano.material import WORDS
 from training.nano.progress import StateMissing, load_state, save_state
 from training.nano.tokenizer import PIECES, replace_tokenizer, train_tokenizer
@@ -76,6 +77,13 @@ def test_a_language_model_keeps_its_rows(tmp_path: Path) -> None:
         torch.testing.assert_close(after[PIECES:], before[count:])
         for token in (TEXT_EPAD, TEXT_PAD):
             torch.testing.assert_close(after[token], before[token])
-        pieces = old.encode("Margaret")
-        assert len(pieces) > 1
-        torch.testing.assert_close(after[new.encode("Margaret")[0]], before[pieces].mean(dim=0))
+    pieces, (piece,) = old.encode("Margaret"), new.encode("Margaret")
+    assert len(pieces) > 1
+    table = state["parts"][TABLES[2]]
+    torch.testing.assert_close(table[piece], parts[TABLES[2]][pieces].mean(dim=0))
+    rows = word_rows(new, 6)
+    inputs, outputs = (state["parts"][name] for name in TABLES[:2])
+    torch.testing.assert_close(inputs[piece], rows.inputs[piece])
+    (other,) = new.encode("Nicole")
+    difference = outputs[piece] - outputs[other]
+    torch.testing.assert_close(difference, rows.outputs[piece] - rows.outputs[other])

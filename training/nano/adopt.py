@@ -20,6 +20,8 @@ from pipecat_personaplex.checkpoint.layout import Entry, lm_layout, mimi_layout
 from pipecat_personaplex.checkpoint.weights import FileSource
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano.codec import new_codec
+from training.nano.copying import insert_copying_layer
+from training.nano.lm import LM_CONFIG
 from training.nano.parallel_lm import new_lm
 from training.nano.progress import save_state
 
@@ -50,7 +52,8 @@ def finished_codec(checkpoint: Path) -> Mimi:
 def adopt(checkpoint: Path, folder: Path) -> None:
     """Write training states of codec and language model with the weights of a checkpoint.
 
-    Also copies the tokenizer. Heads and optimizers, which a checkpoint does not have, start new.
+    A language model that has a layer less than the recipe's gets the copying layer. Also copies the
+    tokenizer. Heads and optimizers, which a checkpoint does not have, start new.
 
     Raises:
         FileExistsError: The folder has a training state already.
@@ -59,10 +62,15 @@ def adopt(checkpoint: Path, folder: Path) -> None:
     mimi = finished_codec(checkpoint)
     lm = new_lm(config.lm)
     fill(lm, lm_layout(lm, config.lm.dep_q), checkpoint / MODEL_FILE)
-    for name, model in (("codec", mimi), ("lm", lm)):
+    states = {
+        "codec": {f"mimi.{name}": part for name, part in mimi.state_dict().items()},
+        "lm": {f"lm.{name}": part for name, part in lm.state_dict().items()},
+    }
+    if config.lm.num_layers == LM_CONFIG.num_layers - 1:
+        states["lm"] = insert_copying_layer(states["lm"], LM_CONFIG)
+    for name, parts in states.items():
         path = folder / f"{name}.pt"
         if path.exists():
             raise FileExistsError(f"{path} exists; use a folder without training states")
-        prefix = "mimi" if model is mimi else "lm"
-        save_state(path, {"parts": {f"{prefix}.{n}": t for n, t in model.state_dict().items()}})
+        save_state(path, {"parts": parts})
     shutil.copyfile(checkpoint / TOKENIZER_FILE, folder / "tokenizer.model")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,17 +91,26 @@ def record_agent(folder: Path, others: int, part: int = 0, parts: int = 1) -> No
         parts: Processes that share the work.
     """
     texts = [*script_texts(), *other_texts(others)]
+    known = {voice: _rows(folder, voice) for voice in AGENT_VOICES}
     for number in range(part, -(-len(texts) // _TEXTS_EACH), parts):
         for voice in AGENT_VOICES:
             path = _file(folder, voice, number)
             some = texts[number * _TEXTS_EACH : (number + 1) * _TEXTS_EACH]
             if [row["text"] for row in load_state(path).get("utterances", [])] == some:
                 continue
-            save_state(path, {"utterances": [_row(synthesise(voice, text)) for text in some]})
+            # A changed script moves texts to other files.
+            rows = [known[voice].get(text) or _row(synthesise(voice, text)) for text in some]
+            save_state(path, {"utterances": rows})
 
 
-def _row(spoken: Utterance) -> dict[str, object]:
+def _row(spoken: Utterance) -> dict[str, Any]:
     return {"text": spoken.text, "pcm": to_int16(spoken.pcm), "words": spoken.words}
+
+
+def _rows(folder: Path, voice: str) -> dict[str, dict[str, Any]]:
+    """All that is on disk of a voice, by text."""
+    paths = sorted((folder / "agent").glob(f"{voice}-*.pt"))
+    return {row["text"]: row for path in paths for row in load_state(path)["utterances"]}
 
 
 def load_agent(folder: Path, voice: str) -> Recorded:
@@ -109,11 +119,9 @@ def load_agent(folder: Path, voice: str) -> Recorded:
     Raises:
         StateMissing: Texts of the script are not among them.
     """
-    paths = sorted((folder / "agent").glob(f"{voice}-*.pt"))
     recorded = {
-        row["text"]: Utterance(row["text"], from_int16(row["pcm"]), row["words"], ())
-        for path in paths
-        for row in load_state(path)["utterances"]
+        text: Utterance(text, from_int16(row["pcm"]), row["words"], ())
+        for text, row in _rows(folder, voice).items()
     }
     if missing := set(script_texts()) - recorded.keys():
         raise StateMissing(

@@ -12,7 +12,6 @@ from training.nano import script, wordings
 from training.nano.clips import Background
 from training.nano.codec_data import add_at
 from training.nano.espeak import Pcm
-from training.nano.facts import FACTS
 from training.nano.microphone import Microphone
 from training.nano.names import HELD_OUT_NAMES, NAMES
 from training.nano.noise import rms
@@ -23,6 +22,10 @@ _BEFORE_SECONDS = 1.0
 # From the caller's last word to the next turn: long enough for any answer.
 _ANSWER_SECONDS = 4.8
 _TURNS = 4
+_OF_THE_PROMPT = [
+    *("name", "abilities", "menu", "in_classic", "in_spicy"),
+    *("price_classic", "price_spicy", "hours", "location"),
+]
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ def _call(
     character = script.sample_character(random, "restaurant" if prompt else None, names)
     manners = held_out_voices()
     track = _CallerTrack(random, manners[index % len(manners)], [])
-    known = ["name", "abilities", *FACTS] if prompt else script.intents(character.role)
+    known = _OF_THE_PROMPT if prompt else script.intents(character.role)
     turns: list[CallerTurn] = []
     if interrupt:
         # The answer to "hello" is long enough to be interrupted.

@@ -26,7 +26,6 @@ from pipecat_personaplex.engine.prompt import SILENCE_FRAMES, Tokenizer, text_pr
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.delay_pattern import prompt_columns
 from training.nano import script, wordings
-from training.nano.facts import FACTS
 from training.nano.pool import AgentClip, Caller, Pool, UserClip
 from training.nano.tracks import (
     CLIP_LEAD,
@@ -73,6 +72,10 @@ _GIVEN_SHARE = 0.15
 _GIVEN_WEIGHT = 0.1
 # Share of a restaurant's questions that ask for facts of the prompt.
 _FACTS_SHARE = 0.3
+_ABOUT_FACTS = [
+    *("menu", "order_classic", "order_spicy", "in_classic", "in_spicy"),
+    *("price_classic", "price_spicy", "hours", "hours", "location", "location"),
+]
 # Shares of examples without a prompt, and with a prompt far back in time.
 _PROMPTLESS_SHARE = 0.08
 _LEAP_SHARE = 0.3
@@ -179,7 +182,7 @@ class DialogueWriter:
         if kind < _SHARED_SHARE:
             wanted = [*wordings.SHARED, "hello", "abilities", "name", "name", "name"]
         elif character.role == "restaurant" and kind < _SHARED_SHARE + _FACTS_SHARE:
-            wanted = list(FACTS)
+            wanted = _ABOUT_FACTS
         else:
             other = kind > 1 - _OTHER_ROLE_SHARE
             wanted = [intent for intent in wordings.INTENTS if (intent in own) != other]

@@ -28,7 +28,6 @@ from training.nano.calls import (
     story_calls,
 )
 from training.nano.espeak import Pcm
-from training.nano.facts import FACTS
 from training.nano.names import HELD_OUT_NAMES
 
 SEEDS = (0, 1, 2)
@@ -41,6 +40,8 @@ _ONSET_HOPS = 4
 _LATEST_ANSWER = 2.0
 _SILENCE_SECONDS = 300
 _ALIGN_SECONDS = 0.12
+# Facts that are counted apart from prices, hours and streets.
+_MENU = ("employer", "dish", "in_classic", "in_spicy")
 
 
 @dataclass
@@ -52,7 +53,7 @@ class CallMetrics:
     unseen_name: list[bool] = field(default_factory=list)
     fact: list[bool] = field(default_factory=list)
     declined: list[bool] = field(default_factory=list)
-    employer: list[bool] = field(default_factory=list)
+    menu: list[bool] = field(default_factory=list)
     other_role: list[bool] = field(default_factory=list)
     answered: list[bool] = field(default_factory=list)
     delay: list[float] = field(default_factory=list)
@@ -73,7 +74,7 @@ class CallMetrics:
             "facts": float(len(self.fact)),
             "fact_right": _mean(self.fact),
             "unknown_declined": _mean(self.declined),
-            "employer_right": _mean(self.employer),
+            "menu_right": _mean(self.menu),
             "other_role": _mean(self.other_role),
             "answered": _mean(self.answered),
             "delay_median_s": _median(self.delay),
@@ -141,10 +142,11 @@ def _judge_turn(
     into.intent.append(right)
     if (name := call.character.name) and name in expected:
         (into.unseen_name if name in HELD_OUT_NAMES else into.name).append(name in names_in(text))
-    if call.character.role == "restaurant" and turn.intent in FACTS:
-        (into.fact if turn.intent in call.character.facts else into.declined).append(right)
-    if call.character.role == "restaurant" and turn.intent == "abilities":
-        into.employer.append(right)
+    if fact := script.fact_of(script.ROLES[call.character.role].answers.get(turn.intent, "")):
+        if fact not in call.character.facts:
+            into.declined.append(right)
+        else:
+            (into.menu if fact in _MENU else into.fact).append(right)
     into.other_role.append(is_of_another_role(call.character.role, text))
     if right and begun and text == expected:
         spoken = reference(call.voice, expected).pcm

@@ -1,4 +1,4 @@
-"""Facts that a prompt may state: prices, closing time and street, written and spoken.
+"""Facts that a prompt may state, from the employer to the street, written and spoken.
 
 The agent's answers copy them. Each has at least 60 values, which a prompt combines at random; what
 the prompt does not state, the agent does not know.
@@ -17,7 +17,7 @@ _NUMBERS = (
     *("nineteen", "twenty"),
 )
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_KNOWN_SHARE = 0.75
+_KNOWN_SHARE = 0.8
 # Share of prompts with the facts of the bots' prompts, which most callers will ask about.
 _STANDARD_SHARE = 0.35
 
@@ -65,28 +65,72 @@ STREETS = tuple(
     """.split()
     for street in (f"{name} Street", f"{name} Road")
 )
-EMPLOYERS = (
-    *("Jerusalem Shakshuka", "Sunrise Kitchen", "The Golden Egg", "Pepper and Pan"),
-    *(
-        f"{first} {second}"
-        for first in "Blue Lucky Little Royal Green Happy Corner Village".split()
-        for second in "Pepper Garden Spoon Oven Table Tomato Plate Bakery".split()
-    ),
+EMPLOYERS = tuple(
+    Value(name, name)
+    for name in (
+        *("Jerusalem Shakshuka", "Sunrise Kitchen", "The Golden Egg", "Pepper and Pan"),
+        *(
+            f"{first} {second}"
+            for first in "Blue Lucky Little Royal Green Happy Corner Village".split()
+            for second in "Pepper Garden Spoon Oven Table Tomato Plate Bakery".split()
+        ),
+    )
 )
-"""Names of restaurants that a prompt may say the agent works for."""
-
+DISHES = tuple(
+    Value(dish, dish)
+    for dish in """
+    shakshuka curry soup stew pizza pasta burger salad sandwich omelet taco burrito wrap pie chili
+    risotto lasagna ramen kebab falafel hummus paella goulash gumbo quiche pancake waffle toast
+    bagel sushi rice chicken salmon steak tofu dumpling porridge crepe roast casserole potato
+    mushroom lentil lobster shrimp turkey duck lamb sausage meatball tortilla spaghetti macaroni
+    cabbage corn pumpkin tomato cheese fish noodle vegetable bean
+    """.split()
+)
+_INGREDIENTS = (
+    "beans rice cheese onions carrots peas corn spinach mushrooms potatoes cream butter".split()
+)
+_HOT = "jalapenos chili ginger garlic mustard pepper".split()
+MILD_CONTENTS = tuple(
+    Value(text, text)
+    for text in (
+        "poached eggs",
+        *(
+            f"{first} and {second}"
+            for index, first in enumerate(_INGREDIENTS)
+            for second in _INGREDIENTS[index + 1 :]
+        ),
+    )
+)
+HOT_CONTENTS = tuple(
+    Value(text, text)
+    for text in (
+        "scrambled eggs with jalapenos",
+        *(f"{first} with {second}" for first in _INGREDIENTS for second in _HOT),
+    )
+)
 FACTS: dict[str, tuple[Value, ...]] = {
+    "employer": EMPLOYERS,
+    "dish": DISHES,
+    "in_classic": MILD_CONTENTS,
+    "in_spicy": HOT_CONTENTS,
     "price_classic": PRICES,
     "price_spicy": PRICES,
     "hours": TIMES,
     "location": STREETS,
 }
-"""The values of each fact, by the intent that asks for it."""
+"""The values of each fact."""
 
 Known = Mapping[str, Value]
-"""The facts that a prompt states, by intent."""
+"""What a prompt states, by the name of the fact."""
 
-STANDARD: dict[str, Value] = {"price_classic": _price(9, 50), "price_spicy": _price(10, 25)}
+STANDARD: dict[str, Value] = {
+    "employer": EMPLOYERS[0],
+    "dish": DISHES[0],
+    "in_classic": MILD_CONTENTS[0],
+    "in_spicy": HOT_CONTENTS[0],
+    "price_classic": _price(9, 50),
+    "price_spicy": _price(10, 25),
+}
 """The facts of the bots' own prompt."""
 _STANDARD_TALK = {"hours": _time(10, 30), "location": Value("Market Street", "Market Street")}
 
@@ -95,37 +139,44 @@ _ADDRESSES = ("Address: {} {}.", "Our address is {} {}.")
 
 
 def sample_facts(random: np.random.Generator) -> Known:
-    """Sample the facts of a prompt; some are left out."""
+    """Sample what a prompt states: always an employer; others may be left out."""
     if random.random() < _STANDARD_SHARE:
         return STANDARD if random.random() < 0.5 else STANDARD | _STANDARD_TALK
+    known = {
+        fact: values[int(random.integers(len(values)))]
+        for fact, values in FACTS.items()
+        if fact == "employer" or random.random() < _KNOWN_SHARE
+    }
+    # Contents and prices stand in the sentence that names the dish.
     return {
-        intent: values[int(random.integers(len(values)))]
-        for intent, values in FACTS.items()
-        if random.random() < _KNOWN_SHARE
+        fact: value
+        for fact, value in known.items()
+        if "dish" in known or not fact.startswith(("in_", "price_"))
     }
 
 
 def information(known: Known, random: np.random.Generator | None = None) -> str:
-    """The sentences of a prompt that state facts.
+    """The sentences of a prompt that state facts, but for the employer.
 
     Args:
         known: The facts.
         random: Chooses wordings, house number and order; without it, they are the same each time.
     """
     random = random or np.random.default_rng(0)
-    classic, spicy = (
-        f", {known[intent].written}" if intent in known else ""
-        for intent in ("price_classic", "price_spicy")
-    )
-    sentences = [
-        f"There are two shakshuka options: Classic (poached eggs{classic}) and Spicy (scrambled "
-        f"eggs with jalapenos{spicy})."
-    ]
-    others = []
+    menu, others = [], []
+    if "dish" in known:
+        options = []
+        for name in ("classic", "spicy"):
+            facts = (f"{kind}_{name}" for kind in ("in", "price"))
+            stated = ", ".join(known[fact].written for fact in facts if fact in known)
+            options.append(f"{name.capitalize()} ({stated})" if stated else name.capitalize())
+        menu.append(
+            f"There are two {known['dish'].written} options: {options[0]} and {options[1]}."
+        )
     if "hours" in known:
         others.append(str(random.choice(_HOURS)).format(known["hours"].written))
     if "location" in known:
         number = int(random.integers(1, 100))
         others.append(str(random.choice(_ADDRESSES)).format(number, known["location"].written))
     random.shuffle(others)
-    return " ".join(sentences + others)
+    return " ".join(menu + others)

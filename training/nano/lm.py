@@ -20,6 +20,7 @@ from training.nano import wordings
 from training.nano.caller_embedding import CallerEmbedding, centroid_features
 from training.nano.codec import CONFIG as MIMI_CONFIG
 from training.nano.codec import load_codec
+from training.nano.copying import start_copying
 from training.nano.corruption import corrupt_inputs
 from training.nano.dialogues import COPIED_WEIGHT, DialogueWriter, Example
 from training.nano.parallel_lm import depth_logits, hidden_states, new_lm
@@ -31,7 +32,7 @@ from training.nano.tokenizer import PIECES
 
 LM_CONFIG = LMConfig(
     dim=224,
-    num_layers=5,
+    num_layers=6,
     num_heads=4,
     hidden_scale=3.0,
     context=1500,
@@ -228,6 +229,8 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
         if "optimizer" in state:
             optimizer.load_state_dict(state["optimizer"])
             step, clock.spent = state["step"], state["spent"]
+    else:
+        start_copying(lm, tokenizer)
     random = np.random.default_rng([run.seed, step, rank])
     torch.manual_seed(int(random.integers(1 << 62)))
     passes = Passes.compiled() if run.compile else Passes()

@@ -81,7 +81,7 @@ def to_int16(pcm: NDArray[np.float32]) -> torch.Tensor:
 
 def from_int16(samples: torch.Tensor) -> NDArray[np.float32]:
     """The audio of ``to_int16``."""
-    return samples.numpy().astype(np.float32) / _FULL_SCALE
+    return samples.numpy().astype(np.float32) / np.float32(_FULL_SCALE)
 
 
 def report(log: Path, row: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from training.nano.facts import EMPLOYERS, FACTS, Known, information, sample_facts
+from training.nano.facts import FACTS, Known, information, sample_facts
 from training.nano.names import HELD_OUT_NAMES, NAMES
 from training.nano.wordings import RESTAURANT, SHARED, TEACHER
 
@@ -24,7 +24,8 @@ BACKCHANNEL = "Uh-huh."
 """The agent's response to a story, while the caller continues to speak."""
 
 UNKNOWN = "Sorry, I do not know that."
-_SURNAMES = ("Foster", "Baker", "Stone", "Miller", "Reed", "Hill")
+SURNAMES = ("Foster", "Baker", "Stone", "Miller", "Reed", "Hill")
+"""Surnames that a prompt may add; the agent does not say them."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Role:
 
     Attributes:
         name: Name of the role.
-        answers: The answer to each intent; ``{name}`` stands for the agent's name, ``{employer}``
-            for who it works for, the name of an intent for the fact that it asks for.
+        answers: The answer to each intent. ``{name}`` stands for the agent's name, and at most one
+            other field for the fact of that name.
     """
 
     name: RoleName
@@ -51,13 +52,13 @@ ROLES: dict[RoleName, Role] = {
             "bye": "Goodbye, and enjoy your meal.",
             "how_are_you": "I am fine, and hungry.",
             "abilities": "I can take your order for {employer}.",
-            "menu": "We have classic and spicy shakshuka.",
+            "menu": "We have classic and spicy {dish}.",
             "price_classic": "The classic is {price_classic}.",
             "price_spicy": "The spicy is {price_spicy}.",
-            "order_classic": "One classic shakshuka, coming up.",
-            "order_spicy": "One spicy shakshuka, coming right away.",
-            "in_classic": "It has poached eggs and tomatoes.",
-            "in_spicy": "It has scrambled eggs and jalapenos.",
+            "order_classic": "One classic {dish}, coming up.",
+            "order_spicy": "One spicy {dish}, coming right away.",
+            "in_classic": "It has {in_classic}.",
+            "in_spicy": "It has {in_spicy}.",
             "drinks": "We have coffee, tea and lemon juice.",
             "hours": "We are open until {hours}.",
             "location": "We are on {location}.",
@@ -95,8 +96,6 @@ _UNNAMED_ANSWERS = {
     "hello": "Hi, I am your teacher. What shall we learn?",
     "name": "I am your teacher.",
 }
-# Of the employer of the bots' prompts.
-_STANDARD_SHARE = 0.3
 _KINDS = ("restaurant", "restaurant", "diner", "drive-thru restaurant")
 _UNINFORMED_SHARE = 0.15
 # The names of the documentation's examples are said most surely.
@@ -107,6 +106,11 @@ _TEACHER_PROMPT = (
 )
 
 
+def fact_of(answer: str) -> str | None:
+    """The name of the fact that an answer copies from the prompt; None without one."""
+    return next((fact for fact in FACTS if f"{{{fact}}}" in answer), None)
+
+
 @dataclass(frozen=True)
 class Character:
     """The agent's role, name, prompt and what it says; a teacher may have no name."""
@@ -115,7 +119,6 @@ class Character:
     name: str | None
     prompt: str
     facts: Known = field(default_factory=dict)
-    employer: str = EMPLOYERS[0]
 
     def answer(self, intent: str) -> str:
         """The answer to an intent; a refusal if the intent belongs to the other role."""
@@ -123,10 +126,11 @@ class Character:
         if self.name is None and intent in _UNNAMED_ANSWERS:
             return _UNNAMED_ANSWERS[intent]
         text = answers.get(intent, answers[REFUSAL])
-        if intent in FACTS and intent in answers and intent not in self.facts:
+        fact = fact_of(text)
+        if fact and fact not in self.facts:
             return UNKNOWN
         spoken = {fact: value.spoken for fact, value in self.facts.items()}
-        return text.format(name=self.name, employer=self.employer, **spoken)
+        return text.format(name=self.name, **spoken)
 
 
 def sample_character(
@@ -138,7 +142,7 @@ def sample_character(
     name = common[int(random.integers(len(common)))]
     full = name
     if random.random() < 0.5:
-        full = f"{name} {_SURNAMES[int(random.integers(len(_SURNAMES)))]}"
+        full = f"{name} {SURNAMES[int(random.integers(len(SURNAMES)))]}"
     if role == "teacher":
         kind = random.random()
         if kind < 0.3:
@@ -146,16 +150,15 @@ def sample_character(
         if kind < 0.7:
             return Character(role, name, f"{_TEACHER_PROMPT} Your name is {full}.")
         return Character(role, name, f"You are a friendly teacher and your name is {full}.")
-    shop = EMPLOYERS[int(random.integers(len(EMPLOYERS)))]
-    kind_of = _KINDS[int(random.integers(len(_KINDS)))]
-    if random.random() < _STANDARD_SHARE:
-        shop, kind_of = EMPLOYERS[0], _KINDS[0]
-    prompt = f"You work for {shop} which is a {kind_of} and your name is {full}."
-    facts: Known = {}
-    if random.random() >= _UNINFORMED_SHARE:
-        facts = sample_facts(random)
-        prompt = f"{prompt} Information: {information(facts, random)}"
-    return Character(role, name, prompt, facts, shop)
+    facts = sample_facts(random)
+    told = information(facts, random)
+    if not told or random.random() < _UNINFORMED_SHARE:
+        facts, told = {"employer": facts["employer"]}, ""
+    prompt = (
+        f"You work for {facts['employer'].written} which is a {random.choice(_KINDS)} "
+        f"and your name is {full}."
+    )
+    return Character(role, name, f"{prompt} Information: {told}" if told else prompt, facts)
 
 
 def intents(role: RoleName) -> list[str]:
@@ -204,7 +207,7 @@ _FIELD = re.compile(r"(\{\w+\}[.,?!]*)")
 def _values() -> dict[str, Sequence[str]]:
     """What may stand in an answer's fields."""
     spoken = {fact: [value.spoken for value in values] for fact, values in FACTS.items()}
-    return {"name": (*NAMES, *HELD_OUT_NAMES), "employer": EMPLOYERS, **spoken}
+    return {"name": (*NAMES, *HELD_OUT_NAMES), **spoken}
 
 
 def _template_lines(template: str) -> Iterator[Line]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from training.nano import script, wordings
 from training.nano.agent_speech import other_texts
+from training.nano.copying import SPACE, word_rows
 from training.nano.facts import FACTS
 from training.nano.material import WORDS
 from training.nano.progress import StateMissing, load_state, save_state
@@ -27,7 +28,6 @@ _OTHERS = 4000
 _HOUSE_NUMBERS = 100
 # Byte fallback encodes all other characters; these are included so that it is rarely needed.
 _ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?'()$&-<>"
-_SPACE = "\u2581"  # SentencePiece's mark of a word's beginning
 # The tables of a language model that have a row for each token.
 _TABLES = ("lm.text_emb.weight", "lm.text_linear.weight", "lm.depth.text_emb.weight")
 
@@ -53,7 +53,7 @@ def _known_pieces(texts: list[str]) -> list[str]:
             if amount := re.match(r"(\$?\d+)([.:]\d\d)?", value.written):
                 numbers.add(amount[1])
                 parts.add(amount[2])
-    return sorted(_SPACE + each for each in words | numbers) + sorted(parts - {None})
+    return sorted(SPACE + each for each in words | numbers) + sorted(parts - {None})
 
 
 def train_tokenizer(path: Path) -> None:
@@ -89,8 +89,8 @@ def train_tokenizer(path: Path) -> None:
 def replace_tokenizer(folder: Path) -> None:
     """Train the tokenizer anew and give the language model's state a row for each new token.
 
-    A token's row is the mean of those of the same characters' tokens before. To be run when the
-    script has new words, and after ``adopt``.
+    A token's row is the mean of those of the same characters' tokens before, or that of
+    ``copying``. To be run when the script has new words, and after ``adopt``.
 
     Args:
         folder: Folder of the training states, with the old tokenizer.
@@ -105,18 +105,26 @@ def replace_tokenizer(folder: Path) -> None:
     train_tokenizer(path)
     new = sentencepiece.SentencePieceProcessor(str(path))
     before = [_before(new.id_to_piece(number), old) for number in range(new.vocab_size())]
-    parts = state["parts"] | {
-        name: _moved_rows(state["parts"][name], before, old.vocab_size()) for name in _TABLES
-    }
-    save_state(folder / "lm.pt", {"parts": parts})
+    parts = state["parts"]
+    moved = {name: _moved_rows(parts[name], before, old.vocab_size()) for name in _TABLES}
+    inputs, outputs, _ = (moved[name] for name in _TABLES)
+    rows = word_rows(new, inputs.shape[1])
+    common = outputs[: len(before)].mean(dim=0)
+    for token, tokens in enumerate(before):
+        word = len(tokens) > 1 and new.id_to_piece(token).startswith(SPACE)
+        if word or token in rows.written:
+            inputs[token] = rows.inputs[token]
+        if word or token in rows.spoken:
+            outputs[token] = common + rows.outputs[token]
+    save_state(folder / "lm.pt", {"parts": parts | moved})
 
 
 def _before(piece: str, old: sentencepiece.SentencePieceProcessor) -> list[int]:
     """The old tokens of a new token's characters."""
     if piece == old.id_to_piece(same := old.piece_to_id(piece)):
         return [same]
-    found: list[int] = old.encode(piece.replace(_SPACE, " "))
-    inside = not piece.startswith(_SPACE) and old.id_to_piece(found[0]) == _SPACE
+    found: list[int] = old.encode(piece.replace(SPACE, " "))
+    inside = not piece.startswith(SPACE) and old.id_to_piece(found[0]) == SPACE
     return found[1:] if inside else found
 
 
