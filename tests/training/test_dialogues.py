@@ -52,8 +52,8 @@ def test_the_prompt_equals_the_engines() -> None:
     assert start == bool(example.positions[0] == 0)
 
 
-def test_words_start_at_their_onsets() -> None:
-    clip = AgentClip("no way out", torch.zeros(14, 8), [0, 5, 6], copied=[1])
+def test_words_start_a_frame_before_their_onsets() -> None:
+    clip = AgentClip("no way out", torch.zeros(14, 8), [0, 6, 7], copied=[1])
     tokens, copied = word_tokens(clip, Letters())
     no, way, out = (Letters().encode(word) for word in ("no", "way", "out"))
     assert tokens[:2] == no

@@ -226,7 +226,7 @@ def _train(folder: Path, run: LMRun, device: torch.device, rank: int, count: int
         parts.load_state_dict(state["parts"], strict=complete)
         if not complete:
             callers.fit(lm)
-        if "optimizer" in state:
+        if complete and "optimizer" in state:
             optimizer.load_state_dict(state["optimizer"])
             step, clock.spent = state["step"], state["spent"]
     else:
