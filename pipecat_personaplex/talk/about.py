@@ -61,8 +61,8 @@ def describe_model(model: str) -> ModelInfo:
         return ModelInfo(
             NANO,
             "A small demonstration model that runs on any computer. It knows the topics of two "
-            "roles by heart, and takes its name, prices, closing time and street from the role's "
-            "text. Its voice is rough: it was trained on synthetic speech.",
+            "roles by heart, and takes its name, employer, menu, prices, closing time and street "
+            "from the role's text. Its voice is rough: it was trained on synthetic speech.",
             (
                 Role(
                     "service",
