@@ -25,7 +25,7 @@ from training.nano.dialogues import (
 from training.nano.facts import FACTS, STANDARD
 from training.nano.names import NAMES
 from training.nano.pool import AgentClip, UserClip
-from training.nano.tracks import Track, change_pace, word_tokens
+from training.nano.tracks import Track, change_pace, copied_frames, word_tokens
 
 POOL = random_pool()
 WRITER = DialogueWriter(POOL, Letters(), CONFIG)
@@ -240,6 +240,22 @@ def test_words_that_are_copied_from_the_prompt_have_more_weight() -> None:
     tokens = {token for value in values for token in Letters().encode(f"{value}.,")}
     assert letters and set(letters) <= tokens
     assert weighted.sum() < (example.targets[:, TEXT] > TEXT_PAD).sum() / 2
+
+
+def test_the_sound_of_words_outside_the_script_is_learnt_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clip = AgentClip("My name is Owen. Hello.", torch.zeros(12, 8), [0, 2, 4, 6, 9], copied=[3])
+    assert copied_frames(clip).nonzero()[:, 0].tolist() == [6, 7, 8]
+    clip = AgentClip("My name is Owen.", torch.zeros(9, 8), [0, 2, 4, 6], copied=[3])
+    assert copied_frames(clip).nonzero()[:, 0].tolist() == [6, 7, 8]
+    monkeypatch.setattr(dialogues, "_GIVEN_SHARE", 1)
+    weights = WRITER.example(500, np.random.default_rng(2)).audio_weights
+    assert (weights == dialogues.NEW_WORDS).any() and not (weights == 1)[:-6].all()
+    monkeypatch.setattr(dialogues, "_GIVEN_SHARE", 0)
+    shares = [WRITER.example(500, np.random.default_rng(seed)).audio_weights for seed in range(20)]
+    new = sum(int((weights == dialogues.NEW_WORDS).sum()) for weights in shares)
+    assert 0 < new < sum(int((weights == 1).sum()) for weights in shares)
 
 
 def test_no_sentence_reveals_its_name_before_the_name() -> None:

@@ -32,6 +32,7 @@ from training.nano.tracks import (
     Track,
     background,
     change_pace,
+    copied_frames,
     word_tokens,
     write_question,
 )
@@ -66,8 +67,10 @@ _DECIDING = 0.4
 _AFTER_SPEECH = 6
 COPIED_WEIGHT = 6.0
 """Weight of the few tokens that only the prompt tells."""
+NEW_WORDS = 2.0
+"""Weight of the audio of words that the script does not fix."""
 # Share of turns in which the agent says a sentence that it was given, without a question.
-_GIVEN_SHARE = 0.15
+_GIVEN_SHARE = 0.3
 # Weight of its words.
 _GIVEN_WEIGHT = 0.1
 # Share of a restaurant's questions that ask for facts of the prompt.
@@ -90,7 +93,8 @@ class Example:
         positions: Positions of the inputs, [T].
         targets: Tokens that each input predicts, text and the agent's codes, [T, 9].
         text_weights: Weight of each text target, [T].
-        audio_weights: Weight of each frame's audio targets, [T].
+        audio_weights: Weight of each frame's audio targets, [T]; ``NEW_WORDS`` where the agent says
+            words that the script does not fix.
         word_ends: Index of the caller's word that has just ended in each frame, [T]; -1 for none.
     """
 
@@ -221,6 +225,7 @@ class DialogueWriter:
         clip = others[int(random.integers(len(others)))]
         end = at + len(clip.codes)
         self._write_answer(track, voice, clip, at, end)
+        track.new[at:end] = True
         text = track.frames[at:end, TEXT]
         track.word_weights[at:end] = torch.where(text == TEXT_EPAD, 1.0, _GIVEN_WEIGHT)
         track.word_weights[at - 1] = 0.0
@@ -239,6 +244,7 @@ class DialogueWriter:
         track.word_weights[begin:end] = weights[:count]
         track.frames[begin - 1, TEXT] = TEXT_EPAD
         track.audible[begin:end] = True
+        track.new[begin:end] = copied_frames(clip)[:count]
 
     def _text(self, voice: str, clip: AgentClip) -> tuple[Tensor, Tensor]:
         """The text stream of a clip, and the weights of its words."""
@@ -280,6 +286,8 @@ class DialogueWriter:
         word_ends = torch.cat((torch.full((live,), -1), track.word_ends))[cut : cut + length]
         deciding = torch.cat((before, track.deciding))[cut:]
         text_weights, audio_weights = _weights(columns[1:, TEXT], audible, deciding)
+        new = torch.cat((before, track.new))[cut:][1:]
+        audio_weights[new] = NEW_WORDS
         words = torch.cat((torch.ones(live), track.word_weights))[cut:][1:]
         text_weights *= torch.where(columns[1:, TEXT] == TEXT_PAD, 1.0, words)
         given = max(live - 1, 0)

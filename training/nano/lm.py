@@ -22,7 +22,7 @@ from training.nano.codec import CONFIG as MIMI_CONFIG
 from training.nano.codec import load_codec
 from training.nano.copying import start_copying
 from training.nano.corruption import corrupt_inputs
-from training.nano.dialogues import COPIED_WEIGHT, DialogueWriter, Example
+from training.nano.dialogues import COPIED_WEIGHT, NEW_WORDS, DialogueWriter, Example
 from training.nano.parallel_lm import depth_logits, hidden_states, new_lm
 from training.nano.pool import Pool
 from training.nano.precision import fast_autocast
@@ -50,6 +50,8 @@ _TEXT_WEIGHT = 8.0
 _WORD_WEIGHT = 4.0
 # Share of a batch's quiet frames that train the depth transformer: they are all alike.
 _QUIET_SHARE = 0.06
+# Of the frames with words that the script does not fix: there are thousands to learn.
+_NEW_SHARE = 0.6
 # Text targets of a higher weight are words.
 _QUIET_WEIGHT = 0.9
 _LOG_EVERY = 20
@@ -66,8 +68,8 @@ class LMRun:
         batch: Dialogues in a step of each process.
         length: Frames of a dialogue.
         peak_rate: Highest learning rate.
-        speech_share: Share of the agent's audible frames that train the depth transformer. A part
-            is enough: it sees each clip often.
+        speech_share: Share of the agent's frames of the script's fixed words that train the depth
+            transformer. A part is enough: it sees each clip often.
         listening_share: Share of the first batch that holds callers' speech without answers; it
             falls to 0 with the time that is left. Only the loss of the callers' words counts there:
             first the model learns to understand, then to answer.
@@ -159,6 +161,7 @@ def losses(
     word_loss = F.cross_entropy(word_logits, word)
     audio_weights = batch.audio_weights
     share = torch.where(audio_weights == 1, speech_share, _QUIET_SHARE)
+    share = torch.where(audio_weights == NEW_WORDS, _NEW_SHARE, share)
     chosen = (audio_weights > 0) & (torch.rand_like(audio_weights) < share)
     codes = batch.targets[..., 1:][chosen]
     logits = passes.depth(lm.depth, hidden[chosen], text[chosen], codes).float()

@@ -36,6 +36,7 @@ class Track:
         word_ends: [T], index of the caller's word that has just ended; -1 for none.
         deciding: [T], whether the caller speaks or waits for an answer.
         word_weights: [T], weight of the text loss where the agent starts or continues a word.
+        new: [T], whether the agent says words that the script does not fix.
     """
 
     frames: Tensor
@@ -43,6 +44,7 @@ class Track:
     word_ends: Tensor
     deciding: Tensor
     word_weights: Tensor
+    new: Tensor
 
     @classmethod
     def silent(cls, length: int, silence: Tensor) -> Track:
@@ -56,7 +58,17 @@ class Track:
         frames[:, TEXT] = TEXT_PAD
         frames[:, AGENT_CODES] = frames[:, USER_CODES] = silence
         no = torch.zeros(length, dtype=torch.bool)
-        return cls(frames, no.clone(), torch.full((length,), -1), no, torch.ones(length))
+        ends = torch.full((length,), -1)
+        return cls(frames, no.clone(), ends, no.clone(), torch.ones(length), no)
+
+
+def copied_frames(clip: AgentClip) -> Tensor:
+    """Whether each frame of a sentence is of a word that is copied from the prompt, [F]."""
+    ends = [*clip.onsets[1:], len(clip.codes)]
+    frames = torch.zeros(len(clip.codes), dtype=torch.bool)
+    for word in clip.copied:
+        frames[clip.onsets[word] : ends[word]] = True
+    return frames
 
 
 def word_tokens(clip: AgentClip, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
