@@ -69,11 +69,12 @@ nano: install  ## Make the bundled nano model from nothing, in runs/nano: hours 
 	$(BIN)/pip install -c constraints.txt -e '.[voices]'
 	$(BIN)/python -m training.nano codec autoencoder --minutes 60
 	$(BIN)/python -m training.nano codec quantizer --minutes 20
+	$(BIN)/python -m training.nano agent
+	$(BIN)/python -m training.nano decoder --minutes 60
 	$(BIN)/python -m training.nano record
 	$(BIN)/python -m training.nano speak
 	$(BIN)/python -m training.nano encoder --minutes 90
 	$(BIN)/python -m training.nano clips
-	$(BIN)/python -m training.nano decoder --minutes 60
 	$(BIN)/python -m training.nano lm --minutes 150
 	$(BIN)/python -m training.nano export
 	$(BIN)/python -m training.nano evaluate

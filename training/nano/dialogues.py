@@ -70,7 +70,7 @@ COPIED_WEIGHT = 6.0
 NEW_WORDS = 2.0
 """Weight of the audio of words that the script does not fix."""
 # Share of turns in which the agent says a sentence that it was given, without a question.
-_GIVEN_SHARE = 0.3
+_GIVEN_SHARE = 0.08
 # Weight of its words.
 _GIVEN_WEIGHT = 0.1
 # Share of a restaurant's questions that ask for facts of the prompt.
