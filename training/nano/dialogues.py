@@ -70,7 +70,9 @@ COPIED_WEIGHT = 6.0
 NEW_WORDS = 2.0
 """Weight of the audio of words that the script does not fix."""
 # Share of turns in which the agent says a sentence that it was given, without a question.
-_GIVEN_SHARE = 0.08
+_GIVEN_SHARE = 0.25
+# Share of the script's lines among them: else the model takes each given sentence for another one.
+_GIVEN_LINE_SHARE = 0.75
 # Weight of its words.
 _GIVEN_WEIGHT = 0.1
 # Share of a restaurant's questions that ask for facts of the prompt.
@@ -154,7 +156,7 @@ class DialogueWriter:
         interrupts = False
         while at < length:
             if not interrupts and random.random() < _GIVEN_SHARE:
-                at = self._write_given(track, voice, at, random)
+                at = self._write_given(track, voice, character, at, random)
                 continue
             question = _at_some_pace(self._sample_question(caller, character, random), random)
             words = question.end - question.start
@@ -215,14 +217,25 @@ class DialogueWriter:
         columns = prompt_columns(track.frames, self._config)[:length]
         return Example(columns, positions, targets, nothing, nothing, track.word_ends)
 
-    def _write_given(self, track: Track, voice: str, at: int, random: np.random.Generator) -> int:
-        """Write a sentence that the agent could not know; returns the frame of the next turn.
+    def _write_given(
+        self,
+        track: Track,
+        voice: str,
+        character: script.Character,
+        at: int,
+        random: np.random.Generator,
+    ) -> int:
+        """Write a sentence that nobody has asked for; returns the frame of the next turn.
 
         In a call, such words are forced. The model learns to pronounce them and when a word starts,
         but hardly to predict them, and not to begin such a sentence.
         """
         others = self._pool.others[voice]
         clip = others[int(random.integers(len(others)))]
+        if random.random() < _GIVEN_LINE_SHARE:
+            intents = script.intents(character.role)
+            answer = character.answer(intents[int(random.integers(len(intents)))])
+            clip = self._pool.agent[voice][answer]
         end = at + len(clip.codes)
         self._write_answer(track, voice, clip, at, end)
         track.new[at:end] = True
