@@ -70,9 +70,9 @@ COPIED_WEIGHT = 6.0
 NEW_WORDS = 2.0
 """Weight of the audio of words that the script does not fix."""
 # Share of turns in which the agent says a sentence that it was given, without a question.
-_GIVEN_SHARE = 0.25
+_GIVEN_SHARE = 0.3
 # Share of the script's lines among them: else the model takes each given sentence for another one.
-_GIVEN_LINE_SHARE = 0.75
+_GIVEN_LINE_SHARE = 0.9
 # Weight of its words.
 _GIVEN_WEIGHT = 0.1
 # Share of a restaurant's questions that ask for facts of the prompt.

@@ -51,7 +51,7 @@ _WORD_WEIGHT = 4.0
 # Share of a batch's quiet frames that train the depth transformer: they are all alike.
 _QUIET_SHARE = 0.06
 # Of the frames with words that the script does not fix: there are thousands to learn.
-_NEW_SHARE = 0.4
+_NEW_SHARE = 0.6
 # Text targets of a higher weight are words.
 _QUIET_WEIGHT = 0.9
 _LOG_EVERY = 20
