@@ -116,7 +116,7 @@ def espeak_voice(voice: str, text: str) -> Utterance:
 def fast_voice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another synthesiser, and a script of fewer lines."""
     known = script.all_lines()
-    fields = ("Owen", "Maya", "Joyce")
+    fields = ("Owen", "Maya", "Joyce", "welcome")
     some = {
         text: line
         for index, (text, line) in enumerate(known.items())

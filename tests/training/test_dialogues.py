@@ -197,7 +197,10 @@ def test_questions_for_the_other_role_are_refused() -> None:
     assert "{" not in unnamed.answer("name")
 
 
-def test_given_sentences_teach_pace_and_sound_but_not_when_to_speak() -> None:
+def test_given_sentences_teach_pace_and_sound_but_not_when_to_speak(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dialogues, "_GIVEN_LINE_SHARE", 0)
     said = POOL.others["NATF2"][0].codes.long()
     found = 0
     for seed in range(12):
@@ -214,9 +217,21 @@ def test_given_sentences_teach_pace_and_sound_but_not_when_to_speak() -> None:
     assert found > 3
 
 
+def test_most_given_sentences_are_lines_of_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialogues, "_GIVEN_SHARE", 1)
+    monkeypatch.setattr(dialogues, "_GIVEN_LINE_SHARE", 1)
+    others = [clip.codes.long()[:4] for clip in POOL.others["NATF2"]]
+    track = talk(0)
+    assert track.audible.any() and bool((track.new == track.audible).all())
+    for at in range(len(track.frames) - 4):
+        spoken = track.frames[at : at + 4, AGENT_CODES]
+        assert not any(torch.equal(spoken, other) for other in others)
+
+
 def test_no_given_sentence_starts_in_an_interrupted_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialogues, "_BARGE_IN_SHARE", 1)
     monkeypatch.setattr(dialogues, "_GIVEN_SHARE", 0.5)
+    monkeypatch.setattr(dialogues, "_GIVEN_LINE_SHARE", 0)
     given = POOL.others["NATF2"][0].codes.long()[:4]
     found = 0
     for seed in range(12):
