@@ -15,7 +15,7 @@ from bots.backends import choose_backend
 from bots.options import BotParser
 from bots.order_window.menu import read_menu
 from bots.order_window.store import OrderStore
-from tests.helpers.bots import ROOT
+from tests.helpers.forking import ROOT
 
 TEXT = (ROOT / "docs" / "bots.md").read_text(encoding="utf-8").replace("\\\n", " ")
 LINES = [

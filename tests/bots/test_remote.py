@@ -8,13 +8,13 @@ import sys
 import aiohttp
 
 from tests.helpers.bots import (
-    ROOT,
     BotProcess,
     environment,
     receive_audio,
     run_bot,
     webrtc_caller,
 )
+from tests.helpers.forking import ROOT
 from tests.helpers.servers import RunningServer, ServedFakeEngine
 from tests.remote.fakes import FakeServer
 

@@ -19,9 +19,8 @@ import numpy.typing as npt
 from aiortc import RTCDataChannel, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import AudioStreamTrack, MediaStreamTrack
 
-from tests.helpers.forking import ROOT, run, start
+from tests.helpers.forking import run, start
 
-__all__ = ["ROOT"]
 _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0
 _AUDIO_SECONDS = 15.0

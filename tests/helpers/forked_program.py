@@ -13,7 +13,7 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         print("ready", flush=True)
         signal.pause()
-    if command == "where":
+    elif command == "where":
         print(Path.cwd())
     else:
         print(os.environ.get("GREETING"), *words)

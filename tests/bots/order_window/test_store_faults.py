@@ -13,7 +13,7 @@ import pytest
 from bots.order_window.menu import Menu, MenuItem, read_menu
 from bots.order_window.store import OrderStore
 from bots.tool_problem import ToolProblem
-from tests.helpers.bots import ROOT
+from tests.helpers.forking import ROOT
 
 STOCK = 15
 
