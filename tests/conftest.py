@@ -9,6 +9,7 @@ import torch
 
 from pipecat_personaplex import Engine, EngineConfig
 from tests.golden_data import CHECKPOINT
+from tests.helpers.calls import end_calls
 from tests.helpers.triton_interpreter import use_interpreter
 
 use_interpreter()  # before any test imports Triton
@@ -25,6 +26,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if marker in SMALL_GROUPS and collection_path.name.startswith("test_"):
         return marker not in collection_path.read_text() or None
     return None
+
+
+@pytest.fixture(autouse=True)
+def calls_end_with_their_test() -> Iterator[None]:
+    yield
+    end_calls()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from tests.golden_data import FRIEND, conversation
 
 SILENCE = np.zeros(FRAME_SAMPLES, dtype=np.float32)
 WAIT = 30.0
+_opened: list[Session] = []
 
 
 class Call:
@@ -24,6 +25,7 @@ class Call:
         self.ends: queue.Queue[PersonaPlexError | None] = queue.Queue()
         options.setdefault("on_frame", self.frames.put)
         self.session: Session = engine.open_session(persona, on_end=self.ends.put, **options)
+        _opened.append(self.session)
 
     def answer(self, pcm: np.ndarray = SILENCE) -> SessionFrame:
         self.session.push(pcm)
@@ -32,6 +34,14 @@ class Call:
     def hang_up(self) -> None:
         self.session.close()
         assert self.session.wait_ended(WAIT)
+
+
+def end_calls() -> None:
+    """Hang up every call that a failed test has left open: the next test needs its slot."""
+    while _opened:
+        session = _opened.pop()
+        session.close()
+        session.wait_ended(WAIT)
 
 
 def tokens(frame: SessionFrame) -> list[int]:
