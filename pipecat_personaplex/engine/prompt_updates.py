@@ -6,7 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
+from pipecat_personaplex.callbacks import run_all
 from pipecat_personaplex.config import Persona
 from pipecat_personaplex.engine.prompt import Prompt
 from pipecat_personaplex.errors import ConfigError, EngineError, PersonaPlexError, SessionFailed
@@ -22,7 +24,7 @@ class PromptUpdate:
         persona: The new persona.
         prompt: Its prompt.
         history: Newest frames to remember; None for as many as fit.
-        on_done: The client's callback, if any.
+        on_done: Runs the client's callback, if any; raises ``SessionFailed`` if that raises.
         requested: When it was requested, in monotonic seconds.
     """
 
@@ -125,18 +127,4 @@ class PromptUpdates:
 
 
 def _report(updates: list[PromptUpdate], error: PersonaPlexError | None) -> None:
-    """Call every ``on_done``, and raise the first failure afterwards."""
-    failure: SessionFailed | None = None
-    for update in updates:
-        if update.on_done is None:
-            continue
-        try:
-            update.on_done(error)
-        except BaseException as raised:  # also CancelledError: no callback may end the thread
-            if failure is None:
-                failure = SessionFailed(
-                    f"the session's on_done callback raised {type(raised).__name__}: {raised}"
-                )
-                failure.__cause__ = raised
-    if failure is not None:
-        raise failure
+    run_all(partial(update.on_done, error) for update in updates if update.on_done is not None)
