@@ -336,6 +336,10 @@ class EngineLike(Protocol):
         """Names that a persona may use as its voice."""
 
     @property
+    def features(self) -> frozenset[Feature]:
+        """What its sessions can do."""
+
+    @property
     def max_in_flight_frames(self) -> int:
         """Input frames that a session which keeps up may have in flight.
 
