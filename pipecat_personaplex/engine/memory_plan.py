@@ -169,6 +169,8 @@ def resolve_prefix_cache(
     least = replace(config, max_sessions=config.max_sessions or 1)
     plan = plan_engine(architecture, least, target)
     room = available - (plan.total - plan.prompts)
+    if room < 0 and least.max_sessions == 1:
+        room += plan.replay  # one session runs also without room for a replay: ``require_memory``
     if not 0 <= room < plan.prompts:
         return config
     logger.warning(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pipecat_personaplex.callbacks import run_all
-from pipecat_personaplex.config import Persona
+from pipecat_personaplex.config import Persona, checked_persona
 from pipecat_personaplex.engine.prompt import Prompt
 from pipecat_personaplex.errors import ConfigError, EngineError, PersonaPlexError, SessionFailed
 
@@ -62,10 +62,7 @@ class PromptUpdates:
             UserError: The prompt does not fit, the voice is unknown, or an argument is invalid.
             SessionFailed: The session is over.
         """
-        if not isinstance(persona, Persona):
-            raise ConfigError(
-                f"persona must be a Persona (voice and text_prompt), not {type(persona).__name__}"
-            )
+        checked_persona(persona)
         if history is not None and (type(history) is not int or history < 0):
             raise ConfigError(
                 f"history must be a number of frames of at least 0, or None, not {history!r}"

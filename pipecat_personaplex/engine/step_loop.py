@@ -315,12 +315,14 @@ class StepLoop:
         except PersonaPlexError as error:
             # The cause is what a callback has raised, if it was a callback.
             log.opt(exception=error.__cause__).warning("session ended with an error: {}", error)
-            self._ended(session, error)
+            self._ended(session, error.with_traceback(None))
         except Exception as error:
             self._synchronize()  # raises if the device has failed
             log.opt(exception=error).warning("session ended with an unexpected error")
             failure = SessionFailed(f"the session failed: {type(error).__name__}: {error}")
-            failure.__cause__ = error
+            # The session may be kept for long. The frames of a traceback would keep the keys and
+            # values that were being computed.
+            failure.__cause__ = error.with_traceback(None)
             self._ended(session, failure)
 
     def _synchronize(self) -> None:

@@ -185,6 +185,25 @@ def test_one_session_runs_without_room_for_a_replay(
         require_memory(one, CUDA)
 
 
+def test_the_prefix_cache_gives_way_to_one_session_without_room_for_a_replay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = Target(CUDA, torch.bfloat16, "int4")
+    config = EngineConfig(kv_dtype="bfloat16", max_sessions=1)
+    planned = memory.plan_engine(ModelConfig(), config, target)
+    least = planned.total - planned.replay - planned.prompts
+    for free, cached in ((least + GIB // 2, GIB // 2), (least, 0), (least - 1, planned.prompts)):
+        monkeypatch.setattr(memory, "available_bytes", lambda device, free=free: free)
+        resolved = memory.resolve_prefix_cache(ModelConfig(), config, target)
+        assert resolved.prefix_cache_bytes == cached
+        fits = memory.plan_engine(ModelConfig(), resolved, target)
+        if free >= least:
+            require_memory(fits, CUDA)
+        else:
+            with pytest.raises(ConfigError, match="not even one session fits"):
+                require_memory(fits, CUDA)
+
+
 def test_few_sessions_need_no_spare_slot() -> None:
     slot = PLAN.per_slot
     reserved = PLAN.fixed
