@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
@@ -328,6 +330,25 @@ def require_replay_memory(
             f"frames {_gib(needed)} of {_gib(available)} free; fewer max_sessions or a smaller "
             "context leave more"
         )
+
+
+@contextmanager
+def room_for_sessions(count: int) -> Iterator[None]:
+    """Allocate the state of so many sessions.
+
+    Raises:
+        ConfigError: The device or the system has no memory for it.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "can't allocate memory" not in str(error):
+            raise
+        raise ConfigError(
+            f"the memory of {count} sessions cannot be allocated; fewer max_sessions or a smaller "
+            "context need less"
+        ) from error
 
 
 def _refusal(plan: MemoryPlan, description: str, fitting: int) -> str:

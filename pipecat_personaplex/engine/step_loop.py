@@ -22,6 +22,7 @@ from pipecat_personaplex.constants import (
     ZERO_TOKEN,
 )
 from pipecat_personaplex.engine.batch import Batch
+from pipecat_personaplex.engine.memory_plan import room_for_sessions
 from pipecat_personaplex.engine.model_runner import ModelRunner
 from pipecat_personaplex.engine.pending import PendingSession
 from pipecat_personaplex.engine.prefill import PrefixCache
@@ -61,16 +62,18 @@ class StepLoop:
         self._ended = ended
         self._device = checkpoint.mimi.frequencies.device
         self._context = checkpoint.config.lm.context
-        self._runner = ModelRunner(
-            checkpoint.config,
-            checkpoint.lm,
-            checkpoint.mimi,
-            config.max_sessions,
-            self._device,
-            resolve_kv_dtype(
-                config.kv_dtype, checkpoint.lm.dtype, self._device, checkpoint.quantization
-            ),
+        kv_dtype = resolve_kv_dtype(
+            config.kv_dtype, checkpoint.lm.dtype, self._device, checkpoint.quantization
         )
+        with room_for_sessions(config.max_sessions):
+            self._runner = ModelRunner(
+                checkpoint.config,
+                checkpoint.lm,
+                checkpoint.mimi,
+                config.max_sessions,
+                self._device,
+                kv_dtype,
+            )
         if config.cuda_graphs:
             self._runner.capture()
         self._text_pieces = _text_pieces(checkpoint)

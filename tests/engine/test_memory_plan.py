@@ -286,6 +286,16 @@ def test_an_engine_runs_as_many_sessions_as_fit(monkeypatch: pytest.MonkeyPatch)
     assert Engine.load(CHECKPOINT, configured).stats().max_sessions == 8
 
 
+def test_sessions_that_cannot_be_allocated_are_refused_in_one_line() -> None:
+    with (
+        pytest.raises(ConfigError, match="the memory of 10000000 sessions cannot be allocated"),
+        memory.room_for_sessions(10_000_000),
+    ):
+        torch.empty(10_000_000 << 30)
+    with pytest.raises(RuntimeError, match="another"), memory.room_for_sessions(1):
+        raise RuntimeError("another fault")
+
+
 def test_an_engine_of_a_loaded_checkpoint_has_the_default_number() -> None:
     loaded = Engine.load(CHECKPOINT, EngineConfig(device="cpu", max_sessions=1))
     engine = Engine(loaded.checkpoint, loaded._voices, EngineConfig(device="cpu"))
