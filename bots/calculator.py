@@ -14,6 +14,7 @@ _MAX_CHARACTERS = 200
 _MAX_NODES = 100
 # An integer power beyond this many bits would occupy the processor.
 _MAX_BITS = 4_096
+_MAX_DIGITS = 300  # to which a number may be rounded
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -27,10 +28,19 @@ _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.UAdd: operator.pos,
     ast.USub: operator.neg,
 }
+
+
+def _round(number: Any, digits: int | None = None) -> Any:
+    # Python computes the power of ten of a negative number of digits.
+    if digits is not None and abs(digits) > _MAX_DIGITS:
+        raise OverflowError("there are too many digits")
+    return round(number, digits)
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(math, name) for name in ("sqrt", "log", "log2", "log10", "exp", "floor")},
     **{name: getattr(math, name) for name in ("ceil", "sin", "cos", "tan", "radians", "degrees")},
-    **{"abs": abs, "round": round, "min": min, "max": max},
+    **{"abs": abs, "round": _round, "min": min, "max": max},
 }
 _CONSTANTS = {"pi": math.pi, "e": math.e}
 _SIGNS = str.maketrans({"^": "**", "\u00d7": "*", "\u00f7": "/", "\u2212": "-"})

@@ -12,13 +12,16 @@ from pipecat.frames.frames import Frame, InputAudioRawFrame
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 
 from bots.pace import PaceLimit
+from pipecat_personaplex.service.audio import is_audio_format
 
 _MAX_PARTICIPANTS = 64
 _POLL_SECONDS = 0.25
 
 
 class CallerWatch(FrameProcessor):
-    """Drops audio that arrives faster than real time, and notices a caller who is not there.
+    """Drops audio that no caller can speak, and notices a caller who is not there.
+
+    Audio faster than real time, and of a format that no microphone has, is dropped.
 
     Place it right after the transport's input, so that what it drops fills no queue.
 
@@ -37,6 +40,7 @@ class CallerWatch(FrameProcessor):
         self._connected = False
         # One for each participant: each of them speaks in real time.
         self._limits: dict[str | None, PaceLimit] = {}
+        self._warned_of_format = False
         self.dropped_seconds = 0.0
 
     def connected(self) -> None:
@@ -49,7 +53,7 @@ class CallerWatch(FrameProcessor):
         await super().process_frame(frame, direction)
         if isinstance(frame, InputAudioRawFrame):
             self._heard = self._clock()
-            if not self._allows(frame):
+            if not (self._is_audio(frame) and self._allows(frame)):
                 return
         await self.push_frame(frame, direction)
 
@@ -74,6 +78,14 @@ class CallerWatch(FrameProcessor):
         what = "no audio from the caller" if self._connected else "the caller did not connect"
         await end(f"{what} for {limit:g} s")
 
+    def _is_audio(self, frame: InputAudioRawFrame) -> bool:
+        rate, channels = frame.sample_rate, frame.num_channels
+        usable = is_audio_format(rate, channels)
+        if not usable and not self._warned_of_format:
+            self._warned_of_format = True
+            logger.warning("audio of {} Hz with {} channels is dropped", rate, channels)
+        return usable
+
     def _allows(self, frame: InputAudioRawFrame) -> bool:
         participant = getattr(frame, "user_id", None)
         limit = self._limits.get(participant)
@@ -81,7 +93,7 @@ class CallerWatch(FrameProcessor):
             if len(self._limits) >= _MAX_PARTICIPANTS:
                 self._limits.pop(next(iter(self._limits)))
             limit = self._limits[participant] = PaceLimit(self._clock)
-        seconds = frame.num_frames / max(1, frame.sample_rate)
+        seconds = frame.num_frames / frame.sample_rate
         if limit.allows(seconds):
             return True
         if not self.dropped_seconds:

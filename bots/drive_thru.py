@@ -86,7 +86,7 @@ async def take_order(
         delegation=None
         if desk is None
         else Delegation(
-            backend=desk.backend(record.path.stem, show),
+            backend=await desk.backend(record.path.stem, show),
             # Nearly every turn is part of an order: the agent must confirm nothing by itself.
             hold=Hold.until_decided(router=lambda text: True),
             filler=_FILLER,

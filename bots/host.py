@@ -179,6 +179,9 @@ class BotHost:
             # Pipecat raises ValueError for a connection that does not follow its protocol.
             log.error("call refused: client {}: {}", client or "unknown", error_summary(error))
             await _hang_up(runner_args)
+        except Exception as error:
+            log.opt(exception=error).error("call failed: client {}", client or "unknown")
+            await _hang_up(runner_args)
 
     def _refuse_if_full(self) -> None:
         if self.full:

@@ -12,7 +12,13 @@ from loguru import logger
 from bots.busy import error_summary
 from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.errors import PersonaPlexError
-from pipecat_personaplex.interface import CallHistory, EngineLike, SessionFrame, SessionLike
+from pipecat_personaplex.interface import (
+    CallHistory,
+    EngineLike,
+    Feature,
+    SessionFrame,
+    SessionLike,
+)
 
 if TYPE_CHECKING:
     from loguru import Logger
@@ -42,6 +48,11 @@ class LoggedEngine:
     def voices(self) -> list[str]:
         """Names of the voices that a persona may use."""
         return self._engine.voices
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What its sessions can do."""
+        return self._engine.features
 
     @property
     def max_in_flight_frames(self) -> int:

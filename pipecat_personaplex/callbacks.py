@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from loguru import logger
@@ -165,3 +165,22 @@ def stuck_message(call: RunningCallback) -> str:
         f"the session's {call.name} callback has not returned for {STUCK_SECONDS:g} s; callbacks "
         "must return at once"
     )
+
+
+def run_all(callbacks: Iterable[Callable[[], object]]) -> None:
+    """Call every one, also after one has raised.
+
+    Raises:
+        CallbackAbandoned: One of them was given up: its thread must end, whatever the others did.
+        BaseException: What the first one that failed has raised.
+    """
+    failure: BaseException | None = None
+    for callback in callbacks:
+        try:
+            callback()
+        except CallbackAbandoned as abandoned:
+            failure = abandoned
+        except BaseException as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from pipecat_personaplex.errors import ConfigError
 
 _MAX_TOP_K = 1_000_000
+_MAX_THREADS = 1_024
 _MIN_CONTEXT = 64
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
@@ -54,9 +55,9 @@ class EngineConfig:
             bfloat16, so nearly twice the sessions fit; on CUDA it requires compute capability
             8.9 or more.
         context: Positions (frames of 80 ms) of the attention context, at least 64. A session
-            attends to ``context - 1`` frames; older ones, the prompt included, are forgotten. A
-            smaller context needs less memory per session. The default 0 takes the
-            ``context`` of the checkpoint's ``config.json``.
+            attends to ``context - 1`` frames and forgets older ones; ``keep_persona`` computes the
+            prompt again before that. A smaller context needs less memory per session. The default
+            0 takes the ``context`` of the checkpoint's ``config.json``.
         max_sessions: Slots, that is sessions at once. The default 0 takes
             ``DEFAULT_MAX_SESSIONS``, or as many as fit into the device's free memory if those
             are fewer.
@@ -126,12 +127,15 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be true or false, not {flag!r}")
         if self.dc_blocker is not None and type(self.dc_blocker) is not bool:
             raise ConfigError(f"dc_blocker must be true, false or none, not {self.dc_blocker!r}")
+        if type(self.cpu_threads) is not int or not 0 <= self.cpu_threads <= _MAX_THREADS:
+            raise ConfigError(
+                f"cpu_threads must be an integer from 0 to {_MAX_THREADS}, not {self.cpu_threads!r}"
+            )
         for name, least in (
             ("max_sessions", 0),
             ("max_queued_frames", 1),
             ("prefix_cache_bytes", 0),
             ("prefill_chunk", 1),
-            ("cpu_threads", 0),
         ):
             value = getattr(self, name)
             if type(value) is not int or value < least:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pipecat_personaplex.audio import Pcm
 from pipecat_personaplex.config import Persona, SamplingParams
-from pipecat_personaplex.errors import PersonaPlexError
+from pipecat_personaplex.errors import ConfigError, PersonaPlexError
 
 Codes = npt.NDArray[np.int64]
 """Audio codes of one frame, int64 [8]: one per codebook."""
@@ -36,6 +36,20 @@ ALL_FEATURES: frozenset[Feature] = frozenset(get_args(Feature))
 
 MAX_HOLD_SECONDS = 30.0
 """Longest hold of one call of ``hold``: a lost ``release`` must not silence an agent for good."""
+
+
+def checked_hold(seconds: float) -> float:
+    """Return the length of a hold.
+
+    Raises:
+        ConfigError: It is not a number from 0 to ``MAX_HOLD_SECONDS``.
+    """
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not 0 <= seconds <= MAX_HOLD_SECONDS:
+        raise ConfigError(
+            f"a hold must be a number of seconds from 0 to {MAX_HOLD_SECONDS:g}, not {seconds!r}"
+        )
+    return seconds
 
 
 @dataclass(eq=False)
@@ -334,6 +348,10 @@ class EngineLike(Protocol):
     @property
     def voices(self) -> list[str]:
         """Names that a persona may use as its voice."""
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What its sessions can do."""
 
     @property
     def max_in_flight_frames(self) -> int:

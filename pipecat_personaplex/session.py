@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pipecat_personaplex.audio import Pcm, QueuedFrame
-from pipecat_personaplex.callbacks import CallbackGuard
+from pipecat_personaplex.callbacks import CallbackGuard, run_all
 from pipecat_personaplex.config import Persona, SamplingParams, checked_sampling
 from pipecat_personaplex.constants import FRAME_SECONDS
 from pipecat_personaplex.errors import PersonaPlexError
@@ -180,7 +179,7 @@ class Session(SessionBase):
             SessionFailed: The session is over.
         """
         self._require_open()
-        done = None if on_done is None else partial(self._callbacks.run, self, "on_done", on_done)
+        done = None if on_done is None else partial(self._call_back, "on_done", on_done)
         self.prompts.request(persona, history, done)
         self._wake()
 
@@ -227,21 +226,20 @@ class Session(SessionBase):
         """
         self._count_frame(late=frame.timings.total_ms > FRAME_SECONDS * 1e3)
         finished = self._speech.advance(next_text, frame.pcm)
-        try:
+        if finished:
+            run_all([partial(self._pass_frame, frame), *self._reports(finished)])
+        else:
             self._pass_frame(frame)
-        finally:
-            if finished:
-                self._report(finished)
 
     def _end_requests(self) -> None:
-        with ExitStack() as callbacks:
-            callbacks.callback(self.prompts.close)
-            callbacks.callback(self._report, self._speech.close())
+        run_all([*self._reports(self._speech.close()), self.prompts.close])
 
-    def _report(self, finished: list[tuple[Callable[[Speech], object], Speech]]) -> None:
-        with ExitStack() as callbacks:  # all of them: a speech has no other report
-            for on_done, speech in reversed(finished):
-                callbacks.callback(self._call_back, "on_done", on_done, speech)
+    def _reports(
+        self, finished: list[tuple[Callable[[Speech], object], Speech]]
+    ) -> list[Callable[[], None]]:
+        return [
+            partial(self._call_back, "on_done", on_done, speech) for on_done, speech in finished
+        ]
 
     def abandon(self, error: PersonaPlexError) -> None:
         """End the session on another thread; ``end`` follows when its callback has returned."""

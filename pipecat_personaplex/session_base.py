@@ -6,10 +6,10 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import ExitStack
+from functools import partial
 
 from pipecat_personaplex.audio import InputQueue, Pcm, checked_pcm
-from pipecat_personaplex.callbacks import CallbackAbandoned, CallbackGuard
+from pipecat_personaplex.callbacks import CallbackAbandoned, CallbackGuard, run_all
 from pipecat_personaplex.config import Persona, SamplingParams, checked_persona, checked_sampling
 from pipecat_personaplex.errors import PersonaPlexError, SessionFailed
 from pipecat_personaplex.interface import SessionFrame, SessionStats, new_session_id
@@ -180,12 +180,11 @@ class SessionBase(ABC):
             return
         self.error = error
         self._closed.set()
-        with ExitStack() as callbacks:  # called in reverse order, all of them even if one raises
-            callbacks.callback(self._ready.set)  # wait_ready must not wait for an ended session
-            callbacks.callback(self._ended.set)
-            if self._on_end is not None:
-                callbacks.callback(self._call_back, "on_end", self._on_end, error)
-            callbacks.callback(self._end_requests)
+        reports = [self._end_requests]
+        if self._on_end is not None:
+            reports.append(partial(self._call_back, "on_end", self._on_end, error))
+        # At last: wait_ready must not wait for an ended session.
+        run_all([*reports, self._ended.set, self._ready.set])
 
     @abstractmethod
     def _end_requests(self) -> None:

@@ -64,14 +64,16 @@ class OrderDesk:
             return role
         return f"{role} Information: We have {described}."
 
-    def backend(self, call: str, on_order: Callable[[Order], Awaitable[None]]) -> BackendLLMWorker:
+    async def backend(
+        self, call: str, on_order: Callable[[Order], Awaitable[None]]
+    ) -> BackendLLMWorker:
         """The backend of one call.
 
         Args:
             call: Identifies the call in the database.
             on_order: Called with the order after each change.
         """
-        menu = self.store.menu()
+        menu = await self.store.run(self.store.menu)
         instructions = _INSTRUCTIONS.format(restaurant=menu.restaurant, menu=describe(menu))
         return self.backends.create(instructions, OrderTools(self.store, call, on_order).all)
 

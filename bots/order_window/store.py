@@ -35,6 +35,8 @@ _Result = TypeVar("_Result")
 
 MAX_LINES = 30
 """How many different lines an order may contain."""
+NO_NOTE = "none"
+"""In a change of an order: the line of an item that has no note."""
 
 
 class OrderStore:
@@ -137,7 +139,8 @@ class OrderStore:
             name: The item.
             quantity: How many, at least 0.
             size: Its size; may be empty if the order contains the item in one size.
-            note: Its note; may be empty if the order contains the item with one note.
+            note: Its note, or ``NO_NOTE`` for a line without one; may be empty if the order
+                contains the item in one line.
 
         Raises:
             ToolProblem: The order does not contain it, or it is not clear which line is meant.
@@ -273,7 +276,7 @@ def _one_line(order: Order | None, item: MenuItem, size: str, note: str) -> Line
     found = [
         line
         for line in lines
-        if line.item == item.name and size in ("", line.size) and note in ("", line.note)
+        if line.item == item.name and size in ("", line.size) and note in ("", line.note or NO_NOTE)
     ]
     if not found:
         raise ToolProblem(f"The order does not contain that. It contains {order or 'nothing'}.")

@@ -99,7 +99,8 @@ class OrderTools:
             item: Name of the item, as on the menu.
             quantity: How many the order shall contain from now on; 0 takes the item off.
             size: The size, if the order contains several sizes of the item.
-            note: The note, if the order contains the item with several notes.
+            note: The note of the line that is meant, if the order contains the item several times;
+                "none" for the line without a note.
         """
         return await self._changed(self._store.change, call_id(params), item, quantity, size, note)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipecat_personaplex.config import EngineConfig
+from pipecat_personaplex.constants import MAX_PROMPT_FRAMES
 from pipecat_personaplex.errors import ConfigError
 
 MEASUREMENTS = ("prompts", "steps", "parts", "bandwidth")
@@ -66,8 +67,10 @@ class BenchOptions:
             raise ConfigError(f"sessions must differ from one another: {self.sessions}")
         if self.frames < 1:
             raise ConfigError(f"frames must be at least 1, not {self.frames}")
-        if self.prompt_frames < 2:
-            raise ConfigError(f"prompt frames must be at least 2, not {self.prompt_frames}")
+        if not 2 <= self.prompt_frames <= MAX_PROMPT_FRAMES:
+            raise ConfigError(
+                f"prompt frames must be from 2 to {MAX_PROMPT_FRAMES}, not {self.prompt_frames}"
+            )
         if isinstance(self.fill, int) and self.fill < 1:
             raise ConfigError(f"fill must be full or at least 1 frame, not {self.fill}")
         if not 0 <= self.minutes <= _MAX_MINUTES:  # also refuses NaN
@@ -136,6 +139,6 @@ def require_tools(options: BenchOptions) -> None:
         ConfigError: A package is missing.
     """
     if options.histogram is not None and find_spec("matplotlib") is None:
-        raise ConfigError("--histogram needs matplotlib: pip install -e '.[bench]' in the checkout")
+        raise ConfigError("--histogram needs matplotlib: pip install 'pipecat-personaplex[bench]'")
     if options.peer and any(find_spec(name) is None for name in ("moshi", "einops")):
         raise ConfigError("--peer needs PyPI moshi: pip install --no-deps moshi==0.2.13 einops")

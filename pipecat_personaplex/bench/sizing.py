@@ -101,7 +101,8 @@ class SizingOptions:
         if self.card not in CARDS:
             raise ConfigError(f"card must be one of {', '.join(CARDS)}, not {self.card!r}")
         for name, counts, most in (
-            ("gpus", [*self.gpus, self.domain], _MAX_GPUS),
+            ("gpus", list(self.gpus), _MAX_GPUS),
+            ("domain", [self.domain], _MAX_GPUS),
             ("callers", list(self.callers), _MAX_CALLS),
         ):
             if any(not 1 <= count <= most for count in counts):

@@ -112,7 +112,7 @@ def read_sections(path: Path) -> dict[str, Any]:
     values = read_json(path)
     names = file_names(values)
     lora_settings(values)
-    model_type(values)
+    kind = model_type(values)
     sections = {
         key: value for key, value in values.items() if key not in (*_FILE_KEYS, *_LORA_KEYS)
     }
@@ -122,7 +122,7 @@ def read_sections(path: Path) -> dict[str, Any]:
         mimi = read_json(path.parent / names.mimi_config, missing=False)
         require_fixed("mimi", mimi, _MIMI_FIXED)
         sections["mimi"] = {key: value for key, value in mimi.items() if key not in _MIMI_FIXED}
-    return sections
+    return {**sections, "model_type": kind}
 
 
 def read_json(path: Path, *, missing: bool = True) -> dict[str, Any]:

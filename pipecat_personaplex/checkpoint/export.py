@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -119,7 +120,7 @@ def _create_temporary(output: Path) -> Path:
         raise UserError(f"{output} is there already; choose another folder, or remove it first")
     if not parent.is_dir():
         raise UserError(f"{output}: there is no folder {parent}; create it first")
-    temporary = parent / f".{os.getpid()}.{output.name}"
+    temporary = parent / f".{secrets.token_hex(4)}.{output.name}"
     temporary.mkdir()
     return temporary
 

@@ -223,7 +223,7 @@ class VoiceLibrary:
             with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
                 for member in archive:
                     library._add_member(archive, member, path)
-        except tarfile.TarError as error:
+        except (tarfile.TarError, ValueError) as error:  # the latter for a number that is none
             raise VoiceError(f"{path} is not a tar archive ({error})") from None
         return library
 

@@ -35,6 +35,7 @@ evaluation = typer.Typer(
     "says; it also scores with the model's own words. [bold]score[/bold] adds scores by another "
     "transcriber or judge. [bold]table[/bold] compares runs with published results.",
 )
+_MAX_SEEDS = 1_000
 _SUITES = (
     "[bold]fdb-v1[/bold] and [bold]fdb-v1.5[/bold] (Full-Duplex-Bench), [bold]humdial[/bold] "
     "(HumDial-FDBench), [bold]service[/bold] (questions to an agent with a role), "
@@ -134,11 +135,11 @@ def run_(
 
     # Mistakes show before gigabytes of weights are loaded.
     check_target(out)
+    voice_file = _voice_file(voice)
     plan = Plan(chosen, data, "", numbers, sampling, limit)
     inventory = take_inventory(plan)
     model = options.resolve_model()
     engine = _load(model, replace(options.config, max_sessions=sessions))
-    voice_file = Path(voice) if voice is not None and Path(voice).is_file() else None
     plan = replace(plan, voice=_add_voice(engine, voice, voice_file), voice_file=voice_file)
     with only_writer(out):
         run = RunFolder.create(out, describe_run(plan, inventory, engine, model))
@@ -234,17 +235,18 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """The seeds that ``--seeds`` names.
 
     Raises:
-        ConfigError: The text is not a number from 1 on, or a list of different numbers.
+        ConfigError: The text is not a number from 1 to 1,000, or a list of different numbers.
     """
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) == 1 and numbers[0] >= 1:
+    if len(numbers) == 1 and 1 <= numbers[0] <= _MAX_SEEDS:
         return tuple(range(numbers[0]))
     if len(numbers) < 2 or len(set(numbers)) != len(numbers) or min(numbers) < 0:
         raise ConfigError(
-            f"--seeds must be how many, such as 3, or which, such as 0,7,9; not {text!r}"
+            f"--seeds must be how many, such as 3 (at most {_MAX_SEEDS}), or which, such as 0,7,9; "
+            f"not {text!r}"
         )
     return tuple(numbers)
 
@@ -253,6 +255,15 @@ def _load(model: str, config: EngineConfig) -> Engine:
     from pipecat_personaplex.engine.engine import Engine
 
     return Engine.load(model, config, progress=sys.stderr.isatty())
+
+
+def _voice_file(voice: str | None) -> Path | None:
+    """The recording or voice file that ``--voice`` names; None for the name of a voice."""
+    if voice is None or not (Path(voice).suffix or Path(voice).is_file()):
+        return None
+    if not Path(voice).is_file():
+        raise ConfigError(f"--voice {voice}: there is no such file")
+    return Path(voice)
 
 
 def _add_voice(engine: Engine, voice: str | None, file: Path | None) -> str:

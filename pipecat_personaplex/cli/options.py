@@ -71,9 +71,9 @@ KVDtype = Annotated[
     Literal["auto", "float32", "bfloat16", "fp8"],
     typer.Option(
         envvar="PERSONAPLEX_KV_DTYPE",
-        help="Data type of the stored keys and values; auto is the same as --dtype. fp8 has room "
-        "for nearly twice as many sessions as bfloat16; on CUDA it needs compute capability 8.9 "
-        "or later (Ada, Hopper).",
+        help="Data type of the stored keys and values; auto is the model's own, but bfloat16 with "
+        "low-bit weights on a CPU. fp8 has room for nearly twice as many sessions as bfloat16; on "
+        "CUDA it needs compute capability 8.9 or later (Ada, Hopper).",
         rich_help_panel="Model",
     ),
 ]
@@ -85,7 +85,7 @@ Context = Annotated[
         metavar="FRAMES",
         help="How far back the model attends, in frames of 80 ms; 0 is the context of the "
         "checkpoint. Fewer frames leave memory for more sessions. The model forgets everything "
-        "older, including the persona.",
+        "older; --keep-persona keeps the persona.",
         rich_help_panel="Model",
     ),
 ]

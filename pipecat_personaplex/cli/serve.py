@@ -336,9 +336,7 @@ def serve(
 def _require_server() -> None:
     for name in ("prometheus_client", "sphn", "starlette", "uvicorn"):
         if find_spec(name) is None:
-            raise ConfigError(
-                f"the server needs {name}: pip install -e '.[server]' in the checkout"
-            )
+            raise ConfigError(f"the server needs {name}: pip install 'pipecat-personaplex[server]'")
 
 
 def _announcement(model: str, url: str) -> str:

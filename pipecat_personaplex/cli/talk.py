@@ -16,7 +16,7 @@ import typer
 
 from pipecat_personaplex.cli.options import EngineOptions, engine_options, named_voice
 from pipecat_personaplex.errors import ConfigError, VoiceNotFound
-from pipecat_personaplex.logs import LogLevel, configure_logging
+from pipecat_personaplex.logs import configure_logging
 
 if TYPE_CHECKING:
     from pipecat_personaplex.talk.local_engine import LocalEngine
@@ -146,16 +146,21 @@ def talk(
         ),
     ] = False,
     log_level: Annotated[
-        LogLevel,
-        typer.Option(envvar="PERSONAPLEX_LOG_LEVEL", help="Log level.", rich_help_panel="Page"),
-    ] = "WARNING",
+        str,
+        typer.Option(
+            envvar="PERSONAPLEX_LOG_LEVEL",
+            metavar="debug|info|warning|error",
+            help="Lowest level of log lines that are written to standard error.",
+            rich_help_panel="Page",
+        ),
+    ] = "warning",
 ) -> None:
     """Talk to the model in a browser: one command, one page, no account and no cloud.
 
     Without a GPU it runs nano, a small demonstration model that is part of this package.
     """
     _require_packages(transcribe)
-    level = "DEBUG" if ctx.obj.debug else log_level
+    level = "debug" if ctx.obj.debug else log_level
     quiet = ["pipecat", "pipecat_personaplex.service", "aiortc", "aioice"]
     configure_logging(level, quiet=quiet)
     added = [named_voice(text) for text in add_voice or ()]

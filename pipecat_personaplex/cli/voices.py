@@ -62,8 +62,8 @@ def encode(
     recording: Annotated[
         Path,
         typer.Argument(
-            help="A recording of one speaker, about ten seconds: any audio file that libsndfile "
-            "reads.",
+            help="A recording of one speaker, about ten seconds: any audio file that libsndfile or "
+            "FFmpeg reads.",
         ),
     ],
     output: Annotated[

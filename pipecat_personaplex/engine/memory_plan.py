@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
@@ -169,6 +171,8 @@ def resolve_prefix_cache(
     least = replace(config, max_sessions=config.max_sessions or 1)
     plan = plan_engine(architecture, least, target)
     room = available - (plan.total - plan.prompts)
+    if room < 0 and least.max_sessions == 1:
+        room += plan.replay  # one session runs also without room for a replay: ``require_memory``
     if not 0 <= room < plan.prompts:
         return config
     logger.warning(
@@ -326,6 +330,25 @@ def require_replay_memory(
             f"frames {_gib(needed)} of {_gib(available)} free; fewer max_sessions or a smaller "
             "context leave more"
         )
+
+
+@contextmanager
+def room_for_sessions(count: int) -> Iterator[None]:
+    """Allocate the state of so many sessions.
+
+    Raises:
+        ConfigError: The device or the system has no memory for it.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "can't allocate memory" not in str(error):
+            raise
+        raise ConfigError(
+            f"the memory of {count} sessions cannot be allocated; fewer max_sessions or a smaller "
+            "context need less"
+        ) from error
 
 
 def _refusal(plan: MemoryPlan, description: str, fitting: int) -> str:

@@ -218,5 +218,5 @@ def report_end(session: Owner, error: PersonaPlexError | None) -> None:
         raise
     except BaseException as raised:  # also CancelledError
         logger.bind(session=session.id).opt(exception=raised).error(
-            "the session's on_end callback raised"
+            "a callback at the session's end raised"
         )

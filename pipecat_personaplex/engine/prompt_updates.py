@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
-from pipecat_personaplex.config import Persona
+from pipecat_personaplex.callbacks import run_all
+from pipecat_personaplex.config import Persona, checked_persona
 from pipecat_personaplex.engine.prompt import Prompt
 from pipecat_personaplex.errors import ConfigError, EngineError, PersonaPlexError, SessionFailed
 
@@ -22,7 +24,7 @@ class PromptUpdate:
         persona: The new persona.
         prompt: Its prompt.
         history: Newest frames to remember; None for as many as fit.
-        on_done: The client's callback, if any.
+        on_done: Runs the client's callback, if any; raises ``SessionFailed`` if that raises.
         requested: When it was requested, in monotonic seconds.
     """
 
@@ -60,10 +62,7 @@ class PromptUpdates:
             UserError: The prompt does not fit, the voice is unknown, or an argument is invalid.
             SessionFailed: The session is over.
         """
-        if not isinstance(persona, Persona):
-            raise ConfigError(
-                f"persona must be a Persona (voice and text_prompt), not {type(persona).__name__}"
-            )
+        checked_persona(persona)
         if history is not None and (type(history) is not int or history < 0):
             raise ConfigError(
                 f"history must be a number of frames of at least 0, or None, not {history!r}"
@@ -125,18 +124,4 @@ class PromptUpdates:
 
 
 def _report(updates: list[PromptUpdate], error: PersonaPlexError | None) -> None:
-    """Call every ``on_done``, and raise the first failure afterwards."""
-    failure: SessionFailed | None = None
-    for update in updates:
-        if update.on_done is None:
-            continue
-        try:
-            update.on_done(error)
-        except BaseException as raised:  # also CancelledError: no callback may end the thread
-            if failure is None:
-                failure = SessionFailed(
-                    f"the session's on_done callback raised {type(raised).__name__}: {raised}"
-                )
-                failure.__cause__ = raised
-    if failure is not None:
-        raise failure
+    run_all(partial(update.on_done, error) for update in updates if update.on_done is not None)

@@ -191,10 +191,6 @@ class Speaker:
         """Keep the agent silent for this time, except for words to say."""
         self._held = math.ceil(round(seconds / FRAME_SECONDS, 6))
 
-    def release(self) -> None:
-        """End a hold."""
-        self._held = 0
-
     def take_finished(self) -> list[Speech]:
         """Return the speeches that ended since the last call, once their spoken words are known."""
         finished = []

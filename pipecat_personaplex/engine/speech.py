@@ -13,7 +13,7 @@ from pipecat_personaplex.audio import Pcm, SpeechDetector, is_audible
 from pipecat_personaplex.config import checked_text
 from pipecat_personaplex.engine.speaker import SAMPLE, Speaker
 from pipecat_personaplex.errors import ConfigError, SessionFailed
-from pipecat_personaplex.interface import MAX_HOLD_SECONDS, Speech
+from pipecat_personaplex.interface import Speech, checked_hold
 
 OnDone = Callable[[Speech], object]
 
@@ -70,12 +70,7 @@ class AgentSpeech:
         Raises:
             ConfigError: ``seconds`` is not a number from 0 to ``MAX_HOLD_SECONDS``.
         """
-        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        if not number or not 0 <= seconds <= MAX_HOLD_SECONDS:
-            raise ConfigError(
-                f"a hold must be a number of seconds from 0 to {MAX_HOLD_SECONDS:g}, not "
-                f"{seconds!r}"
-            )
+        checked_hold(seconds)
         with self._lock:
             self._speaker.hold(seconds)
 

@@ -22,6 +22,7 @@ from pipecat_personaplex.constants import (
     ZERO_TOKEN,
 )
 from pipecat_personaplex.engine.batch import Batch
+from pipecat_personaplex.engine.memory_plan import room_for_sessions
 from pipecat_personaplex.engine.model_runner import ModelRunner
 from pipecat_personaplex.engine.pending import PendingSession
 from pipecat_personaplex.engine.prefill import PrefixCache
@@ -61,16 +62,18 @@ class StepLoop:
         self._ended = ended
         self._device = checkpoint.mimi.frequencies.device
         self._context = checkpoint.config.lm.context
-        self._runner = ModelRunner(
-            checkpoint.config,
-            checkpoint.lm,
-            checkpoint.mimi,
-            config.max_sessions,
-            self._device,
-            resolve_kv_dtype(
-                config.kv_dtype, checkpoint.lm.dtype, self._device, checkpoint.quantization
-            ),
+        kv_dtype = resolve_kv_dtype(
+            config.kv_dtype, checkpoint.lm.dtype, self._device, checkpoint.quantization
         )
+        with room_for_sessions(config.max_sessions):
+            self._runner = ModelRunner(
+                checkpoint.config,
+                checkpoint.lm,
+                checkpoint.mimi,
+                config.max_sessions,
+                self._device,
+                kv_dtype,
+            )
         if config.cuda_graphs:
             self._runner.capture()
         self._text_pieces = _text_pieces(checkpoint)
@@ -315,12 +318,14 @@ class StepLoop:
         except PersonaPlexError as error:
             # The cause is what a callback has raised, if it was a callback.
             log.opt(exception=error.__cause__).warning("session ended with an error: {}", error)
-            self._ended(session, error)
+            self._ended(session, error.with_traceback(None))
         except Exception as error:
             self._synchronize()  # raises if the device has failed
             log.opt(exception=error).warning("session ended with an unexpected error")
             failure = SessionFailed(f"the session failed: {type(error).__name__}: {error}")
-            failure.__cause__ = error
+            # The session may be kept for long. The frames of a traceback would keep the keys and
+            # values that were being computed.
+            failure.__cause__ = error.with_traceback(None)
             self._ended(session, failure)
 
     def _synchronize(self) -> None:

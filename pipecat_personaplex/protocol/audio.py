@@ -100,7 +100,7 @@ def _opuslib() -> Any:
         import opuslib_next
     except ImportError:
         raise ConfigError(
-            "Opus needs the Python package opuslib_next: pip install -e '.[server]' in the checkout"
+            "Opus needs the Python package opuslib_next: pip install 'pipecat-personaplex[server]'"
         ) from None
     except Exception:
         # opuslib_next searches for libopus on import and raises a plain Exception.

@@ -143,6 +143,6 @@ def _sphn() -> Any:
         import sphn
     except ImportError:
         raise ConfigError(
-            "Ogg-Opus needs the Python package sphn: pip install -e '.[server]' in the checkout"
+            "Ogg-Opus needs the Python package sphn: pip install 'pipecat-personaplex[server]'"
         ) from None
     return sphn

@@ -205,6 +205,10 @@ class ReceiveWindow:
             state.
         url: The server's URL, for the log.
         on_draining: Called when the server reports that it is stopping.
+
+    Attributes:
+        next_frame: Number of the next output frame of this server.
+        ready_at: When this server had computed the prompt, in monotonic seconds; infinite before.
     """
 
     def __init__(
@@ -216,6 +220,7 @@ class ReceiveWindow:
         on_draining: Callable[[], object],
     ):
         self.next_frame = 0
+        self.ready_at = math.inf
         self._first_index = session.next_index  # not 0 if the call has moved here
         self._on_draining = on_draining
         self._session = session
@@ -241,11 +246,12 @@ class ReceiveWindow:
         return None
 
     def mark_ready(self) -> None:
-        """Report that the server has computed the prompt; does nothing the second time.
+        """Note that the server has computed the prompt; report it once in a call.
 
         Raises:
             SessionFailed: The caller's callback raised.
         """
+        self.ready_at = min(self.ready_at, time.monotonic())
         if not self._session.ready:
             self._session.mark_ready()
 

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from pipecat_personaplex.config import Persona, SamplingParams, checked_text
+from pipecat_personaplex.config import Persona, SamplingParams, checked_persona, checked_text
 from pipecat_personaplex.errors import (
     ConfigError,
     LimitReached,
@@ -16,7 +16,7 @@ from pipecat_personaplex.errors import (
     SessionFailed,
     UserError,
 )
-from pipecat_personaplex.interface import MAX_HOLD_SECONDS, Feature, Speech
+from pipecat_personaplex.interface import Feature, Speech, checked_hold
 from pipecat_personaplex.protocol.session_messages import (
     MAX_SPEECHES,
     Hold,
@@ -119,11 +119,7 @@ class Instructions:
         Raises:
             ConfigError: Not a number from 0 to ``MAX_HOLD_SECONDS``.
         """
-        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        if not number or not 0 <= seconds <= MAX_HOLD_SECONDS:
-            raise ConfigError(
-                f"a hold must last 0 to {MAX_HOLD_SECONDS:g} seconds, not {seconds!r}"
-            )
+        checked_hold(seconds)
         with self._lock:
             self._hold = Hold(seconds=seconds)
             self._held_until = time.monotonic() + seconds
@@ -148,10 +144,7 @@ class Instructions:
             ConfigError: An argument is not valid.
             LimitReached: The persona exceeds one message.
         """
-        if not isinstance(persona, Persona):
-            raise ConfigError(
-                f"persona must be a Persona (voice and text_prompt), not {type(persona).__name__}"
-            )
+        checked_persona(persona)
         if history is not None and (type(history) is not int or history < 0):
             raise ConfigError(f"history must be a number of frames or None, not {history!r}")
         with self._lock:

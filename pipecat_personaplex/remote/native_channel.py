@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from contextlib import suppress
@@ -254,7 +255,7 @@ class NativeChannel:
 
         Raises:
             SessionFailed: The prompt takes too long.
-            SessionLost: A frame takes too long.
+            SessionLost: A frame takes too long, or the prompt of a call that has moved here.
         """
         url, connected = self._server.address.url, time.monotonic()
         with suppress(ConnectionClosed):
@@ -262,12 +263,14 @@ class NativeChannel:
                 await asyncio.sleep(_STATS_SECONDS)
                 self._awake.set()  # a prompt update may be due, also while no frames arrive
                 now = time.monotonic()
-                if not self.session.ready and now - self._opened > _READY_SECONDS:
-                    raise SessionFailed(
-                        f"{url} has not computed the prompt within {_READY_SECONDS:g} s"
-                    )
+                ready_at = self._receive_window.ready_at
+                if ready_at == math.inf and now - self._opened > _READY_SECONDS:
+                    failure = SessionLost if self.session.ready else SessionFailed
+                    raise failure(f"{url} has not computed the prompt within {_READY_SECONDS:g} s")
                 # Count from the start of this connection: the time without one is not its fault.
-                if now - max(connected, self._send_window.oldest_sent) > _CONFIRM_SECONDS:
+                # A call that moves here sends frames before its prompt is computed.
+                since = max(connected, ready_at, self._send_window.oldest_sent)
+                if now - since > _CONFIRM_SECONDS:
                     raise SessionLost(f"{url} has not returned a frame for {_CONFIRM_SECONDS:g} s")
                 if now - self._send_window.oldest_sent > _STATS_SECONDS:
                     await websocket.send(AskStats().model_dump_json())

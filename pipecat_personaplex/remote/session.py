@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-
-from loguru import logger
+from functools import partial
 
 from pipecat_personaplex.audio import Pcm, QueuedFrame
-from pipecat_personaplex.callbacks import CallbackAbandoned, CallbackGuard, stuck_message
+from pipecat_personaplex.callbacks import (
+    CallbackAbandoned,
+    CallbackGuard,
+    run_all,
+    stuck_message,
+)
 from pipecat_personaplex.config import Persona, SamplingParams, checked_sampling
 from pipecat_personaplex.constants import FRAME_SECONDS
 from pipecat_personaplex.errors import ConfigError, PersonaPlexError, SessionFailed
@@ -237,8 +241,8 @@ class RemoteSession(SessionBase):
         Raises:
             SessionFailed: A callback raised.
         """
-        for callback in self.instructions.take_callbacks():
-            self._call_back("on_done", callback)
+        callbacks = self.instructions.take_callbacks()
+        run_all(partial(self._call_back, "on_done", callback) for callback in callbacks)
 
     def count_dropped(self, frames: int) -> None:
         """Add to the frames that the server dropped; negative if a frame was counted too early."""
@@ -263,11 +267,7 @@ class RemoteSession(SessionBase):
 
     def _end_requests(self) -> None:
         self.instructions.end()
-        for callback in self.instructions.take_callbacks():
-            try:
-                self._call_back("on_done", callback)
-            except SessionFailed as raised:  # on_end must follow
-                logger.bind(session=self.id).error("{}", raised)
+        self.run_callbacks()
 
     def _call_back(self, name: str, callback: Callable[..., object], *args: object) -> None:
         try:

@@ -217,7 +217,7 @@ class SessionTask:
             session.end(session.error if session.closed else self._error_of(task))
         except BaseException as raised:  # also CancelledError: no callback may end the thread
             logger.bind(session=self.session.id).opt(exception=raised).error(
-                "the session's on_end callback raised"
+                "a callback at the session's end raised"
             )
         self._on_ended(self)
 

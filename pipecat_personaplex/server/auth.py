@@ -14,12 +14,14 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-from starlette.requests import HTTPConnection
+from typing import TYPE_CHECKING
 
 from pipecat_personaplex.errors import AccessDenied, ConfigError
 from pipecat_personaplex.protocol.moshi import MOSHI_PATH
 from pipecat_personaplex.protocol.session_messages import BEARER_SUBPROTOCOL
+
+if TYPE_CHECKING:  # `keys new` needs no server
+    from starlette.requests import HTTPConnection
 
 _KEY_BYTES = 32
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

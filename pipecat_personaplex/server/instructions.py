@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Literal
 
 from pipecat_personaplex.asgi.token_bucket import TokenBucket
 from pipecat_personaplex.async_session import AsyncSession
@@ -31,8 +32,13 @@ from pipecat_personaplex.server.metrics import Metrics
 # be a little early.
 _PROMPTS_PER_SECOND = 1.0
 _PROMPT_BURST = 2.0
+# Words are turned into tokens on the event loop. The burst lets a call that moves here repeat what
+# waited elsewhere.
+_TEXTS_PER_SECOND = 10.0
+_TEXT_BURST = 2.0 * MAX_SPEECHES
 
 Report = SpeechState | Prompted
+_Progress = tuple[Literal["waiting", "speaking", "said", "cut"], int]
 
 
 @dataclass(eq=False)
@@ -47,15 +53,15 @@ class _SentSpeech:
 
     speech: Speech
     done: bool = False
-    reported: tuple[str, int] = ("waiting", 0)
+    reported: _Progress = ("waiting", 0)
 
-    def state(self, id: int) -> SpeechState:
-        """The report for the client; final only once the count of spoken words is final."""
+    def progress(self) -> _Progress:
+        """State and spoken words; final only once the count of spoken words is final."""
         done = self.done  # before the rest: what follows is then final
         state = self.speech.state
         if not done and state in ("said", "cut"):
             state = "speaking" if self.speech.spoken else "waiting"
-        return SpeechState(id=id, state=state, spoken=self.speech.spoken)
+        return state, self.speech.spoken
 
 
 class InstructionExecutor:
@@ -82,14 +88,17 @@ class InstructionExecutor:
         self._session = session
         self._config = config
         self._metrics = metrics
-        # Speeches with an id that are not finished; at most MAX_SPEECHES.
+        # Speeches that are not finished, by id; at most MAX_SPEECHES. Those that the client has
+        # given no id, and that are not reported, have negative numbers.
         self._speeches: dict[int, _SentSpeech] = {}
+        self._unnamed = 0
         self._last_id = -1
         # The id of the prompt update in flight, and its result once the engine has reported it.
         self._prompt_id: int | None = None
         self._prompt_result: tuple[PersonaPlexError | None] | None = None
         now = asyncio.get_running_loop().time()
         self._prompts = TokenBucket(_PROMPTS_PER_SECOND, _PROMPT_BURST, now)
+        self._texts = TokenBucket(_TEXTS_PER_SECOND, _TEXT_BURST, now)
 
     def execute(self, instruction: Instruction) -> None:
         """Do what a client requests.
@@ -132,11 +141,11 @@ class InstructionExecutor:
         """What has changed since the last call."""
         changed: list[Report] = []
         for id, sent in list(self._speeches.items()):
-            report = sent.state(id)
-            if (report.state, report.spoken) != sent.reported:
-                sent.reported = report.state, report.spoken
-                changed.append(report)
-            if report.state in ("said", "cut"):
+            state, spoken = progress = sent.progress()
+            if id >= 0 and progress != sent.reported:
+                sent.reported = progress
+                changed.append(SpeechState(id=id, state=state, spoken=spoken))
+            if state in ("said", "cut"):
                 del self._speeches[id]
         if self._prompt_id is not None and self._prompt_result is not None:
             (error,) = self._prompt_result
@@ -153,12 +162,16 @@ class InstructionExecutor:
                 )
             self._last_id = message.id
         check_length("words to say", message.text, self._config)
+        if len(self._speeches) >= MAX_SPEECHES:  # some may have ended without a report
+            unfinished = {id: s for id, s in self._speeches.items() if id >= 0 or not s.done}
+            self._speeches = unfinished
         if len(self._speeches) >= MAX_SPEECHES:
             raise LimitReached(f"{MAX_SPEECHES} speeches already wait")
-        session, when = self._session.engine_session, message.when or "pause"
+        if not self._texts.take(asyncio.get_running_loop().time()):
+            raise LimitReached(f"a session may say {_TEXTS_PER_SECOND:g} texts a second")
         if message.id is None:
-            session.say(message.text, when=when)
-            return
+            self._unnamed -= 1
+        id = self._unnamed if message.id is None else message.id
         # The engine may report the end before ``say`` has returned.
         sent = _SentSpeech(Speech(message.text, 0))
 
@@ -166,10 +179,12 @@ class InstructionExecutor:
             sent.speech, sent.done = speech, True
             self._session.notify()
 
-        speech = session.say(message.text, when=when, on_done=finish)
+        speech = self._session.engine_session.say(
+            message.text, when=message.when or "pause", on_done=finish
+        )
         if not sent.done:
             sent.speech = speech
-        self._speeches[message.id] = sent
+        self._speeches[id] = sent
 
     def _update_prompt(self, message: UpdatePrompt) -> None:
         check_length("a text prompt", message.text_prompt, self._config)

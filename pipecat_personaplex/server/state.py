@@ -12,7 +12,7 @@ from pipecat_personaplex.errors import (
     InvalidAudio,
     PersonaPlexError,
 )
-from pipecat_personaplex.interface import EngineLike, EngineStats, Feature
+from pipecat_personaplex.interface import EngineLike, EngineStats
 from pipecat_personaplex.server.admission import AdmissionController
 from pipecat_personaplex.server.config import ServerConfig
 from pipecat_personaplex.server.metrics import Metrics
@@ -25,10 +25,6 @@ class ServedEngine(EngineLike, Protocol):
     @property
     def healthy(self) -> bool:
         """False once the device or the model thread has failed."""
-
-    @property
-    def features(self) -> frozenset[Feature]:
-        """What its sessions can do."""
 
     def stats(self) -> EngineStats:
         """Counters for health checks and metrics."""

@@ -8,7 +8,7 @@ from pipecat.frames.frames import InputAudioRawFrame, UserAudioRawFrame
 
 from pipecat_personaplex.audio import Pcm, pcm16_to_float
 from pipecat_personaplex.constants import SAMPLE_RATE
-from pipecat_personaplex.service.audio import StreamResampler
+from pipecat_personaplex.service.audio import StreamResampler, is_audio_format
 
 _BYTES = 2  # of a sample
 _EMPTY = np.zeros(0, dtype=np.float32)
@@ -33,24 +33,36 @@ class CallerInput:
         self._participants: dict[str, _SampleStream] = {}
         self._mixer = ParticipantMixer()
         self._mix_seconds = 0.0
+        self._warned = False
 
     def pcm(self, frame: InputAudioRawFrame) -> Pcm:
         """The audio of a frame: 16-bit [n * channels] -> float32 mono 24 kHz [m].
 
         Returns:
             Empty for a participant who does not set the pace: their audio comes with the next
-            frame of the one who does.
+            frame of the one who does. Empty, too, if no audio has the frame's format.
         """
+        if not is_audio_format(frame.sample_rate, frame.num_channels):
+            self._warn(frame)
+            return _EMPTY
         if not isinstance(frame, UserAudioRawFrame):
             self._mix_seconds = _MIX_SECONDS
             return self._single.pcm(frame)
         if self._mix_seconds > 0:
-            self._mix_seconds -= frame.num_frames / max(1, frame.sample_rate)
+            self._mix_seconds -= frame.num_frames / frame.sample_rate
             return _EMPTY
         stream = self._participants.get(frame.user_id)
         if stream is None:
             stream = self._join(frame.user_id)
         return self._mixer.push(frame.user_id, stream.pcm(frame))
+
+    def _warn(self, frame: InputAudioRawFrame) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "audio of {} Hz with {} channels is dropped: no microphone has this format",
+                *(frame.sample_rate, frame.num_channels),
+            )
 
     def _join(self, participant: str) -> _SampleStream:
         if len(self._participants) >= _MAX_PARTICIPANTS:
@@ -73,8 +85,6 @@ class _SampleStream:
 
     def pcm(self, frame: InputAudioRawFrame) -> Pcm:
         rate, channels = frame.sample_rate, frame.num_channels
-        if rate < 1 or channels < 1:
-            return _EMPTY
         if rate != self._resampler.source_rate:
             self._resampler = StreamResampler(rate, SAMPLE_RATE)
             self._partial = b""

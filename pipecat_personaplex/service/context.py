@@ -36,7 +36,7 @@ def facts_of(context: LLMContext, role_message: object) -> list[str]:
         text
         for message in context.get_messages()
         if isinstance(message, dict)
-        and message is not role_message
+        and message != role_message
         and message.get("role") in _INSTRUCTING
         and (text := standard_message_text(message).strip())
     ]

@@ -130,13 +130,17 @@ class PromptFacts:
             self.set(key, text)
 
     def renew(self, seconds: float = _GATHER_SECONDS) -> None:
-        """Replace the prompt after this time, together with other changes until then."""
-        if self._timer is None:
-            try:
-                loop = asyncio.get_running_loop()
-            except RuntimeError:
-                return  # before the call: the first prompt has the facts
-            self._timer = loop.call_later(seconds, self._renew)
+        """Replace the prompt after this time at the latest, with all changes until then."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # before the call: the first prompt has the facts
+        due = loop.time() + seconds
+        if self._timer is not None:
+            if self._timer.cancelled() or self._timer.when() <= due:  # closed, or sooner
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(due, self._renew)
 
     def close(self) -> None:
         """Replace no prompt any more."""

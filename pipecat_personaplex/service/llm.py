@@ -102,7 +102,7 @@ class PersonaPlexLLMService(DelegatingService):
     - on_speech_started(service, speech): The agent begins to speak a text.
     - on_speech_done(service, speech): It has spoken the whole text.
     - on_speech_cut(service, text, spoken): Only this many words of the text were spoken: the caller
-      spoke, ``hush`` was called or the session ended.
+      spoke, ``hush`` was called or the session failed. The end of a call cuts without a report.
     - on_late_frame(service, timings): A frame was received later than 80 ms after its input.
     - on_backend_error(service, message): The backend of the delegation failed; the call goes on.
 
@@ -310,6 +310,7 @@ class PersonaPlexLLMService(DelegatingService):
                     await self._fail_call(error)
                 await self._call_event_handler("on_session_ended", persona, error)
             case PromptChanged(persona, session_id):
+                self._facts_failures = 0
                 logger.info(f"{self}: session {session_id} has a new prompt, voice {persona.voice}")
                 self._requested.in_effect(persona)
                 await self._call_event_handler("on_prompt_changed", persona)

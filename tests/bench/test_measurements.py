@@ -13,3 +13,5 @@ def test_invalid_options_are_refused() -> None:
         BenchOptions("x", measure=())
     with pytest.raises(ConfigError, match="prompt frames"):
         BenchOptions("x", prompt_frames=1)
+    with pytest.raises(ConfigError, match="prompt frames must be from 2 to"):
+        BenchOptions("x", prompt_frames=999_999)

@@ -65,6 +65,7 @@ class TestCalculator:
             ("1 / 0", "has no value"),
             ("9 ** 9 ** 9", "has no value: the number is too large"),
             ("10.0 ** 999", "has no value"),
+            ("round(5, -10 ** 9)", "has no value: there are too many digits"),
             ("sqrt(-1)", "has no value"),
             ("(-8) ** 0.5", "not a real number"),
             ("sqrt()", "has no value"),

@@ -72,6 +72,14 @@ class TestCallerWatch:
         assert passed in (398, 400), "200 of each speaker, give or take a rounding"
         assert watch.dropped_seconds == pytest.approx((600 - passed) * 0.02)
 
+    async def test_audio_of_an_impossible_format_is_dropped_before_the_pipeline(self) -> None:
+        async with RunningPipeline([CallerWatch(ManualClock())]) as pipeline:
+            for rate, channels in ((1_500_000_000, 1), (1, 1), (24_000, 4_000), (8_000, 2)):
+                await pipeline.send(InputAudioRawFrame(bytes(8_000), rate, channels))
+            await pipeline.send(EndFrame())
+            await pipeline.ended()
+        assert [frame.sample_rate for frame in pipeline.seen(InputAudioRawFrame)] == [8_000]
+
     @pytest.mark.parametrize(
         ("connected", "limits", "reason"),
         [

@@ -67,6 +67,17 @@ async def test_a_connection_that_is_not_twilios_ends_alone() -> None:
         assert "Traceback" not in bot.log
 
 
+async def test_a_call_that_fails_unexpectedly_is_hung_up_and_others_are_served() -> None:
+    with BotProcess("tests.bots.failing_assistant", *OPTIONS, **CREDENTIALS) as bot:
+        for count in (1, 2):
+            async with TwilioCall(f"{bot.url.replace('http', 'ws')}/ws") as call:
+                await call.connected()
+                await call.start()
+                assert await call.close_code() is not None
+            assert bot.log.count("call failed: client") == count
+        assert "KeyError: 'STT_KEY'" in bot.log
+
+
 async def test_sigterm_ends_running_calls() -> None:
     with BotProcess(LOOPBACK) as bot:
         async with aiohttp.ClientSession(bot.url) as http, webrtc_caller() as (peer, body):

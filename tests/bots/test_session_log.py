@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 from loguru import logger
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.services.llm_service import LLMService
+from pipecat.workers.llm.backend_llm_worker import BackendLLMWorker
 
 from bots.session_log import LoggedEngine
 from pipecat_personaplex.config import Persona
-from pipecat_personaplex.errors import EngineFull, SessionFailed
+from pipecat_personaplex.errors import ConfigError, EngineFull, SessionFailed
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from tests.helpers.engines import FakeEngine
 
 PERSONA = Persona(voice="NATF2", text_prompt="You enjoy tea.")
@@ -35,6 +39,14 @@ def summary(records: list[Any]) -> list[tuple[str, str, str, str]]:
         )
         for record in records
     ]
+
+
+def test_a_delegation_learns_what_the_engine_cannot_do() -> None:
+    engine = LoggedEngine(FakeEngine(features=frozenset({"say"})), "caller")
+    delegation = PersonaPlexLLMService.Delegation
+    backend = BackendLLMWorker(llm=LLMService(), context=LLMContext())
+    with pytest.raises(ConfigError, match="this one does not support hold, prompt"):
+        PersonaPlexLLMService(engine, delegation=delegation(backend=backend))
 
 
 @pytest.mark.parametrize("ready_at_once", [True, False])

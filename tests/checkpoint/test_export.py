@@ -148,7 +148,11 @@ def test_progress_counts_up_to_the_end(tmp_path: Path) -> None:
 def test_config_json_is_written_if_the_original_has_none(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     export._write_config(tmp_path / "none.json", path, "fp8")
-    assert json.loads(path.read_text()) == {"lm": {"dep_q": 8}, "quantization": "fp8"}
+    assert json.loads(path.read_text()) == {
+        "model_type": "personaplex",
+        "lm": {"dep_q": 8},
+        "quantization": "fp8",
+    }
 
 
 @pytest.mark.parametrize("other", [q for q in QUANTIZATIONS if q != "int8"])

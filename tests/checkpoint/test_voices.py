@@ -127,6 +127,16 @@ def test_added_voices_are_listed_and_may_replace() -> None:
     assert library.names == ["NATF2", "NATM1", "sample"]
 
 
+def with_header(name: str, value: str) -> bytes:
+    """An archive whose member has an extended header."""
+    info = member("voices/a.pt")
+    info.pax_headers = {name: value}
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(info)
+    return content.getvalue()
+
+
 def huge(name: str) -> tarfile.TarInfo:
     info = member(name)
     info.size = 65 << 20
@@ -169,6 +179,7 @@ def test_an_archive_that_unpacks_to_too_much(
         (b"", "is not a tar archive"),
         (b"not gzip", "cannot be read: Not a gzipped file"),
         (gzip.compress(b"not tar" * 200, mtime=0), "is not a tar archive"),
+        (with_header("GNU.sparse.map", "x,y"), "is not a tar archive"),
         (ARCHIVE.read_bytes()[:3000], "is cut off or damaged"),
         (ARCHIVE.read_bytes()[:40] + b"\xff" * 500, "is cut off or damaged"),
     ],

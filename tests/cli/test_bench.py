@@ -64,7 +64,7 @@ def test_flags_override_the_environment(
 @pytest.mark.parametrize(
     ("arguments", "package", "remedy"),
     [
-        (["--histogram", "steps.png"], "matplotlib", "pip install -e '.[bench]' in the checkout"),
+        (["--histogram", "steps.png"], "matplotlib", "pip install 'pipecat-personaplex[bench]'"),
         (["--peer", "moshi"], "einops", "moshi==0.2.13 einops"),
     ],
 )

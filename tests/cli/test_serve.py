@@ -88,6 +88,7 @@ MISTAKES = {
     "prefix cache": (["--prefix-cache-bytes", "-1"], ["--prefix-cache-bytes"]),
     "prefill": (["--prefill-chunk", "0"], ["--prefill-chunk"]),
     "hello": (["--hello-seconds", "0"], ["hello_seconds", "above 0"]),
+    "threads": (["--threads", "100000"], ["cpu_threads", "1024", "100000"]),
     "log level": (["--log-level", "loud"], ["log level", "'LOUD'"]),
     "origin": (["--allow-origin", "example.com"], ["https://example.com", "'example.com'"]),
     "voice": (["--add-voice", "owen.wav"], ["NAME=FILE", "'owen.wav'"]),
@@ -165,7 +166,7 @@ def test_without_the_extra_packages(
     )
     assert main(SERVE) == 2
     line = one_line(capfd.readouterr().err)
-    assert line == "error: the server needs uvicorn: pip install -e '.[server]' in the checkout\n"
+    assert line == "error: the server needs uvicorn: pip install 'pipecat-personaplex[server]'\n"
 
 
 @pytest.mark.parametrize(

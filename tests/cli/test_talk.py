@@ -47,6 +47,8 @@ def test_a_port_in_use_is_found_before_anything_is_loaded(
         (["--public-url", "https://:7860"], "must be an address such as https://"),
         (["--public-url", "https://x.example:port"], "must be an address such as https://"),
         (["--public-url", "http://talk.example.com"], "must begin with https"),
+        (["--log-level", "loud"], "the log level must be one of DEBUG, INFO"),
+        (["--log-level", "info", "--port", "99999"], "--port"),
         (["--public-url", "https://x.example", "--share-on-lan"], "choose --public-url or"),
     ],
 )

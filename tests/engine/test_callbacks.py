@@ -86,6 +86,44 @@ def test_a_callback_that_never_returns_loses_its_own_session_only(
     assert stuck.session.wait_ended(WAIT)
     if name != "on_end":
         assert isinstance(stuck.ends.get(timeout=WAIT), SessionFailed)
+    require_one_model_thread()
+    assert neighbour.answer().index == 6
+    neighbour.hang_up()
+
+
+def require_one_model_thread() -> None:
+    """A thread whose callback returns late must end: another one steps the engine now."""
+    deadline = time.monotonic() + WAIT
+    while [t.name for t in threading.enumerate()].count("personaplex-engine") != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_late_on_done_ends_its_thread_although_another_callback_raises(
+    engine: Engine, gate: threading.Event
+) -> None:
+    entered = threading.Event()
+
+    def wait(*_: object) -> None:
+        entered.set()
+        assert gate.wait(WAIT)
+
+    def bad(*_: object) -> None:
+        raise ValueError("bad callback")
+
+    call = Call(engine)
+    assert call.session.wait_ready(WAIT)
+    neighbour = Call(engine)
+    assert neighbour.session.wait_ready(WAIT)
+    call.session.say("One.", on_done=wait)
+    call.session.say("Two.", on_done=bad)
+    call.session.update_prompt(RESTAURANT, on_done=bad)
+    call.session.close()  # every on_done and on_end are due at once
+    assert entered.wait(WAIT)
+    assert neighbour.answer().index == 0
+    gate.set()
+    assert call.session.wait_ended(WAIT)
+    require_one_model_thread()
     neighbour.hang_up()
 
 

@@ -19,6 +19,7 @@ from loguru import logger
 
 from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams, SessionFrame
 from pipecat_personaplex.engine.model_runner import ModelRunner
+from pipecat_personaplex.engine.prefill import Prefill
 from pipecat_personaplex.engine.stats import STEP_BOUNDS_MS
 from pipecat_personaplex.errors import (
     ConfigError,
@@ -205,6 +206,28 @@ def test_a_failing_prompt_fails_its_own_session_only(
     assert "MemoryError: no room for the prompt" in str(error)
     assert other.answer().index == 1
     other.hang_up()
+
+
+def test_an_error_keeps_no_keys_and_values(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server keeps a failed session for its client, and an application as long as it likes."""
+    caches = []
+
+    def fail(self: Prefill, *_: object) -> None:
+        caches.append(weakref.ref(self._cache))
+        raise RuntimeError("out of memory")
+
+    call = Call(engine, Persona("NATF2", "An unusual persona."))
+    assert call.session.wait_ready(WAIT)
+    monkeypatch.setattr(Prefill, "_compute", fail)
+    failed = Call(engine, Persona("NATF2", "Another persona."))
+    assert isinstance(failed.ends.get(timeout=WAIT), SessionFailed)
+    done: queue.Queue[PersonaPlexError | None] = queue.Queue()
+    call.session.update_prompt(Persona("NATF2", "A third persona."), on_done=done.put)
+    errors = [failed.session.error, done.get(timeout=WAIT)]
+    assert all("out of memory" in str(error) for error in errors)
+    call.hang_up()
+    gc.collect()
+    assert len(caches) == 2 and not any(cache() for cache in caches)
 
 
 def test_ended_sessions_are_garbage_collected(engine: Engine) -> None:

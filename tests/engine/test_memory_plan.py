@@ -185,6 +185,25 @@ def test_one_session_runs_without_room_for_a_replay(
         require_memory(one, CUDA)
 
 
+def test_the_prefix_cache_gives_way_to_one_session_without_room_for_a_replay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = Target(CUDA, torch.bfloat16, "int4")
+    config = EngineConfig(kv_dtype="bfloat16", max_sessions=1)
+    planned = memory.plan_engine(ModelConfig(), config, target)
+    least = planned.total - planned.replay - planned.prompts
+    for free, cached in ((least + GIB // 2, GIB // 2), (least, 0), (least - 1, planned.prompts)):
+        monkeypatch.setattr(memory, "available_bytes", lambda device, free=free: free)
+        resolved = memory.resolve_prefix_cache(ModelConfig(), config, target)
+        assert resolved.prefix_cache_bytes == cached
+        fits = memory.plan_engine(ModelConfig(), resolved, target)
+        if free >= least:
+            require_memory(fits, CUDA)
+        else:
+            with pytest.raises(ConfigError, match="not even one session fits"):
+                require_memory(fits, CUDA)
+
+
 def test_few_sessions_need_no_spare_slot() -> None:
     slot = PLAN.per_slot
     reserved = PLAN.fixed
@@ -265,6 +284,16 @@ def test_an_engine_runs_as_many_sessions_as_fit(monkeypatch: pytest.MonkeyPatch)
     # A configured number is used: on a CPU, more than fit at once only give a warning.
     configured = EngineConfig(device="cpu", max_sessions=8)
     assert Engine.load(CHECKPOINT, configured).stats().max_sessions == 8
+
+
+def test_sessions_that_cannot_be_allocated_are_refused_in_one_line() -> None:
+    with (
+        pytest.raises(ConfigError, match="the memory of 10000000 sessions cannot be allocated"),
+        memory.room_for_sessions(10_000_000),
+    ):
+        torch.empty(10_000_000 << 30)
+    with pytest.raises(RuntimeError, match="another"), memory.room_for_sessions(1):
+        raise RuntimeError("another fault")
 
 
 def test_an_engine_of_a_loaded_checkpoint_has_the_default_number() -> None:

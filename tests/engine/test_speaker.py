@@ -203,7 +203,7 @@ def test_a_hold_is_silent_for_its_time() -> None:
     assert agent.steps(4) == [TEXT_PAD] * 3 + [OWN_WORD]
     agent.speaker.hold(30)
     agent.step()
-    agent.speaker.release()
+    agent.speaker.hold(0)
     assert agent.step() == OWN_WORD
 
 
@@ -336,7 +336,7 @@ def test_any_interleaving_ends_every_speech_once_and_in_order(script: list, rand
             case ("hold", seconds):
                 agent.speaker.hold(seconds)
             case ("release",):
-                agent.speaker.release()
+                agent.speaker.hold(0)
 
     began: list[Speech] = []
 
@@ -365,7 +365,7 @@ def test_any_interleaving_ends_every_speech_once_and_in_order(script: list, rand
         check()
     apply_pending()
     # Every wait ends, also with a caller who never stops and a model that never speaks.
-    agent.speaker.release()
+    agent.speaker.hold(0)
     agent.sample = lambda tokens: TEXT_PAD
     limit = sum(300 * (speech.words + 2) for speech in speeches) + 50
     for _ in range(limit):

@@ -176,6 +176,8 @@ def test_two_hundred_calls_of_nano_twice(tmp_path: Path) -> None:
         (["run", "nano", "--out", "x", "--seeds", "0"], "--seeds must be how many"),
         (["run", "nano", "--out", "x", "--seeds", "1,1"], "--seeds must be how many"),
         (["run", "nano", "--out", "x", "--seeds", "a"], "--seeds must be how many"),
+        (["run", "nano", "--out", "x", "--seeds", "9" * 23], "--seeds must be how many"),
+        (["run", "nano", "--out", "x", "--voice", "no.wav"], "--voice no.wav: there is no such"),
         (["run", "nano", "--out", "x", "--temperature-text", "11"], "from 0 (greedy) to 10"),
         (["run", "nano"], "--out"),
         (["score", "nowhere"], "nowhere is not a run"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from tests.golden_data import FRIEND, conversation
 
 SILENCE = np.zeros(FRAME_SAMPLES, dtype=np.float32)
 WAIT = 30.0
-_opened: list[Session] = []
+_opened: WeakSet[Session] = WeakSet()
 
 
 class Call:
@@ -25,7 +26,7 @@ class Call:
         self.ends: queue.Queue[PersonaPlexError | None] = queue.Queue()
         options.setdefault("on_frame", self.frames.put)
         self.session: Session = engine.open_session(persona, on_end=self.ends.put, **options)
-        _opened.append(self.session)
+        _opened.add(self.session)
 
     def answer(self, pcm: np.ndarray = SILENCE) -> SessionFrame:
         self.session.push(pcm)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 from websockets.asyncio.server import ServerConnection
@@ -43,6 +45,36 @@ def test_an_input_frame_without_output_ends_the_session(monkeypatch: pytest.Monk
         caller.session.push(np.concatenate([tone(0), tone(1)]))
         error = caller.ready().ended()
         assert type(error) is SessionLost and "has not returned a frame for 1.5 s" in str(error)
+
+
+@pytest.mark.parametrize("busy_seconds", [2.0, 6.0])
+def test_a_call_that_has_moved_waits_as_long_for_its_prompt_as_a_new_one(
+    monkeypatch: pytest.MonkeyPatch, busy_seconds: float
+) -> None:
+    monkeypatch.setattr(native_channel, "_CONFIRM_SECONDS", 1.0)
+    monkeypatch.setattr(native_channel, "_READY_SECONDS", 4.0)
+
+    first, second = FakeServer(max_sessions=8), FakeServer()
+
+    async def talk(websocket: ServerConnection) -> None:
+        await asyncio.sleep(busy_seconds)  # with the prompts of other calls
+        await second._converse(websocket)
+
+    second._talk = talk
+    for server in (first, second):
+        server.features = ["history"]
+    with second, first, RemoteEngine([first.url, second.url]) as engine:
+        caller = Caller(engine).ready()  # at the first, which has more room
+        caller.talk(0)
+        first.stop()
+        for index in range(1, 4):
+            caller.session.push(tone(index))
+        if busy_seconds < 4:
+            assert [caller.next().index for _ in range(3)] == [1, 2, 3]
+        else:
+            error = caller.ended()
+            assert isinstance(error, SessionLost)
+            assert "has not computed the prompt within 4 s" in str(error)
 
 
 def test_a_caller_who_pushes_no_audio_keeps_the_session(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,7 @@ def test_hold_and_release(served: Served) -> None:
     assert caller.talk(1)[0].text == " a"
     assert served.fake.sessions[0].holds == [1.0, 0.0]
     for seconds in (-1, 31, float("nan"), float("inf"), True, "1", None):
-        with pytest.raises(ConfigError, match="0 to 30 seconds"):
+        with pytest.raises(ConfigError, match="from 0 to 30"):
             caller.session.hold(seconds)  # type: ignore[arg-type]
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,3 +131,12 @@ def test_encodings_of_windows_editors_and_shells(tmp_path: Path) -> None:
 def test_an_invalid_name_or_limit_is_refused(name: str, limit: int | None) -> None:
     with pytest.raises(ConfigError):
         new_key(name, limit)
+
+
+def test_a_key_can_be_made_without_the_packages_of_a_server() -> None:
+    program = (
+        "import sys; sys.modules['starlette'] = sys.modules['starlette.requests'] = None\n"
+        "from pipecat_personaplex.server.auth import new_key; print(new_key('bot')[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.startswith("bot ") and not done.stderr

@@ -93,6 +93,42 @@ async def test_many_speeches_that_are_cut_at_once(
         await finish(client)
 
 
+async def test_texts_without_an_id_are_counted_too(
+    server: LiveServer, fake: ServedFakeEngine
+) -> None:
+    async with SessionClient.opened(server.ws_url) as client:
+        for _ in range(65):
+            await client.say("say", text="word")
+        [refused] = await receive(client, 0, 1)
+        assert (
+            refused["code"] == "limit_reached" and "64 speeches already wait" in refused["message"]
+        )
+        await client.say("hush")
+        assert await push(client, 1, 0) == []
+        await client.say("say", text="word", id=0)
+        assert await push(client, 1, 1) == [speech(0, "said", 1)]
+        await finish(client)
+
+
+async def test_a_flood_of_texts_is_refused(server: LiveServer, fake: ServedFakeEngine) -> None:
+    async with SessionClient.opened(server.ws_url) as client:
+        refused: list[str] = []
+        for start in range(0, 150, 30):
+            for id in range(start, start + 30):
+                await client.say("say", text="word", id=id)
+            await client.say("hush")
+            cut = 0
+            while cut < 30:
+                [report] = await receive(client, 0, 1)
+                if report["type"] == "error":
+                    refused.append(report["message"])
+                else:
+                    cut += report["state"] == "cut"
+        assert 1 <= len(refused) <= 22, "128 at once, and ten a second"
+        assert all("10 texts a second" in message for message in refused)
+        await finish(client)
+
+
 async def test_hold_and_release(server: LiveServer, fake: ServedFakeEngine) -> None:
     fake.on_open = lambda session: session.pieces.extend([" a", " b"])
     async with SessionClient.opened(server.ws_url) as client:

@@ -49,11 +49,17 @@ def test_a_partial_sample_does_not_survive_a_change_of_the_format() -> None:
     assert np.array_equal(joined([caller.pcm(frame(samples.tobytes()))]), samples)
 
 
-@pytest.mark.parametrize(("rate", "channels"), [(0, 1), (RATE, 0)])
-def test_a_frame_without_a_format_is_ignored(rate: int, channels: int) -> None:
-    broken = frame(tone(0.02).tobytes())
+@pytest.mark.parametrize(
+    ("rate", "channels"), [(0, 1), (RATE, 0), (1, 1), (1_500_000_000, 1), (RATE, 4_000)]
+)
+def test_a_frame_of_an_impossible_format_is_dropped(rate: int, channels: int) -> None:
+    caller, samples = CallerInput(), tone(0.02)
+    broken = frame(samples.tobytes())
     broken.sample_rate, broken.num_channels = rate, channels
-    assert not len(CallerInput().pcm(broken))
+    for kind in (broken, UserAudioRawFrame(samples.tobytes(), RATE, 1, user_id="a")):
+        kind.sample_rate, kind.num_channels = rate, channels
+        assert not len(caller.pcm(kind))
+    assert np.array_equal(joined([caller.pcm(frame(samples.tobytes()))]), samples)
 
 
 def mixed(caller: CallerInput, *participants: np.ndarray) -> np.ndarray[Any, Any]:

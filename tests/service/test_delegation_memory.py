@@ -156,6 +156,43 @@ async def test_a_replay_that_fails_is_tried_again(
         assert prompts(fake) == [f"{ROLE} Information: There is tea."]
 
 
+async def test_a_new_fact_does_not_wait_for_the_next_attempt_and_renews_the_attempts(
+    fake: FakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "pipecat_personaplex.service.settings_service"
+    monkeypatch.setattr(f"{module}._FACTS_RETRY_SECONDS", 60.0)
+    async with on_call(fake, clock, **SERVICE) as (service, pipeline, _):
+        [session] = fake.sessions
+        accept = session.update_prompt
+
+        def fail(persona, *, history=None, on_done=None):
+            fake.do(lambda: on_done(SessionFailed("too slow")))
+
+        for count in range(1, 6):
+            session.update_prompt = fail
+            service.set_fact("a", f"There is tea {count}.")
+            await pipeline.until(lambda n=count: len(errors(pipeline)) == n)
+            session.update_prompt = accept
+            service.set_fact("b", f"There is coffee {count}.")
+            await pipeline.until(lambda n=count: len(prompts(fake)) == n)
+            assert service._facts._timer is None
+        session.update_prompt = fail
+        service.set_fact("a", "There is no tea.")
+        await pipeline.until(lambda: len(errors(pipeline)) == 6)
+        assert service._facts._timer is not None, "the first failure since a success: retried"
+
+
+async def test_a_role_that_comes_again_is_no_fact(fake: FakeEngine, clock: ManualClock) -> None:
+    async with on_call(fake, clock) as (_, pipeline, _):
+        role = {"role": "system", "content": "You are Ann."}
+        await pipeline.send(LLMContextFrame(LLMContext([role])))
+        await pipeline.until(lambda: prompts(fake))
+        fact = {"role": "system", "content": "It rains."}
+        await pipeline.send(LLMContextFrame(LLMContext([dict(role), fact])))
+        await pipeline.until(lambda: len(prompts(fake)) == 2)
+        assert prompts(fake)[-1] == "You are Ann. Information: It rains."
+
+
 async def test_a_call_starts_with_the_facts_of_its_caller(fake: FakeEngine) -> None:
     async def account(service: PersonaPlexLLMService) -> str:
         await asyncio.sleep(0.05)

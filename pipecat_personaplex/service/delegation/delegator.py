@@ -80,7 +80,7 @@ class Delegator(CallFollower):
     """
 
     def __init__(self, front: PersonaPlexLLMService, config: Delegation, engine: EngineLike):
-        _require_features(getattr(engine, "features", _NEEDED))
+        _require_features(engine.features)
         self._front = front
         self._config = config
         self.state: DelegationState = DelegationState(

@@ -150,6 +150,15 @@ class TestRefused:
         with pytest.raises(ToolProblem, match=r"does not contain that. It contains 1 small Coffee"):
             store.change("a", "5", "tea", 1)
 
+    def test_of_two_lines_the_one_without_a_note(self, store: OrderStore) -> None:
+        store.add("a", "1", "tea", 1)
+        store.add("a", "2", "tea", 1, note="no sugar")
+        with pytest.raises(ToolProblem, match="Ask which one"):
+            store.change("a", "3", "tea", 0)
+        assert store.change("a", "4", "tea", 0, note="none")["order"] == ["1 Tea (no sugar)"]
+        with pytest.raises(ToolProblem, match="does not contain that"):
+            store.change("a", "5", "tea", 0, note="none")
+
     def test_too_many_lines(self, store: OrderStore) -> None:
         for index in range(MAX_LINES):
             store.add("a", str(index), "tea", 1, note=f"wish {index}")
