@@ -245,6 +245,17 @@ def test_recombined_sentences_are_words_of_several_recordings_each_with_its_soun
     assert len({sentence.text for sentence in sentences}) > 30
 
 
+def test_a_recombined_sentence_goes_on_after_no_last_word() -> None:
+    short = {text: clip for text, clip in POOL.agent["NATF2"].items() if len(text.split()) < 6}
+    whole = {text: clip for text, clip in short.items() if not any(c in text[:-1] for c in ".?!")}
+    pool = dataclasses.replace(POOL, agent={"NATF2": whole})
+    given, random = GivenSentences(pool), np.random.default_rng(3)
+    for _ in range(100):
+        words = given.recombined("NATF2", random).text.split()
+        assert words[-1][-1] in ".?!"
+        assert not any(word[-1] in ".?!" for word in words[:-1])
+
+
 def test_no_given_sentence_has_a_name_that_is_held_out() -> None:
     given, random = GivenSentences(POOL), np.random.default_rng(2)
     words = {w for _ in range(300) for w in given.recombined("NATF2", random).text.split()}

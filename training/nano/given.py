@@ -57,13 +57,16 @@ class GivenSentences:
         return _any(self._pool.others[voice], random)
 
     def recombined(self, voice: str, random: np.random.Generator) -> AgentClip:
-        """A few words each of several recordings of one voice, one after the other."""
+        """A few words each of several recordings of one voice, one after the other.
+
+        Only the last word ends a sentence in its recording: the agent must fall silent after such a
+        word, and not continue with another sentence.
+        """
         count = int(random.integers(*_PARTS, endpoint=True))
         sources = [self._lines[voice], self._pool.others[voice]]
-        parts = [
-            _some_words(_any(sources[int(random.integers(2))], random), random)
-            for _ in range(count)
-        ]
+        clips = [_any(sources[int(random.integers(2))], random) for _ in range(count)]
+        inner = [_inner_words(clip, random) for clip in clips[:-1]]
+        parts = [*(part for part in inner if part.onsets), _last_words(clips[-1], random)]
         starts = [0, *np.cumsum([len(part.codes) for part in parts[:-1]]).tolist()]
         return AgentClip(
             " ".join(part.text for part in parts),
@@ -81,16 +84,32 @@ def _is_known(clip: AgentClip) -> bool:
     return _HELD_OUT.isdisjoint(map(wordings.bare, clip.text.split()))
 
 
-def _some_words(clip: AgentClip, random: np.random.Generator) -> AgentClip:
+def _inner_words(clip: AgentClip, random: np.random.Generator) -> AgentClip:
+    """Some words from within a sentence; none if the clip has only last words."""
     words = clip.text.split()
-    count = min(len(words), int(random.integers(*_PART_WORDS, endpoint=True)))
-    first = int(random.integers(len(words) - count + 1))
-    ends = [*clip.onsets, len(clip.codes)]
-    begin, end = clip.onsets[first], ends[first + count]
+    inner = [index for index, word in enumerate(words) if word[-1] not in ".?!"]
+    if not inner:
+        return _part(clip, 0, 0)
+    first = end = inner[int(random.integers(len(inner)))]
+    most = first + int(random.integers(*_PART_WORDS, endpoint=True))
+    while end < most and end in inner:
+        end += 1
+    return _part(clip, first, end)
+
+
+def _last_words(clip: AgentClip, random: np.random.Generator) -> AgentClip:
+    """The last words of a clip."""
+    count = len(clip.onsets)
+    return _part(clip, max(0, count - int(random.integers(*_PART_WORDS, endpoint=True))), count)
+
+
+def _part(clip: AgentClip, first: int, end: int) -> AgentClip:
+    bounds = [*clip.onsets, len(clip.codes)]
+    begin = bounds[first]
     return AgentClip(
-        " ".join(words[first : first + count]),
-        clip.codes[begin:end],
-        [onset - begin for onset in clip.onsets[first : first + count]],
+        " ".join(clip.text.split()[first:end]),
+        clip.codes[begin : bounds[end]],
+        [onset - begin for onset in clip.onsets[first:end]],
     )
 
 
