@@ -29,6 +29,7 @@ _MASK_32 = 0xFFFFFFFF
 # Subtracted once per token id, so that equal logits rank by id. It is far below the distance of
 # two different float32 logits and far above the rounding of float64.
 _TIE_STEP = 1e-13
+_MOST_SCALE = 1e30  # of logits; in effect greedy
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -117,8 +118,10 @@ class SamplerState:
             (_AUDIO, params.temperature_audio, params.top_k_audio),
         ):
             top_k = min(top_k, self._cards[kind])
-            # Assigning a Python number is a fill, which does not wait for the device.
-            self._scale[slot, kind] = 1 / temperature if temperature else 1.0
+            # Assigning a Python number is a fill, which does not wait for the device. A temperature
+            # may be so small that float32 does not hold its inverse.
+            scale = min(1 / temperature, _MOST_SCALE) if temperature else 1.0
+            self._scale[slot, kind] = scale
             self._noise[slot, kind] = 1.0 if temperature else 0.0
             self._top_k[slot, kind] = top_k if temperature else 1
             requested[kind] = top_k if temperature else 0

@@ -246,7 +246,8 @@ class StepLoop:
                 self._forced_slots.add(slot)
             sampling = session.take_new_sampling()
             if sampling is not None:
-                self._runner.set_sampling(slot, sampling)
+                with self._contain_failure(session):
+                    self._runner.set_sampling(slot, sampling)
         forces = any(code != ZERO_TOKEN for code in forced_text)
         return frames, forced_text if forces else None
 

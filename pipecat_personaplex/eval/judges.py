@@ -102,8 +102,15 @@ def _openai(model: str, key: str | None) -> Judge:
     return ChatJudge(_OPENAI, model, key)
 
 
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"[\w.']+", text.lower()))
+
+
 class RuleJudge:
-    """Compares with the words of a right answer: 5 if one occurs, else 0; nothing if unknown."""
+    """Compares with the words of a right answer: 5 if one occurs, else 0; nothing if unknown.
+
+    A word of a right answer may be the beginning of the agent's: "apolog" is in "I apologize".
+    """
 
     def __init__(self, argument: str = ""):
         if argument:
@@ -114,8 +121,8 @@ class RuleJudge:
         """Rate the answer."""
         if not answer.wanted:
             return ""
-        spoken = " ".join(re.findall(r"[\w.']+", answer.agent.lower()))
-        found = [words for words in answer.wanted if words in spoken]
+        spoken = f" {_plain(answer.agent)}"
+        found = [words for words in map(_plain, answer.wanted) if words and f" {words}" in spoken]
         return f"Rating: {BEST_RATING if found else 0}"
 
 

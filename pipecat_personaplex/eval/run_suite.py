@@ -108,8 +108,10 @@ def take_inventory(plan: Plan) -> Inventory:
             raise UserError(f"suite {plan.suite.name} has two items with the id {item.id}")
         ids.add(item.id)
         prompts[item.prompt] = None
-        events = [asdict(event) for event in item.events]
-        total.update(json.dumps([item.id, item.group, item.prompt, events]).encode())
+        parts: list[Any] = [item.id, item.group, item.prompt, [asdict(e) for e in item.events]]
+        # Only where an item has them: the hash of others is that of earlier versions.
+        parts += filter(None, [item.wanted and {"wanted": item.wanted}, item.reference])
+        total.update(json.dumps(parts).encode())
         total.update(item.pcm.tobytes())
     if not ids:
         raise UserError(f"suite {plan.suite.name}: {plan.data} has no items")
@@ -189,23 +191,25 @@ def run_suite(
     calls = failed = 0
     audio_seconds = 0.0
     started = time.monotonic()
-    for finished in engine.converse_many(_jobs(plan, done)):
-        item, seed = finished.job.label
-        if finished.conversation is None:
-            failed += 1
-            run.add(Call.of(item, seed, error=str(finished.error)), item.pcm[:0], [])
-        else:
-            talk = finished.conversation
-            words = words_of(frame.text for frame in talk.frames)
-            run.add(Call.of(item, seed, hash_tokens(talk.frames)), talk.pcm, words)
-        calls += 1
-        audio_seconds += len(item.pcm) / SAMPLE_RATE
-        if progress is not None:
-            progress(len(done) + calls, total, calls / (time.monotonic() - started))
-    seconds = time.monotonic() - started
-    result = RunResult(calls, failed, seconds, audio_seconds, engine.stats().step_p50_ms)
-    if calls:
-        _append_speed(run, engine.max_sessions, result)
+    try:
+        for finished in engine.converse_many(_jobs(plan, done)):
+            item, seed = finished.job.label
+            if finished.conversation is None:
+                failed += 1
+                run.add(Call.of(item, seed, error=str(finished.error)), item.pcm[:0], [])
+            else:
+                talk = finished.conversation
+                words = words_of(frame.text for frame in talk.frames)
+                run.add(Call.of(item, seed, hash_tokens(talk.frames)), talk.pcm, words)
+            calls += 1
+            audio_seconds += len(item.pcm) / SAMPLE_RATE
+            if progress is not None:
+                progress(len(done) + calls, total, calls / (time.monotonic() - started))
+    finally:  # also of a run that is interrupted and continues later
+        seconds = time.monotonic() - started
+        result = RunResult(calls, failed, seconds, audio_seconds, engine.stats().step_p50_ms)
+        if calls:
+            _append_speed(run, engine.max_sessions, result)
     return result
 
 

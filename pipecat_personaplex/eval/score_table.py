@@ -148,9 +148,12 @@ def describe(run: RunFolder) -> Iterator[str]:
 
 
 def served_seconds(run: RunFolder) -> float | None:
-    """From the audio axis to the caller's ear: a frame and the median step; None if unknown."""
-    steps = [record["step_p50_ms"] for record in read_speed(run)]
-    return FRAME_SECONDS + steps[-1] / 1e3 if steps else None
+    """From the audio axis to the caller's ear: a frame and the median step; None if unknown.
+
+    Of a run in several parts, the step of the part with the most calls.
+    """
+    most = max(read_speed(run), key=lambda record: record["calls"], default=None)
+    return None if most is None else FRAME_SECONDS + most["step_p50_ms"] / 1e3
 
 
 def label(key: str) -> str:

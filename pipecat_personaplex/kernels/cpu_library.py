@@ -38,14 +38,31 @@ _SIGNATURES: dict[str, tuple[str, str]] = {
 }
 
 
-@lru_cache(maxsize=1)
 def cpu_library() -> ctypes.CDLL:
     """Load the kernels, and compile them first if this processor's are not in the cache.
+
+    It is tried once in a process.
 
     Raises:
         RuntimeError: The machine is not an x86-64 Linux machine, has no g++, or the compiler
             rejects the kernels, for example because the processor lacks AVX-512 with VNNI.
     """
+    found = _find_library()
+    if isinstance(found, str):
+        raise RuntimeError(found)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _find_library() -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    try:
+        return _load_library()
+    except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+
+
+def _load_library() -> ctypes.CDLL:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise RuntimeError(f"there are none for {sys.platform} on {platform.machine()}")
     if "avx512_vnni" not in _processor().split():
@@ -68,16 +85,15 @@ def cpu_library() -> ctypes.CDLL:
 
 def _built(name: str, compiler: str) -> Path:
     """The compiled library in the cache, or in a temporary folder if the cache is read-only."""
-    folder = cached_assets_path("pipecat-personaplex", "kernels", "cpu")
-    if (folder / name).is_file():
-        return folder / name
     try:
+        folder = cached_assets_path("pipecat-personaplex", "kernels", "cpu")
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            # Another process may compile the same; the last one to rename wins.
-            os.replace(_compile(compiler, Path(work)), folder / name)
+        if not (folder / name).is_file():
+            with tempfile.TemporaryDirectory(dir=folder) as work:
+                # Another process may compile the same; the last one to rename wins.
+                os.replace(_compile(compiler, Path(work)), folder / name)
         return folder / name
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a file stands where the folder belongs
         # The folder stays: it must exist while the library is loaded.
         return _compile(compiler, Path(tempfile.mkdtemp(prefix="personaplex-kernels-")))
 
@@ -91,7 +107,11 @@ def _compile(compiler: str, folder: Path) -> Path:
         command = [compiler, *_FLAGS, "-c", str(source), "-o", str(target)]
         jobs.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
         objects.append(str(target))
-    errors = [job.communicate(timeout=_COMPILE_SECONDS)[1] for job in jobs]
+    try:
+        errors = [job.communicate(timeout=_COMPILE_SECONDS)[1] for job in jobs]
+    finally:
+        for job in jobs:  # does nothing to those that have ended
+            job.kill()
     for job, error in zip(jobs, errors, strict=True):
         if job.returncode:
             raise RuntimeError(f"g++ failed: {_first_error(error)}")
@@ -103,7 +123,9 @@ def _compile(compiler: str, folder: Path) -> Path:
 def _openmp() -> str:
     """The OpenMP library that PyTorch has loaded: with another, there would be two thread pools."""
     torch.get_num_threads()  # loads it
-    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    # The sixth field is the file; it may have spaces.
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    loaded = {fields[5] for fields in (line.split(maxsplit=5) for line in maps) if fields[5:]}
     found = sorted(
         (path for path in loaded if "/libgomp" in path),
         key=lambda path: not path.startswith(str(Path(torch.__file__).parent)),

@@ -134,9 +134,9 @@ def test_kernels_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.status == "ok" and "int4 products" in found.detail
         monkeypatch.setattr(availability, "cpu_gemm_works", lambda format: format == "int8")
         assert "not available on this CPU: int4 products" in finding("kernels").detail
-    cpu_library.cpu_library.cache_clear()
+    cpu_library._find_library.cache_clear()
     monkeypatch.setattr(cpu_library, "_processor", lambda: "flags: sse2")
     missing = finding("kernels")
-    cpu_library.cpu_library.cache_clear()
+    cpu_library._find_library.cache_clear()
     assert missing.status == "note"
     assert "none for this CPU" in missing.detail

@@ -202,6 +202,18 @@ def test_sampling_can_change_during_a_session(engine: Engine) -> None:
     call.hang_up()
 
 
+def test_a_tiny_temperature_is_greedy_and_ends_no_call(engine: Engine) -> None:
+    greedy, neighbour = Call(engine, sampling=SamplingParams.greedy()), Call(engine)
+    call = Call(engine, sampling=SamplingParams(temperature_text=5e-324, temperature_audio=1e-40))
+    for index in range(4):
+        if index == 2:
+            call.session.update(SamplingParams(temperature_text=1e-40, temperature_audio=1e-300))
+        assert call.answer().text_token == greedy.answer().text_token
+        assert neighbour.answer().index == index
+    for each in (call, greedy, neighbour):
+        each.hang_up()
+
+
 def test_a_closed_session_refuses_new_sampling(engine: Engine) -> None:
     call = Call(engine)
     call.hang_up()

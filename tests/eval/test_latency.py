@@ -88,6 +88,18 @@ async def test_no_answer() -> None:
     assert np.isnan(found.median)
 
 
+async def test_a_line_that_never_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_module, "_MAX_WAIT_SECONDS", 0.3)
+
+    class Humming(DelayLine):
+        async def send(self, chunk: Pcm) -> None:
+            self.recorder.add(time.monotonic(), np.full(len(chunk), 0.3, np.float32))
+
+    async with Humming(0.0) as line:
+        found = await probe(line, tone(), 2, from_end=True)
+    assert (found.seconds, found.unanswered) == ((), 2)
+
+
 async def test_no_audio_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     class Dead(DelayLine):
         async def send(self, chunk: Pcm) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pipecat_personaplex.eval.run_suite import (
 )
 from pipecat_personaplex.eval.run_target import check_target, only_writer
 from pipecat_personaplex.eval.score_run import Scorer, safe_name, score_run
+from pipecat_personaplex.eval.score_table import served_seconds
 from pipecat_personaplex.eval.suites.registry import find_suite
 from pipecat_personaplex.eval.voice_activity import energy_spans
 from pipecat_personaplex.words import Word
@@ -101,7 +103,21 @@ def test_an_interrupted_run_goes_on(engine: Engine, data: Path, tmp_path: Path) 
     lines = (tmp_path / "run" / "items.jsonl").read_text().splitlines()
     assert len({(line["id"], line["seed"]) for line in map(json.loads, lines)}) == 6
     assert run(engine, plan(data), tmp_path / "run").calls == 0
-    assert len(read_speed(RunFolder.open(tmp_path / "run"))) == 1  # the interrupted part has none
+    parts = read_speed(RunFolder.open(tmp_path / "run"))
+    assert [part["calls"] for part in parts] == [2, 4]
+    assert served_seconds(RunFolder.open(tmp_path / "run")) == 0.08 + parts[1]["step_p50_ms"] / 1e3
+
+
+def test_what_answers_are_compared_with_belongs_to_the_data(data: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(data, tmp_path / "data")
+    hashes = set()
+    for wanted in (None, [], ["Paris"], ["paris"]):
+        annotation = json.loads((data / "c0.json").read_text())
+        if wanted is not None:
+            annotation["wanted"] = wanted
+        (data / "c0.json").write_text(json.dumps(annotation))
+        hashes.add(take_inventory(plan(data)).sha256)
+    assert len(hashes) == 3, "nothing wanted is the same as no field"
 
 
 def test_other_settings_are_refused(engine: Engine, data: Path, tmp_path: Path) -> None:

@@ -126,6 +126,8 @@ def test_folder_of_recordings(tmp_path: Path) -> None:
         ({"events": [{"kind": "pause", "start": "a", "end": 1}]}, "must be numbers"),
         ({"events": [{"kind": "pause", "start": 9, "end": 9}]}, "the recording ends at 1.00"),
         ({"events": [{"kind": "pause"}]}, "start"),
+        ({"events": [], "wanted": "nine dollars"}, "wanted must be a list of texts"),
+        ({"events": [], "wanted": [9]}, "wanted must be a list of texts"),
     ],
 )
 def test_wrong_events_are_named(tmp_path: Path, content: object, message: str) -> None:

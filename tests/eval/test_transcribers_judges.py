@@ -180,6 +180,16 @@ def test_rules() -> None:
     assert judge(Answer("", "", "It is $9.50.", wanted)) == "Rating: 5"
     assert judge(Answer("", "", "Goodbye.", wanted)) == "Rating: 0"
     assert judge(Answer("", "", "Goodbye.")) == ""
+    for words, answer, rating in (
+        ("ten", "We are often closed.", 0),
+        ("no", "I don't know.", 0),
+        ("Paris", "It is Paris.", 5),
+        ("$9.50", "It is $9.50.", 5),
+        ("ice-cream", "We have ice-cream.", 5),
+        ("apolog", "I apologize.", 5),
+        ("?", "It is Paris.", 0),
+    ):
+        assert judge(Answer("", "", answer, (words,))) == f"Rating: {rating}"
 
 
 class Chat(BaseHTTPRequestHandler):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import cached_assets_path
 from loguru import logger
 
 from pipecat_personaplex.kernels import availability, cpu_library
@@ -23,9 +25,9 @@ from pipecat_personaplex.quantization.weights import quantize
 @pytest.fixture(autouse=True)
 def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(availability, "_results", {})
-    cpu_library.cpu_library.cache_clear()
+    cpu_library._find_library.cache_clear()
     yield
-    cpu_library.cpu_library.cache_clear()
+    cpu_library._find_library.cache_clear()
 
 
 def cannot_load() -> str:
@@ -99,7 +101,7 @@ def test_the_library_is_compiled_once_for_the_user(
     monkeypatch.setattr(cpu_library, "cached_assets_path", lambda *names: tmp_path / "cache")
     monkeypatch.setattr(cpu_library, "_compile", copy)
     for _ in range(2):
-        cpu_library.cpu_library.cache_clear()
+        cpu_library._find_library.cache_clear()
         assert Path(cpu_library.cpu_library()._name).name == compiled.name
     assert len(calls) == 1
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [compiled.name]
@@ -108,7 +110,7 @@ def test_the_library_is_compiled_once_for_the_user(
 @needs_kernels
 def test_there_is_one_openmp_library() -> None:
     cpu_library.cpu_library()
-    maps = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    maps = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
     linked = os.path.realpath(cpu_library._openmp())
     assert linked.startswith(str(Path(torch.__file__).parent))
     # Its name is that of the library in the kernels' header, so that the loader reuses it.
@@ -118,7 +120,23 @@ def test_there_is_one_openmp_library() -> None:
 @needs_kernels
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setattr(cpu_library, "cached_assets_path", lambda *names: tmp_path / "file" / "x")
     monkeypatch.setattr(cpu_library, "_compile", lambda compiler, folder: tmp_path / folder.name)
-    built = cpu_library._built("cpu-1.so", "g++")
-    assert built.name.startswith("personaplex-kernels-")
+    for cache in (tmp_path / "file", tmp_path / "file" / "x", Path("/proc/nowhere")):
+        places = partial(cached_assets_path, assets_dir=cache)  # the real one creates the folder
+        monkeypatch.setattr(cpu_library, "cached_assets_path", places)
+        built = cpu_library._built("cpu-1.so", "g++")
+        assert built.name.startswith("personaplex-kernels-")
+
+
+def test_a_path_with_spaces_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "7f00-7f01 r-xp 00000000 08:01 42    /home/my projects/libgomp-1.so"
+    monkeypatch.setattr(Path, "read_text", lambda path, *_: f"{line}\n7f02-7f03 rw-p 0 00:00 0\n")
+    assert cpu_library._openmp() == "/home/my projects/libgomp-1.so"
+
+
+@needs_kernels
+def test_a_failure_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(cpu_library.shutil, "which", lambda name: tried.append(name))
+    assert {cannot_load(), cannot_load()} == {"there is no C++ compiler; install g++"}
+    assert tried == ["g++"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, WebSocketRoute, expect
+from playwright.sync_api import Browser, FilePayload, Page, WebSocketRoute, expect
 
 from pipecat_personaplex.talk.about import describe_model
 from tests.helpers.chromium import needs_chromium
@@ -139,24 +140,37 @@ TOOLS = (
 )
 
 
-def test_tool_calls_and_the_order_are_shown(
-    browser: Browser, bot: TalkProcess, tmp_path: Path
-) -> None:
+def stand_in(page: Page) -> None:
+    """Answer the calls of a page in place of its bot: with TOOLS, and with refusals."""
+
     def answer(websocket: WebSocketRoute) -> None:
-        def respond(message: str | bytes) -> None:
-            if isinstance(message, bytes):
+        def send(message: dict[str, Any]) -> None:
+            websocket.send(json.dumps({"label": "rtvi-ai", **message}))
+
+        def respond(text: str | bytes) -> None:
+            if isinstance(text, bytes):
                 return
-            if json.loads(message).get("type") == "client-ready":
-                for event in TOOLS:
-                    websocket.send(json.dumps({"label": "rtvi-ai", **event}))
-            elif "voice" in json.loads(message):  # the request for a call
+            message = json.loads(text)
+            if "voice" in message:  # the request for a call
                 websocket.send(json.dumps({"opened": True}))
+            elif message["type"] == "client-ready":
+                for event in TOOLS:
+                    send(event)
+            elif message["type"] == "client-message":
+                refusal = {"error": "the prompt is too long"}
+                send({"type": "error-response", "id": message["id"], "data": refusal})
 
         websocket.on_message(respond)
 
+    page.add_init_script(NO_WEBRTC)
+    page.route_web_socket("**/api/socket", answer)
+
+
+def test_tool_calls_and_the_order_are_shown(
+    browser: Browser, bot: TalkProcess, tmp_path: Path
+) -> None:
     with TalkPage(browser, bot.url) as page:
-        page.page.add_init_script(NO_WEBRTC)
-        page.page.route_web_socket("**/api/socket", answer)
+        stand_in(page.page)
         page.open().page.get_by_role("button", name="Talk").click()
         tool = page.page.locator("#transcript .tool")
         expect(tool.locator("b")).to_have_text("add_item")
@@ -170,6 +184,38 @@ def test_tool_calls_and_the_order_are_shown(
         [called] = [line for line in report["transcript"] if line["side"] == "tool"]
         assert called["text"].startswith("add_item(item: Classic shakshuka, quantity: 2) → order:")
         page.hang_up()
+
+
+def test_a_refused_fact_leaves_the_role_as_it_was(browser: Browser, bot: TalkProcess) -> None:
+    with TalkPage(browser, bot.url) as page:
+        stand_in(page.page)
+        page.open().page.get_by_role("button", name="Talk").click()
+        page.until_transcript("add_item")
+        prompt = page.page.get_by_label("Prompt", exact=True)
+        before = prompt.input_value()
+        fact = page.page.get_by_label("Tell it a fact")
+        fact.fill("The kitchen closes at nine")
+        page.page.get_by_role("button", name="Add").click()
+        page.until_banner("the prompt is too long")
+        expect(prompt).to_have_value(before)
+        expect(fact).to_have_value("The kitchen closes at nine")
+        page.hang_up()
+
+
+def test_a_prompt_beyond_the_window_and_a_file_with_a_foreign_name(
+    browser: Browser, bot: TalkProcess
+) -> None:
+    size = {"text": 1900, "voice": 50, "frames": 2000, "limit": 2999, "window": 1499}
+    with TalkPage(browser, bot.url) as page:
+        page.page.route("**/api/prompt", lambda route: route.fulfill(json=size))
+        page.page.route("**/api/voices?*", lambda route: route.fulfill(json={"voices": ["voice"]}))
+        page.open()
+        expect(page.page.locator("#tokens")).to_contain_text("remembers nothing of the call")
+        file: FilePayload = {"name": "голос.wav", "mimeType": "audio/wav", "buffer": b"RIFF"}
+        with page.page.expect_request("**/api/voices?*") as added:
+            page.page.locator("#voice-file").set_input_files(file)
+        assert "name=voice&" in added.value.url
+        expect(page.page.get_by_role("radio", name="voice")).to_be_checked()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -231,5 +277,6 @@ def test_the_page_of_a_server(browser: Browser) -> None:
         page.until_transcript("please.")
         page.page.get_by_role("radio", name="NATM1").check()
         page.until_transcript("new role or voice (NATM1)")
+        expect(page.page.locator("#steered")).to_have_text("The new role is in effect")
         page.hang_up()
         assert page.foreign == [] and page.problems == []

@@ -9,13 +9,15 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Error, Playwright, Route
+import soundfile
+from playwright.sync_api import Browser, Error, Playwright, Route, WebSocketRoute, expect
 
 from tests.helpers.chromium import browsing, needs_chromium
 from tests.talk.browsers import NO_WEBRTC, NO_WEBSOCKET, TalkPage
@@ -53,6 +55,39 @@ addEventListener("DOMContentLoaded", () => {
   }).observe(document.body, { subtree: true, childList: true, attributes: true });
 });
 """
+# What the page has opened. `asked`, if there is one, delays the answer to a question for the
+# microphone.
+OPENED = """
+window.opened = [];
+for (const name of ["AudioContext", "RTCPeerConnection"]) {
+  window[name] = class extends window[name] {
+    constructor(...given) {
+      super(...given);
+      window.opened.push(this);
+    }
+  };
+}
+const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+navigator.mediaDevices.getUserMedia = async (constraints) => {
+  await window.asked?.();
+  const stream = await ask(constraints);
+  window.opened.push(...stream.getTracks());
+  return stream;
+};
+window.stillOpen = () => window.opened.filter(({ state, signalingState, readyState }) =>
+  ![state, signalingState, readyState].some((name) => name === "closed" || name === "ended"));
+"""
+# WebRTC does not get through; while the page waits for the answer to its hang-up, which never
+# comes, the person presses Cancel.
+CANCEL_DURING_HANG_UP = """
+RTCPeerConnection.prototype.setRemoteDescription = async () => {};
+const send = window.fetch;
+window.fetch = (address, options) => {
+  if (address !== "api/hangup") return send(address, options);
+  setTimeout(() => document.getElementById("talk").click());
+  return new Promise(() => {});
+};
+"""
 
 
 @contextmanager
@@ -74,6 +109,21 @@ def seconds_until(page: TalkPage, words: str, since: float | None = None) -> flo
     took = at / 1000 - (page.page.evaluate("pressed") / 1000 if since is None else since)
     print(f"{words!r} after {took:.2f} s")
     return float(took)
+
+
+def until(page: TalkPage, condition: Callable[[], bool]) -> None:
+    """Wait for a condition while the page runs."""
+    for _ in range(600):
+        if condition():
+            return
+        page.page.wait_for_timeout(50)
+    raise AssertionError("it did not happen within 30 s")
+
+
+def until_closed(page: TalkPage) -> None:
+    """Wait until everything is closed that the page has opened."""
+    assert page.page.evaluate("opened.length") > 0
+    until(page, lambda: page.page.evaluate("stillOpen().length") == 0)
 
 
 def test_every_slot_taken(opened: TalkPage, browser: Browser, bot: TalkProcess) -> None:
@@ -140,6 +190,106 @@ def test_no_microphone(
         press_talk(page)
         page.until_banner(words)
         assert seconds_until(page, words) < SECONDS
+
+
+def test_cancel_while_the_bot_does_not_answer(browser: Browser, bot: TalkProcess) -> None:
+    with watched(browser, bot.url, OPENED, CANCEL_DURING_HANG_UP) as page:
+        answer = {"sdp": "", "type": "answer", "pc_id": "of no call"}
+        page.page.route("**/api/offer", lambda route: route.fulfill(json=answer))
+        page.open()
+        press_talk(page)
+        page.until_status("Cancelled")
+        expect(page.page.get_by_role("button", name="Talk")).to_be_enabled()
+        until_closed(page)
+        assert page.problems == []
+
+
+def test_after_a_call_its_recording_stays_and_nothing_else(
+    browser: Browser, bot: TalkProcess, tmp_path: Path
+) -> None:
+    """Not a microphone that is allowed too late, nor what a refused call has opened."""
+    full = {"detail": "all 1 sessions are taken"}
+    with watched(browser, bot.url, OPENED) as page:
+        page.open().talk()
+        page.page.evaluate(
+            "() => { window.asked = () => new Promise((allow) => { window.allow = allow; }); }"
+        )
+        page.page.locator("#microphone").dispatch_event("change")
+        page.hang_up()
+        page.page.evaluate("() => { window.asked = undefined; window.allow(); }")
+        count = "opened.filter(({ kind }) => kind === 'audio').length"
+        until(page, lambda: page.page.evaluate(count) == 2)
+        until_closed(page)
+        expect(page.page.locator("#banner")).to_be_hidden()
+        page.page.route("**/api/offer", lambda route: route.fulfill(status=503, json=full))
+        press_talk(page)
+        page.until_banner("Every slot is taken")
+        until_closed(page)
+        voices, _ = soundfile.read(page.download("Stereo WAV", tmp_path / "call.wav"))
+        assert len(voices) > 0
+        report = json.loads(page.download("JSON", tmp_path / "call.json").read_text())
+        kinds = [event["kind"] for event in report["events"]]
+        assert (kinds[0], kinds[-1]) == ("connected", "ended")
+        assert page.problems == []
+
+
+def test_the_page_of_a_server_with_keys(browser: Browser, bot: TalkProcess) -> None:
+    """Keys that are wrong, a network that is down, and a session that does not open in time."""
+    sockets: list[WebSocketRoute] = []
+    closed: list[WebSocketRoute] = []
+
+    def voices(route: Route) -> None:
+        key = route.request.headers["authorization"]
+        if key == "Bearer right":
+            route.fulfill(json={"voices": ["NATF2", "NATM1"]})
+        elif key == "Bearer wrong":
+            route.fulfill(status=401, json={})
+        else:
+            route.abort()
+
+    def session(websocket: WebSocketRoute) -> None:
+        sockets.append(websocket)
+        websocket.on_message(lambda message: None)
+        websocket.on_close(lambda code, reason: closed.append(websocket))
+        websocket.send(json.dumps({"type": "hello"}))
+
+    with watched(browser, bot.url, OPENED) as page:
+        info = page.page.request.get(f"{bot.url}/api/info").json()
+        info |= {"server": "serve", "key_required": True, "voices": [], "voice": ""}
+        page.page.route("**/api/info", lambda route: route.fulfill(json=info))
+        page.page.route("**/v1/voices", voices)
+        page.page.route_web_socket("**/v1/session", session)
+        page.open("#voice=NATM1")
+        expect(page.page.get_by_text("--transcribe")).to_be_hidden()
+        key = page.page.get_by_label("Key of this server")
+        for text, words in (("lost", "The bot is gone"), ("wrong", "does not know this key")):
+            key.fill(text)
+            key.blur()
+            page.until_banner(words)
+        key.fill("right")
+        key.blur()
+        expect(page.page.get_by_role("radio", name="NATM1")).to_be_checked()
+        expect(page.page.locator("#banner")).to_be_hidden()
+        assert "voice=NATM1" in page.page.url
+
+        press_talk(page)
+        until(page, lambda: len(sockets) == 1)
+        page.page.get_by_role("button", name="Cancel").click()
+        page.until_status("Cancelled")
+        until(page, lambda: len(closed) == 1)
+        until_closed(page)
+        expect(page.page.locator("#banner")).to_be_hidden()
+        press_talk(page)
+        page.until_banner("no sound gets through")
+        until(page, lambda: len(closed) == 2)
+        until_closed(page)
+
+        page.page.evaluate(
+            "() => { Object.defineProperty(navigator, 'mediaDevices', { value: undefined }); }"
+        )
+        press_talk(page)
+        page.until_banner("--ssl-certfile")
+        assert page.problems == []
 
 
 class GatedHub:

@@ -15,9 +15,10 @@ export function readAddress(info: Info): Settings {
     const value = Number(given.get(name));
     if (given.has(name) && Number.isFinite(value)) sampling[name] = value;
   }
-  const voice = given.get("voice") ?? "";
+  const voice = given.get("voice") ?? info.voice;
+  const known = info.voices.length === 0 || info.voices.includes(voice);
   return {
-    voice: info.voices.includes(voice) ? voice : info.voice,
+    voice: known ? voice : info.voice, // a server with keys names no voice without one
     prompt: given.get("prompt") ?? info.prompt,
     greeting: given.get("greeting") ?? info.greeting,
     sampling,

@@ -27,7 +27,7 @@ class TalkCall implements Call {
     private listener: Listener,
   ) {
     const settled: Listener = (event) => {
-      if (event.kind === "connected" || event.kind === "ended") this.#dropSpare();
+      if (event.kind === "connected") this.#dropSpare();
       listener(event);
     };
     this.#way = new WebRtcCall(info, microphone, settled, () => void this.#useSocket());
@@ -38,12 +38,7 @@ class TalkCall implements Call {
     this.#timer = setTimeout(() => {
       this.#spare = new SocketCall(this.microphone, this.listener);
     }, SPARE_MS);
-    try {
-      await this.#way.start(request);
-    } catch (refused) {
-      this.#dropSpare();
-      throw refused;
-    }
+    await this.#way.start(request);
   }
 
   say = (text: string) => this.#way.say(text);
@@ -62,7 +57,7 @@ class TalkCall implements Call {
 
   #dropSpare(): void {
     clearTimeout(this.#timer);
-    this.#spare?.discard();
+    this.#spare?.hangUp();
     this.#spare = undefined;
   }
 
@@ -76,8 +71,6 @@ class TalkCall implements Call {
     try {
       await socket.start(this.#request);
     } catch (error) {
-      if (this.#over) return;
-      this.#over = true;
       this.listener({ kind: "ended", reason: (error as Error).message, problem: true });
     }
   }

@@ -47,8 +47,9 @@ export interface Info {
 }
 
 export type CallEvent =
+  | { kind: "opening"; asking: boolean } // asking: the browser asks the person for the microphone
   | { kind: "connected"; voice: MediaStream; over: "webrtc" | "websocket" }
-  | { kind: "ended"; reason: string; problem: boolean }
+  | { kind: "ended"; reason: string; problem: boolean } // problem: nobody at the page wanted it
   | { kind: "problem"; text: string } // the call goes on
   | { kind: "word"; text: string }
   | { kind: "turn"; speaking: boolean }
@@ -72,7 +73,7 @@ export interface Call {
   prompt(change: { text?: string; voice?: string }): Promise<void>;
   sample(sampling: Sampling): Promise<void>;
   useMicrophone(microphone: MediaStream): Promise<void>;
-  hangUp(): void;
+  hangUp(): void; // closes everything that the call has opened, whatever its state; no event follows
 }
 
 export type Listener = (event: CallEvent) => void;

@@ -1,7 +1,7 @@
 // The page: loads what the bot offers, and connects the views with a call.
 import { readAddress, writeAddress } from "./address";
-import { byId, element, show } from "./dom";
-import type { Info } from "./events";
+import { byId, detailOf, element, show } from "./dom";
+import { type Info, Problem } from "./events";
 import { Banner, followKeys, followTheme } from "./look";
 import { PersonaEditor } from "./persona";
 import { GONE } from "./problems";
@@ -50,7 +50,7 @@ function describe(info: Info): void {
   byId("note").textContent = info.note;
   show(byId("note"), info.note !== "");
   show(byId("hears"), !info.transcribes);
-  // What `personaplex serve` does not offer: prompt sizes, previews and new voices.
+  // What `personaplex serve` does not offer: prompt sizes, previews, new voices and transcripts.
   document.documentElement.dataset.server = info.server;
   show(byId("key-card"), info.key_required);
 }
@@ -60,15 +60,18 @@ function run(info: Info): void {
   const settings = readAddress(info);
   const key = byId<HTMLInputElement>("key");
   key.value = sessionStorage.getItem("key") ?? "";
-  const listVoices = async () => {
+  const useKey = async () => {
     sessionStorage.setItem("key", key.value.trim());
-    const headers = { Authorization: `Bearer ${key.value.trim()}` };
-    const response = await fetch("v1/voices", { headers });
-    if (!response.ok) return banner.show("The server does not know this key.");
-    const { voices: names } = (await response.json()) as { voices: string[] };
-    voices.set(names, names.includes(settings.voice) ? settings.voice : names[0]);
+    banner.clear();
+    try {
+      Object.assign(info, await listVoices(key.value.trim()));
+    } catch (error) {
+      return banner.show(error instanceof Problem ? error.message : GONE);
+    }
+    voices.set(info.voices, info.voices.includes(voices.voice) ? voices.voice : info.voice);
+    changed();
   };
-  key.addEventListener("change", () => void listVoices());
+  key.addEventListener("change", () => void useKey());
   const greeting = byId<HTMLInputElement>("greeting");
   greeting.value = settings.greeting;
   const request = () => ({
@@ -98,13 +101,22 @@ function run(info: Info): void {
   const stage = new Stage(info, banner, request, persona);
   greeting.addEventListener("input", changed);
   persona.prompt = settings.prompt;
-  if (info.key_required && key.value) void listVoices();
+  if (info.key_required && key.value) void useKey();
   followKeys({
     t: () => byId("talk").click(),
     m: () => byId("mute").click(),
     h: () => byId("hold").click(),
     "/": () => byId("say").focus(),
   });
+}
+
+// What a server that requires a key tells with it.
+async function listVoices(key: string): Promise<Pick<Info, "voices" | "voice">> {
+  const response = await fetch("v1/voices", { headers: { Authorization: `Bearer ${key}` } });
+  if (response.status === 401) throw new Problem("The server does not know this key.");
+  if (!response.ok) throw new Problem(await detailOf(response));
+  const { voices } = (await response.json()) as Pick<Info, "voices">;
+  return { voices, voice: voices[0] ?? "" };
 }
 
 // What one can ask the agent in the role that is written now.

@@ -23,8 +23,6 @@ export function rounded({ stop, onset }: Response): Record<string, number> {
 
 export class Meter {
   readonly responses: Response[] = [];
-  callerSpeaks = false;
-  agentSpeaks = false;
   #pieces = 0;
   #floor: number[] = [];
   callerStart = -1; // of the last speech
@@ -69,14 +67,12 @@ export class Meter {
       this.#callerEnd = now + PIECE_SECONDS;
       if (this.#callerEnd - this.callerStart >= LEAST_SPEECH_SECONDS) this.#answered = false;
     }
-    this.callerSpeaks = now - this.#callerEnd < GAP_SECONDS && this.callerStart >= 0;
   }
 
   #hearAgent(level: number, now: number): Response | undefined {
     const speech = level > AGENT_LEVEL;
     const onset = speech && now - this.#agentEnd > GAP_SECONDS;
     if (speech) this.#agentEnd = now + PIECE_SECONDS;
-    this.agentSpeaks = now - this.#agentEnd < GAP_SECONDS;
     if (!onset || this.#answered) return undefined;
     const waited = now - this.#callerEnd;
     // The agent may begin while the caller speaks: that is no answer.

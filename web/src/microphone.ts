@@ -1,5 +1,5 @@
 // Opens the microphone, and explains each reason for which it cannot be opened.
-import { Problem } from "./events";
+import { type Info, Problem } from "./events";
 
 const WORDS: Record<string, string> = {
   NotAllowedError:
@@ -10,11 +10,19 @@ const WORDS: Record<string, string> = {
   OverconstrainedError: "The chosen microphone is not connected. Choose another one.",
 };
 
-export async function openMicrophone(device: string): Promise<MediaStream> {
+const HTTPS: Record<Info["server"], string> = {
+  talk: "start `personaplex talk --share-on-lan`, which serves https",
+  serve: "give `personaplex serve` a certificate with `--ssl-certfile`, so that it serves https",
+};
+
+export async function openMicrophone(
+  device: string,
+  server: Info["server"],
+): Promise<MediaStream> {
   if (!navigator.mediaDevices) {
     throw new Problem(
       "Browsers give the microphone to https pages and to localhost alone. Open the page as " +
-        "http://localhost, or start `personaplex talk --share-on-lan`, which serves https.",
+        `http://localhost, or ${HTTPS[server]}.`,
     );
   }
   try {

@@ -104,10 +104,11 @@ export class PersonaEditor {
     const size = (await response.json()) as Size;
     const over = size.frames > size.limit;
     const minutes = ((size.window - size.frames) * FRAME_SECONDS) / 60;
+    const remembered = minutes > 0 ? `${minutes.toFixed(1)} minutes` : "nothing";
     count.textContent = over
       ? `${size.text} tokens: ${size.frames - size.limit} too many`
       : `${size.text} tokens, and ${size.frames - size.text} for the voice, of ${size.limit}; ` +
-        `the agent remembers ${minutes.toFixed(1)} minutes of the call word for word`;
+        `the agent remembers ${remembered} of the call word for word`;
     count.classList.toggle("bad", over);
     bar.style.width = `${Math.min(100, (100 * size.frames) / size.limit)}%`;
     bar.classList.toggle("bad", over);

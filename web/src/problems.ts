@@ -2,6 +2,7 @@
 
 export const GONE = "The bot is gone: its program was stopped, or the network is down.";
 export const ENDED = "The bot ended the call.";
+export const OVER = "The call is over.";
 export const BLOCKED_HINT = "WebRTC does not get through. Trying a WebSocket …";
 export const BLOCKED =
   "The page reached the bot, but no sound gets through: a firewall, a VPN or a proxy blocks WebRTC " +

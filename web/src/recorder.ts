@@ -1,4 +1,5 @@
 // Both voices of a call: their levels as they sound, and the recording.
+import { closeContext, openContext } from "./audio";
 
 export const PIECE_SECONDS = 0.02;
 const MAX_SECONDS = 30 * 60; // about 170 MB in this tab
@@ -13,43 +14,43 @@ export class Recorder {
   keep = true; // whether the samples are stored
   #pieces = 0;
   #stored: [Int16Array, Int16Array][] = [];
+  #node: AudioWorkletNode | undefined;
   #sources: MediaStreamAudioSourceNode[] = [];
 
-  private constructor(
-    private context: AudioContext,
-    private node: AudioWorkletNode,
-    listener: (levels: Levels) => void,
-  ) {
-    node.port.onmessage = ({ data }: MessageEvent<[Int16Array, Int16Array]>) => {
-      this.#pieces += 1;
-      if (this.keep && this.#stored.length < MAX_SECONDS / PIECE_SECONDS) this.#stored.push(data);
-      listener({ caller: level(data[0]), agent: level(data[1]) });
-    };
-    node.connect(context.destination); // silent; a node without a connection is not processed
+  private constructor(private context: AudioContext) {}
+
+  static async create(): Promise<Recorder> {
+    return new Recorder(await openContext("tap"));
   }
 
-  // Created in a click, so that the browser lets the sound start.
-  static async create(listener: (levels: Levels) => void): Promise<Recorder> {
-    const context = new AudioContext({ latencyHint: "interactive" });
-    await context.audioWorklet.addModule("static/tap.js");
-    const node = new AudioWorkletNode(context, "tap", {
+  // Its clock starts now: the time in which the call was connected is not recorded.
+  begin(caller: MediaStream, agent: MediaStream, listener: (levels: Levels) => void): void {
+    this.#node = new AudioWorkletNode(this.context, "tap", {
       numberOfInputs: 2,
       channelCount: 1,
       channelCountMode: "explicit",
     });
-    await context.resume();
-    return new Recorder(context, node, listener);
+    this.#node.port.onmessage = ({ data }: MessageEvent<[Int16Array, Int16Array]>) => {
+      this.#pieces += 1;
+      if (this.keep && this.#stored.length < MAX_SECONDS / PIECE_SECONDS) this.#stored.push(data);
+      listener({ caller: level(data[0]), agent: level(data[1]) });
+    };
+    this.#node.connect(this.context.destination); // silent; without it, nothing is processed
+    this.connect(caller, 0);
+    this.connect(agent, 1);
   }
 
   connect(stream: MediaStream, voice: 0 | 1): void {
+    if (!this.#node) return;
+    const source = this.context.createMediaStreamSource(stream);
     this.#sources[voice]?.disconnect();
-    this.#sources[voice] = this.context.createMediaStreamSource(stream);
-    this.#sources[voice].connect(this.node, 0, voice);
+    this.#sources[voice] = source;
+    source.connect(this.#node, 0, voice);
   }
 
   stop(): void {
-    this.node.port.onmessage = null;
-    if (this.context.state !== "closed") void this.context.close();
+    if (this.#node) this.#node.port.onmessage = null;
+    closeContext(this.context);
   }
 
   get recorded(): number {

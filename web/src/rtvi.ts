@@ -1,6 +1,7 @@
 // RTVI, Pipecat's messages over a data channel: the part of it that this page needs.
 import { type CallEvent, type Listener, Problem, type Sampling } from "./events";
 import type { Order } from "./order";
+import { OVER } from "./problems";
 
 const LABEL = "rtvi-ai";
 const VERSION = "2.2.0";
@@ -38,7 +39,7 @@ export class Rtvi {
     return new Promise((resolve, reject) => {
       const { readyState } = this.channel;
       if (readyState !== "open" && readyState !== WebSocket.OPEN) {
-        return reject(new Problem("The call is over."));
+        return reject(new Problem(OVER));
       }
       const id = this.#send("client-message", { t: type, d: data });
       const timer = setTimeout(() => {
@@ -62,6 +63,11 @@ export class Rtvi {
     if (message.type === "server-response") return this.#settle(message.id);
     if (message.type === "error-response") return this.#settle(message.id, String(data.error));
     for (const event of eventsOf(message.type, data)) this.listener(event);
+  }
+
+  // Nobody will answer the requests that still wait.
+  close(): void {
+    for (const id of [...this.#waiting.keys()]) this.#settle(id, OVER);
   }
 
   #settle(id: string | undefined, error?: string): void {

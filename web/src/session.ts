@@ -1,7 +1,7 @@
 // A call over /v1/session, the protocol of `personaplex serve`.
 import { now } from "./dom";
 import { type Call, type CallRequest, type Listener, Problem, type Sampling } from "./events";
-import { BLOCKED, ENDED, GONE, refusal } from "./problems";
+import { BLOCKED, ENDED, GONE, OVER, refusal } from "./problems";
 import { SoundLine } from "./sound";
 
 const FRAME = 1920; // samples of 80 ms at 24 kHz
@@ -68,7 +68,7 @@ export class SessionCall implements Call {
     this.#line.connect(this.microphone);
     this.#heardAt = now();
     this.#timer = setInterval(() => {
-      if (now() - this.#heardAt > SILENT_MS) this.#end(GONE, true);
+      if (now() - this.#heardAt > SILENT_MS) this.#end(GONE);
     }, CHECK_MS);
     this.listener({ kind: "connected", voice: this.#line.voice, over: "websocket" });
   }
@@ -106,12 +106,17 @@ export class SessionCall implements Call {
   }
 
   hangUp(): void {
+    if (this.#over) return;
+    this.#over = true;
+    clearInterval(this.#timer);
     if (this.#socket.readyState === WebSocket.OPEN) this.#send({ type: "close" });
-    this.#end("You hung up.", false);
+    this.#socket.close();
+    this.#line?.close();
+    for (const answer of this.#prompts.values()) answer(new Problem(OVER));
   }
 
   #send(message: object): void {
-    if (this.#socket.readyState !== WebSocket.OPEN) throw new Problem("The call is over.");
+    if (this.#socket.readyState !== WebSocket.OPEN) throw new Problem(OVER);
     this.#socket.send(JSON.stringify(message));
   }
 
@@ -125,7 +130,7 @@ export class SessionCall implements Call {
     this.#send({ type: "open", voice, text_prompt: prompt, sampling, audio: "pcm16" });
     await this.#until("opened", BLOCKED);
     this.#socket.onmessage = ({ data }) => this.#receive(data as string | ArrayBuffer);
-    this.#socket.onclose = () => this.#end(ENDED, true);
+    this.#socket.onclose = () => this.#end(ENDED);
   }
 
   #until(type: string, closed: string): Promise<void> {
@@ -182,7 +187,7 @@ export class SessionCall implements Call {
         this.#prompts.delete(message.id ?? 0);
         break;
       case "error":
-        if (message.fatal) this.#end(message.message ?? ENDED, true);
+        if (message.fatal) this.#end(message.message ?? ENDED);
         else this.listener({ kind: "problem", text: message.message ?? "" });
         break;
       case "draining":
@@ -220,12 +225,9 @@ export class SessionCall implements Call {
     this.#word += piece;
   }
 
-  #end(reason: string, problem: boolean): void {
+  #end(reason: string): void {
     if (this.#over) return;
-    this.#over = true;
-    clearInterval(this.#timer);
-    this.#socket.close();
-    this.#line?.close();
-    this.listener({ kind: "ended", reason, problem });
+    this.hangUp();
+    this.listener({ kind: "ended", reason, problem: true });
   }
 }

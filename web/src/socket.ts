@@ -43,9 +43,9 @@ export class SocketCall extends RtviCall implements Call {
     this.#line.connect(this.microphone);
     this.#heardAt = now();
     this.#socket.onmessage = ({ data }) => this.#receive(data as string | ArrayBuffer);
-    this.#socket.onclose = () => this.#end(ENDED, true);
+    this.#socket.onclose = () => this.#end(ENDED);
     this.#timer = setInterval(() => {
-      if (now() - this.#heardAt > SILENT_MS) this.#end(GONE, true);
+      if (now() - this.#heardAt > SILENT_MS) this.#end(GONE);
     }, CHECK_MS);
     this.listener({ kind: "connected", voice: this.#line.voice, over: "websocket" });
     this.rtvi.ready();
@@ -56,13 +56,11 @@ export class SocketCall extends RtviCall implements Call {
   }
 
   hangUp(): void {
-    this.#end("You hung up.", false);
-  }
-
-  // Closes a connection that no call has used.
-  discard(): void {
     this.#over = true;
+    clearInterval(this.#timer);
     this.#socket.close();
+    this.#line?.close();
+    this.rtvi.close();
   }
 
   #connected(): Promise<void> {
@@ -98,16 +96,13 @@ export class SocketCall extends RtviCall implements Call {
     else this.#line?.play(new Int16Array(data));
   }
 
-  #end(reason: string, problem: boolean): void {
+  #end(reason: string): void {
     if (this.#over) return;
-    this.#over = true;
-    clearInterval(this.#timer);
-    this.#socket.close();
-    this.#line?.close();
+    this.hangUp();
     // A connection that breaks without a word means that the bot is gone, if it does not answer.
     const answers = fetch("api/info", { signal: AbortSignal.timeout(1000), cache: "no-store" });
     void answers.then(
-      () => this.listener({ kind: "ended", reason, problem }),
+      () => this.listener({ kind: "ended", reason, problem: true }),
       () => this.listener({ kind: "ended", reason: GONE, problem: true }),
     );
   }

@@ -1,4 +1,5 @@
 // The microphone as PCM, and PCM as the agent's voice: for calls over a WebSocket.
+import { closeContext, openContext } from "./audio";
 
 export class SoundLine {
   #source: MediaStreamAudioSourceNode | undefined;
@@ -15,15 +16,13 @@ export class SoundLine {
   }
 
   static async create(heard: (pcm: Int16Array<ArrayBuffer>) => void): Promise<SoundLine> {
-    const context = new AudioContext({ latencyHint: "interactive" });
-    await context.audioWorklet.addModule("static/line.js");
+    const context = await openContext("line");
     const node = new AudioWorkletNode(context, "line", {
       numberOfInputs: 1,
       outputChannelCount: [1],
       channelCount: 1,
       channelCountMode: "explicit",
     });
-    await context.resume();
     return new SoundLine(context, node, heard);
   }
 
@@ -32,9 +31,10 @@ export class SoundLine {
   }
 
   connect(microphone: MediaStream): void {
+    const source = this.context.createMediaStreamSource(microphone);
     this.#source?.disconnect();
-    this.#source = this.context.createMediaStreamSource(microphone);
-    this.#source.connect(this.node);
+    this.#source = source;
+    source.connect(this.node);
   }
 
   // Plays PCM of the agent, 16 bits at 24 kHz.
@@ -44,6 +44,6 @@ export class SoundLine {
 
   close(): void {
     this.node.port.onmessage = null;
-    if (this.context.state !== "closed") void this.context.close();
+    closeContext(this.context);
   }
 }

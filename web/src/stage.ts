@@ -1,24 +1,22 @@
 // The call as one sees and steers it.
 import { byId, clock, show } from "./dom";
-import { type Call, type CallEvent, type CallRequest, type Info, Problem, type Sampling } from "./events";
-import { prepareCall } from "./connect";
+import { Attempt } from "./attempt";
+import type { Call, CallEvent, CallRequest, Info, Sampling } from "./events";
 import { save } from "./files";
 import type { Banner } from "./look";
 import { Meter, rounded } from "./meter";
 import { DeviceMenus } from "./devices";
-import { openMicrophone } from "./microphone";
 import type { PersonaEditor } from "./persona";
 import { BLOCKED_HINT } from "./problems";
-import { type Levels, Recorder } from "./recorder";
+import type { Levels, Recorder } from "./recorder";
 import { Timeline } from "./timeline";
 import { Transcript } from "./transcript";
 
 const HOLD_SECONDS = 10;
-const PERMISSION_MS = 1500;
 const BLINK_MS = 2500;
 
 type State = "idle" | "busy" | "live";
-const PROBLEM = { idle: "", busy: "Not connected", live: "The call is over" };
+const NO_NUMBERS = { response: "–", median: "–", step: "–", late: "0" };
 
 export class Stage {
   #info: Info;
@@ -26,18 +24,18 @@ export class Stage {
   #request: () => CallRequest;
   #persona: PersonaEditor;
   #state: State = "idle";
-  #call: Call | undefined;
-  #microphone: MediaStream | undefined;
-  #recorder: Recorder | undefined;
+  #attempt: Attempt | undefined; // until it has ended
   #devices = new DeviceMenus((text) => this.#banner.show(text));
+  // Of the last call that was connected.
+  #recorder: Recorder | undefined;
   #meter = new Meter();
   #timeline = new Timeline(byId<HTMLCanvasElement>("timeline"));
   #transcript = new Transcript(byId("transcript"));
   #log: Record<string, unknown>[] = [];
   #started = new Date();
-  #attempt = 0;
-  #holding = 0;
+  #asked: CallRequest | undefined;
   #inEffect = "";
+  #holding = 0;
 
   constructor(
     info: Info,
@@ -46,23 +44,22 @@ export class Stage {
     persona: PersonaEditor,
   ) {
     [this.#info, this.#banner, this.#request, this.#persona] = [info, banner, request, persona];
-    byId("talk").addEventListener("click", () => void this.#toggle());
-    byId("mute").addEventListener("click", () => this.#mute());
+    byId("talk").addEventListener("click", () => this.#toggle());
+    byId("mute").addEventListener("click", () => {
+      this.#showMute(this.#attempt?.toggleMute() ?? false);
+    });
     byId("hush").addEventListener("click", () => void this.#steer((call) => call.hush(), "Hushed"));
     byId("hold").addEventListener("click", () => void this.#toggleHold());
     byId("apply").addEventListener("click", () => void this.#applyPrompt());
     this.#onSubmit("say", (text) => this.#steer((call) => call.say(text), "Will be said"));
-    this.#onSubmit("facts", (text) => {
-      this.#persona.prompt = this.#persona.withFacts(text);
-      return this.#applyPrompt();
-    });
+    this.#onSubmit("facts", (text) => this.#addFacts(text));
     byId("wav").addEventListener("click", () => {
       if (this.#recorder) save(this.#recorder.wav(), this.#started, "wav");
     });
     byId("json").addEventListener("click", () => this.#saveReport());
     byId<HTMLInputElement>("keep").addEventListener("change", () => this.#keep());
-    byId("microphone").addEventListener("change", () => void this.#changeMicrophone());
-    window.addEventListener("pagehide", () => this.#call?.hangUp());
+    byId("microphone").addEventListener("change", () => void this.#attempt?.changeMicrophone());
+    window.addEventListener("pagehide", () => this.#attempt?.end("You hung up."));
     this.#show("idle", "Ready", "Press Talk, allow the microphone, and speak.");
     void this.#devices.list();
   }
@@ -72,7 +69,7 @@ export class Stage {
   }
 
   changeVoice(voice: string): void {
-    if (this.#state === "live") void this.#steer((call) => call.prompt({ voice }), "Changing the voice");
+    if (this.#state === "live") void this.#change({ voice }, "Changing the voice");
   }
 
   settingsChanged(): void {
@@ -80,68 +77,51 @@ export class Stage {
     byId<HTMLButtonElement>("apply").disabled = this.#state !== "live" || !differs;
   }
 
-  async #toggle(): Promise<void> {
-    if (this.#call) return this.#call.hangUp();
-    if (this.#state === "busy") {
-      this.#attempt += 1;
-      return this.#finish("Cancelled");
+  #toggle(): void {
+    if (this.#attempt) {
+      return this.#attempt.end(this.#state === "live" ? "You hung up." : "Cancelled");
     }
     this.#banner.clear();
-    const attempt = ++this.#attempt;
-    try {
-      await this.#connect(() => attempt === this.#attempt);
-    } catch (error) {
-      if (attempt !== this.#attempt) return;
-      this.#finish("Not connected");
-      const text = error instanceof Problem ? error.message : `The call failed: ${error}`;
-      this.#banner.show(text, () => void this.#toggle());
-    }
+    this.#show("busy", "Connecting …", "");
+    this.#attempt = new Attempt(this.#info, this.#devices, (event) => this.#follow(event));
+    void this.#attempt.start(this.#request);
   }
 
-  // Stops quietly once `wanted` is false: the person has cancelled.
-  async #connect(wanted: () => boolean): Promise<void> {
-    this.#show("busy", "Connecting …", "");
-    this.#recorder?.stop();
-    const asking = setTimeout(
-      () => this.#show("busy", "Waiting for the microphone", "Allow it in the browser's question."),
-      PERMISSION_MS,
-    );
-    const microphone = await openMicrophone(this.#devices.microphone).finally(
-      () => clearTimeout(asking),
-    );
-    if (!wanted()) return microphone.getTracks().forEach((track) => track.stop());
-    this.#microphone = microphone;
-    this.#show("busy", "Connecting …", "");
-    void this.#devices.list();
-    this.#recorder = await Recorder.create((levels) => this.#hear(levels));
-    this.#keep();
-    if (!wanted()) return this.#recorder.stop();
-    this.#recorder.connect(microphone, 0);
+  // Only a call that is connected replaces the one before, whose recording may not be saved yet.
+  #begin(voice: MediaStream): void {
     this.#meter = new Meter();
     this.#timeline.clear();
     this.#transcript.clear();
-    [this.#log, this.#started, this.#inEffect] = [[], new Date(), ""];
-    const call = prepareCall(this.#info, microphone, (event) => {
-      if (wanted()) this.#follow(event);
-    });
-    this.#call = call;
-    await call.start(this.#request());
+    [this.#log, this.#started, this.#asked, this.#inEffect] = [[], new Date(), this.#request(), ""];
+    for (const [id, text] of Object.entries(NO_NUMBERS)) byId(id).textContent = text;
+    this.#recorder = this.#attempt?.record(voice, (levels) => this.#hear(levels));
+    this.#keep();
+    this.#show("live", "Connected", "The agent is getting ready …");
+    this.#play(voice);
   }
 
   #follow(event: CallEvent): void {
+    if (event.kind === "connected") this.#begin(event.voice);
     const at = this.#recorder?.seconds() ?? 0;
-    if (event.kind !== "step") this.#log.push({ seconds: Number(at.toFixed(2)), ...event });
+    if (this.#state === "live" && event.kind !== "step") {
+      this.#log.push({ seconds: Number(at.toFixed(2)), ...event });
+    }
     switch (event.kind) {
+      case "opening":
+        if (event.asking) {
+          this.#show("busy", "Waiting for the microphone", "Allow it in the browser's question.");
+        } else {
+          this.#show("busy", "Connecting …", "");
+        }
+        break;
       case "connected":
-        this.#show("live", "Connected", "The agent is getting ready …");
-        this.#play(event.voice);
         if (event.over === "websocket" && this.#info.server === "talk") {
           this.#transcript.note("WebRTC is not available here: a WebSocket takes its place.", at);
         }
         break;
       case "ended":
-        this.#finish(event.problem ? PROBLEM[this.#state] : event.reason);
-        if (event.problem) this.#banner.show(event.reason, () => void this.#toggle());
+        this.#finish(event);
+        if (event.problem) this.#banner.show(event.reason, () => this.#toggle());
         break;
       case "problem":
         this.#banner.show(event.text);
@@ -196,7 +176,6 @@ export class Stage {
     const player = byId<HTMLAudioElement>("agent");
     player.srcObject = voice;
     player.play().catch(() => this.#banner.show("The browser plays no sound: click into the page."));
-    this.#recorder?.connect(voice, 1);
   }
 
   #personaInEffect(state: string, voice: string, prompt: string, at: number): void {
@@ -237,10 +216,7 @@ export class Stage {
     byId("talk").style.setProperty("--voice", String(Math.min(1, levels.agent * 5)));
     if (piece % 50) return; // the rest once a second
     show(byId("echo"), this.#meter.echo);
-    const recorded = this.#recorder?.recorded ?? 0;
-    byId("recorded").textContent = recorded ? `${clock(recorded)} in this tab` : "Not recorded";
-    byId<HTMLButtonElement>("wav").disabled = recorded === 0;
-    byId<HTMLButtonElement>("json").disabled = this.#log.length === 0;
+    this.#showRecording();
     if (this.#state === "live") byId("talk").textContent = `Hang up\n${clock(now)}`;
   }
 
@@ -251,23 +227,43 @@ export class Stage {
     byId(`${name}-form`).addEventListener("submit", async (event) => {
       event.preventDefault();
       const text = input.value.trim();
-      if (text && (await action(text))) input.value = "";
+      if (!text) return;
+      input.value = ""; // at once: a second press must not send it again
+      if (!(await action(text))) input.value ||= text;
     });
   }
 
-  async #steer(action: (call: Call) => Promise<void>, done: string): Promise<boolean> {
-    if (!this.#call || this.#state !== "live") {
+  // Whether the call has done it and goes on.
+  async #steer(action: (call: Call) => Promise<void>, done = ""): Promise<boolean> {
+    const call = this.#attempt?.call;
+    if (!call) {
       this.#note("Only during a call");
       return false;
     }
+    const goesOn = () => call === this.#attempt?.call;
     try {
-      await action(this.#call);
-      this.#note(done);
-      return true;
+      await action(call);
+      if (done && goesOn()) this.#note(done);
+      return goesOn();
     } catch (error) {
-      this.#banner.show((error as Error).message);
+      if (goesOn()) this.#banner.show((error as Error).message);
       return false;
     }
+  }
+
+  // The note comes first: the change may be in effect, and noted, before its request is answered.
+  #change(change: { text?: string; voice?: string }, doing: string): Promise<boolean> {
+    this.#note(doing);
+    return this.#steer((call) => call.prompt(change));
+  }
+
+  async #addFacts(text: string): Promise<boolean> {
+    const before = this.#persona.prompt;
+    this.#persona.prompt = this.#persona.withFacts(text);
+    const changed = this.#persona.prompt;
+    const applied = await this.#applyPrompt();
+    if (!applied && this.#persona.prompt === changed) this.#persona.prompt = before;
+    return applied;
   }
 
   #applyPrompt(): Promise<boolean> {
@@ -280,7 +276,7 @@ export class Stage {
       this.#note("Used in the next call");
       return Promise.resolve(true);
     }
-    return this.#steer((call) => call.prompt({ text }), "Changing the role");
+    return this.#change({ text }, "Changing the role");
   }
 
   async #toggleHold(): Promise<void> {
@@ -302,29 +298,9 @@ export class Stage {
     byId("hold").textContent = `Hold ${HOLD_SECONDS} s`;
   }
 
-  #mute(): void {
-    const [track] = this.#microphone?.getAudioTracks() ?? [];
-    if (!track) return;
-    track.enabled = !track.enabled;
-    byId("mute").setAttribute("aria-pressed", String(!track.enabled));
-    byId("mute").textContent = track.enabled ? "Mute" : "Muted";
-  }
-
-  // Devices.
-
-  async #changeMicrophone(): Promise<void> {
-    if (this.#state !== "live" || !this.#call) return;
-    try {
-      const fresh = await openMicrophone(this.#devices.microphone);
-      const [old] = this.#microphone?.getAudioTracks() ?? [];
-      fresh.getAudioTracks()[0].enabled = old?.enabled ?? true;
-      await this.#call.useMicrophone(fresh);
-      old?.stop();
-      this.#microphone = fresh;
-      this.#recorder?.connect(fresh, 0);
-    } catch (error) {
-      this.#banner.show((error as Error).message);
-    }
+  #showMute(muted: boolean): void {
+    byId("mute").setAttribute("aria-pressed", String(muted));
+    byId("mute").textContent = muted ? "Muted" : "Mute";
   }
 
   // States.
@@ -341,22 +317,26 @@ export class Stage {
     this.settingsChanged();
   }
 
-  #finish(reason: string): void {
-    this.#call = undefined;
-    this.#microphone?.getTracks().forEach((track) => track.stop());
-    this.#microphone = undefined;
+  #finish({ reason, problem }: { reason: string; problem: boolean }): void {
+    const talked = this.#state === "live";
+    this.#attempt = undefined;
     if (this.#holding) this.#endHold();
     byId<HTMLAudioElement>("agent").srcObject = null;
-    byId("mute").setAttribute("aria-pressed", "false");
-    byId("mute").textContent = "Mute";
+    this.#showMute(false);
     byId("level-caller").style.transform = "scaleX(0)";
     byId("talk").style.setProperty("--voice", "0");
+    if (talked) this.#showRecording();
+    const recorded = talked ? (this.#recorder?.recorded ?? 0) : 0;
+    const status = talked ? "The call is over" : "Not connected";
+    const hint = recorded >= 1 ? `${clock(recorded)} recorded in this tab.` : "";
+    this.#show("idle", problem ? status : reason, hint);
+  }
+
+  #showRecording(): void {
     const recorded = this.#recorder?.recorded ?? 0;
-    byId<HTMLButtonElement>("json").disabled = this.#log.length === 0;
+    byId("recorded").textContent = recorded ? `${clock(recorded)} in this tab` : "Not recorded";
     byId<HTMLButtonElement>("wav").disabled = recorded === 0;
-    this.#recorder?.stop();
-    const talked = this.#state === "live" && recorded >= 1;
-    this.#show("idle", reason, talked ? `${clock(recorded)} recorded in this tab.` : "");
+    byId<HTMLButtonElement>("json").disabled = this.#log.length === 0;
   }
 
   #keep(): void {
@@ -378,7 +358,7 @@ export class Stage {
       model,
       version,
       started: this.#started.toISOString(),
-      request: this.#request(),
+      request: this.#asked,
       response_times: this.#meter.responses.map(rounded),
       transcript: this.#transcript.lines,
       events: this.#log,

@@ -5,7 +5,7 @@ import { Problem } from "./events";
 export class VoiceGallery {
   #list = byId("voices");
   #player = new Audio();
-  #names: string[] = [];
+  #wanted = "";
 
   constructor(
     private chosen: (voice: string) => void,
@@ -28,23 +28,18 @@ export class VoiceGallery {
     });
   }
 
+  // The chosen voice; while there is none to choose from, the one that will be chosen.
   get voice(): string {
-    return this.#list.querySelector<HTMLInputElement>("input:checked")?.value ?? "";
-  }
-
-  set voice(name: string) {
-    const input = this.#list.querySelector<HTMLInputElement>(`input[value="${CSS.escape(name)}"]`);
-    if (input) input.checked = true;
+    return this.#list.querySelector<HTMLInputElement>("input:checked")?.value ?? this.#wanted;
   }
 
   set(names: string[], voice: string): void {
-    this.#names = names;
-    this.#list.replaceChildren(...names.map((name) => this.#item(name)));
-    this.voice = voice;
+    this.#wanted = voice;
+    this.#list.replaceChildren(...names.map((name) => this.#item(name, name === voice)));
   }
 
-  #item(name: string): HTMLElement {
-    const input = element("input", { type: "radio", name: "voice", value: name });
+  #item(name: string, checked: boolean): HTMLElement {
+    const input = element("input", { type: "radio", name: "voice", value: name, checked });
     input.addEventListener("change", () => this.chosen(name));
     const play = element("button", { type: "button", className: "small", textContent: "▶" });
     play.setAttribute("aria-label", `Play a preview of ${name}`);
@@ -58,7 +53,9 @@ export class VoiceGallery {
     try {
       const response = await fetch(`api/voices/${encodeURIComponent(name)}.wav`);
       if (!response.ok) throw new Problem(await detailOf(response));
-      this.#player.src = URL.createObjectURL(await response.blob());
+      const sound = await response.blob();
+      URL.revokeObjectURL(this.#player.src); // of the preview before
+      this.#player.src = URL.createObjectURL(sound);
       await this.#player.play();
       button.dataset.played = "true";
     } catch (error) {
@@ -69,7 +66,7 @@ export class VoiceGallery {
   }
 
   async #add(file: File): Promise<void> {
-    const name = file.name.replace(/\.[^.]*$/, "").replace(/[^A-Za-z0-9_-]+/g, "-").slice(0, 32);
+    const name = nameOf(file);
     const query = new URLSearchParams({ name, file: file.name });
     this.#list.setAttribute("aria-busy", "true");
     try {
@@ -84,10 +81,12 @@ export class VoiceGallery {
       this.#list.removeAttribute("aria-busy");
     }
   }
+}
 
-  has(name: string): boolean {
-    return this.#names.includes(name);
-  }
+// A name that the bot accepts: it begins with a letter or a digit.
+function nameOf(file: File): string {
+  const stem = file.name.replace(/\.[^.]*$/, "").replace(/[^A-Za-z0-9_-]+/g, "-");
+  return stem.replace(/^[-_]+/, "").slice(0, 32).replace(/-+$/, "") || "voice";
 }
 
 // What the names of NVIDIA's voices mean.

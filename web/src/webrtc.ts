@@ -10,6 +10,7 @@ const SILENT_MS = 1800; // the bot sends a message at least once a second
 const CHECK_MS = 400;
 const PING_MS = 1000;
 const GATHER_MS = 1200;
+const TELL_MS = 500; // the WebSocket that takes over waits for this
 
 export class WebRtcCall extends RtviCall implements Call {
   #peer: RTCPeerConnection;
@@ -53,6 +54,7 @@ export class WebRtcCall extends RtviCall implements Call {
     const started = now();
     await this.#peer.setLocalDescription();
     await this.#gathered();
+    if (this.#over) return;
     // Without a network, browsers offer no address, although the bot may be on this machine.
     if (!/a=candidate/.test(this.#peer.localDescription?.sdp ?? "")) return this.#giveUp();
     const response = await post("api/offer", {
@@ -75,7 +77,9 @@ export class WebRtcCall extends RtviCall implements Call {
   }
 
   hangUp(): void {
-    this.#end("You hung up.", false);
+    if (this.#over) return;
+    this.#close();
+    void this.#tellBot();
   }
 
   #follow(): void {
@@ -100,9 +104,9 @@ export class WebRtcCall extends RtviCall implements Call {
     try {
       await fetch("api/info", { signal: AbortSignal.timeout(1000), cache: "no-store" });
     } catch {
-      return this.#end(GONE, true);
+      return this.#end(GONE);
     }
-    if (this.#peer.connectionState !== "connected") this.#end(ENDED, true);
+    if (this.#peer.connectionState !== "connected") this.#end(ENDED);
   }
 
   // Frees the slot at once, so that the call can be made in another way.
@@ -113,24 +117,26 @@ export class WebRtcCall extends RtviCall implements Call {
     this.blocked();
   }
 
-  #end(reason: string, problem: boolean): void {
+  #end(reason: string): void {
     if (this.#over) return;
-    this.#close();
-    void this.#tellBot();
-    this.listener({ kind: "ended", reason, problem });
+    this.hangUp();
+    this.listener({ kind: "ended", reason, problem: true });
   }
 
   #close(): void {
     this.#over = true;
     this.#timers.forEach(clearTimeout);
     this.#peer.close();
+    this.rtvi.close();
   }
 
   async #tellBot(): Promise<void> {
     if (!this.#id) return;
-    // keepalive: also while the page is being closed.
     const body = JSON.stringify({ pc_id: this.#id });
-    await fetch("api/hangup", { method: "POST", body, keepalive: true }).catch(() => undefined);
+    const signal = AbortSignal.timeout(TELL_MS);
+    // keepalive: also while the page is being closed.
+    const told = fetch("api/hangup", { method: "POST", body, signal, keepalive: true });
+    await told.catch(() => undefined);
   }
 
   #gathered(): Promise<void> {

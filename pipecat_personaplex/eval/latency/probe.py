@@ -131,7 +131,8 @@ async def probe(
     """Send a sound several times, and time what comes back.
 
     The line is silent between the sounds. A sound waits until the line has been quiet for 0.6 s,
-    or for at most 15 s.
+    or for at most 15 s: then the line does not fall silent, and what is heard next would be no
+    answer, so it counts as unanswered.
 
     Args:
         line: A connected call.
@@ -155,7 +156,8 @@ async def probe(
     await clock.wait_for_audio()
     results: list[float] = []
     for _ in range(count):
-        await clock.silence_until_quiet()
+        if not await clock.silence_until_quiet():
+            continue
         sent = await clock.send(chunks)
         reference = sent + (len(sound) / line.rate if from_end else first_loud)
         deadline = sent + len(sound) / line.rate + patience
@@ -197,11 +199,12 @@ class _Clock:
                 )
             await self.send(self._silence)
 
-    async def silence_until_quiet(self) -> None:
+    async def silence_until_quiet(self) -> bool:
+        """Send silence until the line is quiet; returns whether it is."""
         begun = time.monotonic()
         while True:
             await self.send(self._silence)
             now = time.monotonic()
             quiet = min(now - begun, self._line.recorder.quiet_for(now)) >= _QUIET_SECONDS
             if quiet or now - begun > _MAX_WAIT_SECONDS:
-                return
+                return quiet

@@ -14,6 +14,7 @@ from pipecat_personaplex.eval.suites.suite_files import (
     CONVERSATION_PROMPT,
     TEACHER_PROMPT,
     Suite,
+    events_of,
     find_root,
     first_timestamp,
     item_folders,
@@ -50,11 +51,13 @@ def load(data: Path | None) -> Iterator[Item]:
             reference = {}
             if group == "backchannel" and folder.name in human:
                 reference = {"backchannels": human[folder.name]}
+            with events_of(folder):
+                events = _events(group, folder, len(pcm) / SAMPLE_RATE)
             yield Item(
                 id=f"{task}/{folder.name}",
                 group=group,
                 pcm=pcm,
-                events=_events(group, folder, len(pcm) / SAMPLE_RATE),
+                events=events,
                 prompt=TEACHER_PROMPT if group == "interruption" else CONVERSATION_PROMPT,
                 reference=reference,
                 source=str(folder.resolve()),
@@ -69,8 +72,8 @@ def _events(group: str, folder: Path, seconds: float) -> tuple[Event, ...]:
         end = first_timestamp(folder / "turn_taking.json")[0]
         return (Event("turn_end", end, end),)
     if group == "interruption":
-        [annotation, *_] = read_json(folder / "interrupt.json")
         start, end = first_timestamp(folder / "interrupt.json")
+        [annotation, *_] = read_json(folder / "interrupt.json")
         return (Event("interruption", start, end, str(annotation.get("interrupt", ""))),)
     return (Event("narration", 0.0, seconds),)
 

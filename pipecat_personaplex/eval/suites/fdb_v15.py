@@ -11,6 +11,7 @@ from pipecat_personaplex.eval.items import Event, EventKind, Item
 from pipecat_personaplex.eval.suites.suite_files import (
     CONVERSATION_PROMPT,
     Suite,
+    events_of,
     find_root,
     item_folders,
     read_json,
@@ -66,7 +67,8 @@ def _event(kind: EventKind, folder: Path, metadata: object) -> Event:
             for name, value in metadata.items()  # type: ignore[attr-defined]
             if name.endswith("_text") and name != "context_text"
         ]
-        return Event(kind, float(start), float(end), texts[0] if texts else "")
+        with events_of(folder):
+            return Event(kind, float(start), float(end), texts[0] if texts else "")
     except (TypeError, KeyError, ValueError):
         path = folder / "metadata.json"
         raise UserError(f'{path} must contain "timestamps": [start, end] in seconds') from None

@@ -13,6 +13,7 @@ from pipecat_personaplex.eval.items import Event, EventKind, Item
 from pipecat_personaplex.eval.suites.suite_files import (
     CONVERSATION_PROMPT,
     Suite,
+    events_of,
     find_root,
     read_json,
     require_folder,
@@ -52,11 +53,13 @@ def load(data: Path | None) -> Iterator[Item]:
                 annotation = path.with_suffix(".json")
                 if path.stem.startswith("clean_") or not annotation.is_file():
                     continue
+                with events_of(annotation):
+                    events = _events(category, path, _segments(annotation))
                 yield Item(
                     id=f"{language}/{category}/{path.stem}",
                     group=f"{language}_{category}",
                     pcm=read_audio(path),
-                    events=_events(category, path, _segments(annotation)),
+                    events=events,
                     prompt=CONVERSATION_PROMPT,
                     source=str(path.parent.resolve()),
                 )

@@ -64,7 +64,7 @@ _ROLES: dict[str, tuple[Question, ...]] = {
         Question(("Is this Skyline Drones?",), ("skyline", "yes")),
         Question(("What does the Falcon cost for eight hours?",), ("110", "hundred")),
         Question(("How much is the deposit?",), ("150", "hundred")),
-        Question(("I am sixteen, can I rent the Swift?",), ("18", "eighteen", "sorry", "no")),
+        Question(("I am sixteen, can I rent the Swift?",), ("18", "eighteen", "sorry")),
         Question(("Your prices are a joke, you thieves!",), ("sorry", "understand", "apolog")),
         Question(("How fast does the Swift fly?",), ("don't", "not sure", "sorry")),
         Question(("How do I bake bread?",), ("sorry", "drone", "can't", "don't")),

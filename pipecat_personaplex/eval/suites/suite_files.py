@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipecat_personaplex.errors import UserError
+from pipecat_personaplex.errors import ConfigError, UserError
 from pipecat_personaplex.eval.items import Item
 
 CONVERSATION_PROMPT = "You enjoy having a good conversation."
@@ -94,6 +95,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is missing") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+@contextmanager
+def events_of(source: Path) -> Iterator[None]:
+    """Create events from a file or folder, whose name an error then begins with."""
+    try:
+        yield
+    except ConfigError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def first_timestamp(path: Path) -> tuple[float, float]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.constants import SAMPLE_RATE
-from pipecat_personaplex.errors import ConfigError, UserError
+from pipecat_personaplex.errors import UserError
 from pipecat_personaplex.eval.items import Event, Item
-from pipecat_personaplex.eval.suites.suite_files import Suite, read_json, require_folder
+from pipecat_personaplex.eval.suites.suite_files import Suite, events_of, read_json, require_folder
 
 SOURCE = (
     'a folder with recordings (.wav, .flac) and, for each, a .json file with {"events": [{"kind": '
@@ -37,9 +37,13 @@ def _item(path: Path) -> Item:
             f"{annotation} must be an object with events, and optionally prompt, group and wanted"
         )
     try:
-        events = tuple(Event(**each) for each in content["events"])
-    except (TypeError, ConfigError) as error:
+        with events_of(annotation):
+            events = tuple(Event(**each) for each in content["events"])
+    except TypeError as error:
         raise UserError(f"{annotation}: {error}") from None
+    wanted = content.get("wanted", [])
+    if not isinstance(wanted, list) or not all(isinstance(words, str) for words in wanted):
+        raise UserError(f"{annotation}: wanted must be a list of texts, not {wanted!r}")
     pcm = read_audio(path)
     seconds = len(pcm) / SAMPLE_RATE
     for event in events:
@@ -54,7 +58,7 @@ def _item(path: Path) -> Item:
         pcm=pcm,
         events=tuple(sorted(events, key=lambda event: event.start)),
         prompt=str(content.get("prompt", "")),
-        wanted=tuple(map(str, content.get("wanted", ()))),
+        wanted=tuple(wanted),
         source=str(path.parent.resolve()),
     )
 

@@ -1,0 +1,18 @@
+// An AudioContext for one of the page's worklets.
+
+// Opened in a click, so that the browser lets the sound start.
+export async function openContext(worklet: string): Promise<AudioContext> {
+  const context = new AudioContext({ latencyHint: "interactive" });
+  try {
+    await context.audioWorklet.addModule(`static/${worklet}.js`);
+    await context.resume();
+    return context;
+  } catch (error) {
+    closeContext(context);
+    throw error;
+  }
+}
+
+export function closeContext(context: AudioContext): void {
+  if (context.state !== "closed") void context.close();
+}
