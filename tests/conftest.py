@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from pipecat_personaplex import Engine, EngineConfig
 from tests.golden_data import CHECKPOINT
@@ -13,6 +14,9 @@ from tests.helpers.calls import end_calls
 from tests.helpers.triton_interpreter import use_interpreter
 
 use_interpreter()  # before any test imports Triton
+# A busy machine may stall within an example. In CI every run has the same examples.
+settings.register_profile("tests", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("tests")
 torch.set_num_threads(1)  # small models: a second one costs more than it gives
 os.environ["OMP_NUM_THREADS"] = "1"  # the same for processes that tests start
 

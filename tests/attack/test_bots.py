@@ -38,7 +38,7 @@ pytestmark = [
 ]
 
 LOOPBACK = "tests.bots.loopback_assistant"
-SECONDS = 6.0
+SECONDS = 4.0
 MAX_GROWTH_MIB = 50.0
 STRICT = [False, pytest.param(True, marks=pytest.mark.measurement)]
 ERRORS = (WebSocketException, OSError, aiohttp.ClientError, TimeoutError)

@@ -119,7 +119,12 @@ def test_it_can_be_interrupted_while_the_model_loads() -> None:
     started = subprocess.Popen(
         bot.command, env=bot.variables, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert started.stderr is not None and "loading nano" in started.stderr.readline()
-    started.send_signal(signal.SIGINT)
-    started.communicate(timeout=60)
+    with started:
+        try:
+            assert started.stderr is not None
+            assert any("loading nano" in line for line in started.stderr)
+            started.send_signal(signal.SIGINT)
+            started.communicate(timeout=60)
+        finally:
+            started.kill()
     assert started.returncode in (0, 130)

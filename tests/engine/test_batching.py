@@ -20,6 +20,7 @@ from pipecat_personaplex.engine.model_runner import ModelRunner
 from pipecat_personaplex.engine.prefill import Prefill, PromptKVCache
 from pipecat_personaplex.engine.prompt import Prompt, build_prompt, text_prompt_tokens
 from tests.golden_data import CHECKPOINT, FRIEND, RESTAURANT, VOICE_SAMPLE, conversation
+from tests.helpers.calls import tracked
 from tests.helpers.checkpoints import WIDE, write_checkpoint
 
 CPU = torch.device("cpu")
@@ -37,7 +38,8 @@ class Caller:
 
     def open(self, engine: Engine) -> None:
         self._arrived = threading.Semaphore(0)
-        self.session = engine.open_session(self.persona, self.sampling, on_frame=self._take)
+        opened = engine.open_session(self.persona, self.sampling, on_frame=self._take)
+        self.session = tracked(opened)
 
     def _take(self, frame: SessionFrame) -> None:
         self.frames.append(frame)

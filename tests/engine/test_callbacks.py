@@ -15,7 +15,7 @@ from pipecat_personaplex import Engine, EngineConfig, SamplingParams
 from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.errors import EngineFailed, PersonaPlexError, SessionFailed
 from tests.golden_data import CHECKPOINT, FRIEND, RESTAURANT, conversation
-from tests.helpers.calls import SILENCE, WAIT, Call, says
+from tests.helpers.calls import SILENCE, WAIT, Call, says, tracked
 from tests.helpers.logs import recorded
 
 
@@ -53,7 +53,7 @@ class Stuck:
             done = wait
         else:
             callbacks[name] = wait
-        self.session = engine.open_session(FRIEND, **callbacks)
+        self.session = tracked(engine.open_session(FRIEND, **callbacks))
         if name == "on_end":
             self.session.close()
         elif name == "on_done":

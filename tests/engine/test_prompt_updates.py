@@ -24,7 +24,7 @@ from pipecat_personaplex.errors import (
     SessionFailed,
     VoiceNotFound,
 )
-from tests.helpers.calls import WAIT, Call, tokens
+from tests.helpers.calls import WAIT, Call, tokens, tracked
 from tests.helpers.questions import question_and_pause
 
 WAITER = Persona("NATF2", RESTAURANT)
@@ -195,11 +195,12 @@ def test_a_later_prompt_replaces_one_that_has_not_finished(nano: Engine) -> None
 
 def test_a_session_that_ends_reports_its_prompts_before_its_end(nano: Engine) -> None:
     events: queue.Queue[tuple[str, Any]] = queue.Queue()
-    session = nano.open_session(
+    opened = nano.open_session(
         WAITER,
         on_frame=lambda frame: None,
         on_end=lambda error: events.put(("end", error)),
     )
+    session = tracked(opened)
     assert session.wait_ready(WAIT)
     with stopped_thread(nano):
         for _ in range(2):

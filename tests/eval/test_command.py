@@ -38,12 +38,14 @@ def run(data: Path, nano: Engine, tmp_path_factory: pytest.TempPathFactory) -> I
     command += ["--out", str(path), "--seeds", "1", "--sessions", "5", "--voice", "NATM1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipecat_personaplex.cli.eval._load", lambda model, config: nano)
-        assert main([*command, "--no-score"]) == 0
-        lines = (path / "items.jsonl").read_text().splitlines(keepends=True)
-        assert len(lines) == 5
-        (path / "items.jsonl").write_text("".join(lines[:3]) + lines[3][:40])
-        assert main(command) == 0
-        nano.start()  # for other tests: the command has stopped it
+        try:
+            assert main([*command, "--no-score"]) == 0
+            lines = (path / "items.jsonl").read_text().splitlines(keepends=True)
+            assert len(lines) == 5
+            (path / "items.jsonl").write_text("".join(lines[:3]) + lines[3][:40])
+            assert main(command) == 0
+        finally:
+            nano.start()  # for other tests: the command has stopped it
     yield path
 
 

@@ -18,6 +18,12 @@ WAIT = 30.0
 _opened: WeakSet[Session] = WeakSet()
 
 
+def tracked(session: Session) -> Session:
+    """A session that ``end_calls`` closes if its test does not."""
+    _opened.add(session)
+    return session
+
+
 class Call:
     """An open session; queues its frames and its end."""
 
@@ -25,8 +31,7 @@ class Call:
         self.frames: queue.Queue[SessionFrame] = queue.Queue()
         self.ends: queue.Queue[PersonaPlexError | None] = queue.Queue()
         options.setdefault("on_frame", self.frames.put)
-        self.session: Session = engine.open_session(persona, on_end=self.ends.put, **options)
-        _opened.add(self.session)
+        self.session = tracked(engine.open_session(persona, on_end=self.ends.put, **options))
 
     def answer(self, pcm: np.ndarray = SILENCE) -> SessionFrame:
         self.session.push(pcm)

@@ -22,8 +22,10 @@ def browsing(playwright: Playwright, *arguments: str) -> Iterator[Browser]:
         executable_path=CHROMIUM,
         args=["--no-sandbox", "--disable-background-networking", *arguments],
     )
-    yield chromium
-    chromium.close()
+    try:
+        yield chromium
+    finally:
+        chromium.close()
 
 
 def with_microphone(microphone: Path) -> list[str]:

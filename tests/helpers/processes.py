@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -42,10 +43,12 @@ def in_child(work: Callable[[], object]) -> str:
         finally:
             os._exit(0)
     os.close(writer)
-    with os.fdopen(reader) as pipe:
-        output = pipe.read()
-    os.waitpid(pid, 0)
-    return output
+    try:
+        with os.fdopen(reader) as pipe:
+            return pipe.read()
+    finally:  # also of a child that hangs, when the test's time is over
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def run_program(code: str, *arguments: str) -> str:

@@ -200,7 +200,7 @@ async def test_callers_do_not_mix(server: LiveServer, fake: ServedFakeEngine) ->
         assert pitch(heard) == pytest.approx(int(session.persona.text_prompt), abs=2)
 
 
-@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [5, pytest.param(20, marks=pytest.mark.slow)])
 async def test_a_conversation_equals_that_of_the_engine(engine: Engine, seconds: int) -> None:
     frames = np.tile(conversation("restaurant").user_pcm, 10)[: int(seconds * 12.5) * FRAME]
     caller = frames.astype(np.float32).reshape(-1, FRAME)

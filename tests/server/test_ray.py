@@ -35,7 +35,6 @@ from tests.golden_data import CHECKPOINT
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.realtime,
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray"),
 ]

@@ -36,7 +36,7 @@ from tests.helpers.transports import FakeTransport
 
 pytestmark = pytest.mark.serial
 
-SECONDS = float(os.environ.get("PERSONAPLEX_LOAD_SECONDS", "15"))
+SECONDS = float(os.environ.get("PERSONAPLEX_LOAD_SECONDS", "9"))
 CALLERS = 10
 # A long run is a measurement of ten callers. A short one adapts to the machine: model thread and
 # event loop share the interpreter's lock, and small machines keep fewer callers in time.

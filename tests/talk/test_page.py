@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.slow,
     needs_chromium,
 ]
+THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
 def test_the_persona_changes_in_mid_call(opened: TalkPage) -> None:
@@ -218,19 +219,19 @@ def test_a_prompt_beyond_the_window_and_a_file_with_a_foreign_name(
         expect(page.page.get_by_role("radio", name="voice")).to_be_checked()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 360])
 def test_the_page_is_accessible_before_and_during_a_call(
-    browser: Browser, bot: TalkProcess, theme: str, width: int
+    browser: Browser, bot: TalkProcess, width: int
 ) -> None:
-    size = {"width": width, "height": 800}
-    with TalkPage(browser, bot.url, color_scheme=theme, viewport=size) as page:
+    with TalkPage(browser, bot.url, viewport={"width": width, "height": 800}) as page:
 
         def check() -> None:
-            found = Axe().run(page.page)
-            assert found.violations_count == 0, found.generate_report()
-            # Nothing is wider than a telephone.
-            assert page.page.evaluate("document.documentElement.scrollWidth") <= width
+            for theme in THEMES:
+                page.page.emulate_media(color_scheme=theme)
+                found = Axe().run(page.page)
+                assert found.violations_count == 0, (theme, found.generate_report())
+                # Nothing is wider than a telephone.
+                assert page.page.evaluate("document.documentElement.scrollWidth") <= width
 
         page.open()
         check()

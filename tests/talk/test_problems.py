@@ -332,8 +332,14 @@ def loading(*arguments: str, **variables: str) -> Iterator[TalkProcess]:
     with subprocess.Popen(
         bot.command, env=bot.variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
-        yield bot
-        process.terminate()
+        try:
+            yield bot
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def test_gated_weights(browser: Browser, tmp_path: Any) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,7 +67,7 @@ def test_callers_that_are_made_later_join_the_pool(tmp_path: Path) -> None:
 
 def test_pauses_do_not_count_as_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("training.nano.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("training.nano.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
     clock = Clock(budget=60)
     now[0] = 2.0
     clock.tick()
