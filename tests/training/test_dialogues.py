@@ -23,8 +23,7 @@ from training.nano.dialogues import (
     _wait,
 )
 from training.nano.facts import FACTS, STANDARD
-from training.nano.given import GivenSentences
-from training.nano.names import HELD_OUT_NAMES, NAMES
+from training.nano.names import NAMES
 from training.nano.pool import AgentClip, UserClip
 from training.nano.tracks import Track, change_pace, copied_frames, word_tokens
 
@@ -201,7 +200,7 @@ def test_questions_for_the_other_role_are_refused() -> None:
 def test_given_sentences_teach_pace_and_sound_but_not_when_to_speak(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(WRITER, "_given", GivenSentences(POOL, line_share=0, recombined_share=0))
+    monkeypatch.setattr(dialogues, "_GIVEN_LINE_SHARE", 0)
     said = POOL.others["NATF2"][0].codes.long()
     found = 0
     for seed in range(12):
@@ -218,9 +217,9 @@ def test_given_sentences_teach_pace_and_sound_but_not_when_to_speak(
     assert found > 3
 
 
-def test_given_lines_are_the_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_given_sentences_are_lines_of_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialogues, "_GIVEN_SHARE", 1)
-    monkeypatch.setattr(WRITER, "_given", GivenSentences(POOL, line_share=1, recombined_share=0))
+    monkeypatch.setattr(dialogues, "_GIVEN_LINE_SHARE", 1)
     others = [clip.codes.long()[:4] for clip in POOL.others["NATF2"]]
     track = talk(0)
     assert track.audible.any() and bool((track.new == track.audible).all())
@@ -229,45 +228,10 @@ def test_given_lines_are_the_characters(monkeypatch: pytest.MonkeyPatch) -> None
         assert not any(torch.equal(spoken, other) for other in others)
 
 
-def test_recombined_sentences_are_words_of_several_recordings_each_with_its_sound() -> None:
-    given, random = GivenSentences(POOL), np.random.default_rng(1)
-    heard: dict[str, set[bytes]] = {}
-    for clip in [*POOL.agent["NATF2"].values(), *POOL.others["NATF2"]]:
-        ends = [*clip.onsets, len(clip.codes)]
-        for word, begin, end in zip(clip.text.split(), ends[:-1], ends[1:], strict=True):
-            heard.setdefault(word, set()).add(clip.codes[begin:end].numpy().tobytes())
-    sentences = [given.recombined("NATF2", random) for _ in range(40)]
-    for sentence in sentences:
-        words, ends = sentence.text.split(), [*sentence.onsets, len(sentence.codes)]
-        assert len(words) == len(sentence.onsets) and 2 <= len(words) <= 20
-        for word, begin, end in zip(words, ends[:-1], ends[1:], strict=True):
-            assert sentence.codes[begin:end].numpy().tobytes() in heard[word]
-    assert len({sentence.text for sentence in sentences}) > 30
-
-
-def test_a_recombined_sentence_goes_on_after_no_last_word() -> None:
-    short = {text: clip for text, clip in POOL.agent["NATF2"].items() if len(text.split()) < 6}
-    whole = {text: clip for text, clip in short.items() if not any(c in text[:-1] for c in ".?!")}
-    pool = dataclasses.replace(POOL, agent={"NATF2": whole})
-    given, random = GivenSentences(pool), np.random.default_rng(3)
-    for _ in range(100):
-        words = given.recombined("NATF2", random).text.split()
-        assert words[-1][-1] in ".?!"
-        assert not any(word[-1] in ".?!" for word in words[:-1])
-
-
-def test_no_given_sentence_has_a_name_that_is_held_out() -> None:
-    given, random = GivenSentences(POOL), np.random.default_rng(2)
-    words = {w for _ in range(300) for w in given.recombined("NATF2", random).text.split()}
-    spoken = set(map(wordings.bare, words))
-    assert spoken & set(map(wordings.bare, NAMES))
-    assert not spoken & set(map(wordings.bare, HELD_OUT_NAMES))
-
-
 def test_no_given_sentence_starts_in_an_interrupted_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialogues, "_BARGE_IN_SHARE", 1)
     monkeypatch.setattr(dialogues, "_GIVEN_SHARE", 0.5)
-    monkeypatch.setattr(WRITER, "_given", GivenSentences(POOL, line_share=0, recombined_share=0))
+    monkeypatch.setattr(dialogues, "_GIVEN_LINE_SHARE", 0)
     given = POOL.others["NATF2"][0].codes.long()[:4]
     found = 0
     for seed in range(12):

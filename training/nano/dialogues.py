@@ -26,7 +26,6 @@ from pipecat_personaplex.engine.prompt import SILENCE_FRAMES, Tokenizer, text_pr
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.delay_pattern import prompt_columns
 from training.nano import script, wordings
-from training.nano.given import GivenSentences
 from training.nano.pool import AgentClip, Caller, Pool, UserClip
 from training.nano.tracks import (
     CLIP_LEAD,
@@ -72,6 +71,8 @@ NEW_WORDS = 2.0
 """Weight of the audio of words that the script does not fix."""
 # Share of turns in which the agent says a sentence that it was given, without a question.
 _GIVEN_SHARE = 0.3
+# Share of the script's lines among them: else the model takes each given sentence for another one.
+_GIVEN_LINE_SHARE = 0.9
 # Weight of its words.
 _GIVEN_WEIGHT = 0.1
 # Share of a restaurant's questions that ask for facts of the prompt.
@@ -126,8 +127,8 @@ class DialogueWriter:
     ):
         self._pool, self._tokenizer, self._config = pool, tokenizer, config
         self._callers = pool.callers if callers is None else callers
-        self._given = GivenSentences(pool)
         self._silence = torch.tensor(config.silence_codes)
+        self._texts: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
 
     def prompt(self, voice: str, text: str, random: np.random.Generator) -> Tensor:
         """The prompt frames of a persona, [P, 17], equal to the engine's."""
@@ -162,7 +163,7 @@ class DialogueWriter:
             if question.story_end is not None:
                 listening = self._pool.agent[voice][script.BACKCHANNEL]
                 story_end = at - question.start + question.story_end
-                self._write_answer(track, listening, story_end + _BACKCHANNEL_FRAMES, length)
+                self._write_answer(track, voice, listening, story_end + _BACKCHANNEL_FRAMES, length)
             write_question(track, question, at)
             begin = at + words + _wait(random)
             track.deciding[at:begin] = True
@@ -176,7 +177,7 @@ class DialogueWriter:
             else:
                 at = begin + spoken + _gap(random)
                 stop_before = length
-            self._write_answer(track, clip, begin, stop_before)
+            self._write_answer(track, voice, clip, begin, stop_before)
         return track
 
     def _sample_question(
@@ -229,28 +230,43 @@ class DialogueWriter:
         In a call, such words are forced. The model learns to pronounce them and when a word starts,
         but hardly to predict them, and not to begin such a sentence.
         """
-        clip = self._given.sample(voice, character, random)
+        others = self._pool.others[voice]
+        clip = others[int(random.integers(len(others)))]
+        if random.random() < _GIVEN_LINE_SHARE:
+            intents = script.intents(character.role)
+            answer = character.answer(intents[int(random.integers(len(intents)))])
+            clip = self._pool.agent[voice][answer]
         end = at + len(clip.codes)
-        self._write_answer(track, clip, at, end)
+        self._write_answer(track, voice, clip, at, end)
         track.new[at:end] = True
         text = track.frames[at:end, TEXT]
         track.word_weights[at:end] = torch.where(text == TEXT_EPAD, 1.0, _GIVEN_WEIGHT)
         track.word_weights[at - 1] = 0.0
         return end + _gap(random)
 
-    def _write_answer(self, track: Track, clip: AgentClip, begin: int, stop_before: int) -> None:
+    def _write_answer(
+        self, track: Track, voice: str, clip: AgentClip, begin: int, stop_before: int
+    ) -> None:
         end = min(begin + len(clip.codes), stop_before, len(track.frames))
         count = end - begin
         if count <= 0:
             return
-        tokens, copied = word_tokens(clip, self._tokenizer)
+        text, weights = self._text(voice, clip)
         track.frames[begin:end, AGENT_CODES] = clip.codes[:count].long()
-        track.frames[begin:end, TEXT] = torch.tensor(tokens[:count])
-        weights = torch.where(torch.tensor(copied[:count]), COPIED_WEIGHT, 1.0)
-        track.word_weights[begin:end] = weights
+        track.frames[begin:end, TEXT] = text[:count]
+        track.word_weights[begin:end] = weights[:count]
         track.frames[begin - 1, TEXT] = TEXT_EPAD
         track.audible[begin:end] = True
         track.new[begin:end] = copied_frames(clip)[:count]
+
+    def _text(self, voice: str, clip: AgentClip) -> tuple[Tensor, Tensor]:
+        """The text stream of a clip, and the weights of its words."""
+        found = self._texts.get((voice, clip.text))
+        if found is None:
+            tokens, copied = word_tokens(clip, self._tokenizer)
+            weights = torch.where(torch.tensor(copied), COPIED_WEIGHT, 1.0)
+            found = self._texts[voice, clip.text] = torch.tensor(tokens), weights
+        return found
 
     def example(self, length: int, random: np.random.Generator) -> Example:
         """Compose a training sequence of ``length`` frames.
