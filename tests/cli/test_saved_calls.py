@@ -93,9 +93,9 @@ def test_calls_that_cannot_be_continued(
         return one_line(capsys.readouterr().err)
 
     assert f"would overwrite the input {save}" in refusal("--save-call", str(save))
-    call.history.tokens[0, 0] = 900
+    call.history.tokens[0, 0] = 3_200
     write_call(save, call)
-    assert "text tokens from 0 to 799" in refusal() and "another model" in refusal()
+    assert "text tokens from 0 to 3199" in refusal() and "another model" in refusal()
     call.history.tokens[0, 0] = 0
     write_call(save, SavedCall("nano", type(call.persona)("/etc/passwd"), call.history))
     assert "/etc/passwd" in refusal() and "NATF2" in refusal()
