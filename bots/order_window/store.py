@@ -36,7 +36,7 @@ _Result = TypeVar("_Result")
 MAX_LINES = 30
 """How many different lines an order may contain."""
 NO_NOTE = "none"
-"""In a change of an order: the line of an item that has no note."""
+"""For a language model: no note, or the line of an item that has none."""
 
 
 class OrderStore:
@@ -109,7 +109,7 @@ class OrderStore:
             item = _one_item(db, name)
             chosen = _choose_size(item, size or size_in(item, name))
             number = open_order(db, call)
-            key = (item.name, chosen, note)
+            key = (item.name, chosen, "" if note.lower() == NO_NOTE else note)
             old = [
                 line.quantity
                 for line in read_lines(db, number)
@@ -276,7 +276,9 @@ def _one_line(order: Order | None, item: MenuItem, size: str, note: str) -> Line
     found = [
         line
         for line in lines
-        if line.item == item.name and size in ("", line.size) and note in ("", line.note or NO_NOTE)
+        if line.item == item.name
+        and size in ("", line.size)
+        and note.lower() in ("", (line.note or NO_NOTE).lower())
     ]
     if not found:
         raise ToolProblem(f"The order does not contain that. It contains {order or 'nothing'}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,7 @@ def whole_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
     # Resolve links: the target of a link is replaced, not the link. Keep the suffix, which may
     # choose the format.
     targets = [Path(os.path.realpath(path)) for path in paths]
-    temporary = [path.with_name(f".{os.getpid()}.{path.name}") for path in targets]
+    temporary = [path.with_name(f".{secrets.token_hex(4)}.{path.name}") for path in targets]
     try:
         yield temporary
         for written, target in zip(temporary, targets, strict=True):

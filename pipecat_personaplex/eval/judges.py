@@ -206,7 +206,8 @@ class StoredJudge:
         content = [self.judge.name, answer.text(), *answer.wanted]
         key = hashlib.sha256("\0".join(content).encode()).hexdigest()[:24]
         path = self.folder / f"{key}.json"
-        if path.is_file():
+        kept = not isinstance(self.judge, RuleJudge)  # its answers cost nothing, its rules change
+        if kept and path.is_file():
             stored = json.loads(path.read_text(encoding="utf-8"))
             return stored["rating"], stored["attempts"]
         rating: int | None = None
@@ -223,7 +224,8 @@ class StoredJudge:
             "rating": rating,
             "attempts": len(replies),
         }
-        write_json(path, record)
+        if kept:
+            write_json(path, record)
         return rating, len(replies)
 
 

@@ -19,6 +19,7 @@ import io
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -283,7 +284,7 @@ class replacing:
 
     def __init__(self, path: Path):
         self._path = path
-        self._temporary = path.with_name(f".{os.getpid()}.{path.name}")
+        self._temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
 
     def __enter__(self) -> Path:
         self._path.parent.mkdir(parents=True, exist_ok=True)

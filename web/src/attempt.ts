@@ -87,7 +87,12 @@ export class Attempt {
     if (this.#over) return;
     if (event.kind === "ended") return this.end(event.reason, event.problem);
     if (event.kind === "connected") this.#connected = true;
-    this.listener(event);
+    try {
+      this.listener(event);
+    } catch (error) {
+      // Such as a recorder that cannot begin: else the call would go on behind "Connecting".
+      this.end(`The call failed: ${error}`, true);
+    }
   }
 
   #openMicrophone(): Promise<MediaStream> {

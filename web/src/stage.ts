@@ -33,6 +33,7 @@ export class Stage {
   #transcript = new Transcript(byId("transcript"));
   #log: Record<string, unknown>[] = [];
   #started = new Date();
+  #asking: CallRequest | undefined; // of the call that is connecting
   #asked: CallRequest | undefined;
   #inEffect = "";
   #holding = 0;
@@ -84,7 +85,7 @@ export class Stage {
     this.#banner.clear();
     this.#show("busy", "Connecting …", "");
     this.#attempt = new Attempt(this.#info, this.#devices, (event) => this.#follow(event));
-    void this.#attempt.start(this.#request);
+    void this.#attempt.start(() => (this.#asking = this.#request()));
   }
 
   // Only a call that is connected replaces the one before, whose recording may not be saved yet.
@@ -92,7 +93,7 @@ export class Stage {
     this.#meter = new Meter();
     this.#timeline.clear();
     this.#transcript.clear();
-    [this.#log, this.#started, this.#asked, this.#inEffect] = [[], new Date(), this.#request(), ""];
+    [this.#log, this.#started, this.#asked, this.#inEffect] = [[], new Date(), this.#asking, ""];
     for (const [id, text] of Object.entries(NO_NUMBERS)) byId(id).textContent = text;
     this.#recorder = this.#attempt?.record(voice, (levels) => this.#hear(levels));
     this.#keep();

@@ -158,6 +158,8 @@ class TestRefused:
         assert store.change("a", "4", "tea", 0, note="none")["order"] == ["1 Tea (no sugar)"]
         with pytest.raises(ToolProblem, match="does not contain that"):
             store.change("a", "5", "tea", 0, note="none")
+        assert store.add("a", "6", "tea", 2, note="None")["order"] == ["1 Tea (no sugar)", "2 Tea"]
+        assert store.change("a", "7", "tea", 0, note="No sugar")["order"] == ["2 Tea"]
 
     def test_too_many_lines(self, store: OrderStore) -> None:
         for index in range(MAX_LINES):
