@@ -89,7 +89,11 @@ async def test_many_speeches_that_are_cut_at_once(
             speech(id, "cut", 0) for id in range(64)
         ]
         await client.say("say", text="word", id=65)
-        assert await push(client, 1, 1) == [speech(65, "said", 1)]
+        # The engine may report the end of the speech a little after the frame.
+        reports = await push(client, 1, 1)
+        if reports == [speech(65, "speaking", 1)]:
+            reports = await receive(client, 0, 1)
+        assert reports == [speech(65, "said", 1)]
         await finish(client)
 
 
