@@ -12,16 +12,16 @@ from pipecat.frames.frames import Frame, InputAudioRawFrame
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 
 from bots.pace import PaceLimit
-from pipecat_personaplex.service.audio import is_audio_format
+from pipecat_personaplex.service.caller_input import FormatCheck
 
 _MAX_PARTICIPANTS = 64
 _POLL_SECONDS = 0.25
 
 
 class CallerWatch(FrameProcessor):
-    """Drops audio that no caller can speak, and notices a caller who is not there.
+    """Drops audio that is too fast or of a wrong format, and notices a caller who is not there.
 
-    Audio faster than real time, and of a format that no microphone has, is dropped.
+    Audio is too fast if it arrives faster than real time; ``FormatCheck`` knows wrong formats.
 
     Place it right after the transport's input, so that what it drops fills no queue.
 
@@ -40,7 +40,7 @@ class CallerWatch(FrameProcessor):
         self._connected = False
         # One for each participant: each of them speaks in real time.
         self._limits: dict[str | None, PaceLimit] = {}
-        self._warned_of_format = False
+        self._formats = FormatCheck()
         self.dropped_seconds = 0.0
 
     def connected(self) -> None:
@@ -49,11 +49,11 @@ class CallerWatch(FrameProcessor):
         self._heard = self._clock()
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
-        """Note that audio has arrived, and push every frame on but audio that is too fast."""
+        """Note that audio has arrived, and push every frame on but audio that is not allowed."""
         await super().process_frame(frame, direction)
         if isinstance(frame, InputAudioRawFrame):
             self._heard = self._clock()
-            if not (self._is_audio(frame) and self._allows(frame)):
+            if not (self._formats.allows(frame) and self._allows(frame)):
                 return
         await self.push_frame(frame, direction)
 
@@ -77,14 +77,6 @@ class CallerWatch(FrameProcessor):
             await asyncio.sleep(_POLL_SECONDS)
         what = "no audio from the caller" if self._connected else "the caller did not connect"
         await end(f"{what} for {limit:g} s")
-
-    def _is_audio(self, frame: InputAudioRawFrame) -> bool:
-        rate, channels = frame.sample_rate, frame.num_channels
-        usable = is_audio_format(rate, channels)
-        if not usable and not self._warned_of_format:
-            self._warned_of_format = True
-            logger.warning("audio of {} Hz with {} channels is dropped", rate, channels)
-        return usable
 
     def _allows(self, frame: InputAudioRawFrame) -> bool:
         participant = getattr(frame, "user_id", None)

@@ -168,11 +168,11 @@ def stuck_message(call: RunningCallback) -> str:
 
 
 def run_all(callbacks: Iterable[Callable[[], object]]) -> None:
-    """Call every one, also after one has raised.
+    """Call all callbacks, even after one has raised.
 
     Raises:
-        CallbackAbandoned: One of them was given up: its thread must end, whatever the others did.
-        BaseException: What the first one that failed has raised.
+        CallbackAbandoned: One was given up. It replaces the errors of others: the thread must end.
+        BaseException: The error of the first callback that raised.
     """
     failure: BaseException | None = None
     for callback in callbacks:

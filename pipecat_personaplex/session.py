@@ -226,10 +226,7 @@ class Session(SessionBase):
         """
         self._count_frame(late=frame.timings.total_ms > FRAME_SECONDS * 1e3)
         finished = self._speech.advance(next_text, frame.pcm)
-        if finished:
-            run_all([partial(self._pass_frame, frame), *self._reports(finished)])
-        else:
-            self._pass_frame(frame)
+        run_all([partial(self._pass_frame, frame), *self._reports(finished)])
 
     def _end_requests(self) -> None:
         run_all([*self._reports(self._speech.close()), self.prompts.close])

@@ -183,7 +183,7 @@ class SessionBase(ABC):
         reports = [self._end_requests]
         if self._on_end is not None:
             reports.append(partial(self._call_back, "on_end", self._on_end, error))
-        # At last: wait_ready must not wait for an ended session.
+        # Even if a report raises: nobody may wait for an ended session.
         run_all([*reports, self._ended.set, self._ready.set])
 
     @abstractmethod

@@ -36,7 +36,7 @@ _Result = TypeVar("_Result")
 MAX_LINES = 30
 """How many different lines an order may contain."""
 NO_NOTE = "none"
-"""For a language model: no note, or the line of an item that has none."""
+"""What a language model gives as the note of a line that has none."""
 
 
 class OrderStore:

@@ -259,11 +259,14 @@ def _load(model: str, config: EngineConfig) -> Engine:
 
 def _voice_file(voice: str | None) -> Path | None:
     """The recording or voice file that ``--voice`` names; None for the name of a voice."""
-    if voice is None or not (Path(voice).suffix or Path(voice).is_file()):
+    if voice is None:
         return None
-    if not Path(voice).is_file():
+    path = Path(voice)
+    if path.is_file():
+        return path
+    if path.suffix:  # the name of a voice has none
         raise ConfigError(f"--voice {voice}: there is no such file")
-    return Path(voice)
+    return None
 
 
 def _add_voice(engine: Engine, voice: str | None, file: Path | None) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.models import OptionInfo
 
 from pipecat_personaplex.config import AUTO_MODEL, EngineConfig
 from pipecat_personaplex.errors import ConfigError, VoiceError
@@ -67,6 +68,21 @@ Quantization = Annotated[
         rich_help_panel="Model",
     ),
 ]
+
+
+def log_level_option(default: str, panel: str) -> OptionInfo:
+    """The option ``--log-level`` of a command, with the default and the panel of its help."""
+    option: OptionInfo = typer.Option(
+        "--log-level",
+        envvar="PERSONAPLEX_LOG_LEVEL",
+        metavar="debug|info|warning|error",
+        help="Lowest level of log lines that are written to standard error.",
+        show_default=default,
+        rich_help_panel=panel,
+    )
+    return option
+
+
 KVDtype = Annotated[
     Literal["auto", "float32", "bfloat16", "fp8"],
     typer.Option(

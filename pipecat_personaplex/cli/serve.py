@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipecat_personaplex.cli.options import EngineOptions, engine_options, named_voice
+from pipecat_personaplex.cli.options import (
+    EngineOptions,
+    engine_options,
+    log_level_option,
+    named_voice,
+)
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS, EngineConfig
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.logs import configure_logging
@@ -240,13 +245,7 @@ def serve(
     ] = ServerConfig.drain_seconds,
     log_level: Annotated[
         str | None,
-        typer.Option(
-            envvar="PERSONAPLEX_LOG_LEVEL",
-            metavar="debug|info|warning|error",
-            help="Lowest level of log lines that are written to standard error.",
-            show_default="info",
-            rich_help_panel="Log",
-        ),
+        log_level_option("info", "Log"),
     ] = None,
     log_json: Annotated[
         bool,

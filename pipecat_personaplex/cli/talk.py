@@ -14,7 +14,12 @@ from urllib.parse import SplitResult, urlsplit
 
 import typer
 
-from pipecat_personaplex.cli.options import EngineOptions, engine_options, named_voice
+from pipecat_personaplex.cli.options import (
+    EngineOptions,
+    engine_options,
+    log_level_option,
+    named_voice,
+)
 from pipecat_personaplex.errors import ConfigError, VoiceNotFound
 from pipecat_personaplex.logs import configure_logging
 
@@ -147,12 +152,7 @@ def talk(
     ] = False,
     log_level: Annotated[
         str,
-        typer.Option(
-            envvar="PERSONAPLEX_LOG_LEVEL",
-            metavar="debug|info|warning|error",
-            help="Lowest level of log lines that are written to standard error.",
-            rich_help_panel="Page",
-        ),
+        log_level_option("warning", "Page"),
     ] = "warning",
 ) -> None:
     """Talk to the model in a browser: one command, one page, no account and no cloud.

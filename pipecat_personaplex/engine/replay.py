@@ -262,6 +262,6 @@ class Replays:
         logger.bind(session=session.id).opt(exception=error.__cause__).warning(
             "the old prompt stays in effect: {}", error
         )
-        # Whoever keeps the error must not keep the frames that hold the replay's keys and values.
+        # The client may keep the error. Its traceback would keep the replay's keys and values.
         raised.__traceback__ = None
         session.prompts.finish(error)

@@ -324,8 +324,7 @@ class StepLoop:
             self._synchronize()  # raises if the device has failed
             log.opt(exception=error).warning("session ended with an unexpected error")
             failure = SessionFailed(f"the session failed: {type(error).__name__}: {error}")
-            # The session may be kept for long. The frames of a traceback would keep the keys and
-            # values that were being computed.
+            # The client may keep the session. The traceback would keep its keys and values.
             failure.__cause__ = error.with_traceback(None)
             self._ended(session, failure)
 

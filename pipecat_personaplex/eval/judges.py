@@ -109,7 +109,7 @@ def _plain(text: str) -> str:
 class RuleJudge:
     """Compares with the words of a right answer: 5 if one occurs, else 0; nothing if unknown.
 
-    A word of a right answer may be the beginning of the agent's: "apolog" is in "I apologize".
+    The words may be the beginning of longer ones: "apolog" occurs in "I apologize".
     """
 
     def __init__(self, argument: str = ""):
@@ -206,7 +206,7 @@ class StoredJudge:
         content = [self.judge.name, answer.text(), *answer.wanted]
         key = hashlib.sha256("\0".join(content).encode()).hexdigest()[:24]
         path = self.folder / f"{key}.json"
-        kept = not isinstance(self.judge, RuleJudge)  # its answers cost nothing, its rules change
+        kept = not isinstance(self.judge, RuleJudge)  # rules are free, and may change
         if kept and path.is_file():
             stored = json.loads(path.read_text(encoding="utf-8"))
             return stored["rating"], stored["attempts"]

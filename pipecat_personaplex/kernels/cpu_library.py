@@ -41,7 +41,7 @@ _SIGNATURES: dict[str, tuple[str, str]] = {
 def cpu_library() -> ctypes.CDLL:
     """Load the kernels, and compile them first if this processor's are not in the cache.
 
-    It is tried once in a process.
+    A process tries this once.
 
     Raises:
         RuntimeError: The machine is not an x86-64 Linux machine, has no g++, or the compiler
@@ -55,7 +55,7 @@ def cpu_library() -> ctypes.CDLL:
 
 @lru_cache(maxsize=1)
 def _find_library() -> ctypes.CDLL | str:
-    """The library, or why there is none."""
+    """Load the library; return the message of the error if that fails."""
     try:
         return _load_library()
     except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:

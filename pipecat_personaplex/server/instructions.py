@@ -162,9 +162,6 @@ class InstructionExecutor:
                 )
             self._last_id = message.id
         check_length("words to say", message.text, self._config)
-        if len(self._speeches) >= MAX_SPEECHES:  # some may have ended without a report
-            unfinished = {id: s for id, s in self._speeches.items() if id >= 0 or not s.done}
-            self._speeches = unfinished
         if len(self._speeches) >= MAX_SPEECHES:
             raise LimitReached(f"{MAX_SPEECHES} speeches already wait")
         if not self._texts.take(asyncio.get_running_loop().time()):

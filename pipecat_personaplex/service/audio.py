@@ -14,8 +14,6 @@ _BLOCK_SAMPLES = FRAME_SAMPLES // 8
 _HOLD_FRAMES = 3
 # 5 ms, so that closing the gate does not click.
 _FADE_SAMPLES = FRAME_SAMPLES // 16
-_LOWEST_RATE, _HIGHEST_RATE = 1_000, 384_000
-_MOST_CHANNELS = 32
 
 
 class NoiseGate:
@@ -58,14 +56,6 @@ class NoiseGate:
             pcm = pcm.copy()
             pcm[-_FADE_SAMPLES:] *= np.linspace(1, 0, _FADE_SAMPLES, dtype=np.float32)
         return pcm, False
-
-
-def is_audio_format(rate: int, channels: int) -> bool:
-    """Whether audio can have this sample rate, in Hz, and this number of channels.
-
-    A client may send any numbers, and memory and time of a conversion grow with them.
-    """
-    return _LOWEST_RATE <= rate <= _HIGHEST_RATE and 1 <= channels <= _MOST_CHANNELS
 
 
 class StreamResampler:

@@ -8,7 +8,7 @@ from pipecat.frames.frames import InputAudioRawFrame, UserAudioRawFrame
 
 from pipecat_personaplex.audio import Pcm, pcm16_to_float
 from pipecat_personaplex.constants import SAMPLE_RATE
-from pipecat_personaplex.service.audio import StreamResampler, is_audio_format
+from pipecat_personaplex.service.audio import StreamResampler
 
 _BYTES = 2  # of a sample
 _EMPTY = np.zeros(0, dtype=np.float32)
@@ -19,6 +19,31 @@ _MAX_PARTICIPANTS = 32
 # For so long after the transport's own mix, the audio of single participants is ignored: the mix
 # contains it.
 _MIX_SECONDS = 1.0
+_LOWEST_RATE, _HIGHEST_RATE = 1_000, 384_000
+_MOST_CHANNELS = 32
+
+
+class FormatCheck:
+    """Refuses frames whose sample rate or number of channels no microphone has.
+
+    A client may send any numbers, and memory and time of a conversion grow with them. The first
+    refusal of a call is logged.
+    """
+
+    def __init__(self) -> None:
+        self._warned = False
+
+    def allows(self, frame: InputAudioRawFrame) -> bool:
+        """Whether a frame has from 1 to 384 kHz and from 1 to 32 channels."""
+        rate, channels = frame.sample_rate, frame.num_channels
+        allowed = _LOWEST_RATE <= rate <= _HIGHEST_RATE and 1 <= channels <= _MOST_CHANNELS
+        if not allowed and not self._warned:
+            self._warned = True
+            logger.warning(
+                "audio of {} Hz with {} channels is dropped: no microphone has this format",
+                *(rate, channels),
+            )
+        return allowed
 
 
 class CallerInput:
@@ -33,17 +58,16 @@ class CallerInput:
         self._participants: dict[str, _SampleStream] = {}
         self._mixer = ParticipantMixer()
         self._mix_seconds = 0.0
-        self._warned = False
+        self._formats = FormatCheck()
 
     def pcm(self, frame: InputAudioRawFrame) -> Pcm:
         """The audio of a frame: 16-bit [n * channels] -> float32 mono 24 kHz [m].
 
         Returns:
             Empty for a participant who does not set the pace: their audio comes with the next
-            frame of the one who does. Empty, too, if no audio has the frame's format.
+            frame of the one who does. Empty, too, if no microphone has the frame's format.
         """
-        if not is_audio_format(frame.sample_rate, frame.num_channels):
-            self._warn(frame)
+        if not self._formats.allows(frame):
             return _EMPTY
         if not isinstance(frame, UserAudioRawFrame):
             self._mix_seconds = _MIX_SECONDS
@@ -55,14 +79,6 @@ class CallerInput:
         if stream is None:
             stream = self._join(frame.user_id)
         return self._mixer.push(frame.user_id, stream.pcm(frame))
-
-    def _warn(self, frame: InputAudioRawFrame) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning(
-                "audio of {} Hz with {} channels is dropped: no microphone has this format",
-                *(frame.sample_rate, frame.num_channels),
-            )
 
     def _join(self, participant: str) -> _SampleStream:
         if len(self._participants) >= _MAX_PARTICIPANTS:

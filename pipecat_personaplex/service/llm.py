@@ -102,7 +102,7 @@ class PersonaPlexLLMService(DelegatingService):
     - on_speech_started(service, speech): The agent begins to speak a text.
     - on_speech_done(service, speech): It has spoken the whole text.
     - on_speech_cut(service, text, spoken): Only this many words of the text were spoken: the caller
-      spoke, ``hush`` was called or the session failed. The end of a call cuts without a report.
+      spoke, ``hush`` was called or the session failed. At the end of a call it is not called.
     - on_late_frame(service, timings): A frame was received later than 80 ms after its input.
     - on_backend_error(service, message): The backend of the delegation failed; the call goes on.
 

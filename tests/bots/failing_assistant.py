@@ -1,4 +1,4 @@
-"""A bot whose calls fail by an error that nobody has foreseen."""
+"""A bot in which every call raises an unexpected exception."""
 
 from __future__ import annotations
 

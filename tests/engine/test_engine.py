@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import queue
 import subprocess
 import sys
 import threading
-import weakref
 from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -19,7 +17,6 @@ from loguru import logger
 
 from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams, SessionFrame
 from pipecat_personaplex.engine.model_runner import ModelRunner
-from pipecat_personaplex.engine.prefill import Prefill
 from pipecat_personaplex.engine.stats import STEP_BOUNDS_MS
 from pipecat_personaplex.errors import (
     ConfigError,
@@ -206,43 +203,6 @@ def test_a_failing_prompt_fails_its_own_session_only(
     assert "MemoryError: no room for the prompt" in str(error)
     assert other.answer().index == 1
     other.hang_up()
-
-
-def test_an_error_keeps_no_keys_and_values(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server keeps a failed session for its client, and an application as long as it likes."""
-    caches = []
-
-    def fail(self: Prefill, *_: object) -> None:
-        caches.append(weakref.ref(self._cache))
-        raise RuntimeError("out of memory")
-
-    call = Call(engine, Persona("NATF2", "An unusual persona."))
-    assert call.session.wait_ready(WAIT)
-    monkeypatch.setattr(Prefill, "_compute", fail)
-    failed = Call(engine, Persona("NATF2", "Another persona."))
-    assert isinstance(failed.ends.get(timeout=WAIT), SessionFailed)
-    done: queue.Queue[PersonaPlexError | None] = queue.Queue()
-    call.session.update_prompt(Persona("NATF2", "A third persona."), on_done=done.put)
-    errors = [failed.session.error, done.get(timeout=WAIT)]
-    assert all("out of memory" in str(error) for error in errors)
-    call.hang_up()
-    gc.collect()
-    assert len(caches) == 2 and not any(cache() for cache in caches)
-
-
-def test_ended_sessions_are_garbage_collected(engine: Engine) -> None:
-    sessions = [weakref.ref(Call(engine).session) for _ in range(4)]
-    for ref in sessions:
-        session = ref()
-        assert session is not None
-        session.close()
-        assert session.wait_ended(WAIT)
-    del session
-    for _ in range(20):
-        says(engine)
-    assert engine.stats().sessions == 0
-    gc.collect()
-    assert [ref() for ref in sessions] == [None] * 4
 
 
 def test_a_cancelled_callback_ends_its_own_session_only(engine: Engine) -> None:

@@ -225,7 +225,7 @@ class DialogueWriter:
         at: int,
         random: np.random.Generator,
     ) -> int:
-        """Write a sentence that nobody has asked for; returns the frame of the next turn.
+        """Write a sentence that answers no question; return the first frame of the next turn.
 
         In a call, such words are forced. The model learns to pronounce them and when a word starts,
         but hardly to predict them, and not to begin such a sentence.

@@ -65,7 +65,7 @@ export class Rtvi {
     for (const event of eventsOf(message.type, data)) this.listener(event);
   }
 
-  // Nobody will answer the requests that still wait.
+  // Rejects the requests that still wait: no answer will come.
   close(): void {
     for (const id of [...this.#waiting.keys()]) this.#settle(id, OVER);
   }

@@ -28,7 +28,7 @@ export class VoiceGallery {
     });
   }
 
-  // The chosen voice; while there is none to choose from, the one that will be chosen.
+  // The checked voice. While the list is empty, the voice that set() will check.
   get voice(): string {
     return this.#list.querySelector<HTMLInputElement>("input:checked")?.value ?? this.#wanted;
   }

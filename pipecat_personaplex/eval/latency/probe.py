@@ -131,8 +131,8 @@ async def probe(
     """Send a sound several times, and time what comes back.
 
     The line is silent between the sounds. A sound waits until the line has been quiet for 0.6 s,
-    or for at most 15 s: then the line does not fall silent, and what is heard next would be no
-    answer, so it counts as unanswered.
+    or for at most 15 s. A line that is still not quiet then counts as unanswered: its sound could
+    not be told from an answer.
 
     Args:
         line: A connected call.

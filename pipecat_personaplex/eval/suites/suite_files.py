@@ -99,7 +99,11 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def events_of(source: Path) -> Iterator[None]:
-    """Create events from a file or folder, whose name an error then begins with."""
+    """Create events. The message of an error begins with the file or folder they come from.
+
+    Raises:
+        UserError: An event is invalid.
+    """
     try:
         yield
     except ConfigError as error:
