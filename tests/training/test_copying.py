@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import sentencepiece
 import torch
@@ -11,7 +13,9 @@ import torch.nn.functional as F
 
 from tests.golden_data import CHECKPOINT
 from tests.training.models import CONFIG
+from training.nano import script
 from training.nano.copying import insert_copying_layer, start_copying, word_rows
+from training.nano.facts import FACTS
 from training.nano.names import NAMES
 from training.nano.parallel_lm import new_lm
 from training.nano.tokenizer import train_tokenizer
@@ -38,12 +42,38 @@ def test_a_value_is_written_and_said_in_one_direction(
         return float(inputs[first] @ outputs[second])
 
     pairs = (("▁$9", "▁nine"), (".25", "▁twenty"), (":45", "▁forty"), ("▁10", "▁ten"))
-    for written, spoken in (*pairs, ("▁Owen", "▁Owen")):
+    bracketed = (("$9", "▁nine"), ("beans", "▁beans"), ("bread", "▁bread"))
+    for written, spoken in (*pairs, *bracketed, ("▁Owen", "▁Owen")):
         assert likeness(written, spoken) > 0.8
     assert abs(likeness("▁Owen", "▁Maya")) < 0.4
     names = [tokenizer.piece_to_id(f"▁{name}") for name in NAMES]
     alike = (inputs[names] @ inputs[names].T).mean()
     assert 0.1 < alike < 0.5, "names have a direction in common"
+
+
+def test_all_that_a_prompt_states_has_a_direction(
+    tokenizer: sentencepiece.SentencePieceProcessor,
+) -> None:
+    written = word_rows(tokenizer, 128).written
+    for seed in range(100):
+        agent = script.sample_character(np.random.default_rng(seed), "restaurant")
+        tokens = tokenizer.encode(agent.prompt)
+        for value in agent.facts.values():
+            own = re.findall(r"\$?\d+|[.:]\d\d|[A-Za-z]+", value.written)
+            assert {tokenizer.id_to_piece(token).strip("▁") for token in {*tokens} & written} >= {
+                *own
+            } - {"pm", "The"}
+
+
+def test_no_word_of_the_contents_stands_in_two_places() -> None:
+    places: dict[str, tuple[str, int]] = {}
+    for fact in ("in_classic", "in_spicy"):
+        for value in FACTS[fact][1:]:
+            first, _, second = value.spoken.split()
+            for place, word in enumerate((first, second)):
+                assert places.setdefault(word, (fact, place)) == (fact, place)
+    dishes = {value.written for value in FACTS["dish"]}
+    assert not dishes & places.keys()
 
 
 def test_a_layer_starts_as_a_map_of_what_it_attends_to() -> None:

@@ -184,10 +184,13 @@ def test_training_never_uses_held_out_wordings() -> None:
         assert len(held) == 2
         assert len(known) >= 6
         assert not known & held
-        sampled = (
-            wordings.sample_wording(intent, np.random.default_rng(seed)) for seed in range(50)
-        )
-        assert not held & set(sampled)
+        sampled = {
+            wordings.sample_wording(intent, np.random.default_rng(seed)) for seed in range(80)
+        }
+        assert not held & sampled
+        assert len(sampled) > 40
+        words = {wordings.bare(word) for text in sampled for word in text.split()}
+        assert words <= wordings.caller_word_numbers().keys()
 
 
 def test_questions_for_the_other_role_are_refused() -> None:

@@ -135,7 +135,7 @@ def _agent_clips(mimi: Mimi, spoken: list[Utterance], device: torch.device) -> l
 
 
 def share_beginnings(clips: dict[str, AgentClip]) -> dict[str, AgentClip]:
-    """Give lines that differ only in a value the same codes before it.
+    """Give lines the same codes up to the first word that differs, if it is a value's.
 
     Their audio is the same there, but bfloat16 rounds differently in another batch. A code that is
     another one would tell the value before its first word: the model would predict it from that
@@ -144,11 +144,13 @@ def share_beginnings(clips: dict[str, AgentClip]) -> dict[str, AgentClip]:
     shared: dict[tuple[str, ...], AgentClip] = {}
     result = {}
     for text, clip in clips.items():
-        if clip.copied:
-            first_copied = clip.copied[0]
-            first = shared.setdefault(tuple(text.split()[:first_copied]), clip)
-            same = clip.onsets[first_copied]
-            clip = replace(clip, codes=torch.cat((first.codes[:same], clip.codes[same:])))
+        words = text.split()
+        for copied in clip.copied:
+            first = shared.setdefault(tuple(words[:copied]), clip)
+            begin = clip.onsets[copied]
+            if first.onsets[copied] == begin:
+                codes = torch.cat((first.codes[:begin], clip.codes[begin:]))
+                clip = replace(clip, codes=codes)
         result[text] = clip
     return result
 
@@ -205,7 +207,8 @@ def encode_caller(
         spans.append((start, -int(-end // FRAME_SECONDS), word_frames(turn, lead), story_end))
     quiet = np.zeros(int(_BACKGROUND_SECONDS * SAMPLE_RATE), np.float32)
     recorded.append(block_dc(microphone.record(quiet, turn.pcm, random)))
-    *codes, silence = encode_all(mimi, recorded, device)
+    # bfloat16 is allowed: of 100 codes, four are other ones than the engine's.
+    *codes, silence = encode_all(mimi, recorded, device, fast=True)
     caller = Caller(silence)
     for recording, (start, end, word_ends, story_end), clip in zip(
         recordings, spans, codes, strict=True

@@ -22,7 +22,7 @@ from torch import Tensor
 from pipecat_personaplex.models.config import LMConfig
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from training.nano import script
-from training.nano.facts import FACTS
+from training.nano.facts import FACTS, IN_BRACKETS
 from training.nano.names import HELD_OUT_NAMES, NAMES
 from training.nano.parallel_lm import new_lm
 
@@ -87,13 +87,25 @@ def word_rows(tokenizer: sentencepiece.SentencePieceProcessor, dim: int) -> Word
             # An amount's parts are said in their order; what follows the first word of a part, as
             # in "twenty five", follows from that word.
             said = sounds if text == words else _parts(tokenizer, words)
-            for place, token in enumerate(tokenizer.encode(text)):
-                written.add(token)
-                kind[token] = _direction(f"{name} {place}", dim)
-                if place < len(said):
-                    own[token] = own[said[place]]
+            for tokens in _forms(tokenizer, name, text):
+                for place, token in enumerate(tokens):
+                    written.add(token)
+                    kind[token] = _direction(f"{name} {place}", dim)
+                    if place < len(said):
+                        own[token] = own[said[place]]
     inputs = _INPUT_NORM * F.normalize(_KIND * kind + _OWN * own, dim=1)
     return WordRows(written, spoken, inputs, _OUTPUT_NORM * own)
+
+
+def _forms(
+    tokenizer: sentencepiece.SentencePieceProcessor, name: str, text: str
+) -> list[list[int]]:
+    """The tokens of a value in a prompt: after a space, and where it may stand after a bracket."""
+    bracket = tokenizer.encode("(")
+    forms = [tokenizer.encode(text)]
+    if name in IN_BRACKETS:
+        forms.append(tokenizer.encode(f"({text}")[len(bracket) :])
+    return forms
 
 
 def _parts(tokenizer: sentencepiece.SentencePieceProcessor, words: str) -> list[int]:

@@ -24,10 +24,26 @@ _STANDARD_SHARE = 0.35
 
 @dataclass(frozen=True)
 class Value:
-    """One value of a fact: as a prompt writes it, and as the agent says it."""
+    """One value of a fact.
+
+    Attributes:
+        written: As a prompt writes it.
+        parts: As the agent says it, in parts that are recorded each by itself. Values that begin
+            alike share their first part, whose sound so tells nothing about the second.
+    """
 
     written: str
-    spoken: str
+    parts: tuple[str, ...]
+
+    @classmethod
+    def same(cls, *parts: str) -> Value:
+        """A value that is written as it is said."""
+        return cls(" ".join(parts), parts)
+
+    @property
+    def spoken(self) -> str:
+        """All that the agent says."""
+        return " ".join(self.parts)
 
 
 def number_words(value: int) -> str:
@@ -43,41 +59,41 @@ def number_words(value: int) -> str:
 
 
 def _price(dollars: int, cents: int) -> Value:
-    spoken = f"{number_words(dollars)} dollars"
-    return Value(f"${dollars}.{cents:02}", f"{spoken} {number_words(cents)}" if cents else spoken)
+    parts = f"{number_words(dollars)} dollars", number_words(cents)
+    return Value(f"${dollars}.{cents:02}", parts if cents else parts[:1])
 
 
 def _time(hour: int, minute: int) -> Value:
-    spoken, written = number_words(hour), str(hour)
+    parts = number_words(hour), number_words(minute)
     if minute:
-        spoken, written = f"{spoken} {number_words(minute)}", f"{written}:{minute:02}"
-    return Value(f"{written} pm", spoken)
+        return Value(f"{hour}:{minute:02} pm", parts)
+    return Value(f"{hour} pm", parts[:1])
 
 
 PRICES = tuple(_price(dollars, cents) for dollars in range(4, 21) for cents in (0, 25, 50, 75))
 TIMES = tuple(_time(hour, minute) for hour in range(1, 13) for minute in (0, 10, 15, 30, 45, 50))
 STREETS = tuple(
-    Value(street, street)
+    Value.same(name, kind)
     for name in """
     Market Elm Oak Maple Cedar Pine River Lake Hill Church Station Bridge Mill Garden Spring Water
     Castle Harbor Forest Sunset Meadow Orchard Summer Winter Park School Cherry Willow Silver Golden
     Ocean Valley
     """.split()
-    for street in (f"{name} Street", f"{name} Road")
+    for kind in ("Street", "Road")
 )
-EMPLOYERS = tuple(
-    Value(name, name)
-    for name in (
-        *("Jerusalem Shakshuka", "Sunrise Kitchen", "The Golden Egg", "Pepper and Pan"),
-        *(
-            f"{first} {second}"
-            for first in "Blue Lucky Little Royal Green Happy Corner Village".split()
-            for second in "Pepper Garden Spoon Oven Table Tomato Plate Bakery".split()
-        ),
-    )
+EMPLOYERS = (
+    Value.same("Jerusalem Shakshuka"),
+    Value.same("Sunrise Kitchen"),
+    Value.same("The Golden Egg"),
+    Value.same("Pepper and Pan"),
+    *(
+        Value.same(first, second)
+        for first in "Blue Lucky Little Royal Green Happy Corner Village".split()
+        for second in "Pepper Garden Spoon Oven Table Tomato Plate Bakery".split()
+    ),
 )
 DISHES = tuple(
-    Value(dish, dish)
+    Value.same(dish)
     for dish in """
     shakshuka curry soup stew pizza pasta burger salad sandwich omelet taco burrito wrap pie chili
     risotto lasagna ramen kebab falafel hummus paella goulash gumbo quiche pancake waffle toast
@@ -86,27 +102,18 @@ DISHES = tuple(
     cabbage corn pumpkin tomato cheese fish noodle vegetable bean
     """.split()
 )
-_INGREDIENTS = (
-    "beans rice cheese onions carrots peas corn spinach mushrooms potatoes cream butter".split()
+# No word may stand in two places: the model finds a value by its kind.
+_MILD = "beans barley broccoli carrots peas kale spinach mushrooms".split()
+_MILD_TOO = "onions potatoes cream butter honey olives nuts lemons".split()
+_HOT = "bread bacon salami lentils apples plums leeks zucchini celery cucumber fennel".split()
+_HOT_TOO = "jalapenos vinegar ginger garlic mustard pepper".split()
+MILD_CONTENTS = (
+    Value.same("poached eggs"),
+    *(Value.same(first, f"and {second}") for first in _MILD for second in _MILD_TOO),
 )
-_HOT = "jalapenos chili ginger garlic mustard pepper".split()
-MILD_CONTENTS = tuple(
-    Value(text, text)
-    for text in (
-        "poached eggs",
-        *(
-            f"{first} and {second}"
-            for index, first in enumerate(_INGREDIENTS)
-            for second in _INGREDIENTS[index + 1 :]
-        ),
-    )
-)
-HOT_CONTENTS = tuple(
-    Value(text, text)
-    for text in (
-        "scrambled eggs with jalapenos",
-        *(f"{first} with {second}" for first in _INGREDIENTS for second in _HOT),
-    )
+HOT_CONTENTS = (
+    Value.same("scrambled eggs with jalapenos"),
+    *(Value.same(first, f"with {second}") for first in _HOT for second in _HOT_TOO),
 )
 FACTS: dict[str, tuple[Value, ...]] = {
     "employer": EMPLOYERS,
@@ -120,6 +127,9 @@ FACTS: dict[str, tuple[Value, ...]] = {
 }
 """The values of each fact."""
 
+IN_BRACKETS = ("in_classic", "in_spicy", "price_classic", "price_spicy")
+"""Facts that a prompt may write right after a bracket, without a space."""
+
 Known = Mapping[str, Value]
 """What a prompt states, by the name of the fact."""
 
@@ -132,7 +142,7 @@ STANDARD: dict[str, Value] = {
     "price_spicy": _price(10, 25),
 }
 """The facts of the bots' own prompt."""
-_STANDARD_TALK = {"hours": _time(10, 30), "location": Value("Market Street", "Market Street")}
+_STANDARD_TALK = {"hours": _time(10, 30), "location": Value.same("Market", "Street")}
 
 _HOURS = ("Open until {}.", "We close at {}.", "Opening hours: until {}.")
 _ADDRESSES = ("Address: {} {}.", "Our address is {} {}.")

@@ -204,10 +204,10 @@ class Line:
 _FIELD = re.compile(r"(\{\w+\}[.,?!]*)")
 
 
-def _values() -> dict[str, Sequence[str]]:
-    """What may stand in an answer's fields."""
-    spoken = {fact: [value.spoken for value in values] for fact, values in FACTS.items()}
-    return {"name": (*NAMES, *HELD_OUT_NAMES), **spoken}
+def _values() -> dict[str, Sequence[tuple[str, ...]]]:
+    """What may stand in an answer's fields, in the parts that are recorded."""
+    spoken = {fact: [value.parts for value in values] for fact, values in FACTS.items()}
+    return {"name": [(name,) for name in (*NAMES, *HELD_OUT_NAMES)], **spoken}
 
 
 def _template_lines(template: str) -> Iterator[Line]:
@@ -220,9 +220,15 @@ def _template_lines(template: str) -> Iterator[Line]:
         return
     (name,) = fields
     for value in values[name]:
-        yield Line(
-            tuple(Part(piece.format(**{name: value}), piece.startswith("{")) for piece in pieces)
-        )
+        parts: list[Part] = []
+        for piece in pieces:
+            if piece.startswith("{"):
+                *before, last = value
+                stop = piece.removeprefix(f"{{{name}}}")
+                parts += [*(Part(each, True) for each in before), Part(last + stop, True)]
+            else:
+                parts.append(Part(piece))
+        yield Line(tuple(parts))
 
 
 def lines(role: RoleName) -> Iterator[Line]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from training.nano import script, wordings
 from training.nano.agent_speech import other_texts
 from training.nano.copying import SPACE, word_rows
-from training.nano.facts import FACTS
+from training.nano.facts import FACTS, IN_BRACKETS
 from training.nano.material import WORDS
 from training.nano.progress import StateMissing, load_state, save_state
 
@@ -47,13 +47,17 @@ def _known_pieces(texts: list[str]) -> list[str]:
     """All words of the texts, and the parts of prices and times as prompts write them."""
     words = {word for text in texts for word in re.findall(r"[A-Za-z]{3,}", text)}
     numbers = {str(number) for number in range(_HOUSE_NUMBERS)}
-    parts = set()
-    for values in FACTS.values():
+    inside: set[str] = set()
+    for fact, values in FACTS.items():
         for value in values:
-            if amount := re.match(r"(\$?\d+)([.:]\d\d)?", value.written):
-                numbers.add(amount[1])
-                parts.add(amount[2])
-    return sorted(SPACE + each for each in words | numbers) + sorted(parts - {None})
+            first = value.written.split()[0]
+            if amount := re.match(r"(\$?\d+)([.:]\d\d)?", first):
+                first = amount[1]
+                numbers.add(first)
+                inside |= {amount[2]} if amount[2] else set()
+            if fact in IN_BRACKETS:
+                inside.add(first)
+    return sorted(SPACE + each for each in words | numbers) + sorted(inside)
 
 
 def train_tokenizer(path: Path) -> None:

@@ -25,10 +25,12 @@ _ENDINGS = (
     *("thank you", "sir", "thanks", "too", "right now"),
 )
 _OPENING_SHARE, _ENDING_SHARE = 0.35, 0.3
+_SENTENCES: dict[str, list[str]] = _KNOWN["sentences"]
+_COMPOSED_SHARE = 0.5
 
 
 def _wordings(part: str) -> dict[str, dict[str, list[str]]]:
-    """The ``training`` and ``held_out`` wordings of each intent."""
+    """Of each intent, the ``training`` and ``held_out`` wordings and parts of ``_SENTENCES``."""
     return {
         intent.format(dish=dish): {
             use: [text.format(dish=dish) for text in texts] for use, texts in uses.items()
@@ -54,12 +56,12 @@ def stories(held_out: bool) -> list[str]:
 
 
 def sample_wording(intent: str, random: np.random.Generator) -> str:
-    """Sample a training wording of an intent, with or without words around it.
+    """Sample a training wording of an intent, whole or composed, with or without words around it.
 
     Never returns a held-out wording: one that results from added words is rejected.
     """
     while True:
-        text = str(random.choice(wordings(intent, held_out=False)))
+        text = _sample_sentence(intent, random)
         if random.random() < _OPENING_SHARE:
             small = text if text.startswith(("I ", "I'")) else text[0].lower() + text[1:]
             text = f"{random.choice(_OPENINGS)} {small}"
@@ -67,6 +69,16 @@ def sample_wording(intent: str, random: np.random.Generator) -> str:
             text = f"{text[:-1]}, {random.choice(_ENDINGS)}{text[-1]}"
         if _plain(text) not in map(_plain, wordings(intent, held_out=True)):
             return text
+
+
+def _sample_sentence(intent: str, random: np.random.Generator) -> str:
+    """Sample a wording of an intent, or one of its parts in a sentence."""
+    parts = [(kind, part) for kind in _SENTENCES for part in INTENTS[intent].get(kind, [])]
+    if not parts or random.random() >= _COMPOSED_SHARE:
+        return str(random.choice(wordings(intent, held_out=False)))
+    kind, part = parts[int(random.integers(len(parts)))]
+    text = str(random.choice(_SENTENCES[kind])).format(part)
+    return text[0].upper() + text[1:]
 
 
 def bare(word: str) -> str:
@@ -79,14 +91,21 @@ def _plain(text: str) -> list[str]:
 
 
 def caller_words() -> list[str]:
-    """Every word of the callers' training wordings, in a fixed order."""
-    texts: Iterable[str] = [
+    """Every word of the callers' training wordings, in a fixed order: first those of whole ones."""
+    whole: Iterable[str] = [
         *(text for intent in INTENTS for text in wordings(intent, held_out=False)),
         *stories(held_out=False),
         *_OPENINGS,
         *_ENDINGS,
     ]
-    return sorted({word for text in texts for word in _plain(text)})
+    composed: Iterable[str] = [
+        *(text for kind in _SENTENCES for text in _SENTENCES[kind]),
+        *(part for uses in INTENTS.values() for kind in _SENTENCES for part in uses.get(kind, [])),
+    ]
+    first, second = (
+        {word for text in texts for word in _plain(text)} for texts in (whole, composed)
+    )
+    return sorted(first) + sorted(second - first - {"{}"})
 
 
 @cache
