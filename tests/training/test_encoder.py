@@ -175,6 +175,11 @@ def test_a_caller_speaks_through_several_microphones(spoken: Path) -> None:
     first, second = pool.callers[:2]
     assert first.clips.keys() == second.clips.keys()
     assert not torch.equal(first.background, second.background)
+    lengths = [
+        [clip.end - clip.start for clips in caller.clips.values() for clip in clips]
+        for caller in (first, second)
+    ]
+    assert lengths[0] != lengths[1], "the second time, the turns have another speed"
 
 
 def test_an_encoded_caller_has_a_background() -> None:

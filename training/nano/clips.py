@@ -41,7 +41,7 @@ from training.nano.pool import (
 )
 from training.nano.precision import fast_autocast
 from training.nano.recordings import Recording
-from training.nano.turns import word_frames
+from training.nano.turns import SPEEDS, change_speed, word_frames
 from training.nano.voices import AGENT_VOICES
 
 VOICE_SAMPLE_FRAMES = 22
@@ -265,8 +265,8 @@ def add_callers(
         part: Number of this process, from 0.
         parts: Processes that share the work.
         seed: Seed of the microphones, with the caller's number.
-        microphones: Random microphones through which each caller speaks all turns; to the language
-            model, each is another caller.
+        microphones: Random microphones through which each caller speaks all turns, through each
+            but the first at another speed and so with another voice: each is another caller.
 
     Raises:
         StateMissing: ``speak`` has made no callers.
@@ -281,6 +281,10 @@ def add_callers(
             turns = list(map(Recording.of, rows))
             for microphone in range(1, microphones + 1):
                 random = np.random.default_rng([seed, index, microphone])
-                made.append(encode_caller(mimi, turns, random, device))
+                spoken = turns
+                if microphone > 1:
+                    speed = float(random.uniform(*SPEEDS))
+                    spoken = [Recording(t.intent, change_speed(t.turn, speed)) for t in turns]
+                made.append(encode_caller(mimi, spoken, random, device))
         save_callers(path, made)
         yield path

@@ -12,7 +12,7 @@ from training.nano import wordings
 from training.nano.formant_voices import sample_flite_voice, sample_pico_voice
 from training.nano.recordings import Recording
 from training.nano.timbre import sample_timbre
-from training.nano.turns import Person, Turn, change_speed, sample_turn
+from training.nano.turns import SPEEDS, Person, Turn, change_speed, sample_turn
 from training.nano.voices import sample_user_voice
 
 
@@ -28,7 +28,6 @@ _SHARES = {"espeak": 0.3, "kokoro": 0.42, "pico": 0.14, "flite": 0.14}
 # Shares of turns with another pitch and formants (slow), and with another speed (fast).
 _TIMBRE_SHARES = {"espeak": 0.3, "kokoro": 0.35, "pico": 0.5, "flite": 0.6}
 _SPEED_SHARE = 0.6
-_SPEEDS = (0.86, 1.16)
 
 _VOICES: dict[str, Callable[[np.random.Generator], Person]] = {
     "espeak": sample_user_voice,
@@ -89,7 +88,7 @@ def _changed(source: TurnSource, share: float, intent: str, random: np.random.Ge
     if random.random() < share:
         return replace(turn, pcm=sample_timbre(turn.pcm, random))
     if random.random() < _SPEED_SHARE:
-        return change_speed(turn, float(random.uniform(*_SPEEDS)))
+        return change_speed(turn, float(random.uniform(*SPEEDS)))
     return turn
 
 

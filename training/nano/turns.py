@@ -21,6 +21,8 @@ _UNFINISHED = frozenset(
 )
 _PAUSE_SHARE = 0.4
 _STORY_SHARE = 0.08
+SPEEDS = (0.86, 1.16)
+"""Range of the factors by which turns are played faster or slower."""
 _FILLERS = ("Um,", "Well,", "So,", "Er,", "Uh,")
 
 Say = Callable[[str], Utterance]
