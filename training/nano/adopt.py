@@ -21,6 +21,7 @@ from pipecat_personaplex.checkpoint.weights import FileSource
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano.codec import new_codec
 from training.nano.copying import insert_copying_layer
+from training.nano.export import TEXT_HEAD, TEXT_SHARPNESS
 from training.nano.lm import LM_CONFIG
 from training.nano.parallel_lm import new_lm
 from training.nano.progress import save_state
@@ -62,6 +63,7 @@ def adopt(checkpoint: Path, folder: Path) -> None:
     mimi = finished_codec(checkpoint)
     lm = new_lm(config.lm)
     fill(lm, lm_layout(lm, config.lm.dep_q), checkpoint / MODEL_FILE)
+    lm.get_parameter(TEXT_HEAD).data /= TEXT_SHARPNESS
     states = {
         "codec": {f"mimi.{name}": part for name, part in mimi.state_dict().items()},
         "lm": {f"lm.{name}": part for name, part in lm.state_dict().items()},
