@@ -233,6 +233,28 @@ def test_after_a_call_its_recording_stays_and_nothing_else(
         assert page.problems == []
 
 
+def test_a_microphone_that_is_chosen_while_the_call_connects(
+    browser: Browser, bot: TalkProcess
+) -> None:
+    choose = """() => { window.asked = () => {
+      const menu = document.getElementById("microphone");
+      menu.selectedIndex = menu.options.length - 1;
+      menu.dispatchEvent(new Event("change"));
+      window.asked = undefined;
+    }; }"""
+    with watched(browser, bot.url, OPENED) as page:
+        page.open().talk().hang_up()  # browsers name the microphones now
+        page.page.evaluate(choose)
+        page.talk()
+        microphones = """opened.filter(({ kind, readyState }) => kind === "audio" &&
+          readyState === "live").map((track) => track.getSettings().deviceId)"""
+        chosen = page.page.locator("#microphone").input_value()
+        assert chosen
+        until(page, lambda: page.page.evaluate(microphones) == [chosen])
+        page.hang_up()
+        assert page.problems == []
+
+
 def test_the_page_of_a_server_with_keys(browser: Browser, bot: TalkProcess) -> None:
     """Keys that are wrong, a network that is down, and a session that does not open in time."""
     sockets: list[WebSocketRoute] = []

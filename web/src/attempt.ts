@@ -10,6 +10,7 @@ const PERMISSION_MS = 1500;
 
 export class Attempt {
   #microphone: MediaStream | undefined;
+  #chosen = ""; // id of that microphone
   #recorder: Recorder | undefined;
   #call: Call | undefined;
   #connected = false;
@@ -59,7 +60,8 @@ export class Attempt {
 
   async changeMicrophone(): Promise<void> {
     if (!this.call) return;
-    const chosen = this.devices.microphone;
+    this.#chosen = this.devices.microphone;
+    const chosen = this.#chosen;
     try {
       const fresh = await this.#openMicrophone();
       if (chosen !== this.devices.microphone) return stop(fresh); // another one was chosen since
@@ -71,6 +73,7 @@ export class Attempt {
 
   async #connect(request: () => CallRequest): Promise<void> {
     const asking = setTimeout(() => this.#report({ kind: "opening", asking: true }), PERMISSION_MS);
+    this.#chosen = this.devices.microphone;
     const microphone = await this.#openMicrophone().finally(() => clearTimeout(asking));
     if (this.#over) return stop(microphone);
     this.#microphone = microphone;
@@ -89,6 +92,10 @@ export class Attempt {
     if (event.kind === "connected") this.#connected = true;
     try {
       this.listener(event);
+      // It may have been chosen while the call connected.
+      if (event.kind === "connected" && this.#chosen !== this.devices.microphone) {
+        void this.changeMicrophone();
+      }
     } catch (error) {
       // Such as a recorder that cannot begin: else the call would go on behind "Connecting".
       this.end(`The call failed: ${error}`, true);
