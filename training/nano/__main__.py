@@ -106,7 +106,7 @@ def tokenizer(folder: Folder = Path("runs/nano")) -> None:
 def record(
     folder: Folder = Path("runs/nano"),
     turns: Annotated[int, typer.Option(help="Turns in all; run again with more to add some.")] = (
-        2000
+        4500
     ),
     part: Annotated[int, typer.Option(min=0, help="Number of this process, from 0.")] = 0,
     parts: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
@@ -123,7 +123,7 @@ def speak(
     folder: Folder = Path("runs/nano"),
     callers: Annotated[
         int, typer.Option(help="Number of callers; run again with more to add some.")
-    ] = 1500,
+    ] = 3400,
     turns: Annotated[int, typer.Option(help="Turns that each caller speaks.")] = 12,
     seed: Annotated[int, typer.Option(help="Random seed of voices and wordings.")] = 0,
     part: Annotated[int, typer.Option(min=0, help="Number of this process, from 0.")] = 0,
