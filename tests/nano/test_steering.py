@@ -27,13 +27,11 @@ def each(run: Callable[[Engine, int], T], engine: Engine, *seeds: int) -> list[T
 
 
 def test_forced_words_are_heard_soon_and_clearly(nano: Engine) -> None:
-    scenes = [
-        *each(steering_scenes.forced, nano, 0, 1, 2),
-        *each(steering_scenes.forced, nano, 3, 4),
-    ]
-    stoi, delays, behind = zip(*scenes, strict=True)
-    # Sentences without a name or a fact of the prompt reach 0.9; see nano's README.
-    assert sorted(stoi)[2] >= 0.6 and max(stoi) >= 0.8
+    # Sentences without a name or a fact of the prompt; see the limits in nano's README.
+    plain = each(steering_scenes.forced, nano, 0, 3, 5)
+    assert min(stoi for stoi, _, _ in plain) >= 0.8
+    scenes = [*plain, *each(steering_scenes.forced, nano, 1, 2)]
+    _, delays, behind = zip(*scenes, strict=True)
     assert max(delays) <= 0.24
     assert sum(count > 0 for count in behind) <= 1
 
