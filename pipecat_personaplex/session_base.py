@@ -183,7 +183,7 @@ class SessionBase(ABC):
         reports = [self._end_requests]
         if self._on_end is not None:
             reports.append(partial(self._call_back, "on_end", self._on_end, error))
-        # Even if a report raises: nobody may wait for an ended session.
+        # The events are set even if a report raises: else a client would wait for them forever.
         run_all([*reports, self._ended.set, self._ready.set])
 
     @abstractmethod

@@ -223,10 +223,8 @@ class VoiceLibrary:
             with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
                 for member in archive:
                     library._add_member(archive, member, path)
-        except (
-            tarfile.TarError,
-            ValueError,
-        ) as error:  # ValueError: a header has an invalid number
+        # ValueError: a header has an invalid number.
+        except (tarfile.TarError, ValueError) as error:
             raise VoiceError(f"{path} is not a tar archive ({error})") from None
         return library
 

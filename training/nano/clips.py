@@ -265,8 +265,9 @@ def add_callers(
         part: Number of this process, from 0.
         parts: Processes that share the work.
         seed: Seed of the microphones, with the caller's number.
-        microphones: Random microphones through which each caller speaks all turns, through each
-            but the first at another speed and so with another voice: each is another caller.
+        microphones: Random microphones through which each caller speaks all turns. The language
+            model takes each for another caller: from the second on, the turns have another speed,
+            and so another voice.
 
     Raises:
         StateMissing: ``speak`` has made no callers.

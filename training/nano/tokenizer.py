@@ -54,7 +54,8 @@ def _known_pieces(texts: list[str]) -> list[str]:
             if amount := re.match(r"(\$?\d+)([.:]\d\d)?", first):
                 first = amount[1]
                 numbers.add(first)
-                inside |= {amount[2]} if amount[2] else set()
+                if amount[2]:
+                    inside.add(amount[2])
             if fact in IN_BRACKETS:
                 inside.add(first)
     return sorted(SPACE + each for each in words | numbers) + sorted(inside)

@@ -73,12 +73,17 @@ def sample_wording(intent: str, random: np.random.Generator) -> str:
 
 def _sample_sentence(intent: str, random: np.random.Generator) -> str:
     """Sample a wording of an intent, or one of its parts in a sentence."""
-    parts = [(kind, part) for kind in _SENTENCES for part in INTENTS[intent].get(kind, [])]
+    parts = _parts(INTENTS[intent])
     if not parts or random.random() >= _COMPOSED_SHARE:
         return str(random.choice(wordings(intent, held_out=False)))
     kind, part = parts[int(random.integers(len(parts)))]
     text = str(random.choice(_SENTENCES[kind])).format(part)
     return text[0].upper() + text[1:]
+
+
+def _parts(uses: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """An intent's parts of sentences, each after the name of the sentences that it goes into."""
+    return [(kind, part) for kind in _SENTENCES for part in uses.get(kind, [])]
 
 
 def bare(word: str) -> str:
@@ -100,7 +105,7 @@ def caller_words() -> list[str]:
     ]
     composed: Iterable[str] = [
         *(text for kind in _SENTENCES for text in _SENTENCES[kind]),
-        *(part for uses in INTENTS.values() for kind in _SENTENCES for part in uses.get(kind, [])),
+        *(part for uses in INTENTS.values() for _, part in _parts(uses)),
     ]
     first, second = (
         {word for text in texts for word in _plain(text)} for texts in (whole, composed)

@@ -10,7 +10,7 @@ const PERMISSION_MS = 1500;
 
 export class Attempt {
   #microphone: MediaStream | undefined;
-  #chosen = ""; // id of that microphone
+  #chosen = ""; // id of the microphone that was opened last
   #recorder: Recorder | undefined;
   #call: Call | undefined;
   #connected = false;
@@ -60,8 +60,7 @@ export class Attempt {
 
   async changeMicrophone(): Promise<void> {
     if (!this.call) return;
-    this.#chosen = this.devices.microphone;
-    const chosen = this.#chosen;
+    const chosen = this.devices.microphone;
     try {
       const fresh = await this.#openMicrophone();
       if (chosen !== this.devices.microphone) return stop(fresh); // another one was chosen since
@@ -73,7 +72,6 @@ export class Attempt {
 
   async #connect(request: () => CallRequest): Promise<void> {
     const asking = setTimeout(() => this.#report({ kind: "opening", asking: true }), PERMISSION_MS);
-    this.#chosen = this.devices.microphone;
     const microphone = await this.#openMicrophone().finally(() => clearTimeout(asking));
     if (this.#over) return stop(microphone);
     this.#microphone = microphone;
@@ -103,7 +101,8 @@ export class Attempt {
   }
 
   #openMicrophone(): Promise<MediaStream> {
-    return openMicrophone(this.devices.microphone, this.info.server);
+    this.#chosen = this.devices.microphone;
+    return openMicrophone(this.#chosen, this.info.server);
   }
 
   // Of the old and the new microphone, the one that is not used is stopped, whatever happens.

@@ -49,7 +49,7 @@ export interface Info {
 export type CallEvent =
   | { kind: "opening"; asking: boolean } // asking: the browser asks the person for the microphone
   | { kind: "connected"; voice: MediaStream; over: "webrtc" | "websocket" }
-  | { kind: "ended"; reason: string; problem: boolean } // problem: the call failed; nobody hung up
+  | { kind: "ended"; reason: string; problem: boolean } // problem: the call failed; false after a hang-up
   | { kind: "problem"; text: string } // the call goes on
   | { kind: "word"; text: string }
   | { kind: "turn"; speaking: boolean }
