@@ -30,3 +30,8 @@ MAX_PROMPT_FRAMES = 2_999
 The limit on a prompt is the larger of this and the checkpoint's own window: a prompt longer than a
 smaller window is accepted, and its oldest frames are forgotten.
 """
+MAX_HISTORY_FRAMES = 3_000
+"""Frames of a call that another session may take up: a window of the released model, and one more.
+
+The limit is the larger of this and the checkpoint's own window. Clients and files store this many.
+"""

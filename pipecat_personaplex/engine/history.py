@@ -17,7 +17,7 @@ from pipecat_personaplex.constants import (
     AGENT_CODES,
     CODEBOOKS,
     FRAME_SAMPLES,
-    MAX_PROMPT_FRAMES,
+    MAX_HISTORY_FRAMES,
     STREAMS,
     TEXT,
     USER_CODES,
@@ -107,7 +107,7 @@ def checked_history(history: CallHistory, lm: LMConfig) -> CallHistory:
     Raises:
         ConfigError: It is not a history of this model.
     """
-    most = max(lm.window, MAX_PROMPT_FRAMES)
+    most = max(lm.window, MAX_HISTORY_FRAMES)
     if not isinstance(history, CallHistory):
         raise ConfigError(f"history must be a CallHistory, not {type(history).__name__}")
     tokens, caller = history.tokens, history.caller

@@ -18,13 +18,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipecat_personaplex.config import Persona
-from pipecat_personaplex.constants import FRAME_SAMPLES, STREAMS
+from pipecat_personaplex.constants import FRAME_SAMPLES, MAX_HISTORY_FRAMES, STREAMS
 from pipecat_personaplex.errors import BadMessage, UserError
 from pipecat_personaplex.interface import CallHistory
 from pipecat_personaplex.protocol.call_history import HistoryReader, bounded_history, pack_history
 from pipecat_personaplex.protocol.session_messages import (
     MAX_HISTORY_AUDIO_FRAMES,
-    MAX_HISTORY_FRAMES,
     MAX_MESSAGE_BYTES,
     Open,
 )

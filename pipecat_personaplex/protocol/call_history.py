@@ -8,12 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipecat_personaplex.audio import Pcm, float_to_pcm16, pcm16_to_float
-from pipecat_personaplex.constants import FRAME_SAMPLES, STREAMS
+from pipecat_personaplex.constants import FRAME_SAMPLES, MAX_HISTORY_FRAMES, STREAMS
 from pipecat_personaplex.errors import BadMessage, ConfigError
 from pipecat_personaplex.interface import CallHistory
 from pipecat_personaplex.protocol.session_messages import (
     MAX_HISTORY_AUDIO_FRAMES,
-    MAX_HISTORY_FRAMES,
     Open,
 )
 

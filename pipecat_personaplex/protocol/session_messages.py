@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipecat_personaplex import errors
 from pipecat_personaplex.config import SamplingParams
+from pipecat_personaplex.constants import MAX_HISTORY_FRAMES
 from pipecat_personaplex.errors import BadMessage, PersonaPlexError, SessionFailed
 from pipecat_personaplex.interface import MAX_HOLD_SECONDS, Feature
 
@@ -19,8 +20,6 @@ SUBPROTOCOL = "personaplex.v1"
 BEARER_SUBPROTOCOL = "bearer."
 """Prefix of the key in a browser's subprotocol: a browser cannot send an Authorization header."""
 MAX_MESSAGE_BYTES = 64 << 10
-MAX_HISTORY_FRAMES = 3_000
-"""Frames of a call that ``Open`` may continue."""
 MAX_HISTORY_AUDIO_FRAMES = 32
 """Frames of the caller's audio that ``Open`` may send with them."""
 MAX_SPEECHES = 64

@@ -9,11 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pipecat_personaplex.audio import Pcm
-from pipecat_personaplex.constants import AGENT_CODES, FRAME_SAMPLES, STREAMS, TEXT, USER_CODES
+from pipecat_personaplex.constants import (
+    AGENT_CODES,
+    FRAME_SAMPLES,
+    MAX_HISTORY_FRAMES,
+    STREAMS,
+    TEXT,
+    USER_CODES,
+)
 from pipecat_personaplex.interface import CallHistory, SessionFrame
 from pipecat_personaplex.protocol.session_messages import (
     MAX_HISTORY_AUDIO_FRAMES,
-    MAX_HISTORY_FRAMES,
 )
 
 

@@ -18,6 +18,8 @@ from pipecat_personaplex.engine.history import WARM_UP_FRAMES, History, checked_
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.interface import CallHistory, FrameTimings
 from pipecat_personaplex.models.config import ModelConfig
+from pipecat_personaplex.protocol.call_history import bounded_history
+from pipecat_personaplex.remote.record import CallRecord
 from tests.helpers.calls import WAIT, Call, tokens
 from tests.helpers.questions import question_and_pause
 
@@ -166,7 +168,7 @@ def changed(row: int, column: int, value: int) -> np.ndarray:
         (GOOD.astype(np.int64), QUIET, r"not int64 \[4, 17\]"),
         (GOOD[:, :16], QUIET, r"not int16 \[4, 16\]"),
         (GOOD[0], QUIET, r"not int16 \[17\]"),
-        (np.zeros((3000, STREAMS), np.int16), QUIET, "at most 2999 frames"),
+        (np.zeros((3001, STREAMS), np.int16), QUIET, "at most 3000 frames"),
         (changed(0, 0, -1), QUIET, "text tokens from 0 to 3199"),
         (changed(3, 0, 3200), QUIET, "text tokens from 0 to 3199"),
         (changed(2, 1, 512), QUIET, "audio codes from 0 to 511"),
@@ -185,6 +187,17 @@ def test_an_invalid_history_is_refused(
     with pytest.raises(ConfigError, match=message):
         Call(nano, history=CallHistory(tokens, caller))
     assert nano.stats().sessions == 0
+
+
+def test_all_that_a_client_stores_of_a_long_call_is_taken_up(nano: Engine) -> None:
+    """A client does not know the window of the model."""
+    record = CallRecord(CallHistory(np.tile(GOOD, (1_000, 1)), QUIET))
+    pcm = np.zeros(FRAME_SAMPLES, np.float32)
+    for index in range(10):
+        record.add(frame(index), pcm)
+    call = Call(nano, history=bounded_history(record.snapshot()))
+    assert [call.answer(pcm).index for _ in range(3)] == [0, 1, 2]
+    call.hang_up()
 
 
 @pytest.mark.parametrize("wrong", [GOOD, "history", {}, 0])
