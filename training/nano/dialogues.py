@@ -49,7 +49,7 @@ _BACKCHANNEL_FRAMES = 2
 _BARGE_IN_SHARE = 0.22
 _OTHER_ROLE_SHARE = 0.12
 # Short questions and copying a name from the prompt are learnt last, so they are more frequent.
-_SHARED_SHARE = 0.35
+_SHARED_SHARE = 0.3
 _LONG_SILENCE_SHARE = 0.1
 # Share of the caller's turns with a changed pace, and the range of paces.
 _OTHER_PACE_SHARE = 0.5
@@ -75,11 +75,12 @@ _GIVEN_SHARE = 0.3
 _GIVEN_LINE_SHARE = 0.9
 # Weight of its words.
 _GIVEN_WEIGHT = 0.1
-# Share of a restaurant's questions that ask for facts of the prompt.
-_FACTS_SHARE = 0.3
-_ABOUT_FACTS = [
+# Share of a restaurant's questions that ask for facts of the prompt, or what is confused with them.
+_ABOUT_FOOD_SHARE = 0.45
+_ABOUT_FOOD = [
     *("menu", "order_classic", "order_spicy", "in_classic", "in_spicy"),
-    *("price_classic", "price_spicy", "hours", "hours", "location", "location"),
+    *("price_classic", "price_classic", "price_spicy", "price_spicy"),
+    *("hours", "hours", "location", "location", "drinks", "drinks", "wait", "wait", "card"),
 ]
 # Shares of examples without a prompt, and with a prompt far back in time.
 _PROMPTLESS_SHARE = 0.08
@@ -187,8 +188,8 @@ class DialogueWriter:
         kind = random.random()
         if kind < _SHARED_SHARE:
             wanted = [*wordings.SHARED, "hello", "abilities", "name", "name", "name"]
-        elif character.role == "restaurant" and kind < _SHARED_SHARE + _FACTS_SHARE:
-            wanted = _ABOUT_FACTS
+        elif character.role == "restaurant" and kind < _SHARED_SHARE + _ABOUT_FOOD_SHARE:
+            wanted = _ABOUT_FOOD
         else:
             other = kind > 1 - _OTHER_ROLE_SHARE
             wanted = [intent for intent in wordings.INTENTS if (intent in own) != other]
@@ -240,7 +241,8 @@ class DialogueWriter:
         self._write_answer(track, voice, clip, at, end)
         track.new[at:end] = True
         text = track.frames[at:end, TEXT]
-        track.word_weights[at:end] = torch.where(text == TEXT_EPAD, 1.0, _GIVEN_WEIGHT)
+        word = (text != TEXT_EPAD) & (text != TEXT_PAD)
+        track.word_weights[at:end] = torch.where(word, _GIVEN_WEIGHT, 1.0)
         track.word_weights[at - 1] = 0.0
         return end + _gap(random)
 
@@ -260,12 +262,16 @@ class DialogueWriter:
         track.new[begin:end] = copied_frames(clip)[:count]
 
     def _text(self, voice: str, clip: AgentClip) -> tuple[Tensor, Tensor]:
-        """The text stream of a clip, and the weights of its words."""
+        """The text stream of a clip, and the weights of its tokens."""
         found = self._texts.get((voice, clip.text))
         if found is None:
-            tokens, copied = word_tokens(clip, self._tokenizer)
-            weights = torch.where(torch.tensor(copied), COPIED_WEIGHT, 1.0)
-            found = self._texts[voice, clip.text] = torch.tensor(tokens), weights
+            words, copied = word_tokens(clip, self._tokenizer)
+            tokens = torch.tensor(words)
+            # Whether a value ends, as in "ten dollars", or goes on, is a choice between a word and
+            # padding. Were padding's weight less, the model would end each value too early.
+            told = torch.where(tokens == TEXT_PAD, COPIED_WEIGHT / _TEXT_PAD, COPIED_WEIGHT)
+            weights = torch.where(torch.tensor(copied), told, 1.0)
+            found = self._texts[voice, clip.text] = tokens, weights
         return found
 
     def example(self, length: int, random: np.random.Generator) -> Example:
@@ -302,7 +308,7 @@ class DialogueWriter:
         new = torch.cat((before, track.new))[cut:][1:]
         audio_weights[new] = NEW_WORDS
         words = torch.cat((torch.ones(live), track.word_weights))[cut:][1:]
-        text_weights *= torch.where(columns[1:, TEXT] == TEXT_PAD, 1.0, words)
+        text_weights *= words
         given = max(live - 1, 0)
         text_weights[:given] = 0
         audio_weights[:given] = 0

@@ -35,7 +35,7 @@ class Track:
         audible: [T], whether the agent speaks in the frame.
         word_ends: [T], index of the caller's word that has just ended; -1 for none.
         deciding: [T], whether the caller speaks or waits for an answer.
-        word_weights: [T], weight of the text loss where the agent starts or continues a word.
+        word_weights: [T], factor on the weight of the text loss.
         new: [T], whether the agent says words that the script does not fix.
     """
 
@@ -72,7 +72,9 @@ def copied_frames(clip: AgentClip) -> Tensor:
 
 
 def word_tokens(clip: AgentClip, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """The text stream of a sentence, one token a frame, and which tokens are copied.
+    """The text stream of a sentence, one token a frame, and which tokens the prompt tells.
+
+    These are the tokens of copied words, and the one after a word where the value goes on.
 
     The pieces of a word start a frame before its onset, or later if the pieces of the previous word
     extend beyond that; those of the first word at its onset. So the model knows a word before it
@@ -91,6 +93,8 @@ def word_tokens(clip: AgentClip, tokenizer: Tokenizer) -> tuple[list[int], list[
                 tokens[start] = piece
                 copied[start] = index in clip.copied
             start += 1
+        if start < len(tokens) and {index, index + 1} <= set(clip.copied):
+            copied[start] = True
         free = start
     return tokens, copied
 
