@@ -32,6 +32,14 @@ def _positive(text: str) -> int:
     return value
 
 
+def _switch(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither 1 nor 0")
+
+
 # Options that have a variable in the environment: how its text is parsed, and the default if
 # neither the option nor the variable is set.
 _Options = dict[str, tuple[Callable[[str], object], object]]
@@ -40,6 +48,7 @@ _CALL_OPTIONS: _Options = {
     "greeting": (str, None),
     "max_sessions": (_positive, None),
     "log_level": (str, "INFO"),
+    "log_json": (_switch, False),
 }
 _MODEL_OPTIONS: _Options = {
     "model": (str, AUTO_MODEL),
@@ -54,7 +63,7 @@ environment (an option wins over it; a .env file is read too):
   PERSONAPLEX_MODEL, PERSONAPLEX_ADAPTER, PERSONAPLEX_DEVICE, PERSONAPLEX_ENGINE,
   PERSONAPLEX_VOICE, PERSONAPLEX_PROMPT, PERSONAPLEX_GREETING, PERSONAPLEX_QUANTIZATION,
   PERSONAPLEX_KV_DTYPE, PERSONAPLEX_CONTEXT, PERSONAPLEX_MAX_SESSIONS,
-  PERSONAPLEX_LOG_LEVEL                             as the options above
+  PERSONAPLEX_LOG_LEVEL, PERSONAPLEX_LOG_JSON       as the options above
   PERSONAPLEX_API_KEY                               for --engine, if its servers require a key
   HF_TOKEN                                          to download the gated 7B weights
   DAILY_API_KEY                                     for -t daily
@@ -168,6 +177,7 @@ class BotParser(argparse.ArgumentParser):
         self.add_argument(
             "--log-json",
             action="store_true",
+            default=None,
             help="write log lines as JSON objects, one a line",
         )
         add_protection_options(self)

@@ -1,17 +1,21 @@
-"""Exit with 0 if the server of this container answers HEALTHCHECK_URL with success, else with 1."""
+"""Exit with 0 if the server of this container answers HEALTHCHECK_URL, else with 1.
+
+An answer is success, or the demand for a key: a server that checks keys runs.
+"""
 
 from __future__ import annotations
 
 import os
 import ssl
 import sys
+import urllib.error
 import urllib.request
 
 SECONDS = 4.0
 
 
 def healthy(url: str) -> bool:
-    """Whether the URL answers with success."""
+    """Whether the URL answers with success or asks for a key."""
     # A container asks itself on the loop-back address, which no certificate names.
     context = ssl.create_default_context()
     context.check_hostname = False
@@ -23,6 +27,11 @@ def healthy(url: str) -> bool:
     try:
         with opener.open(url, timeout=SECONDS) as answer:
             return bool(answer.status == 200)
+    except urllib.error.HTTPError as error:
+        if error.code == 401:
+            return True
+        print(f"{url}: {error}", file=sys.stderr)
+        return False
     except OSError as error:
         print(f"{url}: {error}", file=sys.stderr)
         return False

@@ -20,6 +20,7 @@ from pipecat_personaplex.cli.options import (
     log_level_option,
     named_voice,
 )
+from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS
 from pipecat_personaplex.errors import ConfigError, VoiceNotFound
 from pipecat_personaplex.logs import configure_logging
 
@@ -39,7 +40,6 @@ personaplex talk --share-on-lan"""
 _PACKAGES = ("aiortc", "fastapi", "uvicorn")
 # Never contacted: connecting a UDP socket sends nothing, and chooses the address for a route.
 _ELSEWHERE = ("192.0.2.1", 9)
-_MAX_CALLS = 4
 
 
 @engine_options()
@@ -138,7 +138,7 @@ def talk(
             envvar="PERSONAPLEX_MAX_SESSIONS",
             min=1,
             help="Calls at once; further callers are refused.",
-            show_default=f"as many as fit into the device's memory, at most {_MAX_CALLS}",
+            show_default=f"as many as fit into the device's memory, at most {DEFAULT_MAX_SESSIONS}",
             rich_help_panel="Page",
         ),
     ] = None,

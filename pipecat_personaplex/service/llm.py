@@ -79,8 +79,8 @@ class PersonaPlexLLMService(DelegatingService):
     """PersonaPlex as one Pipecat service: the caller's audio in, the agent's audio and words out.
 
     The model listens and speaks at the same time and decides by itself when to do either. It
-    needs no VAD, no turn detection and no interruptions: an ``InterruptionFrame`` passes through
-    and the model continues.
+    needs no VAD, no turn detection and no interruptions: an ``InterruptionFrame`` cuts only
+    what ``say`` was given, and the model continues.
 
     The agent speaks the text of a ``TTSSpeakFrame`` word for word, and nothing cuts it. ``say``
     does the same for text that the caller may cut by speaking. On ``EndFrame``, the service waits

@@ -18,7 +18,7 @@ TWILIO = {"TWILIO_ACCOUNT_SID": ACCOUNT, "TWILIO_AUTH_TOKEN": "secret"}
 # Every PERSONAPLEX_ variable that sets an option.
 VARIABLES = (
     *("MODEL", "DEVICE", "ENGINE", "VOICE", "PROMPT", "GREETING", "MAX_SESSIONS"),
-    *("QUANTIZATION", "KV_DTYPE", "CONTEXT", "LOG_LEVEL"),
+    *("QUANTIZATION", "KV_DTYPE", "CONTEXT", "LOG_LEVEL", "LOG_JSON"),
 )
 
 
@@ -168,8 +168,16 @@ class TestOptions:
         monkeypatch.setenv("PERSONAPLEX_LOG_LEVEL", "warning")
         assert parse().log_level == "warning", "configure_logging accepts small letters"
         assert parse("--log-level", "error", "--log-json").log_level == "ERROR"
-        assert parse("--log-json").log_json
         assert parse("-v").log_level == "DEBUG"
+        assert parse("--log-json").log_json
+        for text, expected in (("1", True), ("0", False), ("", False)):
+            monkeypatch.setenv("PERSONAPLEX_LOG_JSON", text)
+            assert parse().log_json is expected
+
+    def test_a_switch_that_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PERSONAPLEX_LOG_JSON", "maybe")
+        with pytest.raises(ConfigError, match="PERSONAPLEX_LOG_JSON: 'maybe' is neither 1 nor 0"):
+            parse()
 
 
 class TestCredentials:

@@ -119,6 +119,8 @@ def healthcheck(url: str) -> int:
 
 def test_the_health_check_distinguishes_success_from_failure(server: str) -> None:
     assert healthcheck(f"{server}/200") == 0
+    assert healthcheck(f"{server}/401") == 0  # of a bot with keys
+    assert healthcheck(f"{server}/403") == 1
     assert healthcheck(f"{server}/503") == 1
 
 
