@@ -114,7 +114,7 @@ class TestPage:
         assert "Traceback" not in page.log
 
     async def test_other_transports_do_not_exist(self, page: BotProcess) -> None:
-        with pytest.raises(InvalidStatus):
+        with pytest.raises(InvalidStatus, match="403"):
             async with connect(f"{page.url.replace('http', 'ws')}/ws", proxy=None):
                 pass
 
@@ -128,6 +128,7 @@ class TestTelephone:
         with pytest.raises(InvalidStatus, match="403"):
             async with connect(f"{telephone.url.replace('http', 'ws')}/ws", proxy=None):
                 pass
+        await logged(telephone, "no valid signature")
         assert PHONE_NUMBER not in telephone.log
 
     async def test_large_messages_and_floods_close_only_their_call(

@@ -9,19 +9,26 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
-import soundfile
-from playwright.sync_api import Browser, Error, Playwright, Route, WebSocketRoute, expect
+from playwright.sync_api import Browser, Error, Route, WebSocketRoute, expect
 
-from tests.helpers.chromium import browsing, needs_chromium
+from tests.helpers.chromium import needs_chromium
 from tests.talk.browsers import NO_WEBRTC, NO_WEBSOCKET, TalkPage
 from tests.talk.processes import TalkProcess
+from tests.talk.watching import (
+    OPENED,
+    SECONDS,
+    press_talk,
+    seconds_until,
+    until,
+    until_closed,
+    watched,
+)
 
 pytestmark = [
     pytest.mark.browser,
@@ -29,7 +36,6 @@ pytestmark = [
     pytest.mark.slow,
     needs_chromium,
 ]
-SECONDS = 3.0
 # A firewall that drops what a WebSocket sends.
 SILENT_WEBSOCKET = """
 window.WebSocket = class extends EventTarget {
@@ -40,43 +46,6 @@ window.WebSocket = class extends EventTarget {
 };
 """
 RELEASE = "nvidia/personaplex-7b-v1"
-# When each message of the page appeared, and when Talk was pressed, in ms of the wall clock.
-WATCH = """
-window.appeared = {};
-window.pressed = 0;
-addEventListener("click", (event) => {
-  if (event.target.id === "talk") window.pressed = Date.now();
-}, true);
-addEventListener("DOMContentLoaded", () => {
-  const [banner, hint] = ["banner", "hint"].map((id) => document.getElementById(id));
-  new MutationObserver(() => {
-    if (!banner.hidden) window.appeared[banner.textContent] ??= Date.now();
-    window.appeared[hint.textContent] ??= Date.now();
-  }).observe(document.body, { subtree: true, childList: true, attributes: true });
-});
-"""
-# What the page has opened. `asked`, if there is one, delays the answer to a question for the
-# microphone.
-OPENED = """
-window.opened = [];
-for (const name of ["AudioContext", "RTCPeerConnection"]) {
-  window[name] = class extends window[name] {
-    constructor(...given) {
-      super(...given);
-      window.opened.push(this);
-    }
-  };
-}
-const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
-navigator.mediaDevices.getUserMedia = async (constraints) => {
-  await window.asked?.();
-  const stream = await ask(constraints);
-  window.opened.push(...stream.getTracks());
-  return stream;
-};
-window.stillOpen = () => window.opened.filter(({ state, signalingState, readyState }) =>
-  ![state, signalingState, readyState].some((name) => name === "closed" || name === "ended"));
-"""
 # WebRTC does not get through; while the page waits for the answer to its hang-up, which never
 # comes, the person presses Cancel.
 CANCEL_DURING_HANG_UP = """
@@ -88,42 +57,6 @@ window.fetch = (address, options) => {
   return new Promise(() => {});
 };
 """
-
-
-@contextmanager
-def watched(browser: Browser, url: str, *scripts: str) -> Iterator[TalkPage]:
-    with TalkPage(browser, url) as page:
-        for script in (WATCH, *scripts):
-            page.page.add_init_script(script)
-        yield page
-
-
-def press_talk(page: TalkPage) -> None:
-    page.page.get_by_role("button", name="Talk").click()
-
-
-def seconds_until(page: TalkPage, words: str, since: float | None = None) -> float:
-    """How long a message took, from a wall clock time or from the press of Talk."""
-    appeared = page.page.evaluate("appeared")
-    [at] = [at for text, at in appeared.items() if words in text][:1]
-    took = at / 1000 - (page.page.evaluate("pressed") / 1000 if since is None else since)
-    print(f"{words!r} after {took:.2f} s")
-    return float(took)
-
-
-def until(page: TalkPage, condition: Callable[[], bool]) -> None:
-    """Wait for a condition while the page runs."""
-    for _ in range(600):
-        if condition():
-            return
-        page.page.wait_for_timeout(50)
-    raise AssertionError("it did not happen within 30 s")
-
-
-def until_closed(page: TalkPage) -> None:
-    """Wait until everything is closed that the page has opened."""
-    assert page.page.evaluate("opened.length") > 0
-    until(page, lambda: page.page.evaluate("stillOpen().length") == 0)
 
 
 def test_every_slot_taken(opened: TalkPage, browser: Browser, bot: TalkProcess) -> None:
@@ -174,24 +107,6 @@ def elsewhere(description: dict[str, Any]) -> str:
     return re.sub(pattern, r"\1 192.0.2.1 ", description["sdp"], flags=re.M)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--use-fake-device-for-media-stream"], "does not let this page use the microphone"),
-        (["--use-fake-ui-for-media-stream"], "No microphone was found"),
-    ],
-    ids=["denied", "missing"],
-)
-def test_no_microphone(
-    playwright: Playwright, bot: TalkProcess, arguments: list[str], words: str
-) -> None:
-    with browsing(playwright, *arguments) as browser, watched(browser, bot.url) as page:
-        page.open()
-        press_talk(page)
-        page.until_banner(words)
-        assert seconds_until(page, words) < SECONDS
-
-
 def test_cancel_while_the_bot_does_not_answer(browser: Browser, bot: TalkProcess) -> None:
     with watched(browser, bot.url, OPENED, CANCEL_DURING_HANG_UP) as page:
         answer = {"sdp": "", "type": "answer", "pc_id": "of no call"}
@@ -201,57 +116,6 @@ def test_cancel_while_the_bot_does_not_answer(browser: Browser, bot: TalkProcess
         page.until_status("Cancelled")
         expect(page.page.get_by_role("button", name="Talk")).to_be_enabled()
         until_closed(page)
-        assert page.problems == []
-
-
-def test_after_a_call_its_recording_stays_and_nothing_else(
-    browser: Browser, bot: TalkProcess, tmp_path: Path
-) -> None:
-    """Not a microphone that is allowed too late, nor what a refused call has opened."""
-    full = {"detail": "all 1 sessions are taken"}
-    with watched(browser, bot.url, OPENED) as page:
-        page.open().talk()
-        page.page.evaluate(
-            "() => { window.asked = () => new Promise((allow) => { window.allow = allow; }); }"
-        )
-        page.page.locator("#microphone").dispatch_event("change")
-        page.hang_up()
-        page.page.evaluate("() => { window.asked = undefined; window.allow(); }")
-        count = "opened.filter(({ kind }) => kind === 'audio').length"
-        until(page, lambda: page.page.evaluate(count) == 2)
-        until_closed(page)
-        expect(page.page.locator("#banner")).to_be_hidden()
-        page.page.route("**/api/offer", lambda route: route.fulfill(status=503, json=full))
-        press_talk(page)
-        page.until_banner("Every slot is taken")
-        until_closed(page)
-        voices, _ = soundfile.read(page.download("Stereo WAV", tmp_path / "call.wav"))
-        assert len(voices) > 0
-        report = json.loads(page.download("JSON", tmp_path / "call.json").read_text())
-        kinds = [event["kind"] for event in report["events"]]
-        assert (kinds[0], kinds[-1]) == ("connected", "ended")
-        assert page.problems == []
-
-
-def test_a_microphone_that_is_chosen_while_the_call_connects(
-    browser: Browser, bot: TalkProcess
-) -> None:
-    choose = """() => { window.asked = () => {
-      const menu = document.getElementById("microphone");
-      menu.selectedIndex = menu.options.length - 1;
-      menu.dispatchEvent(new Event("change"));
-      window.asked = undefined;
-    }; }"""
-    with watched(browser, bot.url, OPENED) as page:
-        page.open().talk().hang_up()  # browsers name the microphones now
-        page.page.evaluate(choose)
-        page.talk()
-        microphones = """opened.filter(({ kind, readyState }) => kind === "audio" &&
-          readyState === "live").map((track) => track.getSettings().deviceId)"""
-        chosen = page.page.locator("#microphone").input_value()
-        assert chosen
-        until(page, lambda: page.page.evaluate(microphones) == [chosen])
-        page.hang_up()
         assert page.problems == []
 
 

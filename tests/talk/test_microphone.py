@@ -1,0 +1,98 @@
+"""The microphone: refused, missing, another one, and closed after the call."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+from playwright.sync_api import Browser, Playwright, expect
+
+from tests.helpers.chromium import browsing, needs_chromium
+from tests.talk.processes import TalkProcess
+from tests.talk.watching import (
+    OPENED,
+    SECONDS,
+    press_talk,
+    seconds_until,
+    until,
+    until_closed,
+    watched,
+)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.serial,
+    pytest.mark.slow,
+    needs_chromium,
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--use-fake-device-for-media-stream"], "does not let this page use the microphone"),
+        (["--use-fake-ui-for-media-stream"], "No microphone was found"),
+    ],
+    ids=["denied", "missing"],
+)
+def test_no_microphone(
+    playwright: Playwright, bot: TalkProcess, arguments: list[str], words: str
+) -> None:
+    with browsing(playwright, *arguments) as browser, watched(browser, bot.url) as page:
+        page.open()
+        press_talk(page)
+        page.until_banner(words)
+        assert seconds_until(page, words) < SECONDS
+
+
+def test_after_a_call_its_recording_stays_and_nothing_else(
+    browser: Browser, bot: TalkProcess, tmp_path: Path
+) -> None:
+    """Not a microphone that is allowed too late, nor what a refused call has opened."""
+    full = {"detail": "all 1 sessions are taken"}
+    with watched(browser, bot.url, OPENED) as page:
+        page.open().talk()
+        page.page.evaluate(
+            "() => { window.asked = () => new Promise((allow) => { window.allow = allow; }); }"
+        )
+        page.page.locator("#microphone").dispatch_event("change")
+        page.hang_up()
+        page.page.evaluate("() => { window.asked = undefined; window.allow(); }")
+        count = "opened.filter(({ kind }) => kind === 'audio').length"
+        until(page, lambda: page.page.evaluate(count) == 2)
+        until_closed(page)
+        expect(page.page.locator("#banner")).to_be_hidden()
+        page.page.route("**/api/offer", lambda route: route.fulfill(status=503, json=full))
+        press_talk(page)
+        page.until_banner("Every slot is taken")
+        until_closed(page)
+        voices, _ = soundfile.read(page.download("Stereo WAV", tmp_path / "call.wav"))
+        assert len(voices) > 0
+        report = json.loads(page.download("JSON", tmp_path / "call.json").read_text())
+        kinds = [event["kind"] for event in report["events"]]
+        assert (kinds[0], kinds[-1]) == ("connected", "ended")
+        assert page.problems == []
+
+
+def test_a_microphone_that_is_chosen_while_the_call_connects(
+    browser: Browser, bot: TalkProcess
+) -> None:
+    choose = """() => { window.asked = () => {
+      const menu = document.getElementById("microphone");
+      menu.selectedIndex = menu.options.length - 1;
+      menu.dispatchEvent(new Event("change"));
+      window.asked = undefined;
+    }; }"""
+    with watched(browser, bot.url, OPENED) as page:
+        page.open().talk().hang_up()  # browsers name the microphones now
+        page.page.evaluate(choose)
+        page.talk()
+        microphones = """opened.filter(({ kind, readyState }) => kind === "audio" &&
+          readyState === "live").map((track) => track.getSettings().deviceId)"""
+        chosen = page.page.locator("#microphone").input_value()
+        assert chosen
+        until(page, lambda: page.page.evaluate(microphones) == [chosen])
+        page.hang_up()
+        assert page.problems == []
