@@ -113,6 +113,32 @@ def test_tool_calls_and_the_order_are_shown(
         page.hang_up()
 
 
+def test_a_role_that_takes_long_to_compute(browser: Browser, bot: TalkProcess) -> None:
+    """A server sends nothing meanwhile."""
+
+    def session(websocket: WebSocketRoute) -> None:
+        def respond(message: str | bytes) -> None:
+            if isinstance(message, str) and json.loads(message)["type"] == "open":
+                websocket.send(json.dumps({"type": "opened"}))
+
+        websocket.on_message(respond)
+        websocket.send(json.dumps({"type": "hello"}))
+        sockets.append(websocket)
+
+    sockets: list[WebSocketRoute] = []
+    with TalkPage(browser, bot.url) as page:
+        info = page.page.request.get(f"{bot.url}/api/info").json() | {"server": "serve"}
+        page.page.route("**/api/info", lambda route: route.fulfill(json=info))
+        page.page.route_web_socket("**/v1/session", session)
+        page.open().page.get_by_role("button", name="Talk").click()
+        page.until_status("Connected")
+        page.page.wait_for_timeout(5_000)
+        sockets[0].send(json.dumps({"type": "ready"}))
+        page.until_status("Talk now")
+        page.hang_up()
+        assert page.problems == []
+
+
 def test_a_refused_fact_leaves_the_role_as_it_was(browser: Browser, bot: TalkProcess) -> None:
     with TalkPage(browser, bot.url) as page:
         stand_in(page.page)

@@ -76,6 +76,21 @@ def test_after_a_call_its_recording_stays_and_nothing_else(
         assert page.problems == []
 
 
+def test_a_microphone_that_is_unplugged(browser: Browser, bot: TalkProcess) -> None:
+    with watched(browser, bot.url, OPENED) as page:
+        page.open().talk()
+        page.page.evaluate(
+            "opened.find(({ kind }) => kind === 'audio').dispatchEvent(new Event('ended'))"
+        )
+        page.until_banner("The microphone was disconnected")
+        page.page.evaluate("opened.length = 0")
+        page.page.locator("#microphone").dispatch_event("change")
+        until(page, lambda: page.page.evaluate("opened.length") == 1)
+        expect(page.page.locator("#status")).to_contain_text("Talk now")
+        page.hang_up()
+        assert page.problems == []
+
+
 def test_a_microphone_that_is_chosen_while_the_call_connects(
     browser: Browser, bot: TalkProcess
 ) -> None:

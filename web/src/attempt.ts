@@ -4,6 +4,7 @@ import { prepareCall } from "./connect";
 import type { DeviceMenus } from "./devices";
 import { type Call, type CallEvent, type CallRequest, type Info, type Listener, Problem } from "./events";
 import { openMicrophone } from "./microphone";
+import { UNPLUGGED } from "./problems";
 import { type Levels, Recorder } from "./recorder";
 
 const PERMISSION_MS = 1500;
@@ -100,9 +101,13 @@ export class Attempt {
     }
   }
 
-  #openMicrophone(): Promise<MediaStream> {
+  async #openMicrophone(): Promise<MediaStream> {
     this.#chosen = this.devices.microphone;
-    return openMicrophone(this.#chosen, this.info.server);
+    const opened = await openMicrophone(this.#chosen, this.info.server);
+    for (const track of opened.getAudioTracks()) {
+      track.onended = () => this.#report({ kind: "problem", text: UNPLUGGED });
+    }
+    return opened;
   }
 
   // Of the old and the new microphone, the one that is not used is stopped, whatever happens.

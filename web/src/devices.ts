@@ -7,6 +7,7 @@ type Player = HTMLAudioElement & { setSinkId(id: string): Promise<void> };
 export class DeviceMenus {
   constructor(private report: (text: string) => void) {
     byId("speaker").addEventListener("change", () => void this.#changeSpeaker());
+    navigator.mediaDevices?.addEventListener("devicechange", () => void this.list());
   }
 
   // Id of the chosen microphone; empty for the system's.

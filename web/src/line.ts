@@ -44,10 +44,14 @@ class Line extends AudioWorkletProcessor {
     this.#summed += 1;
     this.#due -= 1;
     if (this.#due > 0) return;
-    this.#due += STEP;
     const mean = Math.max(-1, Math.min(1, this.#sum / this.#summed));
-    this.#piece[this.#filled++] = Math.round(mean * 32767);
     [this.#sum, this.#summed] = [0, 0];
+    // A context below 24 kHz, as of a headset that also records, gives some samples twice.
+    for (; this.#due <= 0; this.#due += STEP) this.#store(Math.round(mean * 32767));
+  }
+
+  #store(sample: number): void {
+    this.#piece[this.#filled++] = sample;
     if (this.#filled < PIECE) return;
     this.port.postMessage(this.#piece, [this.#piece.buffer]);
     this.#piece = new Int16Array(PIECE);

@@ -1,7 +1,16 @@
 // A call over /v1/session, the protocol of `personaplex serve`.
 import { now } from "./dom";
 import { type Call, type CallRequest, type Listener, Problem, type Sampling } from "./events";
-import { BLOCKED, ENDED, GONE, OVER, refusal } from "./problems";
+import {
+  BLOCKED,
+  ENDED,
+  GONE,
+  NOT_CONNECTED,
+  OVER,
+  refusal,
+  UNKNOWN_KEY,
+  whyBroken,
+} from "./problems";
 import { SoundLine } from "./sound";
 
 const FRAME = 1920; // samples of 80 ms at 24 kHz
@@ -9,10 +18,17 @@ const HEADER = 5; // of a client's frame: kind, sequence
 const AUDIO_KIND = 1;
 const LATE_MS = 80;
 const OPEN_MS = 3000;
-const SILENT_MS = 3000;
+const PROMPT_MS = 60_000; // the server may compute the role and the voice for so long
+const SILENT_MS = 3000; // after that
+const CHANGE_MS = 1100; // the server takes a change of the persona once a second
 const CHECK_MS = 500;
 const TURN_GAP_FRAMES = 10; // 0.8 s without text end a turn
 const STEP_FRAMES = 25; // step times are averaged
+
+interface Persona {
+  voice: string;
+  prompt: string;
+}
 
 interface Message {
   type: string;
@@ -42,13 +58,16 @@ export class SessionCall implements Call {
   #steps: number[] = [];
   #ids = 0;
   #texts = new Map<number, string>(); // speeches by id
+  #begun = new Set<number>(); // ids of speeches
   #prompts = new Map<number, (problem?: Problem) => void>();
-  #persona = { voice: "", prompt: "" };
+  #persona: Persona = { voice: "", prompt: "" };
+  #wanted = this.#persona;
+  #changing: Promise<void> | undefined;
 
   constructor(
     private microphone: MediaStream,
     private listener: Listener,
-    key: string,
+    private key: string,
   ) {
     const address = new URL("v1/session", document.baseURI);
     address.protocol = address.protocol.replace("http", "ws");
@@ -58,7 +77,7 @@ export class SessionCall implements Call {
 
   async start(request: CallRequest): Promise<void> {
     this.#request = request;
-    this.#persona = { voice: request.voice, prompt: request.prompt };
+    this.#persona = this.#wanted = { voice: request.voice, prompt: request.prompt };
     await this.#hello();
     if (this.#over) return;
     this.#line = await SoundLine.create((pcm) => this.#push(pcm));
@@ -68,7 +87,7 @@ export class SessionCall implements Call {
     this.#line.connect(this.microphone);
     this.#heardAt = now();
     this.#timer = setInterval(() => {
-      if (now() - this.#heardAt > SILENT_MS) this.#end(GONE);
+      if (now() - this.#heardAt > (this.#ready ? SILENT_MS : PROMPT_MS)) this.#end(GONE);
     }, CHECK_MS);
     this.listener({ kind: "connected", voice: this.#line.voice, over: "websocket" });
   }
@@ -84,21 +103,14 @@ export class SessionCall implements Call {
   release = async () => this.#send({ type: "release" });
   sample = async (sampling: Sampling) => this.#send({ type: "update", sampling });
 
+  // The server takes one change at a time; of those that come meanwhile, the newest is sent next.
   prompt(change: { text?: string; voice?: string }): Promise<void> {
-    const id = ++this.#ids;
-    const next = {
-      voice: change.voice ?? this.#persona.voice,
-      prompt: change.text ?? this.#persona.prompt,
-    };
-    this.#send({ type: "prompt", id, voice: next.voice, text_prompt: next.prompt });
-    return new Promise((resolve, reject) => {
-      this.#prompts.set(id, (problem) => {
-        if (problem) return reject(problem);
-        this.#persona = next;
-        this.listener({ kind: "persona", state: "changed", ...next });
-        resolve();
-      });
+    const { voice, prompt } = this.#wanted;
+    this.#wanted = { voice: change.voice ?? voice, prompt: change.text ?? prompt };
+    this.#changing ??= this.#change().finally(() => {
+      this.#changing = undefined;
     });
+    return this.#changing;
   }
 
   async useMicrophone(microphone: MediaStream): Promise<void> {
@@ -115,6 +127,32 @@ export class SessionCall implements Call {
     for (const answer of this.#prompts.values()) answer(new Problem(OVER));
   }
 
+  async #change(): Promise<void> {
+    for (;;) {
+      const next = this.#wanted;
+      try {
+        await this.#replace(next);
+      } catch (problem) {
+        if (this.#wanted !== next) continue;
+        this.#wanted = this.#persona;
+        throw problem;
+      }
+      const { voice, prompt } = this.#wanted;
+      if (voice === next.voice && prompt === next.prompt) return;
+      await new Promise((resolve) => setTimeout(resolve, CHANGE_MS));
+    }
+  }
+
+  async #replace(next: Persona): Promise<void> {
+    const id = ++this.#ids;
+    this.#send({ type: "prompt", id, voice: next.voice, text_prompt: next.prompt });
+    await new Promise<void>((resolve, reject) => {
+      this.#prompts.set(id, (problem) => (problem ? reject(problem) : resolve()));
+    });
+    this.#persona = next;
+    this.listener({ kind: "persona", state: "changed", ...next });
+  }
+
   #send(message: object): void {
     if (this.#socket.readyState !== WebSocket.OPEN) throw new Problem(OVER);
     this.#socket.send(JSON.stringify(message));
@@ -122,7 +160,7 @@ export class SessionCall implements Call {
 
   // Waits for the server's first message.
   #hello(): Promise<void> {
-    return this.#until("hello", "The server does not know the key, or a firewall is in the way.");
+    return this.#until("hello", this.key ? UNKNOWN_KEY : NOT_CONNECTED);
   }
 
   async #opened(request: CallRequest): Promise<void> {
@@ -130,13 +168,13 @@ export class SessionCall implements Call {
     this.#send({ type: "open", voice, text_prompt: prompt, sampling, audio: "pcm16" });
     await this.#until("opened", BLOCKED);
     this.#socket.onmessage = ({ data }) => this.#receive(data as string | ArrayBuffer);
-    this.#socket.onclose = () => this.#end(ENDED);
+    this.#socket.onclose = () => void whyBroken(ENDED).then((why) => this.#end(why));
   }
 
   #until(type: string, closed: string): Promise<void> {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => reject(new Problem(BLOCKED)), OPEN_MS);
-      this.#socket.onclose = () => reject(new Problem(closed));
+      this.#socket.onclose = async () => reject(new Problem(await whyBroken(closed)));
       this.#socket.onmessage = ({ data }) => {
         const message = JSON.parse(String(data)) as Message;
         if (message.type !== type && message.type !== "error") return;
@@ -175,8 +213,10 @@ export class SessionCall implements Call {
         break;
       case "speech":
         if (message.state && message.state !== "waiting") {
-          const text = this.#texts.get(message.id ?? 0) ?? "";
-          if (message.state === "speaking" && (message.spoken ?? 0) > 1) break;
+          const id = message.id ?? 0;
+          const text = this.#texts.get(id) ?? "";
+          if (message.state === "speaking" && this.#begun.has(id)) break;
+          this.#begun.add(id);
           this.listener({ kind: "speech", state: message.state, text, spoken: message.spoken });
         }
         break;

@@ -1,7 +1,7 @@
 // A call over a WebSocket to `personaplex talk`, where WebRTC does not get through.
 import { now } from "./dom";
 import { type Call, type CallRequest, type Listener, Problem } from "./events";
-import { BLOCKED, ENDED, GONE, refusal } from "./problems";
+import { BLOCKED, ENDED, GONE, refusal, whyBroken } from "./problems";
 import { Rtvi, RtviCall } from "./rtvi";
 import { SoundLine } from "./sound";
 
@@ -99,11 +99,8 @@ export class SocketCall extends RtviCall implements Call {
   #end(reason: string): void {
     if (this.#over) return;
     this.hangUp();
-    // A connection that breaks without a word means that the bot is gone, if it does not answer.
-    const answers = fetch("api/info", { signal: AbortSignal.timeout(1000), cache: "no-store" });
-    void answers.then(
-      () => this.listener({ kind: "ended", reason, problem: true }),
-      () => this.listener({ kind: "ended", reason: GONE, problem: true }),
-    );
+    void whyBroken(reason).then((why) => {
+      this.listener({ kind: "ended", reason: why, problem: true });
+    });
   }
 }

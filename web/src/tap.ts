@@ -18,19 +18,21 @@ class Tap extends AudioWorkletProcessor {
       this.#sums[0] += caller?.[i] ?? 0;
       this.#sums[1] += agent?.[i] ?? 0;
       this.#summed += 1;
-      if ((this.#due -= 1) <= 0) this.#store();
+      this.#due -= 1;
+      if (this.#due > 0) continue;
+      const means = this.#sums.map((sum) => Math.max(-1, Math.min(1, sum / this.#summed)));
+      this.#sums = [0, 0];
+      this.#summed = 0;
+      // A context below 24 kHz, as of a headset that also records, gives some samples twice.
+      for (; this.#due <= 0; this.#due += STEP) this.#store(means);
     }
     return true;
   }
 
-  #store(): void {
+  #store(samples: number[]): void {
     for (const voice of [0, 1]) {
-      const sample = Math.max(-1, Math.min(1, this.#sums[voice] / this.#summed));
-      this.#voices[voice][this.#filled] = Math.round(sample * 32767);
-      this.#sums[voice] = 0;
+      this.#voices[voice][this.#filled] = Math.round(samples[voice] * 32767);
     }
-    this.#summed = 0;
-    this.#due += STEP;
     if (++this.#filled < PIECE) return;
     this.port.postMessage(this.#voices, [this.#voices[0].buffer, this.#voices[1].buffer]);
     this.#voices = [new Int16Array(PIECE), new Int16Array(PIECE)];
