@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from loguru import logger
 from pipecat.frames.frames import CancelFrame, EndFrame, ErrorFrame, Frame
@@ -108,6 +109,8 @@ class BotCall:
         @self.transport.event_handler("on_client_disconnected")  # type: ignore[untyped-decorator]
         async def on_client_disconnected(transport: object, client: object) -> None:
             nonlocal end_reason
+            if self.args.transport == "daily" and _others_stay(self.transport, client):
+                return
             end_reason = end_reason or "the caller hung up"
             await worker.cancel(reason=end_reason)
             if ending:
@@ -142,3 +145,8 @@ class BotCall:
                 time.monotonic() - started,
                 end_reason or "the pipeline did not start",
             )
+
+
+def _others_stay(room: Any, left: Any) -> bool:
+    """Whether anybody but the bot is in a Daily room when a participant has left."""
+    return any(each not in ("local", left["id"]) for each in room.participants())

@@ -45,8 +45,7 @@ from pipecat_personaplex.protocol.moshi import MOSHI_PATH
 from pipecat_personaplex.server.listen import open_socket
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
 from pipecat_personaplex.service.webrtc_clock import use_monotonic_time
-from pipecat_personaplex.talk.webrtc import shorten_microphone_buffer
-from pipecat_personaplex.talk.webrtc_limits import limit_caller
+from pipecat_personaplex.talk.webrtc import prepare_caller
 
 # WebSocket close code "try again later".
 _WS_TRY_AGAIN_LATER = 1013
@@ -202,8 +201,7 @@ class BotHost:
         if transport != self._args.transport:
             raise ValueError(f"this bot serves only -t {self._args.transport}")
         if isinstance(runner_args, SmallWebRTCRunnerArguments):
-            shorten_microphone_buffer(runner_args.webrtc_connection)
-            limit_caller(runner_args.webrtc_connection)
+            prepare_caller(runner_args.webrtc_connection)
         seconds = connect_seconds(self._args)
         if transport == "twilio":
             seconds = min(seconds or _TWILIO_HANDSHAKE_SECONDS, _TWILIO_HANDSHAKE_SECONDS)

@@ -76,6 +76,11 @@ class VoiceError(UserError):
     """A voice file cannot be read."""
 
 
+def _shortened(name: str) -> str:
+    """A name that a client chose, for a line of a log."""
+    return name if len(name) <= 100 else f"{name[:100]}…"
+
+
 class VoiceNotFound(VoiceError):
     """A voice name that the engine does not have.
 
@@ -88,7 +93,7 @@ class VoiceNotFound(VoiceError):
         self.name = name
         self.known = sorted(known)
         listed = ", ".join(self.known) if self.known else "none"
-        super().__init__(f"voice {name!r} is unknown; this checkpoint has: {listed}")
+        super().__init__(f"voice {_shortened(name)!r} is unknown; this checkpoint has: {listed}")
 
 
 class PromptTooLong(UserError):

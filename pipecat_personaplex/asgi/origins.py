@@ -13,6 +13,8 @@ from pipecat_personaplex.asgi.refusal_log import RefusalLog
 from pipecat_personaplex.asgi.responses import refuse
 from pipecat_personaplex.errors import AccessDenied
 
+_OPTION = "--allowed-origins"  # of Pipecat's runner
+
 
 class OriginGuard:
     """ASGI middleware that refuses HTTP requests and WebSockets of other sites' pages with 403.
@@ -27,14 +29,19 @@ class OriginGuard:
         self._app = app
         self._allowed = frozenset(allowed)
         self._keys_required = keys_required
-        self._log = RefusalLog("its page is of another site; --allowed-origins can allow it")
+        self._log = RefusalLog(f"its page is of another site; {_OPTION} can allow it")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request or pass it on."""
         if scope["type"] in ("http", "websocket"):
             connection = HTTPConnection(scope)
             try:
-                check_origin(connection, self._allowed, keys_required=self._keys_required)
+                check_origin(
+                    connection,
+                    self._allowed,
+                    keys_required=self._keys_required,
+                    option=_OPTION,
+                )
             except AccessDenied as error:
                 self._log.add(scope)
                 await refuse(scope["type"], send, 403, str(error))
@@ -43,7 +50,7 @@ class OriginGuard:
 
 
 def check_origin(
-    connection: HTTPConnection, allowed: Collection[str], *, keys_required: bool
+    connection: HTTPConnection, allowed: Collection[str], *, keys_required: bool, option: str
 ) -> None:
     """Refuse a browser whose page comes from another site.
 
@@ -53,6 +60,7 @@ def check_origin(
         connection: The request.
         allowed: Origins that may connect in addition to the server's own.
         keys_required: Whether the server accepts only clients with a key.
+        option: The program's option that allows origins, for the error.
 
     Raises:
         AccessDenied: The page's origin is neither the server's own nor an allowed one.
@@ -67,8 +75,7 @@ def check_origin(
     # localhost counts as the server's own: no attacker can serve a page under these names.
     if not is_own or not (keys_required or _is_address(host)):
         raise AccessDenied(
-            f"pages of {origin[:100]} may not connect to this server unless --allow-origin "
-            "names them"
+            f"pages of {origin[:100]} may not connect to this server unless {option} names them"
         )
 
 

@@ -161,7 +161,8 @@ class ModelThread:
         try:
             self._finish(self._work_until_stopped())
         except CallbackAbandoned as abandoned:  # Another thread has taken over.
-            report_end(abandoned.call.owner, abandoned.call.owner.error)
+            owner = abandoned.call.owner
+            report_end(owner, owner.error or SessionFailed(stuck_message(abandoned.call)))
         else:
             self._finished.set()
 

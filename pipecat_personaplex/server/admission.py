@@ -105,7 +105,10 @@ class AdmissionController:
         """
         with self._counted("origin_denied"):
             check_origin(
-                connection, self._config.allow_origins, keys_required=self.keys is not None
+                connection,
+                self._config.allow_origins,
+                keys_required=self.keys is not None,
+                option="--allow-origin",
             )
 
     def identify(self, connection: HTTPConnection) -> ApiClient:

@@ -234,8 +234,13 @@ class Call:
         except EngineFull:
             if pending is None:
                 raise
-            pending.session.close()
-            opened = self._open_session(persona, sampling)
+            self._close(pending)  # it may have the slot
+            try:
+                opened = self._open_session(persona, sampling)
+            except PersonaPlexError:
+                self._sessions.append(self._open_session(pending.persona, pending.sampling))
+                raise
+            pending = None
         if pending is not None:
             self._close(pending)
         self._sessions.append(opened)

@@ -320,7 +320,9 @@ class PersonaPlexLLMService(DelegatingService):
                 )
             case SpeechRejected(text, _, error):
                 self._delegator.speech_rejected(text)
-                await self._push_application_error(f"{text!r} cannot be spoken: {error}", error)
+                await self._push_application_error(
+                    f"a text of {len(text)} characters cannot be spoken: {error}", error
+                )
             case SpeechStarted(speech, _):
                 self._delegator.speech_started(speech)
                 await self._call_event_handler("on_speech_started", speech)

@@ -21,7 +21,7 @@ def self_signed(hosts: list[str]) -> ssl.SSLContext:
     No authority vouches for it, so a browser shows a warning once. The key is never stored.
 
     Args:
-        hosts: Names and IP addresses.
+        hosts: Names and IP addresses. A name that is none in the internet's sense is left out.
     """
     # aiortc, which every call needs, requires this package.
     from cryptography import x509
@@ -30,6 +30,7 @@ def self_signed(hosts: list[str]) -> ssl.SSLContext:
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "personaplex talk")])
+    names = [each for host in hosts if (each := _name(host)) is not None]
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -39,7 +40,7 @@ def self_signed(hosts: list[str]) -> ssl.SSLContext:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(days=_DAYS))
-        .add_extension(x509.SubjectAlternativeName([_name(host) for host in hosts]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -59,10 +60,13 @@ def self_signed(hosts: list[str]) -> ssl.SSLContext:
     return context
 
 
-def _name(host: str) -> GeneralName:
+def _name(host: str) -> GeneralName | None:
     from cryptography import x509
 
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
-        return x509.DNSName(host)
+        try:
+            return x509.DNSName(host.encode("idna").decode())
+        except UnicodeError:  # such as a label of more than 63 characters
+            return None

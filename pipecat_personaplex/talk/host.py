@@ -82,6 +82,7 @@ class TalkHost:
     failure: str = ""
     opened: bool = False
     _calls: dict[str, Conversation] = field(default_factory=dict)
+    _previews: int = 0
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
@@ -97,6 +98,24 @@ class TalkHost:
     def calls(self) -> int:
         """Calls in progress."""
         return len(self._calls)
+
+    @property
+    def _taken(self) -> int:
+        """Slots that calls have, and the one of a preview: previews are spoken one at a time."""
+        return self.calls + min(1, self._previews)
+
+    def has_call(self, call_id: str) -> bool:
+        """Whether a call with this id is in progress."""
+        return call_id in self._calls
+
+    async def preview(self, voice: str) -> bytes:
+        """A sentence in this voice, as a WAV file; see ``LocalEngine.preview``."""
+        local = self.require()
+        self._previews += 1
+        try:
+            return await asyncio.to_thread(local.preview, voice)
+        finally:
+            self._previews -= 1
 
     @property
     def voice(self) -> str:
@@ -132,7 +151,7 @@ class TalkHost:
             ConfigError: A text is far too long.
         """
         local = self.require()
-        if self.calls >= local.engine.max_sessions:
+        if self._taken >= local.engine.max_sessions:
             raise EngineFull(local.engine.max_sessions)
         for text in (request.persona.text_prompt, request.greeting):
             if len(text) > _MAX_PROMPT_CHARS:
@@ -144,11 +163,12 @@ class TalkHost:
             raise PromptTooLong(size.frames, size.limit)
 
     async def admit(self, request: CallRequest) -> None:
-        """As ``check``, but wait a moment for a slot that a call is about to free."""
+        """As ``check``, but wait a moment for a slot that a call or a preview is about to free."""
         local = self.require()
         deadline = time.monotonic() + _FREEING_SECONDS
-        while self.calls >= local.engine.max_sessions and time.monotonic() < deadline:
-            if not any(conversation.ending for conversation in self._calls.values()):
+        while self._taken >= local.engine.max_sessions and time.monotonic() < deadline:
+            ending = any(conversation.ending for conversation in self._calls.values())
+            if not ending and not self._previews:
                 break
             await asyncio.sleep(0.05)
         self.check(request)

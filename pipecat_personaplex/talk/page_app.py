@@ -104,6 +104,11 @@ class _Pages:
             ice_servers=list(host.options.ice_servers) or None
         )
 
+    @property
+    def ice_servers(self) -> list[dict[str, str]]:
+        """Servers that help browsers to connect, as browsers take them."""
+        return [for_browser(server) for server in self._host.options.ice_servers]
+
     async def index(self, request: Request) -> Response:
         self._host.opened = True
         return FileResponse(STATIC / "index.html")
@@ -132,7 +137,7 @@ class _Pages:
                 "slots": 0 if engine is None else engine.max_sessions,
                 "calls": host.calls,
                 "transcribes": host.options.transcriber is not None,
-                "ice_servers": [for_browser(server) for server in host.options.ice_servers],
+                "ice_servers": self.ice_servers,
                 "key_required": False,
             },
             headers={"Cache-Control": "no-store"},
@@ -142,7 +147,7 @@ class _Pages:
         """Start a call: a WebRTC offer with the persona, answered by the bot's."""
         body = await _json_object(request)
         if body.get("pc_id"):
-            return await self._renegotiate(body)
+            return await self._renegotiate(body, str(body["pc_id"]))
         requested = self._call_request(body.get("request_data") or body.get("requestData") or {})
         await self._host.admit(requested)
 
@@ -151,12 +156,14 @@ class _Pages:
 
         return await self._answer(body, start)
 
-    async def _renegotiate(self, body: dict[str, Any]) -> Response:
-        async def refuse(connection: Any) -> None:
-            await connection.disconnect()
+    async def _renegotiate(self, body: dict[str, Any], call_id: str) -> Response:
+        if not self._host.has_call(call_id):
             raise BadMessage("this call is over; start another")
 
-        return await self._answer(body, refuse)
+        async def is_over(connection: Any) -> None:  # a new connection: the call has ended since
+            raise BadMessage("this call is over; start another")
+
+        return await self._answer(body, is_over)
 
     async def _answer(
         self, body: dict[str, Any], start: Callable[[Any], Awaitable[None]]
@@ -170,12 +177,22 @@ class _Pages:
         offered = SmallWebRTCRequest(
             sdp=sdp, type=kind, pc_id=body.get("pc_id"), restart_pc=body.get("restart_pc")
         )
+        refusals: list[PersonaPlexError] = []
+
+        # The handler logs what this function raises, and answers the offer all the same.
+        async def start_or_refuse(connection: Any) -> None:
+            try:
+                await start(connection)
+            except PersonaPlexError as error:
+                refusals.append(error)
+                await connection.disconnect()
+
         try:
-            answer = await self._connections.handle_web_request(offered, start)
-        except PersonaPlexError:
-            raise
+            answer = await self._connections.handle_web_request(offered, start_or_refuse)
         except Exception as error:  # aiortc raises many types for an offer that it cannot read
             raise BadMessage(f"the offer cannot be answered: {type(error).__name__}") from error
+        if refusals:
+            raise refusals[0]
         return JSONResponse(answer)
 
     async def socket(self, websocket: WebSocket) -> None:
@@ -229,8 +246,7 @@ class _Pages:
 
     async def preview(self, request: Request) -> Response:
         """A sentence in a voice."""
-        local = self._host.require()
-        wav = await asyncio.to_thread(local.preview, request.path_params["name"])
+        wav = await self._host.preview(request.path_params["name"])
         return Response(wav, media_type="audio/wav")
 
     async def add_voice(self, request: Request) -> Response:
@@ -257,7 +273,7 @@ def _prebuilt_routes(pages: _Pages) -> list[BaseRoute]:
         from pipecat_ai_prebuilt.frontend import PipecatPrebuiltUI
 
     async def start(request: Request) -> Response:
-        return JSONResponse({"sessionId": "talk", "iceConfig": {"iceServers": []}})
+        return JSONResponse({"sessionId": "talk", "iceConfig": {"iceServers": pages.ice_servers}})
 
     async def candidates(request: Request) -> Response:
         # Candidates are in the answer already: aiortc gathers all of them before it answers.

@@ -41,9 +41,30 @@ def webrtc_transport(connection: SmallWebRTCConnection) -> BaseTransport:
     # Imported here: bots without WebRTC use the other functions of this module.
     from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
 
+    prepare_caller(connection)
+    return SmallWebRTCTransport(connection, webrtc_params())
+
+
+def prepare_caller(connection: Any) -> None:
+    """Shorten the microphone's buffer and limit what the caller may send.
+
+    A client may have the connection made anew during the call (``restart_pc``); then both follow
+    again.
+
+    Args:
+        connection: A ``SmallWebRTCConnection`` whose offer has been read.
+    """
     shorten_microphone_buffer(connection)
     limit_caller(connection)
-    return SmallWebRTCTransport(connection, webrtc_params())
+    renegotiate = connection.renegotiate
+
+    async def renegotiated(sdp: str, type: str, restart_pc: bool = False) -> None:
+        await renegotiate(sdp, type, restart_pc)
+        if restart_pc:
+            shorten_microphone_buffer(connection)
+            limit_caller(connection)
+
+    connection.renegotiate = renegotiated
 
 
 def shorten_microphone_buffer(connection: Any) -> None:

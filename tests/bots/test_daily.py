@@ -156,6 +156,18 @@ async def test_a_conversation_in_a_room(engine: FakeEngine) -> None:
     assert np.diff(room.arrivals).max() <= 0.2
 
 
+async def test_a_call_lasts_until_everybody_has_left(engine: FakeEngine) -> None:
+    async with Room(engine) as room:
+        room.transport.people["colleague"] = {}
+        await room.transport.connect()
+        await room.talk(tone(0.2))
+        await room.transport.hang_up("colleague")
+        await room.talk(tone(0.5))
+        assert not room.task.done() and engine.open_sessions
+        await room.transport.hang_up()
+        await room.ended()
+
+
 async def test_a_failed_join_ends_the_call(engine: FakeEngine) -> None:
     async with Room(engine) as room:
         await room.transport.fail("Error joining https://example.daily.co/room: no such room")

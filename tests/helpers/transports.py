@@ -57,6 +57,7 @@ class FakeTransport(BaseTransport):
     def __init__(self, params: TransportParams, heard: Heard):
         super().__init__()
         self.ready = asyncio.Event()
+        self.people = {"local": {}, "caller": {}}  # by id, as in a Daily room
         self._in = _Input(self, params)
         self._out = _Output(heard, params, ahead=0.04)
         self._register_event_handler("on_client_connected")
@@ -75,8 +76,12 @@ class FakeTransport(BaseTransport):
     async def connect(self) -> None:
         await self._call_event_handler("on_client_connected", self)
 
-    async def hang_up(self) -> None:
-        await self._call_event_handler("on_client_disconnected", self)
+    def participants(self) -> dict[str, dict[str, str]]:
+        return self.people
+
+    async def hang_up(self, person: str = "caller") -> None:
+        self.people.pop(person)
+        await self._call_event_handler("on_client_disconnected", {"id": person})
 
     async def fail(self, error: str) -> None:
         await self._call_event_handler("on_error", error)

@@ -17,6 +17,7 @@ from pipecat_personaplex.errors import (
     EngineFull,
     PersonaPlexError,
     SessionFailed,
+    VoiceNotFound,
 )
 from pipecat_personaplex.interface import ALL_FEATURES, SessionFrame
 from pipecat_personaplex.service.call import Call
@@ -167,6 +168,20 @@ async def test_a_second_persona_change_needs_no_third_slot():
             run.call.open(BERT, SAMPLING)
             run.call.open(CLEO, SAMPLING)
             assert [s.persona for s in fake.open_sessions] == [ANNA, CLEO]
+
+
+async def test_a_refused_persona_leaves_the_session_that_is_pending_on_a_full_engine():
+    with FakeEngine(max_sessions=1, features=HAND_OVER) as fake:
+        fake.ready = False
+        run = CallRun(fake)
+        run.call.open(ANNA, SAMPLING)
+        with pytest.raises(VoiceNotFound):
+            run.call.open(Persona("nobody", "Bert"), SAMPLING)
+        [session] = fake.open_sessions
+        assert run.call.persona == ANNA
+        session.make_ready()
+        assert await run.next() == started(session)
+        run.call.close()
 
 
 async def test_a_full_engine_changes_nothing():

@@ -251,6 +251,23 @@ async def test_a_summary_of_the_call_stays_in_the_prompt(fake: FakeEngine) -> No
             assert "USER: I want a burger." in str(bodies[0])
 
 
+async def test_an_empty_summary_loses_nothing_of_the_call(
+    fake: FakeEngine, warnings_logged: list[str]
+) -> None:
+    async with StubLLM() as llm:
+        llm.summary = " "
+        context = LLMContext([{"role": "user", "content": "I want a burger."}])
+        async with delegated_call(
+            fake, llm.worker(), context=context, summary_secs=0.3, service=SERVICE
+        ) as call:
+            await call.says("A big one.")
+            await call.until(lambda: any("no summary" in line for line in warnings_logged))
+            llm.summary = "The caller wants a burger."
+            await call.until(lambda: prompts(fake))
+            bodies = [body for body in llm.requests if not body.get("stream")]
+            assert "USER: I want a burger." in str(bodies[-1])
+
+
 async def test_registered_functions_and_tools_of_the_context_are_the_backends(
     fake: FakeEngine, warnings_logged: list[str]
 ) -> None:
@@ -367,7 +384,7 @@ def test_an_engine_that_cannot_steer_is_refused_when_the_service_is_made() -> No
         ({"filler": "One moment."}, "filler is a list"),
         ({"filler_after": -1}, "filler_after must be at least 0"),
         ({"timeout_secs": 0}, "timeout_secs must be"),
-        ({"transcript_secs": 31}, "transcript_secs must be from 0 to 30 s, not 31"),
+        ({"transcript_secs": 31}, "transcript_secs must be more than 0 and at most 30 s, not 31"),
         ({"summary_secs": 0}, "summary_secs must be more than 0"),
         ({"ground": "Ann"}, "ground must be a coroutine function"),
     ],

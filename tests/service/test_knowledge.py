@@ -79,6 +79,10 @@ def test_a_fact_cannot_leave_the_system_tags() -> None:
         ("# Order\n\n- Two teas\n- One *cake*", ["Order.", "Two teas.", "One cake."]),
         ("1. First\n2) Second", ["First.", "Second."]),
         ("Great 😀🎉! Really\u200d?", ["Great!", "Really?"]),
+        (
+            "It is 20 °C, 68°F. Turn 180°.",
+            ["It is 20 degrees Celsius, 68 degrees Fahrenheit.", "Turn 180 degrees."],
+        ),
         ("```json\n{}\n```\nDone.", ["Done."]),
         ("Dr. Smith is in. Call 555.", ["Dr. Smith is in.", "Call 555."]),
         ("Open 9 a.m. to 5 p.m. on weekdays.", ["Open 9 a.m. to 5 p.m. on weekdays."]),

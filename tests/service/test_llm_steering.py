@@ -221,7 +221,7 @@ async def test_an_engine_that_cannot_steer_refuses(clock: ManualClock):
         async with talk(fake, clock) as call:
             call.service.say("Hello.")
             await call.pipeline.until(lambda: errors(call.pipeline))
-            assert "'Hello.' cannot be spoken" in errors(call.pipeline)[0].error
+            assert "a text of 6 characters cannot be spoken" in errors(call.pipeline)[0].error
             with pytest.raises(ConfigError):
                 call.service.hold(1)
             call.service.hush()

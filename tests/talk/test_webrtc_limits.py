@@ -13,6 +13,7 @@ from aiortc.mediastreams import AudioStreamTrack
 from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
 
 from pipecat_personaplex.talk import webrtc_limits
+from pipecat_personaplex.talk.webrtc import prepare_caller
 from pipecat_personaplex.talk.webrtc_limits import limit_caller
 from tests.helpers.logs import LogRecords, recorded
 
@@ -33,7 +34,7 @@ class Bot:
 
     async def answer(self, sdp: str) -> dict[str, Any]:
         await self.connection.initialize(sdp, "offer")
-        limit_caller(self.connection)
+        prepare_caller(self.connection)
 
         @self.connection.event_handler("app-message")  # type: ignore[untyped-decorator]
         async def on_app_message(connection: object, message: Any) -> None:
@@ -128,6 +129,19 @@ async def test_many_channels_end_the_call(warnings_logged: LogRecords) -> None:
             peer.createDataChannel(f"{number}")
         await until(lambda: not bot.connection.is_connected())
     assert len(warnings_logged.containing("more than 8 data channels")) == 1
+
+
+async def test_a_connection_that_is_made_anew_is_limited_again() -> None:
+    bot = Bot()
+    async with called(bot):
+        again = RTCPeerConnection()
+        again.addTrack(AudioStreamTrack())
+        await again.setLocalDescription(await again.createOffer())
+        await bot.connection.renegotiate(again.localDescription.sdp, "offer", restart_pc=True)
+        receiver: Any = bot.connection.pc.getTransceivers()[0].receiver
+        assert receiver.transport.transport._recv.__name__ == "limited"
+        assert receiver._RTCRtpReceiver__jitter_buffer.capacity == 4
+        await again.close()
 
 
 def test_a_change_of_aiortc_is_reported(warnings_logged: LogRecords) -> None:

@@ -103,10 +103,12 @@ class CallMemory:
                 summary = await self._config.worker.llm.run_inference(
                     context, max_tokens=_SUMMARY_TOKENS, system_instruction=_SUMMARY_INSTRUCTION
                 )
+            written = " ".join((summary or "").split())
+            if not written:
+                raise ValueError("the backend's model wrote nothing")
         except Exception as error:
             logger.warning(f"{self._front}: no summary of the call: {error!r}")
             self._summed_up = set()  # the next one includes these messages
             return
-        if summary:
-            self._summary = " ".join(summary.split())
-            self._front.set_fact("summary", f"Earlier in this call: {self._summary}")
+        self._summary = written
+        self._front.set_fact("summary", f"Earlier in this call: {self._summary}")

@@ -95,10 +95,12 @@ class Delegation:
         if self.filler_after < 0:
             raise ConfigError(f"filler_after must be at least 0, not {self.filler_after}")
         if not 0 < self.timeout_secs <= 600:
-            raise ConfigError(f"timeout_secs must be from 0 to 600 s, not {self.timeout_secs}")
+            raise ConfigError(
+                f"timeout_secs must be more than 0 and at most 600 s, not {self.timeout_secs}"
+            )
         if not 0 < self.transcript_secs <= MAX_HOLD_SECONDS:
             raise ConfigError(
-                f"transcript_secs must be from 0 to {MAX_HOLD_SECONDS:g} s, "
+                f"transcript_secs must be more than 0 and at most {MAX_HOLD_SECONDS:g} s, "
                 f"not {self.transcript_secs}"
             )
         if self.summary_secs is not None and self.summary_secs <= 0:

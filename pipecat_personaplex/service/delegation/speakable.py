@@ -22,6 +22,9 @@ _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"')\]]*\s+(?=[^a-z])")
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|No|vs|approx|e\.g|i\.e)\.$", re.I)
 # Typographic quotes, dashes and spaces, and the separators of a table.
 _TYPOGRAPHY = str.maketrans("\u201c\u201d\u201e\u2018\u2019\u2013\u2014\u00a0|", '"""\'\'-, ,')
+# "20 °C", "-3°F", "180°".
+_DEGREES = re.compile(r"\s?°\s?([CF]\b)?")
+_SCALES = {"C": " degrees Celsius", "F": " degrees Fahrenheit"}
 
 
 def speakable(text: str, max_words: int = MAX_WORDS) -> list[str]:
@@ -69,6 +72,7 @@ def _plain(text: str) -> list[str]:
 
 
 def _spoken(block: str) -> str:
+    block = _DEGREES.sub(lambda sign: _SCALES.get(sign[1], " degrees"), block)
     spoken = "".join(char for char in block.translate(_TYPOGRAPHY) if _is_spoken(char))
     spoken = re.sub(r"\(\s*\)|\[\s*\]", "", spoken)
     spoken = re.sub(r"\s+([.,!?;:])", r"\1", re.sub(r"\s+", " ", spoken)).strip()
