@@ -11,8 +11,8 @@ from loguru import logger
 from pipecat.frames.frames import Frame, InputAudioRawFrame
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 
-from bots.pace import PaceLimit
 from pipecat_personaplex.service.caller_input import FormatCheck
+from pipecat_personaplex.service.pace import PaceLimit
 
 _MAX_PARTICIPANTS = 64
 _POLL_SECONDS = 0.25

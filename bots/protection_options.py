@@ -54,8 +54,10 @@ def restrict_runner_options(parser: argparse.ArgumentParser) -> None:
         match action.dest:
             case "dialin":
                 action.default = False
-                action.help = "-t daily: accept calls from the telephone network, whose webhook "
-                action.help += "anybody can call unless there is an --api-key-file (default: off)"
+                action.help = (
+                    "-t daily: accept telephone calls. Without an --api-key-file, anybody "
+                )
+                action.help += "can call the webhook that starts them (default: off)"
             case "allowed_origins":
                 action.help = "origins of web pages that may connect in addition to the bot's own, "
                 action.help += "such as https://example.com; * for all. Without an --api-key-file, "

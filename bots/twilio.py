@@ -15,7 +15,7 @@ from pipecat.frames.frames import Frame
 from pipecat.serializers.twilio import TwilioFrameSerializer
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from bots.pace import PaceLimit
+from pipecat_personaplex.service.pace import PaceLimit
 
 ACCOUNT_SID = re.compile(r"AC[0-9a-fA-F]{32}")
 _CALL_SID = re.compile(r"CA[0-9a-fA-F]{32}")

@@ -248,8 +248,8 @@ class SessionLike(Protocol):
 
         Args:
             text: A sentence or more, in plain words.
-            when: ``pause`` waits until neither the agent nor the caller speaks, for at most 2.4 s
-                and 10 s; ``now`` begins in the next frame.
+            when: ``pause`` waits for a pause: at most 2.4 s for the agent's own words, and at
+                most 10 s for a caller who speaks; ``now`` begins in the next frame.
             on_done: Called once, on the thread of the other callbacks, when the text was said or
                 cut.
 

@@ -88,5 +88,5 @@ def require_fits(what: str, message: str) -> None:
     size = len(message.encode())
     if size > MAX_MESSAGE_BYTES:
         raise LimitReached(
-            f"the {what} need a message of {size} bytes; a server accepts {MAX_MESSAGE_BYTES}"
+            f"the message with the {what} has {size} bytes; a server accepts {MAX_MESSAGE_BYTES}"
         )

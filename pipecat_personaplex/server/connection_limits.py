@@ -21,7 +21,7 @@ _MAX_ADDRESSES = 4096
 _REFUSED_AT_ONCE = 64
 """Connections that one call of ``accept`` may refuse, so that the event loop goes on."""
 _FAIR_SHARE = 64
-"""Connections that an address may have before its own oldest makes room for its next."""
+"""When the server is full, an address with more connections than this loses its own oldest one."""
 
 
 class ConnectionLimits:

@@ -18,9 +18,9 @@ class Limits:
     """Ends a session that is idle or lasts too long, and limits the pace of its audio.
 
     A session whose client is disconnected does not become idle; the registry ends it after
-    ``resume_seconds``. The idle time counts from the latest audio. All disconnections since then
-    extend it by ``resume_seconds`` in total, so that a client cannot hold a slot by connecting and
-    disconnecting without sending audio.
+    ``resume_seconds``. The idle time counts from the latest audio. Time without a connection does
+    not count, but at most ``resume_seconds`` of it since that audio, so that a client cannot hold a
+    slot by connecting and disconnecting without sending audio.
 
     Args:
         config: The limits.

@@ -16,8 +16,8 @@ _EMPTY = np.zeros(0, dtype=np.float32)
 # latter has stopped sending.
 _MAX_WAITING = SAMPLE_RATE * 160 // 1000
 _MAX_PARTICIPANTS = 32
-# For so long after the transport's own mix, the audio of single participants is ignored: the mix
-# contains it.
+# After audio that the transport has mixed, audio of single participants is ignored for this long:
+# the mix contains it.
 _MIX_SECONDS = 1.0
 _LOWEST_RATE, _HIGHEST_RATE = 1_000, 384_000
 _MOST_CHANNELS = 32

@@ -66,7 +66,7 @@ class Knowledge:
         return [key for key in self._facts if key.startswith(prefix)]
 
     def shrink(self, tokens: int) -> bool:
-        """Reduce the budget by so many tokens, below what the facts take now.
+        """Set the budget to this many tokens less than the facts take now.
 
         Returns:
             Whether fewer facts remain, so that the prompt has become shorter.

@@ -88,8 +88,8 @@ class PersonaPlexLLMService(DelegatingService):
     duration. On ``CancelFrame``, it does not wait.
 
     The role belongs in ``Settings``. If ``Settings`` has no role, the system message of the first
-    context becomes one. Later system and developer messages become facts in the prompt. Messages of
-    users and assistants do not reach the model, which has heard them. It calls no functions; the
+    context becomes one. Later system and developer messages become facts in the prompt. The model
+    does not get the messages of users and assistants: it has heard them. It calls no functions; the
     LLM of a ``Delegation`` does.
 
     Event handlers available:

@@ -32,7 +32,8 @@ from pipecat_personaplex.service.settings import (
     PersonaPlexLLMSettings,
 )
 
-# A replay that falls behind a loaded engine is tried again this often, and so much later.
+# If the engine is too busy to apply new facts, they are tried again so many times, each time after
+# so many seconds.
 _FACTS_ATTEMPTS = 3
 _FACTS_RETRY_SECONDS = 5.0
 

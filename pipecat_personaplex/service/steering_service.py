@@ -31,8 +31,8 @@ class SteeringService(SettingsService):
             interruptible: Whether the rest is cut when the caller speaks for 0.24 s, or on an
                 ``InterruptionFrame``; so are the interruptible texts behind it. A text that has not
                 begun by then is cut only behind one that has.
-            when: ``pause`` waits until neither the agent nor the caller speaks, for at most 2.4 s
-                and 10 s; ``now`` begins in the next frame.
+            when: ``pause`` waits for a pause: at most 2.4 s for the agent's own words, and at
+                most 10 s for a caller who speaks; ``now`` begins in the next frame.
         """
         self.speak(RequestedText(text, when, interruptible))
 

@@ -30,6 +30,7 @@ from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.interface import EngineLike, FrameTimings, Speech
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
+from pipecat_personaplex.service.pace import PacedInput
 from pipecat_personaplex.service.playout import PlayoutMeter
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
 from pipecat_personaplex.talk.client_messages import ClientMessages
@@ -113,6 +114,7 @@ class Conversation:
             Pipeline(
                 [
                     self._transport.input(),
+                    PacedInput(),
                     VADProcessor(vad_analyzer=LevelVAD()),
                     *listening,
                     self._transport.output(),

@@ -1,4 +1,4 @@
-"""Bounds WebRTC offers before aiortc reads them: its time grows with the square of their lines."""
+"""Bounds WebRTC offers before aiortc reads them, in a time that grows with their lines squared."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
 
 DATAGRAMS_PER_SECOND, DATAGRAMS_AT_ONCE = 500.0, 1000.0
-"""Audio is 50 datagrams a second, a camera 200; one more second arrives at once after a stall."""
+"""Audio is 50 datagrams a second, a camera 200. After a stall, a second of them arrives at once."""
 MESSAGES_PER_SECOND, MESSAGES_AT_ONCE = 50.0, 200.0
 
-# Parts of messages that never become complete, beyond what the client may have on its way.
+# Bytes of incomplete messages, beyond those that a client may have sent before they are confirmed.
 _MAX_UNREAD_BYTES = 256 << 10
 _MAX_CHANNELS = 8
 

@@ -16,9 +16,9 @@ from starlette.websockets import WebSocketDisconnect
 from bots.caller_watch import CallerWatch
 from bots.handshakes import Handshakes
 from bots.host import BotHost
-from bots.pace import PaceLimit
 from bots.start_rate import StartRate
 from bots.twilio import CallerSerializer, TwilioStart, read_handshake
+from pipecat_personaplex.service.pace import PaceLimit
 from tests.helpers.pipelines import ManualClock, RunningPipeline
 from tests.helpers.telephone import ACCOUNT, CREDENTIALS
 

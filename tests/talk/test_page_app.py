@@ -21,6 +21,7 @@ from pipecat_personaplex.talk.ice import parse_ice_server
 from pipecat_personaplex.talk.local_engine import LocalEngine
 from pipecat_personaplex.talk.page_app import create_app
 from tests.golden_data import GOLDEN
+from tests.helpers.logs import recorded
 
 ORIGIN = "http://localhost:7860"
 SOCKET = "ws://localhost:7860/api/socket"
@@ -289,6 +290,16 @@ class TestCalls:
                 if words[-1:] == ["there."]:
                     break
             assert words[:2] == ["Hello", "there."] and loudest > 1_000
+            call.close()
+            until(lambda: page.get("/api/info").json()["calls"] == 0)
+
+    def test_audio_beyond_real_time_is_dropped(self, page: TestClient) -> None:
+        with recorded("WARNING") as log, page.websocket_connect(SOCKET) as call:
+            call.send_json({"voice": "NATF2"})
+            assert call.receive_json() == {"opened": True}
+            for _ in range(10):  # 13 s
+                call.send_bytes(bytes(64_000))
+            until(lambda: bool(log.containing("faster than real time")))
             call.close()
             until(lambda: page.get("/api/info").json()["calls"] == 0)
 

@@ -4,7 +4,7 @@ import { type Call, type CallRequest, type Info, type Listener, Problem } from "
 import { ENDED, GONE, refusal } from "./problems";
 import { Rtvi, RtviCall } from "./rtvi";
 
-const BLOCKED_MS = 2300; // after the press of Talk, for words within three seconds
+const BLOCKED_MS = 2300; // after the press of Talk: the page must say why within three seconds
 const LEAST_MS = 800; // for a connection, once the bot has answered
 const SILENT_MS = 1800; // the bot sends a message at least once a second
 const CHECK_MS = 400;

@@ -9,10 +9,10 @@ _SAME_MESSAGE_SECONDS = 0.05
 class BackendWork:
     """Requests that the backend has, its tool calls, and which turn an output answers.
 
-    Events and acknowledgements arrive in the order in which the backend sent them. Outputs before
-    the acknowledgement of a turn, and those of a run of the model that was in progress then, were
-    written without the turn in view: they are stale. A tool's result starts another run, which
-    sees every request.
+    Events and acknowledgements arrive in the order in which the backend sent them. An output is
+    stale if it was written without the newest turn in view: it came before the backend acknowledged
+    that turn, or from a run of the model that had begun before. A tool's result starts another run,
+    which sees every request.
 
     Attributes:
         outstanding: Whether an answer to a request is expected.

@@ -42,8 +42,8 @@ class Delegation:
             has stopped. Raise it for a slow speech-to-text: an answer of the model comes first
             otherwise.
         sorry: Spoken once when the backend fails; empty for nothing.
-        unanswered: Spoken when the backend, after a long hold, has nothing to add: the model
-            rarely still answers then. Empty for nothing.
+        unanswered: Spoken after a long hold if the backend has nothing to add, because by then
+            the model seldom answers by itself. Empty for nothing.
         summary_secs: Every so many seconds of the call, the backend's model summarises it, and the
             summary goes into the prompt: so the agent keeps what leaves its window, which is about
             four minutes for the released model. None for no summaries, as for a backend that is

@@ -1,4 +1,4 @@
-"""What of a ``Delegation`` decides when something happens."""
+"""The settings of a ``Delegation`` that decide when something happens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TRANSCRIPT_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class DelegationTimes:
-    """What of a ``Delegation`` decides when something happens.
+    """The settings of a ``Delegation`` that decide when something happens.
 
     Attributes:
         hold: When the agent keeps silent.

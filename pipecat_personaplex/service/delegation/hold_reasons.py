@@ -45,7 +45,7 @@ class HoldReasons:
         return min(times, default=None)
 
     def set(self, reason: Reason, until: float) -> None:
-        """Hold for a reason, in place of an earlier end of it."""
+        """Hold for this reason until this time, which replaces the one that was set before."""
         self._until[reason] = until
 
     def drop(self, *reasons: Reason) -> None:

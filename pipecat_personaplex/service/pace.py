@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from loguru import logger
+from pipecat.frames.frames import Frame, InputAudioRawFrame
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+
 from pipecat_personaplex.asgi.token_bucket import TokenBucket
 
 # Clocks of sound cards differ from ours by less than 1 %.
@@ -40,3 +44,27 @@ class PaceLimit:
             return True
         self.dropped_seconds += seconds
         return False
+
+
+class PacedInput(FrameProcessor):
+    """Passes a caller's audio on as long as it is not faster than real time.
+
+    Example::
+
+        Pipeline([transport.input(), PacedInput(), stt, ...])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._limit = PaceLimit()
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        """Drop audio beyond the pace; pass all else on."""
+        await super().process_frame(frame, direction)
+        if isinstance(frame, InputAudioRawFrame):
+            first = not self._limit.dropped_seconds
+            if not self._limit.allows(frame.num_frames / frame.sample_rate):
+                if first:
+                    logger.warning("a caller sends audio faster than real time; it is dropped")
+                return
+        await self.push_frame(frame, direction)
