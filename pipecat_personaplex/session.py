@@ -208,6 +208,11 @@ class Session(SessionBase):
         """
         return self._speech.next_code(pcm)
 
+    def lose_thread(self, error: PersonaPlexError) -> None:
+        """End the session in a forked process; its history can still be read."""
+        super().lose_thread(error)
+        self.past.renew_lock()
+
     def take_new_sampling(self) -> SamplingParams | None:
         """Return the parameters if they have changed since the last call, else None."""
         with self._lock:

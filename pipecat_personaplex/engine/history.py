@@ -59,6 +59,10 @@ class History:
                 self.frames += 1
             self._caller.extend(past.caller.reshape(-1, FRAME_SAMPLES)[-WARM_UP_FRAMES:])
 
+    def renew_lock(self) -> None:
+        """Replace the lock: a fork may have copied it in its locked state."""
+        self._lock = threading.Lock()
+
     @property
     def oldest(self) -> int:
         """Number of the oldest stored frame."""

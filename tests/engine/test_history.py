@@ -150,6 +150,14 @@ def test_the_golden_checkpoint_whose_prompt_exceeds_its_window(engine: Engine) -
     again.hang_up()
 
 
+def test_the_history_can_be_read_after_a_fork_in_the_middle_of_a_frame() -> None:
+    history = History(10)
+    history.add(frame(0), np.zeros(FRAME_SAMPLES, np.float32))
+    assert history._lock.acquire()
+    history.renew_lock()
+    assert len(history.snapshot().tokens) == 1
+
+
 GOOD = np.zeros((4, STREAMS), dtype=np.int16)
 QUIET = np.zeros(2 * FRAME_SAMPLES, dtype=np.float32)
 
