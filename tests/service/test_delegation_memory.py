@@ -209,9 +209,10 @@ async def test_facts_that_are_late_follow_by_a_new_prompt(
     fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(call_memory, "GROUND_SECONDS", 0.05)
+    found = asyncio.Event()
 
     async def account(service: PersonaPlexLLMService) -> str:
-        await asyncio.sleep(0.5)
+        await found.wait()
         return "The caller is Ann Lee."
 
     async with (
@@ -219,6 +220,7 @@ async def test_facts_that_are_late_follow_by_a_new_prompt(
         delegated_call(fake, llm.worker(), ground=account, service=SERVICE) as call,
     ):
         assert fake.sessions[0].persona.text_prompt == ROLE
+        found.set()
         await call.until(lambda: prompts(fake))
         assert "Ann Lee" in prompts(fake)[0]
 
