@@ -6,6 +6,7 @@ also runs on machines without them.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -25,7 +26,7 @@ MAX_FILE_SECONDS = 4 * 3600.0
 _BLOCK_SAMPLES = 1 << 20
 # In Hz. A file of a few bytes at 1 Hz would become hours at 24 kHz.
 _MIN_RATE, _MAX_RATE = 2_000, 768_000
-# Share of the loudest channel's energy below which the average of the channels is their silence.
+# Channels whose average has less than this share of the loudest one's energy cancel each other.
 _CANCELLED = 1e-3
 # The block over which loudness is measured, in seconds (ITU-R BS.1770).
 _LOUDNESS_BLOCK_SECONDS = 0.4
@@ -76,6 +77,8 @@ def read_audio(path: str | Path, *, max_seconds: float = MAX_FILE_SECONDS) -> Pc
                 pcm, rate = _read_with_ffmpeg(data, path, max_seconds, error.error_string)
     except OSError as error:
         raise InvalidAudio(f"audio file {path} cannot be read: {error.strerror}") from None
+    except TypeError:  # of soundfile, for a name that ends in .raw
+        raise InvalidAudio(f"audio file {path} has no header; convert it to WAV") from None
     if not np.isfinite(pcm).all():
         raise InvalidAudio(f"audio file {path} contains samples that are not finite")
     if rate != SAMPLE_RATE and pcm.size:
@@ -113,7 +116,7 @@ def _read_with_ffmpeg(
                 raise InvalidAudio(f"audio file {path} contains no audio")
             rate = int(container.streams.audio[0].rate)
             return _mono(lambda: _decoded(container), rate, path, max_seconds), rate
-    except av.FFmpegError:
+    except (av.FFmpegError, ValueError):  # ValueError: channels or rate change within the file
         raise InvalidAudio(f"audio file {path} cannot be read: {reason}") from None
 
 
@@ -171,11 +174,13 @@ def write_wav(path: str | Path, pcm: Pcm) -> None:
     """
     import soundfile
 
+    # In memory first: libsndfile does not report a full disk.
+    encoded = io.BytesIO()
+    soundfile.write(encoded, float_to_pcm16(pcm), SAMPLE_RATE, subtype="PCM_16", format="WAV")
     try:
-        with Path(path).open("wb") as file:  # as in read_audio
-            soundfile.write(file, float_to_pcm16(pcm), SAMPLE_RATE, subtype="PCM_16", format="WAV")
-    except (soundfile.LibsndfileError, OSError) as error:
-        reason = getattr(error, "error_string", error)
+        Path(path).write_bytes(encoded.getbuffer())
+    except OSError as error:
+        reason = error.strerror or error
         raise InvalidAudio(f"audio file {path} cannot be written: {reason}") from None
 
 

@@ -228,6 +228,18 @@ def test_channels_are_averaged_as_before(tmp_path: Path) -> None:
     assert np.array_equal(read_audio(tmp_path / "a.wav"), samples.mean(axis=1))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk() -> None:
+    with pytest.raises(InvalidAudio, match="/dev/full cannot be written: No space left"):
+        write_wav("/dev/full", np.zeros(RATE, np.float32))
+
+
+def test_samples_without_a_header(tmp_path: Path) -> None:
+    (tmp_path / "a.raw").write_bytes(bytes(4_800))
+    with pytest.raises(InvalidAudio, match="has no header; convert it to WAV"):
+        read_audio(tmp_path / "a.raw")
+
+
 def test_names_that_are_no_text(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav"))
     write_wav(path, np.full(RATE, 0.5, np.float32))

@@ -100,7 +100,10 @@ def save_quantized(
     layout = lm_layout(model, depth_steps(file, config.lm), split=is_split(file.names))
     source.require_all_known(layout)
     parts = list(_parts(model, layout, source, quantization))
-    temporary = _create_temporary(output)
+    check_new_folder(output)
+    output = Path(os.path.abspath(output))
+    temporary = output.with_name(f".{secrets.token_hex(4)}.{output.name}")  # on the same disk
+    temporary.mkdir()
     try:
         _write_safetensors(temporary / MODEL_FILE, parts, progress)
         shutil.copyfile(files.mimi, temporary / MIMI_FILE)
@@ -109,20 +112,24 @@ def save_quantized(
             shutil.copyfile(files.voices, temporary / VOICES_FILE)
         _write_config(files.config, temporary / CONFIG_FILE, quantization)
         temporary.rename(output)
+    except OSError as error:
+        error.filename = str(output)  # else it names no file, or the one that was copied
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _create_temporary(output: Path) -> Path:
-    """Create an empty folder next to ``output``, on the same file system."""
+def check_new_folder(output: Path) -> None:
+    """Check that a folder can be created.
+
+    Raises:
+        UserError: It is there already, or its parent is not.
+    """
     parent = Path(os.path.abspath(output)).parent
     if os.path.lexists(output):
         raise UserError(f"{output} is there already; choose another folder, or remove it first")
     if not parent.is_dir():
         raise UserError(f"{output}: there is no folder {parent}; create it first")
-    temporary = parent / f".{secrets.token_hex(4)}.{output.name}"
-    temporary.mkdir()
-    return temporary
 
 
 def _parts(

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from loguru import logger
 
@@ -218,7 +219,11 @@ def _download(model: str, files: Sequence[str], *, progress: bool, warn: bool = 
 def _cached_snapshot(repo: str, revision: str | None, files: Sequence[str]) -> Path | None:
     """The snapshot of the latest download, if the cache has all these files of it."""
     try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        folder = Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=list(files), local_files_only=True
+            )
+        )
     except Exception:  # no complete snapshot; the types depend on the version of huggingface_hub
         return None
     optional = {CONFIG_FILE}
@@ -247,9 +252,12 @@ def _explain(repo: str, error: BaseException) -> str:
     """One line for the user: what went wrong with a repository, and what to do."""
     chain = _chain(error)
     status = _http_status(chain)
+    name, _, revision = repo.partition("@")
+    if any(isinstance(link, RevisionNotFoundError) for link in chain):
+        return f"{name} has no revision {revision!r} on the Hub; check the spelling"
     if any(isinstance(link, GatedRepoError) for link in chain) or status == 403:
         return (
-            f"{repo} is gated: accept its licence at https://huggingface.co/{repo}, then set "
+            f"{repo} is gated: accept its licence at https://huggingface.co/{name}, then set "
             "HF_TOKEN to a token of that account or run `hf auth login`"
         )
     if any(isinstance(link, RepositoryNotFoundError) for link in chain):

@@ -223,8 +223,8 @@ class VoiceLibrary:
             with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
                 for member in archive:
                     library._add_member(archive, member, path)
-        # ValueError: a header has an invalid number.
-        except (tarfile.TarError, ValueError) as error:
+        # A header has an invalid number, or one beyond all sizes.
+        except (tarfile.TarError, ValueError, OverflowError) as error:
             raise VoiceError(f"{path} is not a tar archive ({error})") from None
         return library
 

@@ -194,12 +194,13 @@ def bench(
     from pipecat_personaplex.bench.table import caption, markdown_tables
 
     result = run(bench_options, typer.echo)
-    with whole_files(list(pictures.values())) as files:
-        for file in files:
-            draw_histogram(result.step_seconds, caption(result.report), file)
     if markdown:
         typer.echo("\n".join(markdown_tables(result.report)))
     typer.echo(json.dumps(result.report))
+    # At last: a picture that cannot be written must not cost the figures.
+    with whole_files(list(pictures.values())) as files:
+        for file in files:
+            draw_histogram(result.step_seconds, caption(result.report), file)
 
 
 def _fill(text: str | None) -> int | Literal["full"] | None:

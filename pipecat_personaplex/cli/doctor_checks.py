@@ -277,7 +277,7 @@ def _opus() -> Finding:
         return Finding(
             "opus",
             "note",
-            "opuslib_next is not installed: no personaplex serve",
+            "opuslib_next is not installed: no Opus audio in personaplex serve",
             "pip install 'pipecat-personaplex[server]'",
         )
     try:
@@ -305,9 +305,11 @@ def _media() -> Finding:
 
 
 def _extras() -> Finding:
+    from pipecat_personaplex.cli.serve import SERVER_PACKAGES
+
     present = {
         "bots": find_spec("aiortc") is not None,
-        "server": find_spec("uvicorn") is not None and find_spec("opuslib_next") is not None,
+        "server": all(find_spec(name) is not None for name in (*SERVER_PACKAGES, "opuslib_next")),
         "bench": find_spec("matplotlib") is not None,
     }
     missing = [name for name, found in present.items() if not found]

@@ -153,9 +153,14 @@ def run_(
             raise
     typer.echo(
         f"{out}: {result.calls} calls in {result.seconds:.1f} s, {result.calls_per_second:.2f} "
-        f"calls a second, {result.audio_seconds / max(result.seconds, 1e-9):.1f} s of call a "
-        f"second; {result.failed} failed"
+        f"calls a second, {result.audio_seconds / max(result.seconds, 1e-9):.1f} times real "
+        f"time; {result.failed} failed"
     )
+    if result.failed:
+        last = [call for call in run.calls() if call.error][-1]
+        typer.echo(f"{last.id}: {last.error}; {out / 'items.jsonl'} has the others", err=True)
+        if not any(not call.error for call in run.calls()):
+            raise EngineError(f"every call failed, the last one with: {last.error}")
     if score:
         known = any(call.wanted for call in run.calls())
         score_and_show(run, make_scorer(judge="rules" if known else "none"))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipecat_personaplex.errors import EngineUnreachable
+from pipecat_personaplex.constants import SAMPLE_RATE
+from pipecat_personaplex.errors import EngineUnreachable, InvalidAudio
 
 if TYPE_CHECKING:
     from pipecat_personaplex.audio import Pcm
@@ -111,9 +112,14 @@ def latency(
 def _question(path: Path | None) -> Pcm:
     from pipecat_personaplex.audio_files import read_audio
     from pipecat_personaplex.eval.suites.nano_calls import caller_voices
+    from pipecat_personaplex.eval.voice_activity import caller_spans
 
     if path is not None:
-        return read_audio(path)
+        pcm = read_audio(path)
+        spans = caller_spans(pcm)
+        if not spans:
+            raise InvalidAudio(f"audio file {path} contains no speech that an agent could answer")
+        return pcm[: round(spans[-1].end * SAMPLE_RATE)]  # the time counts from the last word
     return caller_voices(bundled=True).scene(0).questions[1].pcm
 
 

@@ -49,6 +49,12 @@ def whole_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
         yield temporary
         for written, target in zip(temporary, targets, strict=True):
             written.replace(target)
+    except OSError as error:
+        # A full disk names the temporary file, or none: then the folder says which disk it is.
+        names = dict(zip(map(str, temporary), map(str, targets), strict=True))
+        fallback = error.filename or (str(targets[0].parent) if targets else None)
+        error.filename = names.get(error.filename, fallback)
+        raise
     finally:
         for written in temporary:
             written.unlink(missing_ok=True)

@@ -43,10 +43,11 @@ def quantize(
     """
     from pipecat_personaplex.checkpoint.adapter_file import find_adapter
     from pipecat_personaplex.checkpoint.checkpoint_files import CheckpointFiles
-    from pipecat_personaplex.checkpoint.export import save_quantized
+    from pipecat_personaplex.checkpoint.export import check_new_folder, save_quantized
     from pipecat_personaplex.checkpoint.file_names import MODEL_FILE
     from pipecat_personaplex.checkpoint.hub import resolve_folder
 
+    check_new_folder(output)
     bars, requested = sys.stderr.isatty(), options.config.adapter
     folder = resolve_folder(options.resolve_model(), progress=bars)
     adapter = find_adapter(requested, progress=bars) if requested else None

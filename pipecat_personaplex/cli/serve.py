@@ -41,6 +41,8 @@ personaplex serve --host 0.0.0.0 --api-key-file keys.txt --ssl-certfile cert.pem
 
 personaplex serve --add-voice owen=owen.wav --allow-origin https://example.com"""
 
+SERVER_PACKAGES = ("prometheus_client", "sphn", "starlette", "uvicorn")
+"""What the extra ``server`` installs, besides the optional Opus."""
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -333,7 +335,7 @@ def serve(
 
 
 def _require_server() -> None:
-    for name in ("prometheus_client", "sphn", "starlette", "uvicorn"):
+    for name in SERVER_PACKAGES:
         if find_spec(name) is None:
             raise ConfigError(f"the server needs {name}: pip install 'pipecat-personaplex[server]'")
 

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -140,10 +141,15 @@ class ChatJudge:
     """
 
     def __init__(self, url: str, model: str, key: str | None = None, timeout: float = 60.0):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+        except ValueError:  # such as half an IPv6 address
+            valid = False
+        if not valid:
             raise ConfigError(f"--judge {url}: give an address such as http://localhost:8000/v1")
-        self.name = f"{parts.hostname}/{model}"
+        server = parts.netloc.rpartition("@")[2]  # without a user's name and password
+        self.name = f"{server}{parts.path.rstrip('/')}/{model}"
         self._url = f"{url.rstrip('/')}/chat/completions"
         self._model = model
         self._key = key
@@ -175,7 +181,7 @@ class ChatJudge:
         except urllib.error.HTTPError as error:
             detail = error.read(300).decode(errors="replace")
             raise UserError(f"the judge {self._url} answers {error.code}: {detail}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise UserError(f"the judge {self._url} cannot be reached: {error}") from None
         except (KeyError, IndexError, TypeError):
             raise UserError(f"the judge {self._url} does not answer as OpenAI's API does") from None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -209,7 +210,8 @@ def run_suite(
         seconds = time.monotonic() - started
         result = RunResult(calls, failed, seconds, audio_seconds, engine.stats().step_p50_ms)
         if calls:
-            _append_speed(run, engine.max_sessions, result)
+            with suppress(OSError):  # a full disk: the error of the run itself says so
+                _append_speed(run, engine.max_sessions, result)
     return result
 
 
@@ -252,4 +254,8 @@ def read_speed(run: RunFolder) -> list[dict[str, Any]]:
     path = run.path / "speed.jsonl"
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):  # cut off by a full disk
+            records.append(json.loads(line))
+    return records

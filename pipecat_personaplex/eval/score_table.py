@@ -90,7 +90,8 @@ def make_table(runs: Sequence[RunFolder], against: Sequence[Source] = tuple(SOUR
         for _, content in scores:
             for rules in (rules for rules in RULES if rules in content["summary"]):
                 summary = content["summary"][rules]
-                names = f"{prefix}{content['asr']}, {content['vad']}, {rules}"
+                judge = f", judge {content['judge']}" if content["judge"] != "none" else ""
+                names = f"{prefix}{content['asr']}, {content['vad']}, {rules}{judge}"
                 columns.append(_Column(names, dict(_cells(summary, step))))
                 keys |= dict.fromkeys(columns[-1].cells)
     for source in against:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,39 @@ def test_a_repository_is_downloaded_once_and_then_needs_no_network(tmp_path: Pat
     # The server has stopped.
     assert fetch(url, tmp_path)[0] == output
     assert fetch(url, tmp_path, HF_HUB_OFFLINE="1")[0] == output
+
+
+def test_a_complete_cache_is_used_behind_a_firewall_that_resets_connections(
+    tmp_path: Path,
+) -> None:
+    with FakeHub(REPO, {**FILES, "README.md": b""}) as hub:
+        output, _ = fetch(hub.url, tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as firewall:
+
+        def reset() -> None:
+            with suppress(OSError):  # closed
+                while True:
+                    connection, _ = firewall.accept()
+                    connection.recv(1)
+                    connection.setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0" + bytes(4)
+                    )
+                    connection.close()
+
+        resetting = threading.Thread(target=reset)
+        resetting.start()
+        again, log = fetch(f"http://127.0.0.1:{firewall.getsockname()[1]}", tmp_path)
+        firewall.shutdown(socket.SHUT_RDWR)
+        resetting.join()
+    assert again == output
+    assert "the complete snapshot" in log
+
+
+def test_a_revision_that_does_not_exist(tmp_path: Path) -> None:
+    with FakeHub(REPO, STUBS) as hub:
+        hub.refusal = 404, {"X-Error-Code": "RevisionNotFound"}
+        output, _ = fetch(hub.url, tmp_path, repo=f"{REPO}@typo")
+    assert output == f"refused: {REPO} has no revision 'typo' on the Hub; check the spelling"
 
 
 def test_progress_bars_are_drawn_if_requested(tmp_path: Path) -> None:

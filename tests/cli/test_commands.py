@@ -173,7 +173,7 @@ def test_failed_write_leaves_the_old_outputs(
     (tmp_path / "out.wav").write_bytes(b"before")
     monkeypatch.setattr(offline_module, "_write_tokens", fail)
     assert main(offline(callers / "short.wav", tmp_path)) == 1
-    assert one_line(capsys.readouterr().err) == "error: No space left on device\n"
+    assert one_line(capsys.readouterr().err) == f"error: {tmp_path}: No space left on device\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.wav"]
     assert (tmp_path / "out.wav").read_bytes() == b"before"
 

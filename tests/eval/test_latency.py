@@ -6,15 +6,18 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 import pytest
 
 from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.audio_files import write_wav
 from pipecat_personaplex.cli import main
+from pipecat_personaplex.cli.eval_latency import _question
 from pipecat_personaplex.constants import SAMPLE_RATE
-from pipecat_personaplex.errors import ConfigError, EngineUnreachable
+from pipecat_personaplex.errors import ConfigError, EngineUnreachable, InvalidAudio
 from pipecat_personaplex.eval.latency import probe as probe_module
 from pipecat_personaplex.eval.latency.measure import Target, measure_floor
 from pipecat_personaplex.eval.latency.probe import Recorder, probe, tone
@@ -79,6 +82,16 @@ async def test_speech_counts_from_its_end() -> None:
     async with DelayLine(0.3) as line:
         found = await probe(line, sound, 1, from_end=True)
     assert -0.25 <= found.median <= -0.05  # the echo starts before the caller has finished
+
+
+def test_a_question_from_a_file_ends_with_its_last_word(tmp_path: Path) -> None:
+    spoken = _question(None)
+    silence = np.zeros(2 * SAMPLE_RATE, np.float32)
+    write_wav(tmp_path / "question.wav", np.concatenate([spoken, silence]))
+    assert abs(len(_question(tmp_path / "question.wav")) - len(spoken)) < 0.1 * SAMPLE_RATE
+    write_wav(tmp_path / "silence.wav", silence)
+    with pytest.raises(InvalidAudio, match="contains no speech"):
+        _question(tmp_path / "silence.wav")
 
 
 async def test_no_answer() -> None:

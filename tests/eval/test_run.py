@@ -170,6 +170,11 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_record_of_speed_that_a_full_disk_has_cut(tmp_path: Path) -> None:
+    (tmp_path / "speed.jsonl").write_text('{"calls": 1}\n{"calls":')
+    assert read_speed(RunFolder(tmp_path, {})) == [{"calls": 1}]
+
+
 def test_one_process_writes(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "x"
     with only_writer(path):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import urlsplit
 from typing import Any, ClassVar
 
 import numpy as np
@@ -226,7 +227,7 @@ def server() -> Iterator[str]:
 
 def test_a_server_is_asked_once_for_the_same_answer(server: str, tmp_path: Path) -> None:
     judge = find_judge(f"{server}#qwen", {"server": "secret"})
-    assert judge is not None and judge.name == "127.0.0.1/qwen"
+    assert judge is not None and judge.name == f"{urlsplit(server).netloc}/v1/qwen"
     answer = Answer("You sell bread.", "What is bread?", "It is bread.")
     for _ in range(2):
         assert StoredJudge(judge, tmp_path).rate(answer) == (4, 1)
@@ -253,6 +254,13 @@ def test_a_server_that_refuses(server: str, status: int, body: str, message: str
         ChatJudge(server, "m")(Answer("", "", ""))
 
 
+def test_judges_of_two_servers_have_two_names() -> None:
+    names = [
+        ChatJudge(url, "m").name for url in ("http://u:p@a:1/v1", "http://a:2/v1", "http://a:2/v2/")
+    ]
+    assert names == ["a:1/v1/m", "a:2/v1/m", "a:2/v2/m"]
+
+
 def test_a_server_that_is_not_there() -> None:
     with pytest.raises(UserError, match="cannot be reached"):
         ChatJudge("http://127.0.0.1:9/v1", "m", timeout=2)(Answer("", "", ""))
@@ -266,6 +274,7 @@ def test_a_server_that_is_not_there() -> None:
         ("openai:gpt-4o", "needs an API key in OPENAI_API_KEY"),
         ("rules:x", "takes no argument"),
         ("http://", "give an address"),
+        ("http://[::1", "give an address"),
     ],
 )
 def test_wrong_judges(name: str, message: str) -> None:

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from fractions import Fraction
+from http.client import HTTPException
 from typing import Any, Self
 
 import numpy as np
@@ -139,7 +140,7 @@ def over_http(url: str) -> Negotiate:
         except urllib.error.HTTPError as error:
             detail = error.read(200).decode(errors="replace")
             raise EngineUnreachable(f"{address} answers {error.code}: {detail}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise EngineUnreachable(f"{address} does not answer: {error}") from None
 
     async def negotiate(offer: dict[str, str]) -> dict[str, str]:
