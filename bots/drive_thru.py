@@ -35,6 +35,7 @@ from bots.host import BotCall, BotHost
 from bots.order_window.desk import OrderDesk, add_order_options, open_desk, print_receipts
 from bots.order_window.order import Order
 from bots.stt import add_stt_options, choose_stt, transcribe, turn_strategies
+from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.service.delegation.delegation import Delegation
 from pipecat_personaplex.service.delegation.hold import Hold
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
@@ -147,6 +148,8 @@ def _check(args: argparse.Namespace) -> None:
         sys.exit()
     record_folder(args.records)
     backends = choose_backend(args)
+    if args.menu and not backends:
+        raise ConfigError("--menu needs --backend: without one, the menu is in the --prompt")
     args.create_stt = choose_stt(args)
     args.desk = open_desk(args, backends) if backends else None
     if args.desk and args.prompt == RESTAURANT:

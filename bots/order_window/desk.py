@@ -85,7 +85,9 @@ def describe(menu: Menu) -> str:
 
 def _described(item: MenuItem, currency: str) -> str:
     prices = [
-        money(cents, currency) if size == ONE_SIZE else f"{size} {money(cents, currency)}"
+        money(cents, currency)
+        if item.prices.keys() == {ONE_SIZE}
+        else f"{size} {money(cents, currency)}"
         for size, cents in item.prices.items()
     ]
     return f"{item.name} ({', '.join([item.description, *prices] if item.description else prices)})"

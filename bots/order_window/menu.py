@@ -164,8 +164,9 @@ def nearest_names(items: Sequence[MenuItem], spoken: str) -> list[str]:
 
 
 def size_in(item: MenuItem, spoken: str) -> str:
-    """The size that the caller's words name; empty if they name none."""
-    return next((size for size in item.prices if set(_words(size)) <= set(_words(spoken))), "")
+    """The size that the caller's words name, the longest one; empty if they name none."""
+    named = [size for size in item.prices if set(_words(size)) <= set(_words(spoken))]
+    return max(named, key=lambda size: len(_words(size)), default="")
 
 
 def _words(text: str) -> tuple[str, ...]:

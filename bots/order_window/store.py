@@ -109,12 +109,15 @@ class OrderStore:
             item = _one_item(db, name)
             chosen = _choose_size(item, size or size_in(item, name))
             number = open_order(db, call)
-            key = (item.name, chosen, "" if note.lower() == NO_NOTE else note)
-            old = [
-                line.quantity
+            note_of_line = "" if note.lower() == NO_NOTE else note
+            same = [
+                line
                 for line in read_lines(db, number)
-                if (line.item, line.size, line.note) == key
+                if (line.item, line.size) == (item.name, chosen)
+                and line.note.lower() == note_of_line.lower()
             ]
+            old = [line.quantity for line in same]
+            key = (item.name, chosen, same[0].note if same else note_of_line)
             added = Line(*key, quantity, item.prices[chosen])
             write_line(db, number, Line(*key, sum(old, quantity), item.prices[chosen]))
             _check_order(db, number, item)
@@ -158,7 +161,7 @@ class OrderStore:
 
         return self._once(call, tool_call, ["change", name, quantity, size, note], change)
 
-    def place(self, call: str, tool_call: str) -> dict[str, Any]:
+    def place(self, call: str) -> dict[str, Any]:
         """Place the open order of a call: take its items from the stock and write its receipt.
 
         A call whose order is placed, and which has ordered nothing since, gets the same answer
@@ -178,12 +181,18 @@ class OrderStore:
             result = f"Order {order.number} is placed: {order}. The total is {total}."
             return {"result": result, **order.as_result()}
 
-        return self._once(call, tool_call, ["place"], place)
+        with self._database.transaction() as db:
+            return place(db)
 
     def order(self, call: str) -> Order | None:
         """The order of a call that is open and not empty, or else the last that it has placed."""
         with self._database.reading() as db:
             return self._shown(db, call)
+
+    def current(self, call: str) -> Order | None:
+        """The open order of a call, even if it is empty, or else the last that it has placed."""
+        with self._database.reading() as db:
+            return self._open(db, call) or self._shown(db, call)
 
     def latest(self, count: int) -> list[Order]:
         """The newest orders that are not empty, the newest first."""
@@ -205,9 +214,11 @@ class OrderStore:
         change: Callable[[sqlite3.Connection], dict[str, Any]],
     ) -> dict[str, Any]:
         """Make a change and store its answer, or return the answer that is stored already."""
-        # The request is part of the key: some servers give the same id to different tool calls.
-        key = (call, tool_call, json.dumps(request))
         with self._database.transaction() as db:
+            # Some servers give the same id to different tool calls, or to those of another order.
+            where = "SELECT count(*) FROM orders WHERE call = ? AND placed IS NOT NULL"
+            [placed] = db.execute(where, (call,)).fetchone()
+            key = (call, tool_call, json.dumps([*request, placed]))
             row = db.execute(
                 "SELECT answer FROM tool_calls WHERE call = ? AND id = ? AND request = ?", key
             ).fetchone()
@@ -223,7 +234,7 @@ class OrderStore:
         return {
             "name": item.name,
             "description": item.description,
-            "price": prices.get(ONE_SIZE) or prices,
+            "price": prices[ONE_SIZE] if prices.keys() == {ONE_SIZE} else prices,
             "left": item.stock,
         }
 
@@ -262,7 +273,7 @@ def _choose_size(item: MenuItem, size: str) -> str:
         return size
     if len(item.prices) == 1 and not size:
         return next(iter(item.prices))
-    if ONE_SIZE in item.prices:
+    if len(item.prices) == 1:
         raise ToolProblem(f"{item.name} comes in one size only; leave the size empty.")
     problem = f"there is no size {size!r}" if size else "the size is missing"
     raise ToolProblem(

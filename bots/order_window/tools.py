@@ -115,18 +115,18 @@ class OrderTools:
     @tool
     async def place_order(self, params: FunctionCallParams) -> dict[str, Any]:
         """Place the order once the caller has confirmed it. It cannot be changed afterwards."""
-        result = await self._changed(self._store.place, call_id(params))
+        result = await self._changed(self._store.place)
         logger.info("{}", result["result"])
         return result
 
     async def _changed(
-        self, change: Callable[..., dict[str, Any]], tool_call: str, *arguments: object
+        self, change: Callable[..., dict[str, Any]], *arguments: object
     ) -> dict[str, Any]:
-        result = await self._store.run(change, self._call, tool_call, *arguments)
-        order = await self._store.run(self._store.order, self._call)
-        if order is not None:
-            try:
+        result = await self._store.run(change, self._call, *arguments)
+        try:
+            order = await self._store.run(self._store.current, self._call)
+            if order is not None:
                 await self._on_order(order)
-            except Exception as error:  # the change is made, whether a page shows it or not
-                logger.warning("the order cannot be shown: {!r}", error)
+        except Exception as error:  # the change is made, whether a page shows it or not
+            logger.warning("the order cannot be shown: {!r}", error)
         return result

@@ -85,6 +85,14 @@ class Call:
         return self._current.persona if self._current else None
 
     @property
+    def requested_persona(self) -> Persona | None:
+        """The persona that was requested last: in effect, or about to be."""
+        active = self._active
+        if active is not None and active.prompt_request is not None:
+            return active.prompt_request.persona
+        return self.persona
+
+    @property
     def sampling(self) -> SamplingParams | None:
         """How the current session samples tokens; None if there is no session."""
         return self._current.sampling if self._current else None

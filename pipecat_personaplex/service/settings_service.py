@@ -134,7 +134,7 @@ class SettingsService(LLMService):
         if session is None or "prompt" not in session.features or not self._call.active:
             return
         try:
-            if self._persona() != self._call.persona:
+            if self._persona() != self._call.requested_persona:
                 self._open_session()
         except PromptTooLong as error:
             if self._facts.knowledge.shrink(error.frames - error.limit):

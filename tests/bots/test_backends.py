@@ -141,7 +141,7 @@ async def test_the_order_window_as_a_process(tmp_path: Path) -> None:
     path = tmp_path / "orders.db"
     earlier = OrderStore(path, read_menu())
     earlier.add("earlier", "1", "tea", 1)
-    earlier.place("earlier", "2")
+    earlier.place("earlier")
     earlier.close()
     rules = [Rule("two spicy", ">> Two spicy.", "add_to_order", {"item": "spicy", "quantity": 2})]
     files = ("--orders", str(path), "--records", str(tmp_path / "calls"))
@@ -226,6 +226,7 @@ async def test_the_assistant_as_a_process(tmp_path: Path) -> None:
             "the menu /nowhere.toml cannot be read",
         ),
         ("assistant", ["--documents", "/tmp"], "--documents needs --backend"),
+        ("drive_thru", ["--menu", "menu.toml"], "--menu needs --backend"),
         (
             "assistant",
             [*SCRIPT, "--backend", "ollama", "--backend-model", "m", "--documents", "/nowhere"],

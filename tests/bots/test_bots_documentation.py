@@ -70,7 +70,7 @@ def test_the_statement_that_fills_the_shelves(tmp_path: Path) -> None:
     *_, statement = shlex.split(line)
     store = OrderStore(tmp_path / "orders.db", read_menu())
     store.add("a", "1", "spicy", 3)
-    store.place("a", "2")
+    store.place("a")
     with sqlite3.connect(tmp_path / "orders.db") as connection:
         assert connection.execute(statement).rowcount == 1
     connection.close()

@@ -22,6 +22,7 @@ from pipecat_personaplex.errors import (
     SpeechTooLong,
 )
 from pipecat_personaplex.service.delegation import call_memory
+from pipecat_personaplex.service.delegation.backend_link import BackendUnavailable
 from pipecat_personaplex.service.delegation.delegation import Delegation
 from pipecat_personaplex.service.delegation.tool_schemas import FunctionSchema
 from pipecat_personaplex.service.knowledge import estimated_tokens
@@ -102,6 +103,24 @@ async def test_facts_of_the_application_are_set_replaced_and_dropped(
         await pipeline.until(lambda: len(events.named("on_prompt_changed")) == 2)
         await service._update_settings(service.Settings(system_instruction="You are Bob."))
         assert prompts(fake)[-1] == "You are Bob."
+
+
+async def test_a_fact_that_changes_back_before_its_prompt_is_in_effect(
+    fake: FakeEngine, clock: ManualClock
+) -> None:
+    requested: list[str] = []
+    async with on_call(fake, clock, **SERVICE) as (service, pipeline, _):
+        [session] = fake.sessions
+
+        def update_prompt(persona, *, history=None, on_done=None):  # it takes long
+            requested.append(persona.text_prompt)
+
+        session.update_prompt = update_prompt
+        service.set_fact("mood", "The caller is angry.")
+        await pipeline.until(lambda: requested)
+        service.drop_fact("mood")
+        await pipeline.until(lambda: len(requested) == 2)
+    assert requested == [f"{ROLE} Information: The caller is angry.", ROLE]
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -251,6 +270,25 @@ async def test_a_summary_of_the_call_stays_in_the_prompt(fake: FakeEngine) -> No
             assert prompts(fake)[-1] == f"{ROLE} Information: {summary}"
             bodies = [body for body in llm.requests if not body.get("stream")]
             assert "USER: I want a burger." in str(bodies[0])
+
+
+async def test_a_request_that_the_backend_did_not_take_is_part_of_the_next(
+    fake: FakeEngine,
+) -> None:
+    async with StubLLM() as llm, delegated_call(fake, llm.worker(), service=SERVICE) as call:
+        link = call.agent._delegator._link
+        send = link.send
+
+        async def away(request: str) -> bool:
+            link.send = send
+            raise BackendUnavailable("the kitchen is away")
+
+        link.send = away
+        await call.says("Two teas please.")
+        await call.until(lambda: call.error_frames)
+        await call.says("And a coffee.")
+        await call.until(lambda: llm.asked)
+        assert "Two teas please." in llm.asked[-1] and "And a coffee." in llm.asked[-1]
 
 
 async def test_an_empty_summary_loses_nothing_of_the_call(

@@ -126,6 +126,21 @@ def test_a_backend_that_does_not_decide_in_time_leaves_the_turn_to_the_model() -
     assert state.held
 
 
+def test_the_backend_learns_what_of_a_long_answer_was_left_out() -> None:
+    state, _ = asked()
+    assert len(said(state.spoken(2.6, "One tea. " * 40))) == 30
+    state.caller_started(9.0)
+    request = sent(state.turn_ended(10.0, accepted=True)).text
+    assert f'too long: "{" ".join(["One tea."] * 10)}"' in request
+
+
+@pytest.mark.parametrize("text", ["nothing", '"Nothing."', "(none)"])
+def test_nothing_to_say_is_neither_spoken_nor_a_fact(text: str) -> None:
+    state, _ = asked()
+    assert said(state.spoken(2.6, text)) == []
+    assert not any(isinstance(action, Remember) for action in state.noted(2.7, text))
+
+
 def test_a_tool_keeps_the_agent_silent_until_its_answer_is_spoken() -> None:
     state, _ = asked()
     state.tool(2.6, "call", ended=False)

@@ -77,6 +77,8 @@ def test_a_fact_cannot_leave_the_system_tags() -> None:
         ("**Two** _fresh_ `teas` cost $3.50 today!", ["Two fresh teas cost $3.50 today!"]),
         ("See [our menu](https://a.b/c) or https://a.b.", ["See our menu or."]),
         ("# Order\n\n- Two teas\n- One *cake*", ["Order.", "Two teas.", "One cake."]),
+        ("12. Anything else?", ["12.", "Anything else?"]),
+        ("8. March", ["8.", "March."]),
         ("1. First\n2) Second", ["First.", "Second."]),
         ("Great 😀🎉! Really\u200d?", ["Great!", "Really?"]),
         (
@@ -95,20 +97,21 @@ def test_a_fact_cannot_leave_the_system_tags() -> None:
     ],
 )
 def test_what_is_spoken_of_a_text(written: str, spoken: list[str]) -> None:
-    assert speakable(written) == spoken
+    assert speakable(written) == (spoken, "")
 
 
 def test_at_most_sixty_words_are_spoken() -> None:
     sentence = "One two three four five six seven eight nine ten."
-    assert speakable(f"{sentence} " * 9) == [sentence] * 6
-    [first] = speakable("word " * 200)
+    assert speakable(f"{sentence} " * 9) == ([sentence] * 6, " ".join([sentence] * 3))
+    [first], rest = speakable("word " * 200)
     assert len(first.split()) == MAX_WORDS and first.endswith(".")
+    assert len(rest.split()) == 200 - MAX_WORDS
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=300))
 def test_any_text_becomes_sentences_on_one_line(text: str) -> None:
-    for sentence in speakable(text):
+    for sentence in speakable(text)[0]:
         assert sentence.strip() == sentence and "\n" not in sentence and sentence
 
 

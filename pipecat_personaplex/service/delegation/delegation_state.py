@@ -29,7 +29,8 @@ PAUSE_SECONDS = 12.0
 LONG_HOLD_SECONDS = 2.0
 """Released later than this after the caller's words, the model rarely still answers them."""
 
-_NOTHING = frozenset({"nothing", "nothing to add", "nothing to do", "none", "ok", "okay", "done"})
+_NOTHING = frozenset({"nothing", "nothing to add", "nothing to do", "none"})
+_AGREEMENT = frozenset({"ok", "okay", "done"})  # as a note they say nothing; spoken they may
 
 
 @dataclass
@@ -202,7 +203,10 @@ class DelegationState:
         if self._work.take_stale(now):
             self._untold.append(f'Not told to the user, who has spoken since: "{text}"')
             return [self._send(transcript=False), *self._settle(now)]
-        sentences = [each for each in speakable(text) if each.lower() not in self._said]
+        found, left_out = ([], "") if _is_nothing(text) else speakable(text)
+        sentences = [each for each in found if each.lower() not in self._said]
+        if left_out:
+            self._untold.append(f'Not told to the user, for it was too long: "{left_out}"')
         actions: list[Action] = []
         if sentences:
             texts = self._texts.items()
@@ -220,7 +224,7 @@ class DelegationState:
     def noted(self, now: float, text: str) -> list[Action]:
         """The backend has written something that the caller need not hear."""
         self._work.end_run(now)
-        if text.strip().strip(".!").lower() in _NOTHING:
+        if _is_nothing(text) or _plain(text) in _AGREEMENT:
             return self._settle(now)
         return [Remember(" ".join(text.split())), *self._settle(now)]
 
@@ -356,3 +360,12 @@ class DelegationState:
 
     def _settle(self, now: float) -> list[Action]:
         return self._reasons.settle(now)
+
+
+def _plain(text: str) -> str:
+    return text.strip(" \t\r\n.!\"'`()[]*").lower()
+
+
+def _is_nothing(text: str) -> bool:
+    """Whether a model writes that it has nothing to say."""
+    return _plain(text) in _NOTHING

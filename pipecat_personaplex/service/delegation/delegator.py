@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,8 @@ NO_TRANSCRIPT_SECONDS = 30.0
 
 # Frames of padding after which the agent's own words count as over.
 _GAP_FRAMES = 3
+# Requests that a backend has not taken and that the next one repeats.
+_MAX_UNSENT = 20
 
 
 class Delegator(CallFollower):
@@ -109,6 +112,8 @@ class Delegator(CallFollower):
         self._agent_speaks = False
         self._errands: asyncio.Queue[Send | Fail | Reattach] = asyncio.Queue()
         self._requests: dict[int, str] = {}
+        self._unsent: deque[str] = deque(maxlen=_MAX_UNSENT)
+        self._warned_of_speculation = False
         self._tasks: list[asyncio.Task[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._open = False
@@ -161,6 +166,12 @@ class Delegator(CallFollower):
             case UserStoppedSpeakingFrame():
                 self._do(self.state.caller_stopped(_now()))
             case LLMContextFrame():
+                if frame.speculation and not self._warned_of_speculation:
+                    self._warned_of_speculation = True
+                    self._front.warn(
+                        "a turn that may not be over is sent to the backend: eager turn strategies "
+                        "are not supported with a Delegation"
+                    )
                 self._take_context(frame.context)
 
     def hear_speech(self, pcm: Pcm) -> None:
@@ -328,8 +339,11 @@ class Delegator(CallFollower):
                     await self._link.attach_again()
 
     async def _send(self, send: Send) -> None:
+        # What the backend did not take is part of the next request: it may be an order.
+        self._unsent.append(self._requests.pop(send.request))
         try:
-            idle = await self._link.send(self._requests.pop(send.request))
+            idle = await self._link.send("\n\n".join(self._unsent))
+            self._unsent.clear()
         except BackendUnavailable as error:
             self._do(self.state.send_failed(_now(), send.request, str(error)))
         else:

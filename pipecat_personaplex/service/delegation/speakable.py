@@ -12,8 +12,10 @@ _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _URL = re.compile(r"(?:https?://|www\.)\S+", re.I)
 _CODE_FENCE = re.compile(r"```.*?(?:```|\Z)", re.S)
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
-# Headings, quotes, bullets, numbers of a list, table rules at the start of a line.
-_LINE_START = re.compile(r"^\s*(?:#{1,6}\s+|>+\s*|[-*+•]\s+|\d{1,2}[.)]\s+)")
+# Headings, quotes, bullets at the start of a line.
+_LINE_START = re.compile(r"^\s*(?:#{1,6}\s+|>+\s*|[-*+•]\s+)")
+# One alone may be an answer: "12. Anything else?"
+_LIST_NUMBER = re.compile(r"^\s*\d{1,2}[.)]\s+")
 _TABLE_RULE = re.compile(r"^\s*\|?[\s:|-]{3,}\|?\s*$")
 _MARKS = re.compile(r"(\*\*|__|~~|`)")
 _EMPHASIS = re.compile(r"(?<![\w*])[*_](?=\S)([^*_\n]+?)(?<=\S)[*_](?![\w*])")
@@ -27,8 +29,8 @@ _DEGREES = re.compile(r"\s?°\s?([CF]\b)?")
 _SCALES = {"C": " degrees Celsius", "F": " degrees Fahrenheit"}
 
 
-def speakable(text: str, max_words: int = MAX_WORDS) -> list[str]:
-    """Split a text into sentences to speak.
+def speakable(text: str, max_words: int = MAX_WORDS) -> tuple[list[str], str]:
+    """Split a text into sentences to speak, and what is too much.
 
     Markdown, addresses, code blocks, emoji and control characters are removed, lines are joined.
 
@@ -38,19 +40,21 @@ def speakable(text: str, max_words: int = MAX_WORDS) -> list[str]:
             cut after this many words.
 
     Returns:
-        The sentences; empty if nothing of the text can be spoken.
+        The sentences, empty if nothing of the text can be spoken; and what was left out, empty if
+        nothing.
     """
-    sentences: list[str] = []
+    sentences = [each for block in _plain(text) for each in _sentences(block)]
     words = 0
-    for sentence in (each for block in _plain(text) for each in _sentences(block)):
-        count = len(sentence.split())
-        if words + count > max_words:
-            if not sentences:
-                sentences.append(" ".join(sentence.split()[:max_words]).rstrip(",;:-") + ".")
-            break
-        sentences.append(sentence)
-        words += count
-    return sentences
+    for index, sentence in enumerate(sentences):
+        spoken = sentence.split()
+        if words + len(spoken) > max_words:
+            rest = sentences[index:]
+            if index > 0:
+                return sentences[:index], " ".join(rest)
+            left_out = " ".join([*spoken[max_words:], *rest[1:]])
+            return [" ".join(spoken[:max_words]).rstrip(",;:-") + "."], left_out
+        words += len(spoken)
+    return sentences, ""
 
 
 def _plain(text: str) -> list[str]:
@@ -60,8 +64,12 @@ def _plain(text: str) -> list[str]:
     text = _TAG.sub(" ", _URL.sub("", text))
     text = _EMPHASIS.sub(r"\1", _MARKS.sub("", text))
     blocks: list[str] = [""]
-    for line in text.splitlines():
-        content = _LINE_START.sub("", line)
+    lines = text.splitlines()
+    is_list = sum(_LIST_NUMBER.match(line) is not None for line in lines) > 1
+    for line in lines:
+        content = (_LIST_NUMBER if is_list and _LIST_NUMBER.match(line) else _LINE_START).sub(
+            "", line
+        )
         own = content != line or "|" in line  # a heading, an item, a row of a table
         if own or not content.strip() or _TABLE_RULE.match(line):
             blocks.append("")

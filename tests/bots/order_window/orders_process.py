@@ -17,7 +17,7 @@ def main(path: str, call: str) -> None:
         if part < 3:
             store.add(f"{call}-{order}", str(part), "tea", 1, note=f"cup {part}")
         else:
-            store.place(f"{call}-{order}", str(part))
+            store.place(f"{call}-{order}")
         step += 1
         print(step, flush=True)
 

@@ -91,7 +91,7 @@ def test_receipts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no order has been placed yet" in capsys.readouterr().out
     for call in ("a", "b"):
         store.add(call, "1", "tea", 2)
-        store.place(call, "2")
+        store.place(call)
     store.close()
     print_receipts(path)
     lines = capsys.readouterr().out.splitlines()

@@ -59,7 +59,7 @@ def test_the_order_grows_on_the_page(page: Page, store: OrderStore) -> None:
     store.add("a", "2", "coffee", 1, "large", MARKUP)
     expect(order).to_contain_text(f"1 large Coffee ({MARKUP})")
     assert page.title() == "Orders", "a note is text, not markup"
-    store.place("a", "3")
+    store.place("a")
     expect(order).to_contain_text("placed")
     store.add("b", "1", "tea", 1)
     expect(page.locator("article").first).to_contain_text("Tea")
