@@ -190,7 +190,7 @@ class AsyncSession:
             if not self._progress_waits:
                 self._progress_waits = True
                 self._events.put_nowait(event)
-        elif self._events.qsize() >= self._max_waiting:
+        elif self._events.qsize() - self._progress_waits >= self._max_waiting:
             self.end(LimitReached("the client does not read what it is sent"), drop_events=True)
         else:
             self.ready = self.ready or isinstance(event, Ready)

@@ -132,10 +132,7 @@ def checked_pcm(pcm: Pcm) -> Pcm:
         )
     bad = pcm.size - int(np.count_nonzero(np.isfinite(pcm)))
     if bad:
-        raise InvalidAudio(
-            f"{bad} of {pcm.size} samples are NaN or infinite; the push was ignored, the session "
-            "goes on"
-        )
+        raise InvalidAudio(f"{bad} of {pcm.size} samples are NaN or infinite")
     return np.clip(pcm, -1.0, 1.0)
 
 

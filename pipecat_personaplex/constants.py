@@ -30,6 +30,8 @@ MAX_PROMPT_FRAMES = 2_999
 The limit on a prompt is the larger of this and the checkpoint's own window: a prompt longer than a
 smaller window is accepted, and its oldest frames are forgotten.
 """
+SILENCE_FRAMES = 6
+"""Silent frames of a prompt after the voice and again after the text, as in the reference."""
 MAX_HISTORY_FRAMES = 3_000
 """Frames of a call that another session may take up: a window of the released model, and one more.
 

@@ -108,8 +108,8 @@ class PromptTooLong(UserError):
         self.frames = frames
         self.limit = limit
         super().__init__(
-            f"the prompt takes {frames} frames (voice, text and silences) and the model attends "
-            f"to {limit}; shorten the text prompt by at least {frames - limit} tokens"
+            f"the prompt takes {frames} frames (voice, text and silences), and at most {limit} are "
+            f"accepted; shorten the text prompt, or the voice's recording, by {frames - limit}"
         )
 
 

@@ -29,7 +29,12 @@ from pipecat_personaplex.checkpoint.voice_files import (
     parse_preset,
     write_preset,
 )
-from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, MAX_PROMPT_FRAMES
+from pipecat_personaplex.constants import (
+    FRAME_SAMPLES,
+    FRAME_SECONDS,
+    MAX_PROMPT_FRAMES,
+    SILENCE_FRAMES,
+)
 from pipecat_personaplex.errors import InvalidAudio, VoiceError, VoiceNotFound
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.lm import PersonaPlexLM
@@ -39,8 +44,9 @@ Encode = Callable[[Tensor], Tensor]
 
 MOSHI_VOICE = "moshi"
 """Name of the one voice of a checkpoint without voices."""
-MAX_RECORDING_SECONDS = MAX_PROMPT_FRAMES * FRAME_SECONDS
-"""Longest recording of a voice: it fills the model's window."""
+_MAX_RECORDING_FRAMES = MAX_PROMPT_FRAMES - 2 * SILENCE_FRAMES
+MAX_RECORDING_SECONDS = _MAX_RECORDING_FRAMES * FRAME_SECONDS
+"""Longest recording of a voice: with its silences it is the longest prompt."""
 _MEMBER = re.compile(r"(?:\./)?voices/([A-Za-z0-9][A-Za-z0-9_-]{0,63})\.pt")
 # The release's 18 voices take about 10 MB.
 _MAX_ARCHIVE_BYTES = 256 << 20
@@ -119,10 +125,10 @@ def encode_voice(pcm: Pcm, name: str, encode: Encode) -> Voice:
     """
     if pcm.dtype != np.float32 or pcm.ndim != 1 or not np.isfinite(pcm).all():
         raise InvalidAudio("a voice recording must be finite float32 mono samples at 24 kHz")
-    if pcm.shape[0] > MAX_PROMPT_FRAMES * FRAME_SAMPLES:
+    if pcm.shape[0] > _MAX_RECORDING_FRAMES * FRAME_SAMPLES:
         raise InvalidAudio(
             f"the voice recording takes {-(-pcm.shape[0] // FRAME_SAMPLES)} frames of 80 ms and "
-            f"the model attends to {MAX_PROMPT_FRAMES}; use about ten seconds"
+            f"at most {_MAX_RECORDING_FRAMES} are accepted; use about ten seconds"
         )
     samples = torch.from_numpy(normalize_loudness(pcm))
     samples = F.pad(samples, (0, -len(samples) % FRAME_SAMPLES))
@@ -263,9 +269,9 @@ class VoiceLibrary:
             if data is None:
                 raise VoiceNotFound(name, self.names)
             preset = parse_preset(data, ".pt", name, self._config)
-            # No lock: two threads that parse the same preset at once store equal voices.
             voice = Voice(name, embeddings=preset.embeddings, cache=preset.cache)
-            self._voices[name] = voice
+            # One that ``add`` has stored meanwhile stays.
+            voice = self._voices.setdefault(name, voice)
         return voice
 
     def add(self, voice: Voice) -> None:

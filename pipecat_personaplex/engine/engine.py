@@ -196,7 +196,7 @@ class Engine:
     @property
     def max_in_flight_frames(self) -> int:
         """Input frames (80 ms) of a session that may be pushed and not yet computed."""
-        return _MAX_IN_FLIGHT_FRAMES
+        return min(_MAX_IN_FLIGHT_FRAMES, self.config.max_queued_frames)
 
     @property
     def max_sessions(self) -> int:

@@ -16,6 +16,7 @@ from pipecat_personaplex.constants import (
     AGENT_CODES,
     DELAYS,
     MAX_PROMPT_FRAMES,
+    SILENCE_FRAMES,
     STREAMS,
     TEXT,
     TEXT_PAD,
@@ -28,8 +29,6 @@ from pipecat_personaplex.models.delay_pattern import initial_column, prompt_colu
 if TYPE_CHECKING:  # at run time it would import the audio libraries, which the step does not need
     from pipecat_personaplex.checkpoint.voices import Voice
 
-SILENCE_FRAMES = 6
-"""Silent frames after the voice and again after the text, as in the reference."""
 _SYSTEM_TAG = "<system>"
 
 PrefixKey = tuple[str, tuple[int, ...]]

@@ -77,6 +77,11 @@ class PromptUpdates:
 
     # For the engine, on the model thread.
 
+    @property
+    def in_progress(self) -> bool:
+        """Whether a request has begun and its result is not reported."""
+        return self._current is not None
+
     def begin(self) -> PromptUpdate:
         """Take the waiting request and report those that it has replaced.
 

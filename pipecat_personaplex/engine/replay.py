@@ -249,8 +249,9 @@ class Replays:
         self._synchronize()  # raises if the device has failed
         self._running = None
         self._counters.replays_failed += 1
-        # ``keep_persona`` tries again later, not in every pass.
-        self._keep_from[slot] = runner.position(slot) + runner.config.lm.window // 8
+        if not session.prompts.in_progress:
+            # ``keep_persona`` tries again later, not in every pass.
+            self._keep_from[slot] = runner.position(slot) + runner.config.lm.window // 8
         error: PersonaPlexError
         if isinstance(raised, PersonaPlexError):
             error = raised

@@ -17,6 +17,7 @@ from pipecat_personaplex.config import EngineConfig
 from pipecat_personaplex.constants import (
     FRAME_SAMPLES,
     FRAME_SECONDS,
+    MAX_PROMPT_FRAMES,
     TEXT_EPAD,
     TEXT_PAD,
     ZERO_TOKEN,
@@ -91,8 +92,8 @@ class StepLoop:
         # Bounded by the engine, which admits no more sessions than there are slots.
         self._pending: deque[PendingSession] = deque()
         self._replays.clear()
-        # Frames of the last step that are not delivered yet. Between two passes there are some only
-        # if this thread has taken over from one that a callback blocks.
+        # Frames of the last step that are not delivered yet. At the start of a pass there are some
+        # only if the thread before was given up in the middle of delivering.
         self._undelivered: deque[_Delivery] = deque()
         # Slots whose next text token was given, not sampled by the model alone.
         self._forced_slots: set[int] = set()
@@ -104,7 +105,8 @@ class StepLoop:
         GPU libraries create handles and workspaces per thread, which would delay the first calls.
         """
         if self._device.type == "cuda":
-            self._runner.warm_up_prompts(self._config.prefill_chunk)
+            longest = max(self._runner.config.lm.window, MAX_PROMPT_FRAMES)
+            self._runner.warm_up_prompts(min(self._config.prefill_chunk, longest))
 
     def run_once(self, arrivals: Iterable[PendingSession]) -> bool:
         """Admit new sessions, step all that have a frame, and compute one piece of a prompt.
@@ -118,8 +120,8 @@ class StepLoop:
         Raises:
             Exception: The step failed; the device must no longer be trusted.
         """
+        self._admit(arrivals)  # first: a callback that blocks ends this thread in ``_deliver``
         self._deliver()
-        self._admit(arrivals)
         self._release_closed()
         ready = self._ready_sessions()
         if ready:
@@ -151,7 +153,8 @@ class StepLoop:
                 # The user chose a configured context; a small checkpoint has no other.
                 logger.bind(session=session.id).log(
                     "WARNING" if self._config.context else "DEBUG",
-                    "the prompt of {} frames is longer than context {}: its start is forgotten",
+                    "the prompt of {} frames does not fit into the context {}: its start is "
+                    "forgotten",
                     pending.prompt.frames,
                     self._context,
                 )

@@ -78,6 +78,11 @@ class LMConfig:
                 )
         if self.dep_q not in (CODEBOOKS, 2 * CODEBOOKS):
             raise ConfigError(f"config.json: lm.dep_q is {self.dep_q}; expected 8 or 16")
+        if self.text_card > 1 << 15:
+            raise ConfigError(
+                f"config.json: lm.text_card is {self.text_card}; expected at most {1 << 15}, since "
+                "the frames of a call are stored as 16-bit numbers"
+            )
         if self.context < 2:
             raise ConfigError(f"config.json: lm.context is {self.context}; expected at least 2")
 

@@ -14,10 +14,15 @@ import soundfile
 from pipecat_personaplex.audio import Pcm, float_to_pcm16
 from pipecat_personaplex.checkpoint.voices import VoiceLibrary
 from pipecat_personaplex.config import EngineConfig, Persona, SamplingParams
-from pipecat_personaplex.constants import FRAME_SAMPLES, MAX_PROMPT_FRAMES, SAMPLE_RATE
+from pipecat_personaplex.constants import (
+    FRAME_SAMPLES,
+    MAX_PROMPT_FRAMES,
+    SAMPLE_RATE,
+    SILENCE_FRAMES,
+)
 from pipecat_personaplex.engine.engine import Engine
 from pipecat_personaplex.engine.loading import load_parts
-from pipecat_personaplex.engine.prompt import SILENCE_FRAMES, text_prompt_tokens
+from pipecat_personaplex.engine.prompt import text_prompt_tokens
 from pipecat_personaplex.errors import InvalidAudio, LimitReached, VoiceError
 from pipecat_personaplex.interface import SessionLike
 

@@ -149,6 +149,27 @@ def test_frames_of_the_same_step_reach_the_other_sessions(
         call.hang_up()
 
 
+def test_a_session_that_opens_while_two_callbacks_of_one_step_block(
+    engine: Engine, gate: threading.Event
+) -> None:
+    entered = threading.Event()
+
+    def wait(frame: object) -> None:
+        entered.set()
+        assert gate.wait(WAIT)
+
+    blocked = [Call(engine, on_frame=wait) for _ in range(2)]
+    for call in blocked:
+        assert call.session.wait_ready(WAIT)
+    for call in blocked:
+        call.session.push(SILENCE)
+    assert entered.wait(WAIT)
+    newcomer = Call(engine)
+    assert newcomer.session.wait_ready(WAIT)
+    assert newcomer.answer().index == 0
+    newcomer.hang_up()
+
+
 def test_stop_returns_although_a_callback_does_not(
     loaded_engine: Engine, gate: threading.Event
 ) -> None:
@@ -194,4 +215,4 @@ def test_a_slow_callback_is_counted_and_reported_with_its_session(engine: Engine
     assert stats.slow_callbacks == before.slow_callbacks + 2
     assert stats.stuck_callbacks == before.stuck_callbacks
     [line] = [line for line in log.of_session(call.session.id) if "delayed every caller" in line]
-    assert "on_frame callback took 10" in line
+    assert "on_frame callback took 1" in line

@@ -97,7 +97,7 @@ def test_log_lines_of_a_session_are_bound_to_its_id(engine: Engine) -> None:
     assert lines.keys() == {call.session.id for call in calls}
     for call in calls:
         opened, too_long, ready, ended = lines[call.session.id]
-        assert "longer than context" in too_long[1]  # of the golden checkpoint
+        assert "does not fit into the context" in too_long[1]  # of the golden checkpoint
         assert opened[0] == ready[0] == "DEBUG"
         assert opened[1].startswith("session opened: voice NATM1, prompt of ")
         assert ready[1].startswith("session ready in slot ")

@@ -99,7 +99,7 @@ def test_a_smaller_context_equals_a_checkpoint_with_that_context(tmp_path: Path)
         logger.remove(sink)
     # One warning, for the context that the user has reduced below the prompt's length.
     (line,) = lines
-    assert "longer than context 64" in line
+    assert "does not fit into the context 64" in line
     assert small == made_small
     assert small != whole
     assert run(120, 120) == whole

@@ -164,7 +164,7 @@ def test_an_invalid_persona_takes_no_slot(engine: Engine) -> None:
         Call(engine, Persona(voice="NATX9"))
     with pytest.raises(VoiceNotFound):
         Call(engine, Persona(voice="../../etc/passwd"))
-    with pytest.raises(PromptTooLong, match=r"attends to 2999; shorten the text prompt by"):
+    with pytest.raises(PromptTooLong, match="at most 2999 are accepted; shorten the text"):
         Call(engine, Persona(voice="NATF2", text_prompt="good conversation " * 4000))
     with pytest.raises(ConfigError, match="voice must be text"):
         Persona(voice=7)  # type: ignore[arg-type]

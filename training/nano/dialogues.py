@@ -16,13 +16,14 @@ from torch import Tensor
 from pipecat_personaplex.constants import (
     AGENT_CODES,
     CODEBOOKS,
+    SILENCE_FRAMES,
     STREAMS,
     TEXT,
     TEXT_EPAD,
     TEXT_PAD,
     USER_CODES,
 )
-from pipecat_personaplex.engine.prompt import SILENCE_FRAMES, Tokenizer, text_prompt_tokens
+from pipecat_personaplex.engine.prompt import Tokenizer, text_prompt_tokens
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.delay_pattern import prompt_columns
 from training.nano import script, wordings
