@@ -74,9 +74,10 @@ class EngineConfig:
             which is much faster. A step that cannot be captured runs eagerly, and a warning
             gives the reason. The default is True.
         keep_persona: Whether a call remembers its persona beyond the context. When the context is
-            nearly full, the prompt and the newest half of the context are computed again beside
-            the call. It applies to prompts shorter than half of the context. The default is True;
-            False forgets the oldest frames, the prompt first, as NVIDIA's code does.
+            nearly full, the prompt and up to half of a context of the newest frames (fewer after a
+            long prompt) are computed again beside the call. It applies to prompts shorter than half
+            of the context. The default is True; False forgets the oldest frames, the prompt first,
+            as NVIDIA's code does.
         dc_blocker: Whether a high-pass at 20 Hz removes the DC offset of a caller's sound card and
             rumble before the codec. The default None does as the checkpoint says: nano has one,
             the release has none, so that its tokens equal those of NVIDIA's code.

@@ -141,21 +141,21 @@ class SessionStats:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """The engine now, and over its last 1,024 steps.
+    """The engine now, and its totals since it was loaded.
 
     Attributes:
         healthy: False once the device or the model thread has failed.
         sessions: Open sessions.
         queued_frames: Input frames that wait, all sessions together.
         max_sessions: Slots.
-        steps: Steps since the start.
-        frames: Output frames since the start, all sessions together.
+        steps: Steps so far.
+        frames: Output frames so far, all sessions together.
         late_frames: Output frames later than 80 ms after the arrival of their last input sample.
         refused: Sessions refused because all slots were taken.
-        step_p50_ms: Median step time.
-        step_p99_ms: 99th percentile of the step time.
-        step_seconds_total: Time in steps since the start.
-        step_histogram: Steps since the start by duration: one count for each of
+        step_p50_ms: Median time of the last 1,024 steps.
+        step_p99_ms: 99th percentile of their times.
+        step_seconds_total: Time in steps so far.
+        step_histogram: Steps so far by duration: one count for each of
             ``STEP_BOUNDS_MS``, and one for longer steps.
         prefix_hits: Prompts found in the prefix cache.
         prefix_misses: Prompts computed.

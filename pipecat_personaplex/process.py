@@ -52,8 +52,8 @@ def frozen_objects() -> Generator[None, None, None]:
     """Exclude the objects that exist now from garbage collection, until the context ends.
 
     A program that serves calls enters it once its model is loaded. A full collection scans all
-    imported modules and stalls every call for 200 ms. Because it is so costly, the interpreter
-    collects seldom: in a server, the garbage of thousands of sessions took 7 MiB meanwhile.
+    imported modules and stalls every call for 200 ms, so the interpreter makes it seldom: in a
+    server, 7 MiB of garbage of thousands of sessions gathered meanwhile.
     """
     gc.collect()
     gc.freeze()

@@ -76,7 +76,7 @@ def sizing(
     spread: Annotated[
         float,
         typer.Option(
-            help="Spread of the lengths: standard deviation of their logarithm. 0: exponential.",
+            help="Standard deviation of the lengths' logarithm; 0 for exponential lengths.",
             **_CALLERS,
         ),
     ] = 1.0,

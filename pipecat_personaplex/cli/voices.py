@@ -87,8 +87,7 @@ def encode(
 ) -> None:
     """Make a voice file from a recording, for one checkpoint.
 
-    The file given as --voice sounds the same as the recording given as --voice, and is not
-    encoded again in each run.
+    As --voice, the file sounds the same as the recording, and need not be encoded in each run.
     """
     if output.suffix.lower() not in _SUFFIXES:
         raise VoiceError(f"--output {output}: a voice file ends in {' or '.join(_SUFFIXES)}")

@@ -2,8 +2,8 @@
 
 A ring of ``window`` indices stores position p at index ``p % window``. A position that leaves the
 window is overwritten, so attention needs no mask for old positions. A frame of several positions
-(Mimi's two) is stored first and then attends; so even its first position does not see the entry
-that its last position replaced. The reference computes the same.
+(Mimi's two) is stored before any of them attends. So its first position no longer sees the old
+entry that its last one has overwritten; the reference does the same.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from pipecat_personaplex.errors import (
 )
 
 _SWITCH_SECONDS = 5e-4
-"""How long the model thread waits for the interpreter's lock at most, which it takes for each
-operation. By default it waits 5 ms whenever another thread, such as an event loop, is busy."""
+"""Longest time for which another busy Python thread keeps the interpreter's lock from the model
+thread, which needs it for every operation. Python's default is 5 ms."""
 
 _MAX_LOST_THREADS = 8
 """Threads that callbacks may block at once. Each holds memory; more of them mean that the process

@@ -319,8 +319,8 @@ class Speaker:
     def _repeat(self, word: _Word) -> None:
         """Say a word again that did not sound because the model gave way to the caller.
 
-        The caller may begin in the frame in which a word has been placed. Once for each word: the
-        caller's noise cannot stop a speech.
+        The caller may begin in the frame in which a word has been placed. Each word is repeated at
+        most once, so that a noisy line cannot keep a speech from ending.
         """
         last = word is self._word and not self._pieces
         if self._current is not None and last and self._caller_speaks and not word.repeated:

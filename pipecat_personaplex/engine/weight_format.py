@@ -55,9 +55,9 @@ def resolve_quantization(architecture: ModelConfig, config: EngineConfig, target
     if format is None:
         return target
     logger.warning(
-        "quantization {}, chosen by free memory, in GiB: {} weights would need {:.2f} of {:.2f} "
-        "free, {} weights {:.2f}; quantization none and a smaller context, or an explicit format, "
-        "overrule this",
+        "weights are stored as {} because memory is short (in GiB): {} needs {:.2f} of {:.2f} "
+        "free, {} needs {:.2f}; to decide yourself, set the quantization, or none with a smaller "
+        "context",
         format,
         str(target.dtype).removeprefix("torch."),
         _needed(plain, target) / _GIB,

@@ -260,7 +260,7 @@ def _flac(pcm: Pcm) -> bytes:
 
 
 def loudness(pcm: Pcm) -> str:
-    """A number from 0 to 9 for each 80 ms of a recording: 3 dB a step below its peak."""
+    """One digit for each 80 ms: 9 at the recording's peak, and one less for every 3 dB below it."""
     frame = SAMPLE_RATE * 2 // 25
     frames = pcm[: len(pcm) // frame * frame].reshape(-1, frame)
     levels = np.sqrt(np.mean(np.square(frames, dtype=np.float64), axis=1))

@@ -30,9 +30,9 @@ def resolve_target(device: str, dtype: str, quantization: QuantizationChoice | N
         device = "cuda" if count else "cpu"
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= count:
-        raise ConfigError(
-            f"device {device} is not there: torch sees {count or 'no'} CUDA devices; use cpu"
-        )
+        there = f"{count} CUDA devices, cuda:0 to cuda:{count - 1}" if count else "no CUDA device"
+        other = "one of these or cpu" if count else "cpu"
+        raise ConfigError(f"device {device} does not exist: torch sees {there}; use {other}")
     format = None if quantization == "auto" else quantization
     require_runnable(format, chosen)
     if dtype == "auto":

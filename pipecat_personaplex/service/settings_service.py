@@ -32,8 +32,8 @@ from pipecat_personaplex.service.settings import (
     PersonaPlexLLMSettings,
 )
 
-# If the engine is too busy to apply new facts, they are tried again so many times, each time after
-# so many seconds.
+# How often new facts are tried again when the engine is too busy, and the seconds before each
+# attempt.
 _FACTS_ATTEMPTS = 3
 _FACTS_RETRY_SECONDS = 5.0
 

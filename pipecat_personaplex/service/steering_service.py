@@ -29,8 +29,8 @@ class SteeringService(SettingsService):
         Args:
             text: A sentence or more, in plain words.
             interruptible: Whether the rest is cut when the caller speaks for 0.24 s, or on an
-                ``InterruptionFrame``; so are the interruptible texts behind it. A text that has not
-                begun by then is cut only behind one that has.
+                ``InterruptionFrame``. This also cuts the interruptible texts that wait behind it.
+                If no text has begun, none is cut.
             when: ``pause`` waits for a pause: at most 2.4 s for the agent's own words, and at
                 most 10 s for a caller who speaks; ``now`` begins in the next frame.
         """

@@ -72,9 +72,9 @@ def test_the_most_precise_format_that_fits(
         assert log.records == []
         return
     [(*_, line)] = log.records
-    assert line.startswith(f"quantization {format}, chosen by free memory, in GiB: ")
+    assert line.startswith(f"weights are stored as {format} because memory is short (in GiB): ")
     assert f"of {gib:.2f} free" in line
-    assert ("bfloat16 weights" if device == CUDA else "float32 weights") in line
+    assert ("bfloat16 needs" if device == CUDA else "float32 needs") in line
 
 
 def test_more_sessions_need_a_smaller_format(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_an_engine_chooses_and_warns_of_int4(
             engine = Engine.load(folder, config)
         assert engine.checkpoint.quantization == format
         lines = [line for *_, line in log.records]
-        assert lines[0].startswith(f"quantization {format}, chosen by free memory")
+        assert lines[0].startswith(f"weights are stored as {format} because memory is short")
         assert (INT4_WARNING in lines) == (format == "int4")
     free(monkeypatch, 0.001)
     with pytest.raises(ConfigError, match="not even one session fits"):

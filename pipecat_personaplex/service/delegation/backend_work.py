@@ -85,6 +85,6 @@ class BackendWork:
         return self.outstanding
 
     def finish(self) -> None:
-        """Expect nothing of the requests so far any more; what the backend still does counts."""
+        """Expect no answers to the requests so far; tool calls and idleness are still followed."""
         self.outstanding = False
         self._unacknowledged.clear()

@@ -70,8 +70,8 @@ class Hold:
         In a turn that the router accepts, the agent is silent until the backend has answered or has
         nothing to add, however long that takes (see ``Delegation.timeout_secs``). In any other
         turn, the model answers by itself if the backend neither answers nor calls a tool in
-        ``seconds`` after the end of the turn: a model that was silent for more than about 2 s
-        after a question rarely still answers it.
+        ``seconds`` after the end of the turn. Keep them below 2: after a longer silence the model
+        rarely answers.
 
         Args:
             seconds: For turns that the router does not accept: more than 0, at most 30.
