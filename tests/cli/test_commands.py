@@ -60,7 +60,7 @@ MISTAKES = {
     "seed word": (["--seed", "x"], ["--seed", "see personaplex offline --help"]),
     "greedy and not": (["--greedy", "--temperature-text", "1"], ["--greedy", "--temperature-text"]),
     "device": (["--device", "tpu"], ["'tpu'"]),
-    "device that is not there": (["--device", "cuda:99"], ["cuda:99 is not there"]),
+    "device that is not there": (["--device", "cuda:99"], ["cuda:99 does not exist"]),
     "dtype": (["--dtype", "float16"], ["'float16'", "'bfloat16'"]),
     "threads": (["--threads", "-1"], ["--threads"]),
     "output folder": (["--output", "none/out.wav"], ["none", "no folder"]),

@@ -174,7 +174,7 @@ def test_without_the_extra_packages(
     [
         (["--model", "no-model"], "'no-model'"),
         (["--add-voice", "owen=none.wav"], "none.wav"),
-        (["--device", "cuda:99"], "cuda:99 is not there"),
+        (["--device", "cuda:99"], "cuda:99 does not exist"),
     ],
 )
 def test_an_engine_that_cannot_be_loaded_ends_the_server(

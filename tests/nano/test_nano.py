@@ -102,14 +102,15 @@ def test_says_the_name_in_the_prompt(nano: Engine) -> None:
 
 
 def test_says_the_facts_in_the_prompt_and_no_others(nano: Engine) -> None:
-    question = speaker().say("When do you close?", Manner("en-us+m2", rate=160)).pcm
     informed = f"{RESTAURANT} Open until 10:30 pm. Address: 12 Market Street."
+    voices = ("en-us+m2", "en-us+m3", "en-us+f2")
+    questions = [speaker().say("When do you close?", Manner(v, rate=160)).pcm for v in voices]
     for prompt, expected in (
         (informed, ["We are open until ten thirty."]),
         (RESTAURANT, [UNKNOWN, ROLES["restaurant"].answers[REFUSAL]]),
     ):
-        calls = [(Persona("NATM1", prompt), seed) for seed in range(3)]
-        said = answers(nano, calls, question, 6)
+        call = [(Persona("NATM1", prompt), 0)]
+        said = [answer for question in questions for answer in answers(nano, call, question, 6)]
         assert sum(answer in expected for answer in said) >= 2, said
 
 
