@@ -7,55 +7,39 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from loguru import logger
-from pipecat.frames.frames import Frame, InputAudioRawFrame
-from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from pipecat.frames.frames import InputAudioRawFrame
 
 from pipecat_personaplex.service.caller_input import FormatCheck
-from pipecat_personaplex.service.pace import PaceLimit
+from pipecat_personaplex.service.pace import PacedInput
 
-_MAX_PARTICIPANTS = 64
 _POLL_SECONDS = 0.25
 
 
-class CallerWatch(FrameProcessor):
+class CallerWatch(PacedInput):
     """Drops audio that is too fast or of a wrong format, and notices a caller who is not there.
 
     Audio is too fast if it arrives faster than real time; ``FormatCheck`` knows wrong formats.
 
-    Place it right after the transport's input, so that what it drops fills no queue.
-
     Args:
         clock: Returns monotonic seconds.
         **kwargs: Passed to ``FrameProcessor``.
-
-    Attributes:
-        dropped_seconds: Audio that was dropped so far.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, **kwargs: Any):
-        super().__init__(enable_direct_mode=True, **kwargs)  # quick: needs no queue of its own
-        self._clock = clock
+        super().__init__(clock, **kwargs)
         self._heard = clock()
         self._connected = False
-        # One for each participant: each of them speaks in real time.
-        self._limits: dict[str | None, PaceLimit] = {}
         self._formats = FormatCheck()
-        self.dropped_seconds = 0.0
 
     def connected(self) -> None:
         """Note that the caller has connected; the time without audio begins."""
         self._connected = True
         self._heard = self._clock()
 
-    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
-        """Note that audio has arrived, and push every frame on but audio that is not allowed."""
-        await super().process_frame(frame, direction)
-        if isinstance(frame, InputAudioRawFrame):
-            self._heard = self._clock()
-            if not (self._formats.allows(frame) and self._allows(frame)):
-                return
-        await self.push_frame(frame, direction)
+    def allows(self, frame: InputAudioRawFrame) -> bool:
+        """Note that audio has arrived; whether its format and its pace are allowed."""
+        self._heard = self._clock()
+        return self._formats.allows(frame) and super().allows(frame)
 
     async def end_if_absent(
         self,
@@ -77,18 +61,3 @@ class CallerWatch(FrameProcessor):
             await asyncio.sleep(_POLL_SECONDS)
         what = "no audio from the caller" if self._connected else "the caller did not connect"
         await end(f"{what} for {limit:g} s")
-
-    def _allows(self, frame: InputAudioRawFrame) -> bool:
-        participant = getattr(frame, "user_id", None)
-        limit = self._limits.get(participant)
-        if limit is None:
-            if len(self._limits) >= _MAX_PARTICIPANTS:
-                self._limits.pop(next(iter(self._limits)))
-            limit = self._limits[participant] = PaceLimit(self._clock)
-        seconds = frame.num_frames / frame.sample_rate
-        if limit.allows(seconds):
-            return True
-        if not self.dropped_seconds:
-            logger.warning("a caller sends audio faster than real time; it is dropped")
-        self.dropped_seconds += seconds
-        return False

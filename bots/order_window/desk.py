@@ -14,7 +14,7 @@ from pipecat.runner import run as runner
 from pipecat.workers.llm.backend_llm_worker import BackendLLMWorker
 
 from bots.backends import Backends
-from bots.order_window.menu import DEFAULT_MENU, ONE_SIZE, Menu, MenuItem, money, read_menu
+from bots.order_window.menu import DEFAULT_MENU, Menu, MenuItem, money, read_menu
 from bots.order_window.order import Order
 from bots.order_window.page import PAGE, add_order_page
 from bots.order_window.store import OrderStore
@@ -85,9 +85,7 @@ def describe(menu: Menu) -> str:
 
 def _described(item: MenuItem, currency: str) -> str:
     prices = [
-        money(cents, currency)
-        if item.prices.keys() == {ONE_SIZE}
-        else f"{size} {money(cents, currency)}"
+        money(cents, currency) if item.has_one_price else f"{size} {money(cents, currency)}"
         for size, cents in item.prices.items()
     ]
     return f"{item.name} ({', '.join([item.description, *prices] if item.description else prices)})"

@@ -68,6 +68,11 @@ class MenuItem:
     stock: int
     prices: dict[str, int]
 
+    @property
+    def has_one_price(self) -> bool:
+        """Whether its price needs no size."""
+        return self.prices.keys() == {ONE_SIZE}
+
 
 @dataclass(frozen=True)
 class Menu:

@@ -170,19 +170,15 @@ class OrderStore:
         Raises:
             ToolProblem: The order is empty, or an item has been sold in the meantime.
         """
-
-        def place(db: sqlite3.Connection) -> dict[str, Any]:
+        with self._database.transaction() as db:
             order = self._shown(db, call)
             if order is None or not order.lines:
                 raise ToolProblem("The order is empty. Add something first.")
             if not order.placed:
                 order = place_order(db, order, self.restaurant)
-            total = money(order.cents, order.currency)
-            result = f"Order {order.number} is placed: {order}. The total is {total}."
-            return {"result": result, **order.as_result()}
-
-        with self._database.transaction() as db:
-            return place(db)
+        total = money(order.cents, order.currency)
+        result = f"Order {order.number} is placed: {order}. The total is {total}."
+        return {"result": result, **order.as_result()}
 
     def order(self, call: str) -> Order | None:
         """The order of a call that is open and not empty, or else the last that it has placed."""
@@ -234,7 +230,7 @@ class OrderStore:
         return {
             "name": item.name,
             "description": item.description,
-            "price": prices[ONE_SIZE] if prices.keys() == {ONE_SIZE} else prices,
+            "price": prices[ONE_SIZE] if item.has_one_price else prices,
             "left": item.stock,
         }
 
@@ -271,9 +267,9 @@ def _choose_size(item: MenuItem, size: str) -> str:
     size = size.lower()
     if size in item.prices:
         return size
-    if len(item.prices) == 1 and not size:
-        return next(iter(item.prices))
     if len(item.prices) == 1:
+        if not size:
+            return next(iter(item.prices))
         raise ToolProblem(f"{item.name} comes in one size only; leave the size empty.")
     problem = f"there is no size {size!r}" if size else "the size is missing"
     raise ToolProblem(

@@ -42,7 +42,7 @@ personaplex serve --host 0.0.0.0 --api-key-file keys.txt --ssl-certfile cert.pem
 personaplex serve --add-voice owen=owen.wav --allow-origin https://example.com"""
 
 SERVER_PACKAGES = ("prometheus_client", "sphn", "starlette", "uvicorn")
-"""What the extra ``server`` installs, besides the optional Opus."""
+"""Packages that ``serve`` needs; the extra ``server`` installs them. Opus is optional."""
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 

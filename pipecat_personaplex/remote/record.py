@@ -18,9 +18,7 @@ from pipecat_personaplex.constants import (
     USER_CODES,
 )
 from pipecat_personaplex.interface import CallHistory, SessionFrame
-from pipecat_personaplex.protocol.session_messages import (
-    MAX_HISTORY_AUDIO_FRAMES,
-)
+from pipecat_personaplex.protocol.session_messages import MAX_HISTORY_AUDIO_FRAMES
 
 
 class CallRecord:

@@ -21,7 +21,7 @@ def self_signed(hosts: list[str]) -> ssl.SSLContext:
     No authority vouches for it, so a browser shows a warning once. The key is never stored.
 
     Args:
-        hosts: Names and IP addresses. A name that is none in the internet's sense is left out.
+        hosts: Names and IP addresses. A name that DNS does not allow is left out.
     """
     # aiortc, which every call needs, requires this package.
     from cryptography import x509

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,7 +21,7 @@ from pipecat_personaplex.checkpoint import hub as hub_module
 from pipecat_personaplex.checkpoint.hub import RELEASE, resolve_folder, resolve_model
 from pipecat_personaplex.errors import DownloadError
 from tests.golden_data import CHECKPOINT
-from tests.helpers.hub import COMMIT, FakeHub
+from tests.helpers.hub import COMMIT, FakeHub, resetting_server
 from tests.helpers.logs import recorded
 
 REPO = "nvidia/tiny-personaplex"
@@ -98,23 +95,8 @@ def test_a_complete_cache_is_used_behind_a_firewall_that_resets_connections(
 ) -> None:
     with FakeHub(REPO, {**FILES, "README.md": b""}) as hub:
         output, _ = fetch(hub.url, tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as firewall:
-
-        def reset() -> None:
-            with suppress(OSError):  # closed
-                while True:
-                    connection, _ = firewall.accept()
-                    connection.recv(1)
-                    connection.setsockopt(
-                        socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0" + bytes(4)
-                    )
-                    connection.close()
-
-        resetting = threading.Thread(target=reset)
-        resetting.start()
-        again, log = fetch(f"http://127.0.0.1:{firewall.getsockname()[1]}", tmp_path)
-        firewall.shutdown(socket.SHUT_RDWR)
-        resetting.join()
+    with resetting_server() as url:
+        again, log = fetch(url, tmp_path)
     assert again == output
     assert "the complete snapshot" in log
 

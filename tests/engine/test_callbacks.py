@@ -33,6 +33,17 @@ def gate() -> Iterator[threading.Event]:
     event.set()
 
 
+def waiting(gate: threading.Event) -> tuple[threading.Event, Callable[[object], None]]:
+    """A callback that waits for ``gate``, and an event that is set once it is entered."""
+    entered = threading.Event()
+
+    def wait(_: object) -> None:
+        entered.set()
+        assert gate.wait(WAIT)
+
+    return entered, wait
+
+
 class Stuck:
     """A session one of whose callbacks waits for ``gate``; ``ends`` has its end."""
 
@@ -131,12 +142,7 @@ def test_frames_of_the_same_step_reach_the_other_sessions(
     engine: Engine, gate: threading.Event
 ) -> None:
     """The blocked callback belongs to the first session of a batch; the others are delivered."""
-    entered = threading.Event()
-
-    def wait(frame: object) -> None:
-        entered.set()
-        assert gate.wait(WAIT)
-
+    entered, wait = waiting(gate)
     first = Call(engine, on_frame=wait)
     others = [Call(engine) for _ in range(3)]
     for call in (first, *others):
@@ -152,12 +158,7 @@ def test_frames_of_the_same_step_reach_the_other_sessions(
 def test_a_session_that_opens_while_two_callbacks_of_one_step_block(
     engine: Engine, gate: threading.Event
 ) -> None:
-    entered = threading.Event()
-
-    def wait(frame: object) -> None:
-        entered.set()
-        assert gate.wait(WAIT)
-
+    entered, wait = waiting(gate)
     blocked = [Call(engine, on_frame=wait) for _ in range(2)]
     for call in blocked:
         assert call.session.wait_ready(WAIT)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
+import struct
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -143,3 +147,24 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _etag(data: bytes) -> str:
     return hashlib.sha1(data, usedforsecurity=False).hexdigest()
+
+
+@contextmanager
+def resetting_server() -> Iterator[str]:
+    """The address of a server that resets each connection, as some firewalls do."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def reset() -> None:
+            with suppress(OSError):  # closed
+                while True:
+                    connection, _ = listening.accept()
+                    connection.recv(1)
+                    linger = struct.pack("ii", 1, 0)
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    connection.close()
+
+        resetting = threading.Thread(target=reset)
+        resetting.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+        resetting.join()

@@ -176,7 +176,7 @@ async def test_a_refused_persona_leaves_the_session_that_is_pending_on_a_full_en
         run = CallRun(fake)
         run.call.open(ANNA, SAMPLING)
         with pytest.raises(VoiceNotFound):
-            run.call.open(Persona("nobody", "Bert"), SAMPLING)
+            run.call.open(Persona("unknown-voice", "Bert"), SAMPLING)
         [session] = fake.open_sessions
         assert run.call.persona == ANNA
         session.make_ready()

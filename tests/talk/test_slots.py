@@ -1,4 +1,4 @@
-"""Which calls get a slot of the page's model, and what the others are told."""
+"""Slots of `personaplex talk`: who gets one, and what the page answers when none is free."""
 
 from __future__ import annotations
 
