@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipecat_personaplex.audio import Pcm
 from pipecat_personaplex.audio_files import normalize_loudness
-from pipecat_personaplex.checkpoint.checkpoint_files import require_files, require_voices
+from pipecat_personaplex.checkpoint.checkpoint_files import require_voices
 from pipecat_personaplex.checkpoint.config_file import read_config
 from pipecat_personaplex.checkpoint.file_names import CONFIG_FILE, VOICES_FILE
 from pipecat_personaplex.checkpoint.hub import resolve_folder
@@ -171,19 +171,20 @@ class VoiceLibrary:
     def of_model(cls, model: str, *, progress: bool) -> VoiceLibrary:
         """Read the presets of a model without its weights.
 
-        Of a Hub repository, only the voices and ``config.json`` are downloaded.
+        Of a Hub repository, only the voices and ``config.json`` are downloaded. Without
+        ``config.json`` the model is read as the 7B.
 
         Args:
             model: A folder, a Hub repo id or ``nano``.
             progress: Whether to draw progress bars of the download on stderr.
 
         Raises:
-            CheckpointError: The model is not found, or one of these files is missing.
+            CheckpointError: The model is not found, or has no voices.
+            ConfigError: ``config.json`` is not valid.
             VoiceError: The presets cannot be read.
         """
         files = (VOICES_FILE, CONFIG_FILE)
         folder = resolve_folder(model, progress=progress, files=files)
-        require_files(folder, [CONFIG_FILE])
         return cls.of_folder(folder, read_config(folder / CONFIG_FILE))
 
     @classmethod

@@ -179,7 +179,8 @@ def selftest(
 ) -> None:
     """Check the scorers: agents whose scores are known exactly, and nano within ranges.
 
-    Needs neither data nor a network, and takes less than a minute on two CPU cores.
+    Needs neither data nor a network, and takes less than a minute on two CPU cores. Outside a
+    checkout, espeak-ng speaks the callers.
     """
     from pipecat_personaplex.eval.selftest import check_nano, check_scripted, record_voice
 
@@ -218,6 +219,7 @@ def speed(
     """Measure calls a second, one at a time and in a batch.
 
     Runs the same generated calls with each number of sessions, and fails if a token differs.
+    Outside a checkout, espeak-ng speaks the callers.
     """
     from pipecat_personaplex.eval.batch_speed import measure_batches
 
@@ -250,8 +252,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         return tuple(range(numbers[0]))
     if len(numbers) < 2 or len(set(numbers)) != len(numbers) or min(numbers) < 0:
         raise ConfigError(
-            f"--seeds must be how many, such as 3 (at most {_MAX_SEEDS}), or which, such as 0,7,9; "
-            f"not {text!r}"
+            f"--seeds must be a number of seeds from 1 to {_MAX_SEEDS}, such as 3, or a list of "
+            f"different seeds, such as 0,7,9; not {text!r}"
         )
     return tuple(numbers)
 

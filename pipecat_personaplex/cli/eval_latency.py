@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pipecat_personaplex.constants import SAMPLE_RATE
-from pipecat_personaplex.errors import EngineUnreachable, InvalidAudio
+from pipecat_personaplex.errors import ConfigError, EngineUnreachable, InvalidAudio, UserError
 
 if TYPE_CHECKING:
     from pipecat_personaplex.audio import Pcm
+    from pipecat_personaplex.eval.latency.measure import Target
     from pipecat_personaplex.eval.latency.probe import Latencies
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -47,7 +48,7 @@ def latency(
             "--input",
             metavar="FILE",
             help="A recording of what the caller says.",
-            show_default="a question of the recordings bundled with nano",
+            show_default="a question of nano's recordings in a checkout, else one by espeak-ng",
         ),
     ] = None,
     tone: Annotated[
@@ -82,8 +83,9 @@ def latency(
     from pipecat_personaplex.eval.latency.measure import Target, measure, measure_floor
 
     goal = replace(Target.parse(target, transport), prompt=prompt, voice=voice, api_key=api_key)
+    _check(goal, tone, input_)
     echo = None if floor in ("local", "none") else Target.parse(floor, goal.transport)
-    sound = None if tone else _question(input_)
+    name, sound = ("tone", None) if tone else _question(input_)
     base = None if floor == "none" else asyncio.run(measure_floor(goal, echo, count))
     if base is not None:
         typer.echo(_line(f"floor of {goal.transport}, an echo", base))
@@ -100,7 +102,7 @@ def latency(
     report = {
         "target": goal.url,
         "transport": goal.transport,
-        "sound": "tone" if tone else str(input_ or "bundled question"),
+        "sound": name,
         "seconds": [round(each, 4) for each in found.seconds],
         "unanswered": found.unanswered,
         "median_s": round(found.median, 4),
@@ -109,7 +111,29 @@ def latency(
     typer.echo(json.dumps(report))
 
 
-def _question(path: Path | None) -> Pcm:
+def _check(target: Target, tone: bool, input_: Path | None) -> None:
+    """Refuse an option that another one makes useless.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    if tone and input_ is not None:
+        raise ConfigError("--tone sends tones, and --input a recording; leave out one of them")
+    for option, value in (("--prompt", target.prompt), ("--voice", target.voice)):
+        if value and target.transport != "server":
+            raise ConfigError(
+                f"{option} is for a server, and {target.url} is called over {target.transport}; "
+                f"leave out {option}: a bot has its own"
+            )
+
+
+def _question(path: Path | None) -> tuple[str, Pcm]:
+    """What the caller says, and where it is from.
+
+    Raises:
+        InvalidAudio: The recording cannot be read, or contains no speech.
+        UserError: No recording is given, and there is no question without one.
+    """
     from pipecat_personaplex.audio_files import read_audio
     from pipecat_personaplex.eval.suites.nano_calls import caller_voices
     from pipecat_personaplex.eval.voice_activity import caller_spans
@@ -119,8 +143,13 @@ def _question(path: Path | None) -> Pcm:
         spans = caller_spans(pcm)
         if not spans:
             raise InvalidAudio(f"audio file {path} contains no speech that an agent could answer")
-        return pcm[: round(spans[-1].end * SAMPLE_RATE)]  # the time counts from the last word
-    return caller_voices(bundled=True).scene(0).questions[1].pcm
+        # The time counts from the last word.
+        return str(path), pcm[: round(spans[-1].end * SAMPLE_RATE)]
+    try:
+        voices = caller_voices(bundled=True)
+    except UserError as error:
+        raise UserError(f"{error}; or give a question with --input FILE") from None
+    return f"a question from {voices.name}", voices.scene(0).questions[1].pcm
 
 
 def _line(name: str, found: Latencies) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipecat_personaplex.audio_files import write_wav
-from pipecat_personaplex.eval.run_folder import Call, RunFolder, write_json
+from pipecat_personaplex.eval.run_files import write_json
+from pipecat_personaplex.eval.run_folder import Call, RunFolder
 from pipecat_personaplex.eval.transcribers import chunks_of
 from pipecat_personaplex.words import Word
 

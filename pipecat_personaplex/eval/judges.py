@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 
 from pipecat_personaplex.errors import ConfigError, UserError
 from pipecat_personaplex.eval.plugins import find_plugin
-from pipecat_personaplex.eval.run_folder import write_json
+from pipecat_personaplex.eval.run_files import read_stored, write_json
 
 GROUP = "personaplex.judges"
 """Entry points: functions from the text after the colon of ``--judge`` to a ``Judge``."""
 BEST_RATING = 5
 _ATTEMPTS = 3
-_RATING = re.compile(r"\brating\b\W*?(\d+)", re.IGNORECASE)
+_RATING = re.compile(r"rating\s*:\s*([0-5])(\s*/\s*5)?\s*\.?", re.IGNORECASE)
 _OPENAI = "https://api.openai.com/v1"
 _INSTRUCTIONS = (
     "You rate a voice agent. Read the agent's role, what the caller says, and what the agent "
@@ -67,7 +67,7 @@ class Judge(Protocol):
     name: str
 
     def __call__(self, answer: Answer) -> str:
-        """Return a text that contains ``Rating: N``, with N from 0 to 5; empty for no rating."""
+        """Return a text whose last line is ``Rating: N``, N from 0 to 5; empty for no rating."""
         ...
 
 
@@ -207,15 +207,18 @@ class StoredJudge:
         """Return the rating and the attempts that it took; None if no attempt gave a rating.
 
         Raises:
-            UserError: The judge cannot be reached.
+            UserError: The judge cannot be reached, or a stored answer is damaged.
         """
         content = [self.judge.name, answer.text(), *answer.wanted]
         key = hashlib.sha256("\0".join(content).encode()).hexdigest()[:24]
         path = self.folder / f"{key}.json"
         kept = not isinstance(self.judge, RuleJudge)  # rules are free, and may change
         if kept and path.is_file():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            return stored["rating"], stored["attempts"]
+            keys = ("replies", "rating", "attempts")
+            stored = read_stored(path, dict, keys, "delete it, and the judge is asked again")
+            # An earlier version took any number after "rating".
+            if stored["rating"] == parse_rating(stored["replies"][-1]):
+                return stored["rating"], stored["attempts"]
         rating: int | None = None
         replies: list[str] = []
         while rating is None and len(replies) < _ATTEMPTS:
@@ -236,6 +239,10 @@ class StoredJudge:
 
 
 def parse_rating(reply: str) -> int | None:
-    """The last rating from 0 to 5 in a judge's reply; None without one."""
-    ratings = [int(digits) for digits in _RATING.findall(reply)]
-    return ratings[-1] if ratings and 0 <= ratings[-1] <= BEST_RATING else None
+    """The rating in a judge's reply, whose last line must be ``Rating: N``; None without one.
+
+    Asterisks (Markdown), ``/5`` and a full stop may be part of the line.
+    """
+    *_, last = reply.strip().splitlines() or [""]
+    found = _RATING.fullmatch(last.replace("*", "").strip())
+    return int(found[1]) if found else None

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pipecat_personaplex.errors import UserError
-from pipecat_personaplex.eval.run_folder import RunFolder, replacing
+from pipecat_personaplex.eval.run_files import replacing
+from pipecat_personaplex.eval.run_folder import RunFolder
 from pipecat_personaplex.eval.score_table import Table, label, make_table
 
 _TEMPLATE = Path(__file__).with_name("page_template.html")
@@ -33,9 +33,9 @@ def write_page(run: RunFolder, path: Path | None = None) -> Path:
         The file.
 
     Raises:
-        UserError: The run has no scores.
+        UserError: The run has no scores, or a file of it is damaged.
     """
-    content = newest_scores(run)
+    content = run.newest_scores()
     table = make_table([run])
     path = path or run.path / "page.html"
     histograms = [(label(key), values) for key, values in distributions(content).items()]
@@ -66,19 +66,6 @@ def _relative_address(target: Path, folder: Path) -> str:
         return target.resolve().as_uri()
 
 
-def newest_scores(run: RunFolder) -> dict[str, Any]:
-    """The scores that were written last.
-
-    Raises:
-        UserError: The run has none.
-    """
-    files = sorted((run.path / "scores").glob("*.json"), key=lambda file: file.stat().st_mtime)
-    if not files:
-        raise UserError(f"{run.path} has no scores; `personaplex eval score` makes them")
-    content: dict[str, Any] = json.loads(files[-1].read_text(encoding="utf-8"))
-    return content
-
-
 def distributions(content: Mapping[str, Any]) -> dict[str, list[float]]:
     """All values in seconds by score, such as ``turn/turn_end.latency``.
 
@@ -96,7 +83,9 @@ def _calls(run: RunFolder, content: Mapping[str, Any], audio: str) -> list[dict[
     calls = {(call.id, call.seed): call for call in run.calls() if not call.error}
     result = []
     for record in content["records"]:
-        call = calls[record["id"], record["seed"]]
+        call = calls.get((record["id"], record["seed"]))
+        if call is None:  # its line was deleted, to run it again
+            continue
         result.append(
             {
                 "id": call.id,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipecat_personaplex.eval.page import SECONDS, distributions, newest_scores
+from pipecat_personaplex.eval.page import SECONDS, distributions
 from pipecat_personaplex.eval.plugins import require_package
 from pipecat_personaplex.eval.run_folder import RunFolder
 from pipecat_personaplex.eval.score_table import label
@@ -31,7 +31,7 @@ def write_plots(run: RunFolder, folder: Path) -> list[Path]:
         UserError: The run has no scores.
     """
     require_plots()
-    content = newest_scores(run)
+    content = run.newest_scores()
     title = f"{run.settings['title']}, {run.settings['model']}, voice {run.settings['voice']}"
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "scores.png"]

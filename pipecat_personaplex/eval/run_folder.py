@@ -19,7 +19,6 @@ import io
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from pipecat_personaplex.audio import Pcm, float_to_pcm16
 from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.errors import ConfigError, UserError
 from pipecat_personaplex.eval.items import Event, Item
+from pipecat_personaplex.eval.run_files import read_stored, replacing, require_keys, write_json
 from pipecat_personaplex.eval.run_target import RUN_FILE, check_target
 from pipecat_personaplex.words import Word
 
@@ -38,6 +38,12 @@ FORMAT = 1
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)*")
 # Keys of run.json that may differ when a run goes on: they do not change a token.
 _FREE_KEYS = frozenset({"machine", "commit", "version", "started", "sessions", "model"})
+# Keys of run.json that tables and pages show.
+_SHOWN_KEYS = (
+    *("suite", "title", "items", "data_sha256", "seeds", "voice", "sampling", "machine"),
+    *("model", "checkpoint_sha256", "dtype", "quantization", "commit", "version"),
+)
+_SCORE_KEYS = ("asr", "vad", "judge", "summary", "records")
 
 
 @dataclass(frozen=True)
@@ -137,20 +143,22 @@ class RunFolder:
         """Open a run to read it.
 
         Raises:
-            UserError: There is no run in the folder, or it has another format.
+            UserError: There is no run in the folder, it has another format, or its run.json is
+                damaged.
         """
+        file = path / RUN_FILE
+        remedy = "restore it, or run again with another --out"
         try:
-            settings = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+            settings = read_stored(file, dict, ["format"], remedy)
         except FileNotFoundError:
             raise UserError(
                 f"{path} is not a run: it has no run.json; `personaplex eval run` makes one"
             ) from None
-        except ValueError as error:
-            raise UserError(f"{path / RUN_FILE} is not valid JSON: {error}") from None
-        if settings.get("format") != FORMAT:
+        if settings["format"] != FORMAT:
             raise UserError(
-                f"{path} has format {settings.get('format')!r}, and this version reads {FORMAT}"
+                f"{path} has format {settings['format']!r}, and this version reads {FORMAT}"
             )
+        require_keys(file, settings, _SHOWN_KEYS, remedy)
         return cls(path, settings)
 
     def calls(self) -> list[Call]:
@@ -170,7 +178,7 @@ class RunFolder:
         for number, line in enumerate(lines[:-1], 1):
             try:
                 calls.append(_call(json.loads(line)))
-            except (ValueError, KeyError, TypeError, ConfigError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
                 raise UserError(f"{path}, line {number}, is no call of a run: {error}") from None
         newest = {(call.id, call.seed): call for call in calls}
         return [newest[key] for key in sorted(newest)]
@@ -210,20 +218,50 @@ class RunFolder:
         return samples
 
     def words(self, call: Call, folder: str = "words") -> list[Word] | None:
-        """The agent's words; None if this folder has none of this call."""
+        """The agent's words; None if this folder has none of this call.
+
+        Raises:
+            UserError: The file is damaged.
+        """
         path = self.file(folder, call, ".json")
         if not path.is_file():
             return None
-        return [Word(**word) for word in json.loads(path.read_text(encoding="utf-8"))]
+        remedy = "delete it, and score again"
+        if folder == "words":
+            remedy = (
+                f"delete the lines of {call.id} in items.jsonl, and give the run's command again"
+            )
+        words = read_stored(path, list, ["word", "start", "end"], remedy)
+        return [Word(word["word"], word["start"], word["end"]) for word in words]
 
     def write_words(self, call: Call, folder: str, words: Sequence[Word]) -> None:
         """Write words that a transcriber has found."""
         write_json(self.file(folder, call, ".json"), [asdict(word) for word in words])
 
     def scores(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Names and contents of the scores so far."""
-        for path in sorted((self.path / "scores").glob("*.json")):
-            yield path.stem, json.loads(path.read_text(encoding="utf-8"))
+        """Names and contents of the scores so far.
+
+        Raises:
+            UserError: A file is damaged.
+        """
+        for path in self._score_files():
+            yield path.stem, _read_scores(path)
+
+    def newest_scores(self) -> dict[str, Any]:
+        """The scores that were written last.
+
+        Raises:
+            UserError: There are none, or the file is damaged.
+        """
+        files = sorted(self._score_files(), key=lambda file: file.stat().st_mtime)
+        if not files:
+            raise UserError(f"{self.path} has no scores; `personaplex eval score` makes them")
+        return _read_scores(files[-1])
+
+    def _score_files(self) -> list[Path]:
+        """Without temporary files, which a killed process leaves."""
+        files = (self.path / "scores").glob("*.json")
+        return sorted(file for file in files if not file.name.startswith("."))
 
     def file(self, folder: str, call: Call, suffix: str) -> Path:
         """The file of a call in one of the folders."""
@@ -269,36 +307,9 @@ def loudness(pcm: Pcm) -> str:
     return "".join(str(int(step)) for step in np.clip(np.round(steps), 0, 9))
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, completely or not at all."""
-    with replacing(path) as temporary:
-        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-        temporary.write_text(text, encoding="utf-8")
-
-
-class replacing:
-    """A temporary file that replaces ``path`` if the block succeeds.
-
-    An error of the system names ``path``.
-    """
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
-
-    def __enter__(self) -> Path:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        return self._temporary
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: object
-    ) -> None:
-        if kind is None:
-            self._temporary.replace(self._path)
-            return
-        self._temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(self._path)
+def _read_scores(path: Path) -> dict[str, Any]:
+    remedy = "delete it, and `personaplex eval score` writes it again"
+    return read_stored(path, dict, _SCORE_KEYS, remedy)
 
 
 def _call(record: dict[str, Any]) -> Call:

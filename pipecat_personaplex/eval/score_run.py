@@ -13,7 +13,8 @@ from pipecat_personaplex.constants import SAMPLE_RATE
 from pipecat_personaplex.errors import ConfigError, UserError
 from pipecat_personaplex.eval.items import Event
 from pipecat_personaplex.eval.judges import Answer, Judge, StoredJudge
-from pipecat_personaplex.eval.run_folder import Call, RunFolder, write_json
+from pipecat_personaplex.eval.run_files import write_json
+from pipecat_personaplex.eval.run_folder import Call, RunFolder
 from pipecat_personaplex.eval.scoring.aggregate import ItemValues, summarize
 from pipecat_personaplex.eval.scoring.item_score import RULES, Heard, Rules, score_item
 from pipecat_personaplex.eval.scoring.spans import words_after
@@ -35,7 +36,7 @@ class Scorer:
         vad: Name of the detector.
         detector: The detector.
         judge: The judge; None for no judgements.
-        rules: The rule sets.
+        rules: The rule sets. Those that the run's scores of this name already have are added.
     """
 
     asr: str
@@ -66,6 +67,8 @@ def score_run(
 ) -> dict[str, Any]:
     """Score all finished calls and write ``scores/NAME.json``.
 
+    A rule set of an existing file is computed again, so that both are of the same calls.
+
     Args:
         run: The run.
         scorer: How to score.
@@ -75,13 +78,16 @@ def score_run(
         The content of the file: settings, a summary for each rule set, and the records of calls.
 
     Raises:
-        UserError: The run has no finished calls, or a transcript is missing.
+        UserError: The run has no finished calls, a transcript is missing, or a file of the run is
+            damaged.
     """
     calls = [call for call in run.calls() if not call.error]
     if not calls:
         raise UserError(f"{run.path} has no finished calls; `personaplex eval run` makes them")
     stored = StoredJudge(scorer.judge, run.path / "judge") if scorer.judge else None
-    values: dict[Rules, list[ItemValues]] = {rules: [] for rules in scorer.rules}
+    earlier = dict(run.scores()).get(scorer.name, {"summary": ()})["summary"]
+    rule_sets = [rules for rules in RULES if rules in scorer.rules or rules in earlier]
+    values: dict[Rules, list[ItemValues]] = {rules: [] for rules in rule_sets}
     records = []
     for index, call in enumerate(calls):
         words = transcribe(run, call, scorer)
@@ -94,7 +100,7 @@ def score_run(
             "words": [[word.word, round(word.start, 3), round(word.end, 3)] for word in words],
             "spans": [[round(span.start, 3), round(span.end, 3)] for span in heard.spans],
         }
-        for rules in scorer.rules:
+        for rules in rule_sets:
             found = score_item(call.events, heard, rules, call.reference.get("backchannels"))
             found += _judged_values(judged, found, rules)
             record[rules] = [[metric, round(value, 6)] for metric, value in found]
@@ -112,7 +118,7 @@ def score_run(
                 key: summary.as_dict()
                 for key, summary in summarize(values[rules], rules == "compat").items()
             }
-            for rules in scorer.rules
+            for rules in rule_sets
         },
         "records": records,
     }

@@ -159,8 +159,7 @@ def served_seconds(run: RunFolder) -> float | None:
 
 def label(key: str) -> str:
     """A readable name of a score such as ``turn/turn_end.latency``."""
-    group, _, metric = key.partition("/")
-    event, _, name = metric.partition(".")
+    group, event, name = _parts(key)
     base, _, variant = name.partition(", ")
     text, direction = METRICS[base]
     if base == "tor":
@@ -171,14 +170,20 @@ def label(key: str) -> str:
     return f"{': '.join(parts)}: {text}{', ' + variant if variant else ''} {direction}".strip()
 
 
+def _parts(key: str) -> tuple[str, str, str]:
+    """Group, event and metric of a score such as ``turn/turn_end.latency``."""
+    group, _, metric = key.rpartition("/")
+    event, _, name = metric.partition(".")
+    return group, event, name
+
+
 def _sorted(keys: dict[str, None]) -> list[str]:
     """By group, in order of their first appearance, with a group's metrics in a fixed order."""
-    groups = list(dict.fromkeys(key.partition("/")[0] for key in keys))
+    groups = list(dict.fromkeys(_parts(key)[0] for key in keys))
     order = list(METRICS)
 
     def place(key: str) -> tuple[int, str, int, str]:
-        group, _, metric = key.partition("/")
-        event, _, name = metric.partition(".")
+        group, event, name = _parts(key)
         return groups.index(group), event, order.index(name.partition(", ")[0]), name
 
     return sorted(keys, key=place)

@@ -15,7 +15,12 @@ from torch import Tensor
 from pipecat_personaplex.audio_files import normalize_loudness, read_audio
 from pipecat_personaplex.checkpoint import voices
 from pipecat_personaplex.checkpoint.voices import Voice, VoiceLibrary, encode_voice
-from pipecat_personaplex.errors import InvalidAudio, VoiceError, VoiceNotFound
+from pipecat_personaplex.errors import (
+    CheckpointError,
+    InvalidAudio,
+    VoiceError,
+    VoiceNotFound,
+)
 from pipecat_personaplex.models.config import LMConfig, ModelConfig
 from tests.golden_data import CHECKPOINT, VOICE_SAMPLE
 from tests.helpers.checkpoints import preset, pt
@@ -189,6 +194,16 @@ def test_archives_that_cannot_be_read(tmp_path: Path, content: bytes, expected: 
     path.write_bytes(content)
     with pytest.raises(VoiceError, match=expected):
         VoiceLibrary.from_archive(path, CONFIG)
+
+
+def test_a_model_without_config_is_read_as_the_7b(tmp_path: Path) -> None:
+    made = preset() | {"embeddings": torch.zeros(6, 1, 1, 4096)}
+    archive(tmp_path / "voices.tgz", (member("voices/a.pt"), pt(made)))
+    library = VoiceLibrary.of_model(str(tmp_path), progress=False)
+    assert library.names == ["a"] and library.get("a").frames == 7
+    (tmp_path / "voices.tgz").unlink()
+    with pytest.raises(CheckpointError, match=r"has no voices\.tgz"):
+        VoiceLibrary.of_model(str(tmp_path), progress=False)
 
 
 def test_a_missing_archive(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Folders in the layouts of the benchmarks, with generated recordings instead of their data."""
+"""Folders in the layouts of the benchmarks, with generated recordings instead of their data.
+
+And a small run.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,18 @@ import soundfile
 
 from pipecat_personaplex.audio import Pcm
 from pipecat_personaplex.constants import SAMPLE_RATE
+from pipecat_personaplex.eval.items import Event, Item
+from pipecat_personaplex.eval.run_folder import Call, RunFolder
 from pipecat_personaplex.eval.suites.nano_calls import caller_voices
+from pipecat_personaplex.words import Word
 
 CLIPS = [clip.pcm for clip in caller_voices(bundled=True).scene(0).questions]
+_SETTINGS = {
+    **{"suite": "folder", "title": "calls", "items": 1, "data_sha256": "0" * 16, "seeds": [0]},
+    **{"voice": "NATF2", "sampling": {"top_k": 1}, "model": "nano", "checkpoint_sha256": "1" * 16},
+    **{"dtype": "float32", "quantization": None, "commit": None, "version": "1"},
+    "machine": {"device": "cpu"},
+}
 
 
 def recording(*clips: Pcm, lead: float = 0.3, gap: float = 0.6, tail: float = 2.0) -> Pcm:
@@ -98,3 +110,16 @@ def humdial(root: Path) -> Path:
         s1_2_timestamp={"chunks": [{"text": "w", "timestamp": each} for each in words]},
     )
     return root
+
+
+def small_run(path: Path, group: str = "g") -> RunFolder:
+    """A run of one call, ``x``, with an interruption at 1 s, answered at 2 s."""
+    run = RunFolder.create(path, _SETTINGS)
+    add_call(run, "x", group)
+    return run
+
+
+def add_call(run: RunFolder, name: str, group: str = "g") -> None:
+    item = Item(name, group, silence(5), (Event("interruption", 1.0, 1.5, "stop"),))
+    words = [Word(f"w{index}", 2 + index / 2, 2.4 + index / 2) for index in range(4)]
+    run.add(Call.of(item, 0), silence(5), words)

@@ -175,10 +175,22 @@ def test_two_hundred_calls_of_nano_twice(tmp_path: Path) -> None:
         (["run", "fdb-v1", "--out", "x"], "suite fdb-v1 needs --data DIR; download"),
         (["run", "fdb-v2", "--out", "x"], "suite 'fdb-v2' is unknown; it must be one of"),
         (["run", "nano", "--out", "x", "--data", "."], "leave out --data"),
-        (["run", "nano", "--out", "x", "--seeds", "0"], "--seeds must be how many"),
-        (["run", "nano", "--out", "x", "--seeds", "1,1"], "--seeds must be how many"),
-        (["run", "nano", "--out", "x", "--seeds", "a"], "--seeds must be how many"),
-        (["run", "nano", "--out", "x", "--seeds", "9" * 23], "--seeds must be how many"),
+        (
+            ["run", "nano", "--out", "x", "--seeds", "0"],
+            "a number of seeds from 1 to 1000, such as 3",
+        ),
+        (
+            ["run", "nano", "--out", "x", "--seeds", "1,1"],
+            "a number of seeds from 1 to 1000, such as 3",
+        ),
+        (
+            ["run", "nano", "--out", "x", "--seeds", "a"],
+            "a number of seeds from 1 to 1000, such as 3",
+        ),
+        (
+            ["run", "nano", "--out", "x", "--seeds", "9" * 23],
+            "a number of seeds from 1 to 1000, such as 3",
+        ),
         (["run", "nano", "--out", "x", "--voice", "no.wav"], "--voice no.wav: there is no such"),
         (["run", "nano", "--out", "x", "--temperature-text", "11"], "from 0 (greedy) to 10"),
         (["run", "nano"], "--out"),

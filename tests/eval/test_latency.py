@@ -17,10 +17,12 @@ from pipecat_personaplex.audio_files import write_wav
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.cli.eval_latency import _question
 from pipecat_personaplex.constants import SAMPLE_RATE
-from pipecat_personaplex.errors import ConfigError, EngineUnreachable, InvalidAudio
+from pipecat_personaplex.errors import ConfigError, EngineUnreachable, InvalidAudio, UserError
 from pipecat_personaplex.eval.latency import probe as probe_module
 from pipecat_personaplex.eval.latency.measure import Target, measure_floor
 from pipecat_personaplex.eval.latency.probe import Recorder, probe, tone
+from pipecat_personaplex.eval.suites import caller_voices
+from tests.helpers.commands import one_line
 from tests.helpers.servers import RunningServer, ServedFakeEngine
 
 TARGETS = {
@@ -85,13 +87,44 @@ async def test_speech_counts_from_its_end() -> None:
 
 
 def test_a_question_from_a_file_ends_with_its_last_word(tmp_path: Path) -> None:
-    spoken = _question(None)
+    name, spoken = _question(None)
+    assert name == "a question from the recordings bundled with nano"
     silence = np.zeros(2 * SAMPLE_RATE, np.float32)
     write_wav(tmp_path / "question.wav", np.concatenate([spoken, silence]))
-    assert abs(len(_question(tmp_path / "question.wav")) - len(spoken)) < 0.1 * SAMPLE_RATE
+    path = tmp_path / "question.wav"
+    name, cut = _question(path)
+    assert name == str(path) and abs(len(cut) - len(spoken)) < 0.1 * SAMPLE_RATE
     write_wav(tmp_path / "silence.wav", silence)
     with pytest.raises(InvalidAudio, match="contains no speech"):
         _question(tmp_path / "silence.wav")
+
+
+def test_a_question_without_recordings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As an installed package is: espeak-ng asks, or the error says what to do."""
+    monkeypatch.setattr(caller_voices, "_SAMPLES", tmp_path)
+    if caller_voices.has_espeak():
+        name, pcm = _question(None)
+        assert name == "a question from espeak-ng" and len(pcm) > SAMPLE_RATE
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match=r"apt-get install espeak-ng; or .* with --input FILE"):
+        _question(None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bot", "--tone", "--input", "no.wav"], "--tone sends tones, and --input a recording"),
+        (["bot", "--prompt", "Hi."], "--prompt is for a server, and http://localhost:7860 is"),
+        (["bot", "--voice", "NATF2"], "--voice is for a server"),
+        (["ws://localhost:1/ws", "--prompt", "Hi."], "is called over twilio; leave out --prompt"),
+        (["ws://localhost:1/ws", "--voice", "NATF2"], "is called over twilio; leave out --voice"),
+    ],
+)
+def test_options_that_contradict(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", "latency", *arguments, "--floor", "none"]) == 2
+    assert message in one_line(capsys.readouterr().err)
 
 
 async def test_no_answer() -> None:

@@ -128,6 +128,8 @@ def test_folder_of_recordings(tmp_path: Path) -> None:
         ({"events": [{"kind": "pause"}]}, "start"),
         ({"events": [], "wanted": "nine dollars"}, "wanted must be a list of texts"),
         ({"events": [], "wanted": [9]}, "wanted must be a list of texts"),
+        ({"events": [], "group": "support/v1.2"}, "group must be a name without /, not 'support/"),
+        ({"events": [], "group": "/"}, "group must be a name without /"),
     ],
 )
 def test_wrong_events_are_named(tmp_path: Path, content: object, message: str) -> None:
@@ -184,6 +186,18 @@ class TestNanoCalls:
             assert item.group in {event.kind for event in item.events}
             assert all(event.end <= len(item.pcm) / SAMPLE_RATE for event in item.events)
             assert np.abs(item.pcm).max() <= 1
+
+    def test_an_installed_package_has_no_recordings(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """``pyproject.toml`` leaves them out of the wheel."""
+        monkeypatch.setattr(voices_module, "_SAMPLES", tmp_path)
+        monkeypatch.setattr(nano_calls, "has_espeak", lambda: True)
+        assert nano_calls.caller_voices(bundled=True).name == "espeak-ng"
+        monkeypatch.setattr(nano_calls, "has_espeak", lambda: False)
+        for bundled in (False, True):
+            with pytest.raises(UserError, match=r"callers need espeak-ng, or .* only a checkout"):
+                nano_calls.caller_voices(bundled)
 
     @pytest.mark.skipif(not voices_module.has_espeak(), reason="no espeak-ng")
     def test_the_same_calls_every_time(self) -> None:

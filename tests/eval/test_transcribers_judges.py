@@ -161,17 +161,49 @@ def test_transcript_files_round_trip() -> None:
 @pytest.mark.parametrize(
     ("reply", "rating"),
     [
-        ("Fine. Rating: 4", 4),
-        ("rating = 0", 0),
+        ("Fine.\nRating: 4", 4),
+        ("Fine.\n\n rating : 0 \n", 0),
         ("Rating: 2\nor rather\nRating: 3.", 3),
         ("**Rating:** 5", 5),
+        ("**Rating: 4/5**", 4),
+        ("Rating: *3* / 5", 3),
         ("Rating: 9", None),
+        ("Rating: 45", None),
+        ("Rating: 4.5", None),
+        ("Rating: 4/10", None),
+        ("Rating: -1", None),
+        ("Rating (0-5): 4", None),
+        ("Rating: 0 to 5? I say 2", None),
+        ("Rating: 4\nThough one may say less.", None),
+        ("Rating: 4, no rating: 3", None),
+        ("rating = 0", None),
         ("I rate it well", None),
         ("", None),
     ],
 )
 def test_ratings(reply: str, rating: int | None) -> None:
     assert parse_rating(reply) == rating
+
+
+def test_a_rating_that_an_earlier_version_read_wrongly_is_asked_again(tmp_path: Path) -> None:
+    replies = iter(["Rating (0-5): 4", "It helps.\nRating: 4"])
+
+    class Judge:
+        name = "slow"
+
+        def __call__(self, answer: Answer) -> str:
+            return next(replies)
+
+    stored, answer = StoredJudge(Judge(), tmp_path), Answer("", "", "a")
+    assert stored.rate(answer) == (4, 2)
+    [path] = tmp_path.iterdir()
+    assert json.loads(path.read_text())["replies"] == ["Rating (0-5): 4", "It helps.\nRating: 4"]
+    assert stored.rate(answer) == (4, 2)
+    wrong = {"replies": ["Rating (0-5): 4"], "rating": 0, "attempts": 1}
+    path.write_text(json.dumps(wrong))
+    replies = iter(["Rating: 3"])
+    assert stored.rate(answer) == (3, 1)
+    assert json.loads(path.read_text())["rating"] == 3
 
 
 def test_rules() -> None:
@@ -216,7 +248,7 @@ class Chat(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[str]:
     Chat.requests, Chat.keys, Chat.status = [], [], 200
-    Chat.body = json.dumps({"choices": [{"message": {"content": "Good. Rating: 4"}}]})
+    Chat.body = json.dumps({"choices": [{"message": {"content": "Good.\nRating: 4"}}]})
     with HTTPServer(("127.0.0.1", 0), Chat) as http:
         thread = threading.Thread(target=http.serve_forever, daemon=True)
         thread.start()

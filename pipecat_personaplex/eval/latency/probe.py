@@ -130,9 +130,9 @@ async def probe(
 ) -> Latencies:
     """Send a sound several times, and time what comes back.
 
-    The line is silent between the sounds. A sound waits until the line has been quiet for 0.6 s,
-    or for at most 15 s. A line that is still not quiet then counts as unanswered: its sound could
-    not be told from an answer.
+    Each sound is sent once the line has been quiet for 0.6 s. If that takes more than 15 s, the
+    sound is not sent and counts as unanswered, because what is heard could not be told from an
+    answer.
 
     Args:
         line: A connected call.

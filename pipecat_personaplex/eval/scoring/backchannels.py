@@ -13,7 +13,7 @@ _TURN_SECONDS = 3.0  # a longer span is a turn, whatever its words
 _BIN_SECONDS = 0.2
 _SHORT_SECONDS = 1.0
 _SHORT_WORDS, _MOST_WORDS = 2, 3
-_EPSILON = 1e-10  # a histogram without it has a distance of nan from an empty one
+_EPSILON = 1e-10  # without it, the distance to an empty histogram is NaN
 
 
 def score_narration(

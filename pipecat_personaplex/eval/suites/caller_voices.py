@@ -93,6 +93,11 @@ class CallerVoices(Protocol):
         ...
 
 
+def has_recordings() -> bool:
+    """Whether this installation has nano's recordings; a checkout has, a wheel does not."""
+    return any(_SAMPLES.glob("*.ogg"))
+
+
 def has_espeak() -> bool:
     """Whether espeak-ng is installed."""
     return shutil.which(ESPEAK) is not None
@@ -177,9 +182,6 @@ class BundledVoices:
 
     Args:
         wanted: By topic, what a right answer contains.
-
-    Raises:
-        UserError: The package has no recordings.
     """
 
     name = "the recordings bundled with nano"
@@ -187,8 +189,6 @@ class BundledVoices:
     def __init__(self, wanted: Mapping[str, Sequence[str]]):
         calls = sorted(_SAMPLES.glob("*.ogg"))
         self._scenes = [_bundled_call(path, wanted) for path in calls]
-        if not self._scenes:
-            raise UserError(f"{_SAMPLES} has no recordings; install espeak-ng for callers")
 
     def scene(self, index: int) -> Scene:
         """The call changes with the index; its clips rotate."""

@@ -18,6 +18,7 @@ from pipecat_personaplex.eval.suites.caller_voices import (
     EspeakVoices,
     Question,
     has_espeak,
+    has_recordings,
 )
 from pipecat_personaplex.eval.suites.suite_files import TEACHER_PROMPT, Suite
 
@@ -72,10 +73,22 @@ _ASIDE_GAIN, _THIRD_PARTY_GAIN = 0.35, 0.2
 
 
 def caller_voices(bundled: bool = False) -> CallerVoices:
-    """Callers that espeak-ng speaks if it is installed, else those of the bundled recordings."""
-    if has_espeak() and not bundled:
+    """Callers that espeak-ng speaks, or those of the bundled recordings.
+
+    Args:
+        bundled: Whether the recordings are preferred where there are both.
+
+    Raises:
+        UserError: There is neither.
+    """
+    if has_recordings() and (bundled or not has_espeak()):
+        return BundledVoices(_BUNDLED_WANTED)
+    if has_espeak():
         return EspeakVoices(_ROLES, _REMARKS, _SOUNDS)
-    return BundledVoices(_BUNDLED_WANTED)
+    raise UserError(
+        "callers need espeak-ng, or nano's recordings, which only a checkout has: apt-get install "
+        "espeak-ng"
+    )
 
 
 def generate(voices: CallerVoices, per_kind: int) -> Iterator[Item]:
@@ -193,7 +206,7 @@ def load(data: Path | None) -> Iterator[Item]:
     """Yield 208 items; needs no data.
 
     Raises:
-        UserError: Data was given.
+        UserError: Data was given, or there are no callers.
     """
     if data is not None:
         raise UserError("suite nano generates its calls; leave out --data")

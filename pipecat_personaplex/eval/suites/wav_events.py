@@ -44,6 +44,9 @@ def _item(path: Path) -> Item:
     wanted = content.get("wanted", [])
     if not isinstance(wanted, list) or not all(isinstance(words, str) for words in wanted):
         raise UserError(f"{annotation}: wanted must be a list of texts, not {wanted!r}")
+    group = str(content.get("group", "calls"))
+    if "/" in group:
+        raise UserError(f"{annotation}: group must be a name without /, not {group!r}")
     pcm = read_audio(path)
     seconds = len(pcm) / SAMPLE_RATE
     for event in events:
@@ -54,7 +57,7 @@ def _item(path: Path) -> Item:
             )
     return Item(
         id=re.sub(r"[^\w-]", "_", path.stem),
-        group=str(content.get("group", "calls")),
+        group=group,
         pcm=pcm,
         events=tuple(sorted(events, key=lambda event: event.start)),
         prompt=str(content.get("prompt", "")),
