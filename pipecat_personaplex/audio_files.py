@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -30,6 +31,9 @@ _MIN_RATE, _MAX_RATE = 2_000, 768_000
 _CANCELLED = 1e-3
 # The block over which loudness is measured, in seconds (ITU-R BS.1770).
 _LOUDNESS_BLOCK_SECONDS = 0.4
+# Formats in which files can be joined end to end. libsndfile reads the first of them only.
+_JOINABLE = ("OGG", "MP3")
+_JOINED_SECONDS = 0.2  # by which FFmpeg's audio is then longer: more than a codec's delay
 # Formats that FFmpeg may read: those that hold their audio themselves. A playlist would make it
 # open other files and addresses.
 _FFMPEG_OPTIONS = {
@@ -101,7 +105,24 @@ def _read_with_libsndfile(data: IO[bytes], path: Path, max_seconds: float) -> tu
 
         rate = int(file.samplerate)
         _check_size(file.frames, rate, path, max_seconds)
-        return _mono(blocks, rate, path, max_seconds), rate
+        read = _mono(blocks, rate, path, max_seconds), rate
+        joinable = file.format in _JOINABLE
+    return _whole(read, data, path, max_seconds) if joinable else read
+
+
+def _whole(
+    read: tuple[Pcm, int], data: IO[bytes], path: Path, max_seconds: float
+) -> tuple[Pcm, int]:
+    """What libsndfile has read of a joinable file, or FFmpeg's audio if there is more of it."""
+    import av
+
+    pcm, rate = read
+    with suppress(av.FFmpegError, ValueError):
+        data.seek(0)
+        more, its_rate = _ffmpeg_audio(data, path, max_seconds)
+        if len(more) / its_rate > len(pcm) / rate + _JOINED_SECONDS:
+            return more, its_rate
+    return read
 
 
 def _read_with_ffmpeg(
@@ -111,13 +132,19 @@ def _read_with_ffmpeg(
     import av
 
     try:
-        with av.open(data, mode="r", options=_FFMPEG_OPTIONS) as container:
-            if not container.streams.audio:
-                raise InvalidAudio(f"audio file {path} contains no audio")
-            rate = int(container.streams.audio[0].rate)
-            return _mono(lambda: _decoded(container), rate, path, max_seconds), rate
+        return _ffmpeg_audio(data, path, max_seconds)
     except (av.FFmpegError, ValueError):  # ValueError: channels or rate change within the file
         raise InvalidAudio(f"audio file {path} cannot be read: {reason}") from None
+
+
+def _ffmpeg_audio(data: IO[bytes], path: Path, max_seconds: float) -> tuple[Pcm, int]:
+    import av
+
+    with av.open(data, mode="r", options=_FFMPEG_OPTIONS) as container:
+        if not container.streams.audio:
+            raise InvalidAudio(f"audio file {path} contains no audio")
+        rate = int(container.streams.audio[0].rate)
+        return _mono(lambda: _decoded(container), rate, path, max_seconds), rate
 
 
 def _decoded(container: InputContainer) -> Iterator[Block]:

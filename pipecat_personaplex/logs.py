@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
+_KNOWN_LEVELS = (*LOG_LEVELS, "CRITICAL")  # to loguru, of the standard library's
 
 _LINE = (
     "<green>{time:YYYY-MM-DD HH:mm:ss.SSS}</green> <level>{level: <7}</level> "
@@ -82,5 +83,11 @@ class _ToLoguru(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from loguru import logger
 
-        message = record.getMessage()
-        logger.opt(exception=record.exc_info).log(record.levelname, "{}", message)
+        try:
+            message = record.getMessage()
+            # A library may have levels of its own, which loguru knows by their number only.
+            level = record.levelname if record.levelname in _KNOWN_LEVELS else record.levelno
+            logger.opt(exception=record.exc_info).log(level, "{}", message)
+        except Exception:
+            # A log line with wrong arguments must not end the task that writes it.
+            self.handleError(record)

@@ -244,3 +244,18 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav"))
     write_wav(path, np.full(RATE, 0.5, np.float32))
     assert len(read_audio(path)) == RATE
+
+
+@pytest.mark.parametrize(("suffix", "subtype"), [("ogg", "VORBIS"), ("ogg", "OPUS"), ("mp3", None)])
+def test_files_that_were_joined_are_read_to_their_end(
+    tmp_path: Path, suffix: str, subtype: str | None
+) -> None:
+    one, joined = tmp_path / f"one.{suffix}", tmp_path / f"joined.{suffix}"
+    soundfile.write(one, tone(1), RATE, subtype=subtype)
+    joined.write_bytes(2 * one.read_bytes())
+    single, pcm = read_audio(one), read_audio(joined)
+    assert len(single) == pytest.approx(RATE, rel=0.1)
+    assert len(pcm) == pytest.approx(2 * RATE, rel=0.1)
+    assert np.square(pcm[RATE + 4_000 : -4_000]).mean() > 0.5 * np.square(tone(1)).mean()
+    with pytest.raises(InvalidAudio, match=r"at most 1\.5 s"):
+        read_audio(joined, max_seconds=1.5)

@@ -67,3 +67,16 @@ def test_debug_shows_every_level(
     logger.warning("a warning")
     error = capsys.readouterr().err
     assert ("a detail" in error) == shown and "a warning" in error
+
+
+def test_a_library_may_have_levels_of_its_own_and_wrong_arguments(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging()
+    library = logging.getLogger("a.library")
+    library.log(35, "a notice")
+    library.warning("%d files", "x")
+    library.warning("it goes on")
+    errors = capsys.readouterr().err
+    assert "a notice" in errors and "it goes on" in errors
+    assert "%d files" in errors, "the standard library reports the faulty line"
