@@ -63,6 +63,7 @@ class GpuModel:
         replay_after: Seconds of a call after which its first replay begins.
         replay_every: Seconds between later replays.
         replay_frames: Frames that a replay computes.
+        moved_frames: Most frames that are computed for a call that moves to another GPU.
     """
 
     slots: int
@@ -74,6 +75,7 @@ class GpuModel:
     replay_after: float = math.inf
     replay_every: float = math.inf
     replay_frames: int = 0
+    moved_frames: int = 1
 
     def free_share(self, calls: int) -> float:
         """Part of the time that the steps of this many calls leave."""
@@ -134,7 +136,7 @@ class Counts:
 
 
 class _Call:
-    """A running call. ``epoch`` counts its moves: events of an earlier place are void."""
+    """A running call. ``epoch`` counts its moves; older events are ignored."""
 
     __slots__ = ("began", "ends", "epoch", "gpu")
 
@@ -354,7 +356,7 @@ class Fleet:
             return
         self.counts.moved += 1
         past = max(0.0, failed - call.began) / FRAME_SECONDS
-        frames = min(self._model.prompt_frames + past, max(self._gpu.replay_frames, 1))
+        frames = min(self._model.prompt_frames + past, self._gpu.moved_frames)
         wait = self._compute(gpu, frames / self._gpu.prefill_frames_per_second)
         self.counts.move_wait.append(self._now + wait - failed)
         self._place(call, gpu, self._gpu.replay_every)

@@ -180,7 +180,8 @@ def card_capacity(options: SizingOptions) -> CardCapacity:
     weights = lm.num_layers * (4 * lm.dim**2 + 3 * lm.dim * lm.hidden)
     rate = card.tflops * 1e12 * options.compute_efficiency / (2 * weights)
     prompt = options.calls.prompt_frames
-    remembered = remembered_frames(prompt, lm.window)
+    # As the engine's ``keep_persona``; a call that moves takes along all that it may.
+    remembered = remembered_frames(prompt, lm.window, lm.window // 2)
     nearly_full = NEARLY_FULL * lm.window
     cached = EngineConfig.prefix_cache_bytes // kv_bytes(lm, prompt, "bfloat16")
     gpu = GpuModel(
@@ -193,6 +194,7 @@ def card_capacity(options: SizingOptions) -> CardCapacity:
         replay_after=(nearly_full - prompt) * FRAME_SECONDS,
         replay_every=(nearly_full - prompt - remembered) * FRAME_SECONDS,
         replay_frames=prompt + remembered,
+        moved_frames=prompt + remembered_frames(prompt, lm.window),
     )
     return CardCapacity(by_memory, by_time, gpu)
 

@@ -88,6 +88,7 @@ PROMPTED = GpuModel(
     replay_after=100,
     replay_every=30,
     replay_frames=500,
+    moved_frames=800,
 )
 CALLS = CallModel(mean_seconds=120, sigma=1.0, personas=10, prompt_frames=300)
 
