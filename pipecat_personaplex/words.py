@@ -1,9 +1,10 @@
-"""Assembles words from the inner monologue, which arrives piece by piece."""
+"""Words of the inner monologue, which arrives piece by piece, and words to say."""
 
 from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,6 +15,26 @@ TURN_GAP_FRAMES = 10
 
 # SentencePiece writes a character outside its vocabulary as UTF-8 bytes, one piece per byte.
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+_INVISIBLE = {"Cc", "Cf", "Cn", "Co", "Cs"}  # Unicode's categories
+_SYMBOLS = {"So", "Sk"}
+
+
+def spoken_words(text: str) -> list[str]:
+    """Split a text to say into words; those without a letter or a digit are left out.
+
+    Emoji and invisible characters are removed: the tokeniser would write them as bytes, and a model
+    that is given bytes says nothing for half a second.
+    """
+    words = ("".join(filter(_is_spoken, word)) for word in text.split())
+    return [word for word in words if any(map(str.isalnum, word))]
+
+
+def _is_spoken(character: str) -> bool:
+    category = unicodedata.category(character)
+    emoji = (category in _SYMBOLS and character >= "\u2000") or "\ufe00" <= character <= "\ufe0f"
+    return category not in _INVISIBLE and not emoji
 
 
 class PieceDecoder:

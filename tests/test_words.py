@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipecat_personaplex.words import Word, WordAssembler, words_of
+from pipecat_personaplex.words import Word, WordAssembler, spoken_words, words_of
 
 PIECES = st.lists(
     st.sampled_from(["", " ", " He", "llo", ".", " I", "'m", " O", "wen"]), max_size=40
@@ -87,3 +88,18 @@ def test_words_contain_every_character_in_order_and_do_not_overlap(pieces: list[
 def test_it_loads_without_torch_or_numpy() -> None:
     code = "import sys, pipecat_personaplex.words; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("What can I — get you?", ["What", "can", "I", "get", "you?"]),
+        ("Great\U0001f600 choice \u2764\ufe0f!", ["Great", "choice"]),
+        ("\u200bHi\u200d there \u2728 ...", ["Hi", "there"]),
+        ("$9.50 + 7 % of 20°C", ["$9.50", "7", "of", "20°C"]),
+        ("Café señor, 日本!", ["Café", "señor,", "日本!"]),
+        (" - \U0001f600 \n", []),
+    ],
+)
+def test_words_to_say_have_a_letter_or_a_digit_and_no_emoji(text: str, words: list[str]) -> None:
+    assert spoken_words(text) == words

@@ -1,1 +1,1 @@
-"""Checkpoints, prompts and the batched step, run on a thread of their own."""
+"""Slots, prompts and the batched step, run on a thread of their own."""

@@ -80,7 +80,7 @@ def converse(
         ahead = min(_FRAMES_AHEAD, max_queued_frames)
         for index in range(count + 1):
             action = actions.get(index)
-            # With an action, and at the end, no frame may be in flight.
+            # Before an action and at the end, wait until no frame is in flight.
             in_flight = 0 if action or index == count else ahead - 1
             while len(frames) < index - in_flight:
                 event = events.get()

@@ -163,7 +163,7 @@ class Engine:
         self._thread.stop()
 
     def stop_at_exit(self) -> None:
-        """Stop as well as possible in a few seconds: the process exits."""
+        """Stop within seconds, even if a callback blocks: the process is exiting."""
         self._thread.stop(_EXIT_SECONDS)
 
     def lose_thread(self) -> None:

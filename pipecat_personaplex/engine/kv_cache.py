@@ -164,7 +164,9 @@ class RingCache:
         n = keys.shape[2]
         assert n <= self.window
         start = first % self.window
-        wrapped = max(0, start + n - self.window)  # the last positions: at the start of the ring
+        wrapped = max(
+            0, start + n - self.window
+        )  # positions that continue at the start of the ring
         # Copies of whole ranges: an index for each position would take several times as long.
         runs = [(slice(0, n - wrapped), start)]
         if wrapped:

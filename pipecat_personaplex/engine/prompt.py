@@ -25,6 +25,7 @@ from pipecat_personaplex.constants import (
 from pipecat_personaplex.errors import ConfigError, PromptTooLong
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.delay_pattern import initial_column, prompt_columns
+from pipecat_personaplex.words import spoken_words
 
 if TYPE_CHECKING:  # at run time it would import the audio libraries, which the step does not need
     from pipecat_personaplex.checkpoint.voices import Voice
@@ -54,13 +55,13 @@ def text_prompt_tokens(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def speech_words(text: str, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
-    """Split a text to speak into words with their text tokens.
+    """Split a text to say into the words of ``spoken_words``, with their text tokens.
 
     Each word is tokenised by itself, so that the model decides when the next one starts. Words
-    that the tokeniser cannot represent, for example zero-width characters, are left out.
+    that the tokeniser cannot represent are left out.
     """
     words = []
-    for word in text.split():
+    for word in spoken_words(text):
         # Padding and control tokens would be read as pauses.
         pieces = [piece for piece in tokenizer.encode(word) if piece > TEXT_PAD]
         if pieces:

@@ -38,7 +38,7 @@ class PromptUpdate:
 class PromptUpdates:
     """The requests of one session; every accepted one is reported to its ``on_done`` once.
 
-    At most one request waits: a later one replaces it.
+    At most one request waits: a later one replaces it. One that has begun is finished first.
 
     Args:
         build: Makes the prompt of a persona. It may raise ``UserError``.
@@ -92,10 +92,8 @@ class PromptUpdates:
             assert self.waiting is not None
             update, self.waiting = self.waiting, None
             replaced, self._replaced = self._replaced, []
-            if self._current is not None:
-                replaced.insert(0, self._current)
             self._current = update
-        _report(replaced, EngineError("a later prompt has replaced this one before it took effect"))
+        _report(replaced, EngineError("a later prompt has replaced this one before it began"))
         return update
 
     def finish(self, error: PersonaPlexError | None) -> None:

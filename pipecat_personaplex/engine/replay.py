@@ -171,21 +171,25 @@ class Replays:
         running = self._running
         if running is not None:
             return None if running.session.closed else running.slot
+        # The longest call first: its prompt leaves the window next.
+        position, longest = max(
+            ((runner.position(slot), slot) for slot in live if self._nearly_full(runner, slot)),
+            default=(0, None),
+        )
+        if position > runner.config.lm.window:
+            return longest
         waiting = [
             (update.requested, slot)
             for slot, session in live.items()
             if (update := session.prompts.waiting) is not None and not session.closed
         ]
-        if waiting:
-            return min(waiting)[1]
-        if self._config.keep_persona:
-            return next((slot for slot in live if self._nearly_full(runner, slot)), None)
-        return None
+        return min(waiting)[1] if waiting else longest
 
     def _nearly_full(self, runner: ModelRunner, slot: int) -> bool:
         window = runner.config.lm.window
         return (
-            runner.position(slot) >= max(NEARLY_FULL * window, self._keep_from[slot])
+            self._config.keep_persona
+            and runner.position(slot) >= max(NEARLY_FULL * window, self._keep_from[slot])
             and 2 * self._prompts[slot].frames < window
         )
 
@@ -203,8 +207,10 @@ class Replays:
             Exception: The device has failed.
         """
         update: PromptUpdate | None = None
-        if session.prompts.waiting is not None:
-            self._running = None  # frees the memory of a replay that is replaced
+        # A new prompt that has begun is finished first: with requests without end, none would take
+        # effect, and other calls would wait for ever.
+        if session.prompts.waiting is not None and not session.prompts.in_progress:
+            self._running = None  # frees the memory of a replay that keeps the old persona
             update = session.prompts.begin()
         try:
             if self._running is None:

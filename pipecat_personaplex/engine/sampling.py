@@ -128,7 +128,7 @@ class SamplerState:
         self._requested[slot] = CandidateCounts(*requested)
 
     def requested_counts(self, slots: Iterable[int]) -> CandidateCounts:
-        """The largest numbers of candidates that any of ``slots`` requests."""
+        """The largest number of candidates that these slots request, for text and for audio."""
         requested = CandidateCounts(0, 0)
         for slot in slots:
             requested = requested.maximum(self._requested[slot])
@@ -257,7 +257,7 @@ def _check_fused_sampling(device: torch.device, cards: CandidateCounts) -> None:
     counts = CandidateCounts(*(min(FIXED_CANDIDATES, card) for card in cards))
     for card, count in zip(cards, counts, strict=True):
         if not can_sample(card, count):
-            raise RuntimeError(f"it cannot rank {count} of {card:,} logits")
+            raise RuntimeError(f"the kernel cannot rank {count} of {card:,} logits")
     rows = 8
     row = torch.arange(rows, device=device)
     seeds, frames = row * 0x12345678901, 1000 * row

@@ -51,7 +51,7 @@ class AgentSpeech:
         words = self._words_of(checked_text("the text to say", text))
         if not words:
             raise ConfigError("the text to say has no words; pass a sentence or more")
-        speech = Speech(text, len(words))
+        speech = Speech(" ".join(word for word, _ in words), len(words))
         with self._lock:
             if self._closed:  # its end would not be reported
                 raise SessionFailed("the session is closed; open another")

@@ -92,7 +92,8 @@ class FrameStep:
             text = force_text(text, forced_text)  # [B]
         agent_codes = self.lm.depth(hidden, text, sampler.audio)  # [B, D], [B] -> [B, 8]
 
-        # Un-delay: this frame's semantic code was input, its acoustic codes are now predicted.
+        # Undo the delay: this frame's semantic code was an input of this step, and the step has
+        # predicted its acoustic codes.
         emitted = self.grid.advance(rows, column, text, agent_codes, user_codes)
 
         # The decoder has processed one frame more than the encoder: see ``CodecSlots.primed``.

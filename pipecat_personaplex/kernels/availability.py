@@ -77,7 +77,7 @@ def ring_attention_works(
     """Whether ``kernels.ring_attention`` works for such rings; compiles all that a step needs.
 
     Args:
-        device: Where.
+        device: The device to check.
         heads: Attention heads.
         window: Positions a ring stores.
         head_dim: Features a head.

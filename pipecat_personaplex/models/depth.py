@@ -16,7 +16,7 @@ from pipecat_personaplex.constants import CODEBOOKS
 from pipecat_personaplex.kernels.availability import depth_attention_works
 from pipecat_personaplex.models.attention import SelfAttention
 from pipecat_personaplex.models.kernel_weight import KernelWeight
-from pipecat_personaplex.models.layers import GatedMLP, RMSNorm, project
+from pipecat_personaplex.models.layers import GatedMLP, RMSNorm, embedding_table, project
 from pipecat_personaplex.models.linear import Linear, stack_linears
 from pipecat_personaplex.models.module import Module
 
@@ -93,8 +93,8 @@ class DepthTransformer(Module):
     ):
         super().__init__()
         self.inputs = nn.ModuleList(Linear(input_dim, dim) for _ in range(CODEBOOKS))
-        self.text_emb = nn.Embedding(text_card + 1, dim)
-        self.emb = nn.ModuleList(nn.Embedding(card + 1, dim) for _ in range(CODEBOOKS - 1))
+        self.text_emb = embedding_table(text_card + 1, dim)
+        self.emb = nn.ModuleList(embedding_table(card + 1, dim) for _ in range(CODEBOOKS - 1))
         self.layers = nn.ModuleList(DepthLayer(dim, num_heads, hidden) for _ in range(num_layers))
         self.heads = nn.ModuleList(Linear(dim, card, quantizable=False) for _ in range(CODEBOOKS))
         for module in self.modules():

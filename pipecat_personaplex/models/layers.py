@@ -15,6 +15,14 @@ Rows = slice | Tensor
 copy."""
 
 
+def embedding_table(rows: int, dim: int) -> nn.Embedding:
+    """Return a table without initial values: a checkpoint has them.
+
+    On the meta device, initial values would import the compiler, a second and 150 MB.
+    """
+    return nn.Embedding(rows, dim, _weight=torch.empty(rows, dim))
+
+
 class RMSNorm(Module):
     """Root-mean-square norm, computed in float32 for any input type."""
 

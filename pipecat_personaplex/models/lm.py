@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipecat_personaplex.constants import CODEBOOKS, TEXT
 from pipecat_personaplex.models.attention import (
@@ -15,7 +15,7 @@ from pipecat_personaplex.models.attention import (
 )
 from pipecat_personaplex.models.config import LMConfig
 from pipecat_personaplex.models.depth import DepthTransformer
-from pipecat_personaplex.models.layers import RMSNorm, project
+from pipecat_personaplex.models.layers import RMSNorm, embedding_table, project
 from pipecat_personaplex.models.linear import Linear
 from pipecat_personaplex.models.module import Module
 from pipecat_personaplex.models.temporal import TemporalTransformer
@@ -36,9 +36,9 @@ class PersonaPlexLM(Module):
         super().__init__()
         self.config = config
         audio_rows = config.card + 1
-        self.text_emb = nn.Embedding(config.text_card + 1, config.dim)
+        self.text_emb = embedding_table(config.text_card + 1, config.dim)
         # The 16 audio tables are concatenated, so that embedding a frame is one gather.
-        self.audio_emb = nn.Embedding(2 * CODEBOOKS * audio_rows, config.dim)
+        self.audio_emb = embedding_table(2 * CODEBOOKS * audio_rows, config.dim)
         self.transformer = TemporalTransformer(
             config.dim, config.num_heads, config.num_layers, config.hidden
         )

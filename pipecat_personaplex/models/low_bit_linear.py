@@ -54,7 +54,7 @@ class CpuKernelLinear(Module):
 
     @staticmethod
     def supports(low: LowBit) -> bool:
-        """Whether this class multiplies the weight."""
+        """Whether this class can multiply by this weight."""
         return low.weight.device.type == "cpu" and cpu_gemm_works(low.format)
 
     def kernel_weight(self, x: Tensor) -> CpuWeight | None:
@@ -79,7 +79,7 @@ class Int8Linear(Module):
 
     @staticmethod
     def supports(low: LowBit) -> bool:
-        """Whether this class multiplies the weight."""
+        """Whether this class can multiply by this weight."""
         return low.weight.device.type == "cpu" and low.format == "int8"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class Int4Linear(Module):
 
     @staticmethod
     def supports(low: LowBit) -> bool:
-        """Whether this class multiplies the weight."""
+        """Whether this class can multiply by this weight."""
         return (
             low.weight.device.type == "cpu"
             and low.format == "int4"
@@ -172,7 +172,7 @@ class KernelLinear(Module):
 
     @staticmethod
     def supports(low: LowBit) -> bool:
-        """Whether this class multiplies the weight."""
+        """Whether this class can multiply by this weight."""
         return low.weight.device.type == "cuda" and gemm_works(low.weight.device, low.format)
 
     def _multiplies_in_fp8(self, x: Tensor) -> bool:

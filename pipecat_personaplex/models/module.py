@@ -19,7 +19,7 @@ class Module(nn.Module):
         super().__init_subclass__(**kwargs)
         cls.__call__ = cls.forward  # type: ignore[method-assign]
 
-    # What ``bind_members`` has bound must not outlive a replacement by one of these.
+    # Each method below replaces a member. It first removes what ``bind_members`` has stored of it.
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute, parameter, buffer or submodule."""

@@ -48,7 +48,7 @@ class OggOpusMeter:
         while (size := self._page_size(start)) and start + size <= len(self._page):
             seconds += self._page_seconds(memoryview(self._page)[start : start + size])
             start += size
-        del self._page[:start]  # at most one page of 65,307 bytes stays
+        del self._page[:start]  # what remains is less than one page (at most 65,307 bytes)
         return seconds
 
     def _page_size(self, start: int) -> int:

@@ -180,12 +180,12 @@ class RemoteEngine:
             self._thread.join(None)
 
     def stop_at_exit(self) -> None:
-        """Stop as well as possible in a few seconds: the process exits."""
+        """Stop within seconds, even if a callback blocks: the process is exiting."""
         with self._thread.lifecycle:
             self._thread.join(_EXIT_SECONDS)
 
     def lose_thread(self) -> None:
-        """Become an engine that was not started: this process is a fork of the one it runs in.
+        """Return to the state before ``start``, because this process is a fork.
 
         The sessions end here, and continue in the other process.
         """

@@ -38,6 +38,7 @@ from pipecat_personaplex.remote.open_instructions import (
     encode,
     require_fits,
 )
+from pipecat_personaplex.words import spoken_words
 
 # A server accepts one prompt update a second; its clock and the network's delay vary.
 _PROMPT_SECONDS = 1.1
@@ -79,11 +80,11 @@ class Instructions:
         """
         if when not in ("pause", "now"):
             raise ConfigError(f"when must be pause or now, not {when!r}")
-        words = checked_text("the text to say", text).split()
+        words = spoken_words(checked_text("the text to say", text))
         if not words:
             raise ConfigError("there is nothing to say: the text has no words")
         with self._lock:
-            speech = Speech(text, len(words))
+            speech = Speech(" ".join(words), len(words))
             saying = Saying(self._next_id, speech, when, on_done, words)
             require_fits("words to say", encode(saying.message(progress=True)))
             if len(self._sayings) >= MAX_SPEECHES:

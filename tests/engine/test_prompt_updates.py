@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -191,6 +192,25 @@ def test_a_later_prompt_replaces_one_that_has_not_finished(nano: Engine) -> None
     assert call.session.persona.text_prompt == "Number 4."
     call.hang_up()
     assert call.done.empty()
+
+
+def test_a_session_with_requests_without_end_delays_nobody(nano: Engine) -> None:
+    busy, other = Updated(nano), Updated(nano)
+    for call in (busy, other):
+        assert call.session.wait_ready(WAIT)
+    other.update(TEACHER)
+    results: list[PersonaPlexError | None] = []
+    for number in range(1000):
+        busy.update(Persona("NATF2", f"Number {number}. " + 60 * "Be kind. "))
+        time.sleep(0.001)  # a replay takes much longer
+        if not other.done.empty() and busy.done.qsize() > 100:
+            break
+    assert other.result() is None
+    while not busy.done.empty():
+        results.append(busy.result())
+    assert None in results, "new prompts take effect meanwhile"
+    for call in (busy, other):
+        call.hang_up()
 
 
 def test_a_session_that_ends_reports_its_prompts_before_its_end(nano: Engine) -> None:

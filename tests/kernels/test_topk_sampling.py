@@ -156,7 +156,7 @@ def test_a_kernel_that_fails_its_check_is_not_used_and_logged_once(
     reason = {
         "raises": "RuntimeError: no such instruction and a long dump",
         "differs": "RuntimeError: its tokens differ from PyTorch's",
-        "card": "RuntimeError: it cannot rank 16 of 600,000 logits",
+        "card": "RuntimeError: the kernel cannot rank 16 of 600,000 logits",
     }[wrong]
     text_card = "600,000" if wrong == "card" else "40"
     assert warnings == [

@@ -30,9 +30,10 @@ class ResidualQuantizer(Module):
 
     def reset_constants(self) -> None:
         """Compute what ``encode`` adds to the products: minus half the centroids' squared norms."""
-        self.register_buffer(
-            "distance_bias", -0.5 * self.centroids.square().sum(dim=-1), persistent=False
-        )
+        bias = self.centroids.new_empty(self.centroids.shape[:-1])
+        if not bias.is_meta:
+            bias.copy_(-0.5 * self.centroids.square().sum(dim=-1))
+        self.register_buffer("distance_bias", bias, persistent=False)
 
     def encode(self, latent: Tensor) -> Tensor:
         """[B, latent_dim] -> codes [B, codebooks] int64: the nearest centroids by L2 distance."""
