@@ -48,7 +48,7 @@ def findings() -> Iterator[Finding]:
     for subject, check in _CHECKS:
         try:
             yield check()
-        except Exception as error:  # a doctor reports what others raise
+        except Exception as error:  # an error of one check is a finding, and the other checks go on
             reason = " ".join(str(error).split())[:300]
             yield Finding(
                 subject,
@@ -361,8 +361,8 @@ def _display() -> Finding:
         "microphone",
         "note",
         "you are logged in over SSH, and browsers allow a microphone only on localhost or HTTPS",
-        f"forward the port: ssh -L {PAGE_PORT}:localhost:{PAGE_PORT} MACHINE (signalling only; "
-        "the audio needs UDP between browser and machine)",
+        f"forward the port: ssh -L {PAGE_PORT}:localhost:{PAGE_PORT} MACHINE (the page of "
+        "personaplex talk then uses a WebSocket; the bots' page needs UDP to this machine)",
     )
 
 

@@ -86,7 +86,7 @@ class Limits:
     def _check_idle(self) -> None:
         if not self._session.ready:
             self.touch()  # A client may wait for the prompt before it sends audio.
-        # One timer that checks when it is due is cheaper than a new timer for each frame.
+        # One timer that sets itself again is cheaper than a new timer for each frame.
         left = self._touched + self._away_seconds + self._idle_seconds - self._loop.time()
         if self._disconnected_at is not None:
             left = max(left, self._idle_seconds)

@@ -260,7 +260,7 @@ class _Connection:
         """Do what a control message requests.
 
         Raises:
-            BadMessage: The message is invalid, or does not belong into a running session.
+            BadMessage: The message is invalid, or is not allowed in a running session.
         """
         try:
             match parse_client(text):
@@ -273,7 +273,10 @@ class _Connection:
                 case Close():
                     resumable.session.end(None, reason="closed by the client")
                 case message:
-                    raise BadMessage(f"the session is open already; {message.type} is out of place")
+                    raise BadMessage(
+                        f"the session is already open; a message of type {message.type} is not "
+                        "allowed now"
+                    )
         except BadMessage:
             raise
         except UserError as error:  # An invalid sampling parameter: the session goes on.

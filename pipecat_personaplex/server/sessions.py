@@ -24,7 +24,7 @@ from pipecat_personaplex.server.instructions import InstructionExecutor, Report
 from pipecat_personaplex.server.state import ServerState
 
 _SECRET_BYTES = 32
-# Reports that may have to be sent again: more than a client may have speeches that wait.
+# Reports that are stored to be sent again; more than the speeches that a client may have waiting.
 _MAX_STORED_REPORTS = 128
 
 

@@ -52,7 +52,9 @@ class ServerState:
         config = ServerConfig(max_connections=100)
         state = ServerState(config, "personaplex-7b-v1", AdmissionController(config))
         app = create_app(state)
-        state.loaded = Engine.load("nvidia/personaplex-7b-v1")
+        engine = Engine.load("nvidia/personaplex-7b-v1")
+        engine.start()
+        state.loaded = engine
     """
 
     config: ServerConfig
