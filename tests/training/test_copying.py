@@ -14,11 +14,16 @@ import torch.nn.functional as F
 from tests.golden_data import CHECKPOINT
 from tests.training.models import CONFIG
 from training.nano import script
-from training.nano.copying import insert_copying_layer, start_copying, word_rows
+from training.nano.copying import (
+    insert_copying_layer,
+    place_unseen_names,
+    start_copying,
+    word_rows,
+)
 from training.nano.facts import FACTS
-from training.nano.names import NAMES
+from training.nano.names import HELD_OUT_NAMES, NAMES
 from training.nano.parallel_lm import new_lm
-from training.nano.tokenizer import train_tokenizer
+from training.nano.tokenizer import PIECES, train_tokenizer
 
 CONFIG_4 = replace(CONFIG.lm, num_layers=4)
 LAYERS = "transformer.layers"
@@ -107,3 +112,29 @@ def test_a_model_with_random_weights_starts_with_rows_of_words() -> None:
     token = next(iter(rows.written))
     torch.testing.assert_close(lm.text_emb.weight[token].detach(), rows.inputs[token])
     torch.testing.assert_close(lm.text_linear.weight[token].detach(), rows.outputs[token])
+
+
+def test_unseen_names_can_be_said_although_the_training_never_wanted_them(
+    tokenizer: sentencepiece.SentencePieceProcessor,
+) -> None:
+    torch.manual_seed(0)
+    lm = new_lm(replace(CONFIG_4, text_card=PIECES))
+    start_copying(lm, tokenizer)
+    own = word_rows(tokenizer, CONFIG_4.dim).outputs
+    state = F.normalize(torch.randn(CONFIG_4.dim), dim=0)  # in which a name follows
+    seen, unseen = ([tokenizer.encode(name)[0] for name in n] for n in (NAMES, HELD_OUT_NAMES))
+    outputs = lm.text_linear.weight
+    with torch.no_grad():
+        outputs.sub_(4 * state)
+        outputs[seen] += 8 * state
+
+    def said(token: int) -> int:
+        """What a state says that attends to a name of the prompt."""
+        return int((outputs @ (state + F.normalize(own[token], dim=0))).argmax())
+
+    assert sum(said(token) == token for token in seen) > 0.95 * len(seen)
+    assert not any(said(token) == token for token in unseen)
+    others = outputs[seen].clone()
+    place_unseen_names(lm, tokenizer)
+    assert sum(said(token) == token for token in unseen) > 0.95 * len(unseen)
+    assert torch.equal(outputs[seen], others)

@@ -23,6 +23,7 @@ from training.nano.dialogues import (
     _wait,
 )
 from training.nano.facts import FACTS, STANDARD
+from training.nano.given import say_words
 from training.nano.names import NAMES
 from training.nano.pool import AgentClip, UserClip
 from training.nano.tracks import Track, change_pace, copied_frames, word_tokens
@@ -200,50 +201,65 @@ def test_questions_for_the_other_role_are_refused() -> None:
     assert "{" not in unnamed.answer("name")
 
 
-def test_given_sentences_teach_pace_and_sound_but_not_when_to_speak(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(dialogues, "_GIVEN_LINE_SHARE", 0)
-    said = POOL.others["NATF2"][0].codes.long()
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> AgentClip:
+    """The only sentence that is given."""
+    clip = say_words("Seven minutes, seven.", POOL.words["NATF2"], POOL.silence)
+    monkeypatch.setattr(dialogues, "sample_given", lambda *_: clip)
+    return clip
+
+
+def begins(track: Track, clip: AgentClip) -> list[int]:
+    """The frames in which a sentence starts, of those that fit."""
+    said = clip.codes.long()
+    last = len(track.frames) - len(said)
+    return [
+        at
+        for at in range(1, last)
+        if torch.equal(track.frames[at : at + len(said), AGENT_CODES], said)
+    ]
+
+
+def test_given_sentences_teach_pace_and_sound_but_not_when_to_speak(given: AgentClip) -> None:
     found = 0
     for seed in range(12):
         track = talk(seed)
-        for at in range(1, len(track.frames) - len(said)):
-            if torch.equal(track.frames[at : at + len(said), AGENT_CODES], said):
-                found += 1
-                words = track.frames[at : at + len(said), TEXT]
-                weights = track.word_weights[at : at + len(said)]
-                assert track.frames[at - 1, TEXT] == TEXT_EPAD and track.word_weights[at - 1] == 0
-                assert (weights[words == TEXT_EPAD] == 1).all()
-                spoken = (words != TEXT_EPAD) & (words != TEXT_PAD)
-                assert spoken.sum() > 4 and (weights[spoken] == dialogues._GIVEN_WEIGHT).all()
+        for at in begins(track, given):
+            found += 1
+            words = track.frames[at : at + len(given.codes), TEXT]
+            weights = track.word_weights[at : at + len(given.codes)]
+            assert track.frames[at - 1, TEXT] == TEXT_EPAD and track.word_weights[at - 1] == 0
+            spoken = (words != TEXT_EPAD) & (words != TEXT_PAD)
+            assert spoken.sum() > 4 and (weights[spoken] == dialogues._GIVEN_WEIGHT).all()
+            assert (weights[~spoken] == 1).all()
+            assert track.new[at : at + len(given.codes)].all()
     assert found > 3
 
 
-def test_most_given_sentences_are_lines_of_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dialogues, "_GIVEN_SHARE", 1)
-    monkeypatch.setattr(dialogues, "_GIVEN_LINE_SHARE", 1)
-    others = [clip.codes.long()[:4] for clip in POOL.others["NATF2"]]
-    track = talk(0)
-    assert track.audible.any() and bool((track.new == track.audible).all())
-    for at in range(len(track.frames) - 4):
-        spoken = track.frames[at : at + 4, AGENT_CODES]
-        assert not any(torch.equal(spoken, other) for other in others)
-
-
-def test_no_given_sentence_starts_in_an_interrupted_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_given_sentence_starts_in_an_interrupted_answer(
+    monkeypatch: pytest.MonkeyPatch, given: AgentClip
+) -> None:
     monkeypatch.setattr(dialogues, "_BARGE_IN_SHARE", 1)
     monkeypatch.setattr(dialogues, "_GIVEN_SHARE", 0.5)
-    monkeypatch.setattr(dialogues, "_GIVEN_LINE_SHARE", 0)
-    given = POOL.others["NATF2"][0].codes.long()[:4]
     found = 0
     for seed in range(12):
         track = talk(seed)
-        for at in range(1, len(track.frames) - 4):
-            if torch.equal(track.frames[at : at + 4, AGENT_CODES], given):
-                found += 1
-                assert not track.audible[at - 1]
+        for at in begins(track, given):
+            found += 1
+            assert not track.audible[at - 1]
     assert found > 3
+
+
+def test_in_a_speaking_example_the_agent_says_given_sentences_to_a_silent_caller() -> None:
+    track = WRITER.speak(600, "NATF2", CHARACTER, np.random.default_rng(0))
+    assert not speaking(track).any() and (track.word_ends == -1).all()
+    assert bool((track.new == track.audible).all())
+    assert 0.6 < track.audible.float().mean() < 0.95
+    example = WRITER.example(600, np.random.default_rng(3), speaking=True)
+    dialogue = WRITER.example(600, np.random.default_rng(3))
+    assert torch.equal(example.columns[0], dialogue.columns[0]), "the same persona"
+    new, fewer = ((e.audio_weights == dialogues.NEW_WORDS).sum() for e in (example, dialogue))
+    assert new > 2 * fewer
 
 
 def test_words_that_are_copied_from_the_prompt_have_more_weight() -> None:

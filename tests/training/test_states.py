@@ -46,9 +46,9 @@ def test_a_pool_is_saved_and_loaded(tmp_path: Path) -> None:
     sentence = "You are welcome."
     assert loaded.agent["NATM1"][sentence].onsets == pool.agent["NATM1"][sentence].onsets
     assert loaded.agent["NATM1"]["My name is Owen."].copied == [3]
-    assert [clip.text for clip in loaded.others["NATF2"]] == ["Seven ships sail today."]
+    assert loaded.words["NATF2"]["minutes"].text == "minutes."
     older = load_state(tmp_path / "pool.pt")
-    del older["others"]
+    del older["words"]
     save_state(tmp_path / "pool.pt", older)
     with pytest.raises(StateMissing, match=r"pool\.pt is of an older recipe"):
         Pool.load(tmp_path)
@@ -298,10 +298,11 @@ def test_only_the_decoder_changes_and_its_training_resumes(
     parts = {f"mimi.{name}": value for name, value in mimi.state_dict().items()}
     save_state(tmp_path / "codec.pt", {"parts": parts})
     monkeypatch.setattr("training.nano.agent_speech.script_texts", lambda: ["One."])
+    monkeypatch.setattr("training.nano.agent_speech.vocabulary", lambda: ("one", "two"))
     for voice in AGENT_VOICES:
         tone = torch.randint(-3000, 3000, (SAMPLE_RATE,), dtype=torch.int16)
         words = (("word", 0.0),)
-        rows = [{"text": text, "pcm": tone, "words": words} for text in ("One.", "Two.")]
+        rows = [{"text": text, "pcm": tone, "words": words} for text in ("One.", "two people.")]
         save_state(tmp_path / "agent" / f"{voice}-0000.pt", {"utterances": rows})
 
     def train(seconds: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pipecat_personaplex.audio_files import normalize_loudness
 from pipecat_personaplex.constants import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
 from pipecat_personaplex.models.mimi.codec import Mimi
 from training.nano import script
-from training.nano.agent_speech import Recorded, load_agent, script_line, script_texts, synthesise
+from training.nano.agent_speech import Recorded, load_agent, script_line, synthesise, word_texts
 from training.nano.caller_turns import load_turns, turns_files
 from training.nano.codec import load_codec
 from training.nano.codec_data import add_at
@@ -112,11 +112,11 @@ def script_clips(mimi: Mimi, recorded: Recorded, device: torch.device) -> dict[s
     )
 
 
-def other_clips(mimi: Mimi, recorded: Recorded, device: torch.device) -> list[AgentClip]:
-    """The sentences of one voice that are not of the script."""
-    own = {*script_texts(), *script.all_lines()}
-    others = [spoken for text, spoken in recorded.items() if text not in own]
-    return _agent_clips(mimi, others, device)
+def word_clips(mimi: Mimi, recorded: Recorded, device: torch.device) -> dict[str, AgentClip]:
+    """Every word of the vocabulary by itself, in one voice."""
+    texts = word_texts()
+    clips = _agent_clips(mimi, [recorded[text] for text in texts.values()], device)
+    return dict(zip(texts, clips, strict=True))
 
 
 def _agent_clips(mimi: Mimi, spoken: list[Utterance], device: torch.device) -> list[AgentClip]:
@@ -197,9 +197,10 @@ def encode_caller(
     for recording in recordings:
         turn = recording.turn
         lead = _USER_LEAD_SECONDS + random.uniform(0, FRAME_SECONDS)
-        length = lead + len(turn.pcm) / SAMPLE_RATE + _USER_TAIL_SECONDS
-        recorded.append(heard(microphone, turn.pcm, lead, int(length * SAMPLE_RATE), random))
         end = lead + len(turn.pcm) / SAMPLE_RATE
+        # Whole frames: an FFT of a length with a large prime factor takes many times as long.
+        frames = int((end + _USER_TAIL_SECONDS) / FRAME_SECONDS) + 1
+        recorded.append(heard(microphone, turn.pcm, lead, frames * FRAME_SAMPLES, random))
         story_end = (
             None if turn.story_end is None else -int(-(lead + turn.story_end) // FRAME_SECONDS)
         )
@@ -242,7 +243,7 @@ def new_pool(folder: Path, finished: Mimi, device: torch.device) -> Pool:
         sine=steady_codes(mimi, tone.astype(np.float32), device),
         voices={name: encode_all(finished, spoken, device) for name, spoken in samples.items()},
         agent={name: script_clips(codec, own, device) for name, own in recorded.items()},
-        others={name: other_clips(codec, own, device) for name, own in recorded.items()},
+        words={name: word_clips(codec, own, device) for name, own in recorded.items()},
     )
 
 

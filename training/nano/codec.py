@@ -134,8 +134,6 @@ def load_finished(folder: Path, device: torch.device) -> Mimi:
 def train_codec(folder: Path, run: CodecRun, device: torch.device) -> None:
     """Run or resume one phase; appends metrics to ``codec.jsonl``."""
     torch.manual_seed(run.seed)
-    # Silent excerpts produce denormal numbers, which are slow on a CPU.
-    torch.set_flush_denormal(True)
     data = CodecData(run.clear_sentences, run.users, run.seed)
     phase = _PhaseTraining(run, len(data.phonemes), device)
     clock = Clock(run.minutes * 60)

@@ -126,6 +126,21 @@ def start_copying(lm: PersonaPlexLM, tokenizer: sentencepiece.SentencePieceProce
     lm.load_state_dict(_copying_layer(lm.config), strict=False)
 
 
+@torch.no_grad()
+def place_unseen_names(lm: PersonaPlexLM, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
+    """Give the names that no prompt of the training has rows of outputs like those of the others.
+
+    The training pushes the rows of tokens that it never wants away from all hidden states. Trained
+    rows keep their own direction, beside one that they have in common: so these rows get both.
+    """
+    outputs = lm.text_linear.weight
+    own = F.normalize(word_rows(tokenizer, lm.config.dim).outputs, dim=1)
+    seen, unseen = ([tokenizer.encode(n)[0] for n in names] for names in (NAMES, HELD_OUT_NAMES))
+    common = outputs[seen].mean(dim=0)
+    length = ((outputs[seen] - common) * own[seen]).sum(dim=1).mean()
+    outputs[unseen] = common + length * own[unseen]
+
+
 def insert_copying_layer(parts: dict[str, Tensor], config: LMConfig) -> dict[str, Tensor]:
     """The parts of a state with one layer less than the recipe's, and the copying layer."""
     own = new_lm(config).state_dict() | _copying_layer(config)

@@ -166,8 +166,6 @@ def train_decoder(folder: Path, run: DecoderRun, device: torch.device) -> None:
         StateMissing: There is no codec, or ``agent`` has recorded nothing.
     """
     torch.manual_seed(run.seed)
-    # Silence produces denormal numbers, which are slow on a CPU.
-    torch.set_flush_denormal(True)
     mimi = load_codec(folder / "codec.pt", device)
     checked, sentences = _recordings(folder, run)
     keep_codes = (folder / "pool.pt").exists()

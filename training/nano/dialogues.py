@@ -27,6 +27,7 @@ from pipecat_personaplex.engine.prompt import Tokenizer, text_prompt_tokens
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.delay_pattern import prompt_columns
 from training.nano import script, wordings
+from training.nano.given import sample_given
 from training.nano.pool import AgentClip, Caller, Pool, UserClip
 from training.nano.tracks import (
     CLIP_LEAD,
@@ -72,10 +73,10 @@ NEW_WORDS = 2.0
 """Weight of the audio of words that the script does not fix."""
 # Share of turns in which the agent says a sentence that it was given, without a question.
 _GIVEN_SHARE = 0.3
-# Share of the script's lines among them: else the model takes each given sentence for another one.
-_GIVEN_LINE_SHARE = 0.9
 # Weight of its words.
 _GIVEN_WEIGHT = 0.1
+# Frames of silence between two of them where there are no other turns.
+_GIVEN_GAP = (3, 12)
 # Share of a restaurant's questions that ask for facts of the prompt, or what is confused with them.
 _ABOUT_FOOD_SHARE = 0.45
 _ABOUT_FOOD = [
@@ -158,7 +159,7 @@ class DialogueWriter:
         interrupts = False
         while at < length:
             if not interrupts and random.random() < _GIVEN_SHARE:
-                at = self._write_given(track, voice, character, at, random)
+                at = self._write_given(track, voice, character, at, random) + _gap(random)
                 continue
             question = _at_some_pace(self._sample_question(caller, character, random), random)
             words = question.end - question.start
@@ -219,6 +220,19 @@ class DialogueWriter:
         columns = prompt_columns(track.frames, self._config)[:length]
         return Example(columns, positions, targets, nothing, nothing, track.word_ends)
 
+    def speak(
+        self, length: int, voice: str, character: script.Character, random: np.random.Generator
+    ) -> Track:
+        """Compose ``length`` frames in which the agent says one given sentence after the other."""
+        track = Track.silent(length, self._silence)
+        caller = self._callers[int(random.integers(len(self._callers)))]
+        track.frames[:, USER_CODES] = background(caller, length, random)
+        at = 0
+        while at < length:
+            at += int(random.integers(*_GIVEN_GAP))
+            at = self._write_given(track, voice, character, at, random)
+        return track
+
     def _write_given(
         self,
         track: Track,
@@ -227,25 +241,20 @@ class DialogueWriter:
         at: int,
         random: np.random.Generator,
     ) -> int:
-        """Write a sentence that answers no question; return the first frame of the next turn.
+        """Write a sentence that answers no question; return the first frame after it.
 
         In a call, such words are forced. The model learns to pronounce them and when a word starts,
         but hardly to predict them, and not to begin such a sentence.
         """
-        others = self._pool.others[voice]
-        clip = others[int(random.integers(len(others)))]
-        if random.random() < _GIVEN_LINE_SHARE:
-            intents = script.intents(character.role)
-            answer = character.answer(intents[int(random.integers(len(intents)))])
-            clip = self._pool.agent[voice][answer]
+        clip = sample_given(self._pool, voice, character, random)
         end = at + len(clip.codes)
         self._write_answer(track, voice, clip, at, end)
         track.new[at:end] = True
         text = track.frames[at:end, TEXT]
         word = (text != TEXT_EPAD) & (text != TEXT_PAD)
         track.word_weights[at:end] = torch.where(word, _GIVEN_WEIGHT, 1.0)
-        track.word_weights[at - 1] = 0.0
-        return end + _gap(random)
+        track.word_weights[at - 1 : at] = 0.0
+        return end
 
     def _write_answer(
         self, track: Track, voice: str, clip: AgentClip, begin: int, stop_before: int
@@ -263,23 +272,28 @@ class DialogueWriter:
         track.new[begin:end] = copied_frames(clip)[:count]
 
     def _text(self, voice: str, clip: AgentClip) -> tuple[Tensor, Tensor]:
-        """The text stream of a clip, and the weights of its tokens."""
+        """The text stream of a clip, and the weights of its tokens; kept for the script's lines."""
         found = self._texts.get((voice, clip.text))
-        if found is None:
+        line = clip is self._pool.agent[voice].get(clip.text)
+        if found is None or not line:
             words, copied = word_tokens(clip, self._tokenizer)
             tokens = torch.tensor(words)
             # Whether a value ends, as in "ten dollars", or goes on, is a choice between a word and
             # padding. Were padding's weight less, the model would end each value too early.
             told = torch.where(tokens == TEXT_PAD, COPIED_WEIGHT / _TEXT_PAD, COPIED_WEIGHT)
-            weights = torch.where(torch.tensor(copied), told, 1.0)
-            found = self._texts[voice, clip.text] = tokens, weights
+            found = tokens, torch.where(torch.tensor(copied), told, 1.0)
+            if line:
+                self._texts[voice, clip.text] = found
         return found
 
-    def example(self, length: int, random: np.random.Generator) -> Example:
+    def example(
+        self, length: int, random: np.random.Generator, *, speaking: bool = False
+    ) -> Example:
         """Compose a training sequence of ``length`` frames.
 
         Most start with their prompt. In some, positions leap after the prompt, as late in a long
-        call. Some have no prompt, as when it has left the attention window.
+        call. Some have no prompt, as when it has left the attention window. With ``speaking``, the
+        agent says given sentences, and the caller is silent.
         """
         voices = list(self._pool.voices)
         voice = voices[int(random.integers(len(voices)))]
@@ -293,7 +307,8 @@ class DialogueWriter:
             cut = 0
         live = len(prompt)
         # One frame more than inputs: each input predicts the next frame.
-        track = self.talk(cut + length + 1 - live, voice, character, random)
+        compose = self.speak if speaking else self.talk
+        track = compose(cut + length + 1 - live, voice, character, random)
         columns = prompt_columns(torch.cat((prompt, track.frames)), self._config)
         positions = torch.arange(length) + cut
         if not live:

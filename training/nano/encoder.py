@@ -139,8 +139,6 @@ def train_encoder(folder: Path, run: EncoderRun, device: torch.device) -> None:
 
 def _train(folder: Path, run: EncoderRun, device: torch.device, rank: int, count: int) -> None:
     torch.manual_seed(run.seed)
-    # Silence produces denormal numbers, which are slow on a CPU.
-    torch.set_flush_denormal(True)
     training, unseen = read_turns(folder)
     mimi = load_codec(folder / "codec.pt", device)
     kept = SilenceKept.of(mimi, device)

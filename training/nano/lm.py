@@ -73,6 +73,7 @@ class LMRun:
         listening_share: Share of the first batch that holds callers' speech without answers; it
             falls to 0 with the time that is left. Only the loss of the callers' words counts there:
             first the model learns to understand, then to answer.
+        speaking_share: Share of a batch in which the agent says given sentences without a caller.
         save_every: Steps between two states.
         seed: Seed of dialogues and sampling.
         compile: Compile the forward passes; needs a C++ compiler on a CPU.
@@ -84,6 +85,7 @@ class LMRun:
     peak_rate: float = 1.5e-3
     speech_share: float = 0.35
     listening_share: float = 0.0
+    speaking_share: float = 0.25
     save_every: int = 50
     seed: int = 0
     compile: bool = False
@@ -338,7 +340,11 @@ def _sample_batch(
     random: np.random.Generator,
     device: torch.device,
 ) -> Batch:
-    examples = [writer.example(run.length, random) for _ in range(run.batch - listening)]
+    speaking = round(run.speaking_share * run.batch)
+    examples = [
+        writer.example(run.length, random, speaking=index < speaking)
+        for index in range(run.batch - listening)
+    ]
     examples += [writer.listening(run.length, random) for _ in range(listening)]
     for example in examples:
         corrupt_inputs(example, config, random)

@@ -78,9 +78,9 @@ went were west wet what wheel when where which while white who whole why wife wi
 winter wise with without woman women wonder wood word work world would write wrong yard year yellow
 yes yesterday yogurt you young your yourself zero
 """.split()
-_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 # {w} stands for any word; the other fields for a value of theirs.
-_FORMS = (
+FORMS = (
     *("The {w} costs {price}.", "A {w} and a {w} are {price}.", "Is {price} too much for a {w}?"),
     *("Your {w} comes at {time}.", "I will be at the {w} until {time}.", "On {day} it is {time}."),
     *("{name} wants a {w} with {w}.", "Ask {name} about the {w}.", "This is {name}, not {name}."),
@@ -102,7 +102,7 @@ def _fill(form: str, random: np.random.Generator) -> str:
         "street": lambda: one(facts.STREETS).spoken,
         "number": lambda: facts.number_words(int(random.integers(1, 1000))),
         "name": lambda: one((*NAMES, *HELD_OUT_NAMES)),
-        "day": lambda: one(_DAYS),
+        "day": lambda: one(DAYS),
     }
     return re.sub(r"\{(\w+)\}", lambda field: choices[field[1]](), form)
 
@@ -113,7 +113,7 @@ def sentence(random: np.random.Generator) -> str:
     Nobody would say it; it has the sounds of many words, one after the other.
     """
     if random.random() < _FORM_SHARE:
-        text = _fill(_FORMS[int(random.integers(len(_FORMS)))], random)
+        text = _fill(FORMS[int(random.integers(len(FORMS)))], random)
         return text[0].upper() + text[1:]
     words = [str(word) for word in random.choice(WORDS, random.integers(3, 10))]
     if random.random() < 0.3:

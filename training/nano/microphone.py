@@ -60,11 +60,11 @@ class Microphone:
         if random.random() < 0.2:
             return cls(peak=float(random.uniform(-25, -3)))
         far = random.random() < 0.4
-        line = str(random.choice(["", "", "", "telephone", "opus"])) or None
+        line = str(random.choice(["", "", "", "telephone", "telephone", "opus"])) or None
         noise = TRAINING_NOISES[int(random.integers(len(TRAINING_NOISES)))]
         quiet = random.random() < 0.3
-        # Heavy noise is rare: it hides the words, and most callers can be understood.
-        snr = random.uniform(-5, 12) if random.random() < 0.15 else random.uniform(8, 40)
+        # Most callers can be understood, though not easily.
+        snr = random.uniform(-5, 16) if random.random() < 0.3 else random.uniform(8, 40)
         return cls(
             noise=None if quiet else noise,
             snr=float(snr),

@@ -16,6 +16,7 @@ from training.nano.progress import StateMissing, load_state, save_state
 
 CALLERS_EACH = 10  # in a file
 _UNSEEN_EVERY = 16
+_CLIPS = ("agent", "words")  # of the agent, by voice and text
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Pool:
         voices: Codes of several voice prompts for each agent voice, each
             [VOICE_SAMPLE_FRAMES, 8].
         agent: The script's sentences in each agent voice, by text.
-        others: Sentences in each agent voice that are not in the script.
+        words: The words that each agent voice can say by themselves, by the word in lower case.
         callers: The callers.
         unseen: Callers that measure the training and are not part of it: one file in 16.
     """
@@ -89,7 +90,7 @@ class Pool:
     sine: list[int]
     voices: dict[str, list[Tensor]]
     agent: dict[str, dict[str, AgentClip]]
-    others: dict[str, list[AgentClip]] = field(default_factory=dict)
+    words: dict[str, dict[str, AgentClip]] = field(default_factory=dict)
     callers: list[Caller] = field(default_factory=list)
     unseen: list[Caller] = field(default_factory=list)
     _read: set[str] = field(default_factory=set, repr=False)
@@ -97,13 +98,13 @@ class Pool:
     def save(self, folder: Path) -> None:
         """Write the agents' clips; ``save_callers`` writes the callers."""
         parts = ("silence", "sine", "voices")
-        agent = {
-            voice: {text: asdict(clip) for text, clip in clips.items()}
-            for voice, clips in self.agent.items()
-        }
-        others = {voice: list(map(asdict, clips)) for voice, clips in self.others.items()}
         state = {name: getattr(self, name) for name in parts}
-        save_state(folder / "pool.pt", state | {"agent": agent, "others": others})
+        for name in _CLIPS:
+            state[name] = {
+                voice: {text: asdict(clip) for text, clip in clips.items()}
+                for voice, clips in getattr(self, name).items()
+            }
+        save_state(folder / "pool.pt", state)
 
     @classmethod
     def load(cls, folder: Path) -> Pool:
@@ -114,18 +115,16 @@ class Pool:
         """
         if not (state := load_state(folder / "pool.pt")):
             raise StateMissing(f"no clips of the agent in {folder / 'pool.pt'}: run `clips` first")
-        if "others" not in state:
+        if "words" not in state:
             raise StateMissing(
                 f"{folder / 'pool.pt'} is of an older recipe: delete it and {folder / 'callers'}, "
                 "and run `clips`"
             )
-        state["agent"] = {
-            voice: {text: AgentClip(**clip) for text, clip in clips.items()}
-            for voice, clips in state["agent"].items()
-        }
-        state["others"] = {
-            voice: [AgentClip(**clip) for clip in clips] for voice, clips in state["others"].items()
-        }
+        for name in _CLIPS:
+            state[name] = {
+                voice: {text: AgentClip(**clip) for text, clip in clips.items()}
+                for voice, clips in state[name].items()
+            }
         pool = cls(**state)
         pool.read_new_callers(folder)
         return pool
