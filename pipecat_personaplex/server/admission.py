@@ -104,12 +104,40 @@ class AdmissionController:
             AccessDenied: As ``origins.check_origin``.
         """
         with self._counted("origin_denied"):
-            check_origin(
-                connection,
-                self._config.allow_origins,
-                keys_required=self.keys is not None,
-                option="--allow-origin",
-            )
+            self._check_origin(connection, keys_required=self.keys is not None)
+
+    def options_for(self, connection: HTTPConnection) -> list[str]:
+        """Options of ``personaplex serve`` of which each would let a refused page connect.
+
+        Counts no refusal.
+
+        Args:
+            connection: A request with the page's ``Host`` and ``Origin``.
+
+        Returns:
+            No option if the page may connect already.
+        """
+        if self._allows(connection, keys_required=self.keys is not None):
+            return []
+        allowing = f"--allow-origin {connection.headers['origin'][:100]}"
+        # With keys, the name of a page matters no more.
+        if self._allows(connection, keys_required=True):
+            return ["--api-key-file", allowing]
+        return [allowing]
+
+    def _allows(self, connection: HTTPConnection, *, keys_required: bool) -> bool:
+        with suppress(AccessDenied):
+            self._check_origin(connection, keys_required=keys_required)
+            return True
+        return False
+
+    def _check_origin(self, connection: HTTPConnection, *, keys_required: bool) -> None:
+        check_origin(
+            connection,
+            self._config.allow_origins,
+            keys_required=keys_required,
+            option="--allow-origin",
+        )
 
     def identify(self, connection: HTTPConnection) -> ApiClient:
         """Find the client of a request by its key.

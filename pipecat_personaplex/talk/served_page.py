@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from starlette.requests import Request
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -56,6 +57,7 @@ def page_routes(state: ServerState, model: str) -> list[BaseRoute]:
                 "transcribes": False,
                 "ice_servers": [],
                 "key_required": keys,
+                "refusal": _refusal(state, request),
             },
             headers={"Cache-Control": "no-store"},
         )
@@ -68,6 +70,22 @@ def page_routes(state: ServerState, model: str) -> list[BaseRoute]:
     for route in routes:
         route.app = SecurityHeaders(route.app)  # type: ignore[attr-defined]
     return routes
+
+
+def _refusal(state: ServerState, request: Request) -> str:
+    """Why calls of the page are refused, and what to do; empty if they are not.
+
+    Browsers send no ``Origin`` with this request, so the page gives it in a header of its own.
+    """
+    origin = request.headers.get("x-page-origin")
+    if origin is None:
+        return ""
+    headers = Headers({"host": request.headers.get("host", ""), "origin": origin})
+    page = HTTPConnection({"type": "http", "headers": headers.raw})
+    options = [f"`{option}`" for option in state.admission.options_for(page)]
+    if not options:
+        return ""
+    return f"The server refuses calls from {origin[:100]}. Start it with {' or '.join(options)}."
 
 
 def _state_name(state: ServerState) -> str:

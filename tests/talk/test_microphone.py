@@ -1,4 +1,4 @@
-"""The microphone: refused, missing, another one, and closed after the call."""
+"""The microphone: refused, missing, another one, and closed after the call; and the speaker."""
 
 from __future__ import annotations
 
@@ -27,6 +27,19 @@ pytestmark = [
     pytest.mark.slow,
     needs_chromium,
 ]
+
+
+# A headset that one can unplug, and the speakers that were set.
+HEADSET = """
+let devices = [{ kind: "audiooutput", deviceId: "headset", label: "Headset" }];
+window.speakers = [];
+HTMLMediaElement.prototype.setSinkId = async (id) => { window.speakers.push(id); };
+navigator.mediaDevices.enumerateDevices = async () => devices;
+window.unplug = () => {
+  devices = [];
+  navigator.mediaDevices.dispatchEvent(new Event("devicechange"));
+};
+"""
 
 
 @pytest.mark.parametrize(
@@ -110,4 +123,20 @@ def test_a_microphone_that_is_chosen_while_the_call_connects(
         assert chosen
         until(page, lambda: page.page.evaluate(microphones) == [chosen])
         page.hang_up()
+        assert page.problems == []
+
+
+def test_a_speaker_that_is_unplugged(browser: Browser, bot: TalkProcess) -> None:
+    with watched(browser, bot.url, HEADSET) as page:
+        page.open()
+        menu = page.page.locator("#speaker")
+        menu.select_option("Headset")
+        page.page.evaluate("unplug()")
+        page.until_banner("The speaker was disconnected")
+        expect(menu).to_have_value("")
+        assert page.page.evaluate("speakers") == ["headset", ""]
+        page.page.get_by_role("button", name="Close this message").click()
+        page.page.evaluate("unplug()")  # of another device
+        page.page.wait_for_timeout(200)
+        expect(page.page.locator("#banner")).to_be_hidden()
         assert page.problems == []

@@ -150,12 +150,14 @@ def test_the_page_of_a_server(browser: Browser) -> None:
         page.page.get_by_label("Have it say").fill("One moment please.")
         page.page.get_by_role("button", name="Say", exact=True).click()
         page.until_transcript("please.")
+        steered = page.page.locator("#steered")
+        expect(steered).to_have_text("Said")
         # The server takes one change at a time, and one a second.
         for voice in ("NATM1", "NATF2"):
             page.page.get_by_role("radio", name=voice).check()
         page.until_transcript("new role or voice (NATM1)")
         page.until_transcript("new role or voice (NATF2)")
-        expect(page.page.locator("#steered")).to_have_text("The new role is in effect")
+        expect(steered).to_have_text("The new role is in effect")
         expect(page.page.get_by_role("radio", name="NATF2")).to_be_checked()
         expect(page.page.locator("#banner")).to_be_hidden()
         page.hang_up()

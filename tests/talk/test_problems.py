@@ -15,11 +15,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Error, Route, WebSocketRoute, expect
+from playwright.sync_api import Browser, Error, Playwright, Route, WebSocketRoute, expect
 
-from tests.helpers.chromium import needs_chromium
+from tests.helpers.chromium import browsing, needs_chromium
+from tests.helpers.servers import ServeProcess
 from tests.talk.browsers import NO_WEBRTC, NO_WEBSOCKET, TalkPage
 from tests.talk.processes import TalkProcess
+from tests.talk.stand_in_server import StandInServer
 from tests.talk.watching import (
     OPENED,
     SECONDS,
@@ -117,6 +119,106 @@ def test_cancel_while_the_bot_does_not_answer(browser: Browser, bot: TalkProcess
         expect(page.page.get_by_role("button", name="Talk")).to_be_enabled()
         until_closed(page)
         assert page.problems == []
+
+
+def test_an_offer_that_is_not_answered(browser: Browser, bot: TalkProcess) -> None:
+    """The bot answers other requests: a WebSocket takes the place of WebRTC."""
+    with watched(browser, bot.url) as page:
+        page.page.route("**/api/offer", lambda route: None)
+        page.open()
+        press_talk(page)
+        page.until_transcript("a WebSocket takes its place")
+        page.page.wait_for_timeout(6_000)  # the page gives up the offer
+        page.until_status("Talk now")
+        page.hang_up()
+        assert page.problems == []
+
+
+def test_a_bot_that_answers_nothing_any_more(browser: Browser, bot: TalkProcess) -> None:
+    with watched(browser, bot.url, OPENED) as page:
+        page.open()
+        for path in ("offer", "info"):
+            page.page.route(f"**/api/{path}", lambda route: None)
+        press_talk(page)
+        page.until_banner("The bot is gone")
+        assert seconds_until(page, "The bot is gone") < SECONDS
+        until_closed(page)
+        assert page.problems == []
+
+
+def test_a_bot_that_hangs(browser: Browser) -> None:
+    with TalkProcess("--model", "nano", "--max-sessions", "1") as bot:
+        with watched(browser, bot.url) as page:
+            page.open()
+            with stopped(bot):
+                press_talk(page)
+                page.until_banner("The bot is gone")
+                assert seconds_until(page, "The bot is gone") < SECONDS
+            # The bot answers the offer now; the page hangs up, which frees the slot.
+            page.talk().hang_up()
+        with watched(browser, bot.url, NO_WEBRTC) as page:
+            page.open().talk()
+            with stopped(bot) as since:
+                page.until_banner("The bot is gone")
+                assert seconds_until(page, "The bot is gone", since) < SECONDS
+
+
+@contextmanager
+def stopped(bot: TalkProcess) -> Iterator[float]:
+    """The process does nothing meanwhile; yields since when."""
+    os.kill(bot.pid, signal.SIGSTOP)
+    try:
+        yield time.time()
+    finally:
+        os.kill(bot.pid, signal.SIGCONT)
+
+
+def test_a_browser_that_stops_the_sound(browser: Browser, bot: TalkProcess) -> None:
+    """The server is silent then; the call goes on."""
+    suspend = "opened.filter((it) => it.suspend).forEach((context) => { %s context.suspend(); })"
+    with watched(browser, bot.url, OPENED) as page:
+        server = StandInServer(page)
+        page.open()
+        press_talk(page)
+        until(page, lambda: server.frames > 10)
+        page.page.evaluate(suspend % "")
+        page.page.wait_for_timeout(500)
+        sent = server.frames
+        until(page, lambda: server.frames > sent + 10)
+        expect(page.page.locator("#banner")).to_be_hidden()
+
+        page.page.evaluate(suspend % "context.resume = async () => {};")
+        page.until_banner("The browser has stopped the sound")
+        page.page.wait_for_timeout(3_000)
+        page.until_status("Talk now")
+        page.page.evaluate("opened.forEach((it) => { delete it.resume; })")
+        sent = server.frames
+        until(page, lambda: server.frames > sent + 10)
+        page.until_status("Talk now")
+
+        server.answers = False
+        page.until_banner("no sound gets through")
+        until_closed(page)
+        assert page.problems == []
+
+
+def test_a_server_that_takes_no_calls_from_a_name(playwright: Playwright) -> None:
+    """Without keys, a name may be anybody's."""
+    with ServeProcess("--page", "--model", "nano") as server:
+        url = server.url.replace("127.0.0.1", "gpu.example.com")
+        options = (
+            "--use-fake-device-for-media-stream",
+            "--use-fake-ui-for-media-stream",
+            "--host-resolver-rules=MAP gpu.example.com 127.0.0.1",
+            f"--unsafely-treat-insecure-origin-as-secure={url}",
+        )
+        with browsing(playwright, *options) as browser, watched(browser, url) as page:
+            page.open()
+            page.until_banner(f"--api-key-file or --allow-origin {url}")
+            press_talk(page)
+            page.until_status("Not connected")
+            page.until_banner(f"--api-key-file or --allow-origin {url}")
+            assert page.problems == []
 
 
 def test_the_page_of_a_server_with_keys(browser: Browser, bot: TalkProcess) -> None:

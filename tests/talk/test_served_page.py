@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from starlette.testclient import TestClient
 
 from pipecat_personaplex.server.admission import AdmissionController
@@ -15,8 +16,10 @@ from pipecat_personaplex.talk.served_page import page_routes
 from tests.helpers.servers import ServedFakeEngine
 
 
-def served(keys: ApiKeys | None = None) -> tuple[ServerState, TestClient]:
-    config = ServerConfig()
+def served(
+    keys: ApiKeys | None = None, allow_origins: tuple[str, ...] = ()
+) -> tuple[ServerState, TestClient]:
+    config = ServerConfig(allow_origins=allow_origins)
     state = ServerState(config, "nano", AdmissionController(config, keys))
     return state, TestClient(create_app(state, page_routes(state, "nano")))
 
@@ -48,6 +51,42 @@ def test_a_server_with_keys_names_no_voices_without_one(tmp_path: Path) -> None:
         assert page.get("/v1/voices").status_code == 401
         headers = {"Authorization": f"Bearer {key}"}
         assert page.get("/v1/voices", headers=headers).json() == {"voices": engine.voices}
+
+
+PUBLIC = "https://gpu.example.com:8998"
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "allowed", "with_keys", "options"),
+    [
+        ("127.0.0.1:8998", "http://127.0.0.1:8998", (), False, []),
+        ("gpu.example.com:8998", PUBLIC, (), True, []),
+        ("gpu.example.com:8998", PUBLIC, (PUBLIC,), False, []),
+        ("gpu.example.com:8998", PUBLIC, (), False, ["--api-key-file", f"--allow-origin {PUBLIC}"]),
+        # Behind a proxy that replaces the host, keys change nothing.
+        ("localhost:8998", PUBLIC, (), False, [f"--allow-origin {PUBLIC}"]),
+        ("localhost:8998", PUBLIC, (), True, [f"--allow-origin {PUBLIC}"]),
+    ],
+)
+def test_the_page_learns_whether_it_may_connect(
+    host: str, origin: str, allowed: tuple[str, ...], with_keys: bool, options: list[str]
+) -> None:
+    keys = ApiKeys([new_key("page")[1]]) if with_keys else None
+    state, page = served(keys, allowed)
+    info = page.get("/api/info", headers={"host": host, "x-page-origin": origin}).json()
+    if options:
+        named = " or ".join(f"`{option}`" for option in options)
+        assert info["refusal"] == f"The server refuses calls from {origin}. Start it with {named}."
+    else:
+        assert info["refusal"] == ""
+    assert state.admission.refusals == {}  # a question is no refusal
+
+
+def test_who_names_no_origin_is_no_page() -> None:
+    _, page = served()
+    assert page.get("/api/info", headers={"host": "gpu.example.com"}).json()["refusal"] == ""
+    odd = {"host": "gpu.example.com", "x-page-origin": "x" * 5_000}
+    assert len(page.get("/api/info", headers=odd).json()["refusal"]) < 400
 
 
 def test_without_the_option_there_is_no_page() -> None:

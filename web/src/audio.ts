@@ -1,10 +1,12 @@
 // An AudioContext for one of the page's worklets.
+import { whenGone } from "./problems";
 
 // Opened in a click, so that the browser lets the sound start.
 export async function openContext(worklet: string): Promise<AudioContext> {
   const context = new AudioContext({ latencyHint: "interactive" });
   try {
-    await context.audioWorklet.addModule(`static/${worklet}.js`);
+    const loaded = context.audioWorklet.addModule(`static/${worklet}.js`);
+    await Promise.race([loaded, whenGone(loaded)]);
     await context.resume();
     return context;
   } catch (error) {

@@ -1,5 +1,6 @@
 // The menus of microphones and loudspeakers.
 import { byId, show } from "./dom";
+import { SPEAKER_LOST } from "./problems";
 
 const MENUS = { microphone: "audioinput", speaker: "audiooutput" } as const;
 type Player = HTMLAudioElement & { setSinkId(id: string): Promise<void> };
@@ -25,6 +26,10 @@ export class DeviceMenus {
       const options = found.map(({ deviceId, label }) => new Option(label || "Device", deviceId));
       select.replaceChildren(new Option("System default", ""), ...options);
       select.value = found.some((device) => device.deviceId === value) ? value : "";
+      if (id === "speaker" && select.value !== value) {
+        this.report(SPEAKER_LOST);
+        void this.#changeSpeaker(); // the menu reports no change, and the player keeps the lost one
+      }
     }
     show(byId("speaker-label"), "setSinkId" in HTMLMediaElement.prototype);
   }

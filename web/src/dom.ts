@@ -31,12 +31,22 @@ export async function detailOf(response: Response): Promise<string> {
   return `the bot answered ${response.status}`;
 }
 
-export async function post(path: string, body: unknown): Promise<Response> {
+export async function post(path: string, body: unknown, signal?: AbortSignal): Promise<Response> {
   return fetch(path, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body),
+    signal,
   });
+}
+
+// A WebSocket for messages and sound.
+export function openSocket(path: string, protocols: string[] = []): WebSocket {
+  const address = new URL(path, document.baseURI);
+  address.protocol = address.protocol.replace("http", "ws");
+  const socket = new WebSocket(address, protocols);
+  socket.binaryType = "arraybuffer";
+  return socket;
 }
 
 // Milliseconds of a monotonic clock: changes of the wall clock do not affect it.

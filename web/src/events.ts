@@ -44,6 +44,7 @@ export interface Info {
   transcribes: boolean;
   ice_servers: RTCIceServer[];
   key_required: boolean;
+  refusal?: string; // why a server lets no page of this origin in, and what to do; empty if it does
 }
 
 export type CallEvent =

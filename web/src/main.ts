@@ -4,12 +4,13 @@ import { byId, detailOf, element, show } from "./dom";
 import { type Info, Problem } from "./events";
 import { Banner, followKeys, followTheme } from "./look";
 import { PersonaEditor } from "./persona";
-import { GONE } from "./problems";
+import { askInfo, GONE } from "./problems";
 import { SamplingPanel } from "./sampling";
 import { Stage } from "./stage";
 import { VoiceGallery } from "./voices";
 
 const POLL_MS = 1000;
+const PATIENCE_MS = 2500;
 
 const banner = new Banner();
 followTheme();
@@ -37,7 +38,7 @@ async function begin(): Promise<void> {
 
 async function fetchInfo(): Promise<Info | undefined> {
   try {
-    const response = await fetch("api/info", { signal: AbortSignal.timeout(2500) });
+    const response = await askInfo(PATIENCE_MS);
     return response.ok ? ((await response.json()) as Info) : undefined;
   } catch {
     return undefined;
@@ -57,6 +58,7 @@ function describe(info: Info): void {
 
 function run(info: Info): void {
   banner.clear();
+  if (info.refusal) banner.show(info.refusal);
   const settings = readAddress(info);
   const key = byId<HTMLInputElement>("key");
   key.value = sessionStorage.getItem("key") ?? "";
@@ -92,13 +94,13 @@ function run(info: Info): void {
   const voices = new VoiceGallery(
     (voice) => {
       persona.update();
-      stage.changeVoice(voice);
+      void stage.changeVoice(voice);
     },
     (text) => banner.show(text),
   );
   voices.set(info.voices, settings.voice);
   const persona = new PersonaEditor(info, () => voices.voice, () => changed());
-  const stage = new Stage(info, banner, request, persona);
+  const stage = new Stage(info, banner, request, persona, voices);
   greeting.addEventListener("input", changed);
   persona.prompt = settings.prompt;
   if (info.key_required && key.value) void useKey();

@@ -1,10 +1,10 @@
 // A call over /v1/session, the protocol of `personaplex serve`.
-import { now } from "./dom";
+import { now, openSocket } from "./dom";
 import { type Call, type CallRequest, type Listener, Problem, type Sampling } from "./events";
 import {
   BLOCKED,
   ENDED,
-  GONE,
+  NO_SOUND,
   NOT_CONNECTED,
   OVER,
   refusal,
@@ -12,16 +12,16 @@ import {
   whyBroken,
 } from "./problems";
 import { SoundLine } from "./sound";
+import { SILENT_MS, Watch } from "./watch";
 
 const FRAME = 1920; // samples of 80 ms at 24 kHz
 const HEADER = 5; // of a client's frame: kind, sequence
 const AUDIO_KIND = 1;
 const LATE_MS = 80;
 const OPEN_MS = 3000;
-const PROMPT_MS = 60_000; // the server may compute the role and the voice for so long
-const SILENT_MS = 3000; // after that
+const PROMPT_MS = 30_000; // the server may compute the role and the voice for twice as long
+const PAUSED_MS = 1000; // without a frame of the caller: its sound has stopped
 const CHANGE_MS = 1100; // the server takes a change of the persona once a second
-const CHECK_MS = 500;
 const TURN_GAP_FRAMES = 10; // 0.8 s without text end a turn
 const STEP_FRAMES = 25; // step times are averaged
 
@@ -50,8 +50,9 @@ export class SessionCall implements Call {
   #sent = 0;
   #ready = false;
   #over = false;
-  #heardAt = 0;
-  #timer = 0;
+  #sentAt = 0;
+  #pauses = 0; // noticed since then
+  #watch: Watch | undefined;
   #word = "";
   #quiet = 0; // frames without text
   #late = 0;
@@ -69,10 +70,7 @@ export class SessionCall implements Call {
     private listener: Listener,
     private key: string,
   ) {
-    const address = new URL("v1/session", document.baseURI);
-    address.protocol = address.protocol.replace("http", "ws");
-    this.#socket = new WebSocket(address, key ? ["personaplex.v1", `bearer.${key}`] : []);
-    this.#socket.binaryType = "arraybuffer";
+    this.#socket = openSocket("v1/session", key ? ["personaplex.v1", `bearer.${key}`] : []);
   }
 
   async start(request: CallRequest): Promise<void> {
@@ -85,10 +83,7 @@ export class SessionCall implements Call {
     await this.#opened(request);
     if (this.#over) return;
     this.#line.connect(this.microphone);
-    this.#heardAt = now();
-    this.#timer = setInterval(() => {
-      if (now() - this.#heardAt > (this.#ready ? SILENT_MS : PROMPT_MS)) this.#end(GONE);
-    }, CHECK_MS);
+    this.#watch = new Watch((why) => this.#end(why), PROMPT_MS, () => this.#paused());
     this.listener({ kind: "connected", voice: this.#line.voice, over: "websocket" });
   }
 
@@ -120,7 +115,7 @@ export class SessionCall implements Call {
   hangUp(): void {
     if (this.#over) return;
     this.#over = true;
-    clearInterval(this.#timer);
+    this.#watch?.stop();
     if (this.#socket.readyState === WebSocket.OPEN) this.#send({ type: "close" });
     this.#socket.close();
     this.#line?.close();
@@ -185,12 +180,15 @@ export class SessionCall implements Call {
     });
   }
 
-  // Collects 80 ms and sends them.
+  // Collects 80 ms and sends them, once the agent listens: the server would keep what came before,
+  // and answer it faster than real time.
   #push(pcm: Int16Array): void {
+    if (!this.#ready) return;
     for (const sample of pcm) {
       this.#frame.setInt16(HEADER + 2 * this.#filled, sample, true);
       if (++this.#filled < FRAME) continue;
-      this.#filled = 0;
+      this.#filled = this.#pauses = 0;
+      this.#sentAt = now();
       if (this.#socket.readyState !== WebSocket.OPEN) continue;
       this.#frame.setUint8(0, AUDIO_KIND);
       this.#frame.setUint32(1, this.#sent++);
@@ -199,7 +197,7 @@ export class SessionCall implements Call {
   }
 
   #receive(data: string | ArrayBuffer): void {
-    this.#heardAt = now();
+    this.#watch?.heard();
     if (typeof data === "string") this.#message(JSON.parse(data) as Message);
     else this.#output(data);
   }
@@ -208,6 +206,7 @@ export class SessionCall implements Call {
     switch (message.type) {
       case "ready":
         this.#ready = true;
+        if (this.#watch) this.#watch.patience = SILENT_MS;
         this.listener({ kind: "persona", state: "started", ...this.#persona });
         if (this.#request?.greeting) void this.say(this.#request.greeting);
         break;
@@ -263,6 +262,14 @@ export class SessionCall implements Call {
       if (word) this.listener({ kind: "word", text: word });
     }
     this.#word += piece;
+  }
+
+  // Whether the browser has stopped the caller's sound, without which the server sends nothing.
+  #paused(): boolean {
+    if (!this.#ready || now() - this.#sentAt < PAUSED_MS) return false;
+    this.#line?.resume();
+    if (++this.#pauses === 2) this.listener({ kind: "problem", text: NO_SOUND });
+    return true;
   }
 
   #end(reason: string): void {

@@ -1,12 +1,11 @@
 // A call over a WebSocket to `personaplex talk`, where WebRTC does not get through.
-import { now } from "./dom";
+import { now, openSocket } from "./dom";
 import { type Call, type CallRequest, type Listener, Problem } from "./events";
-import { BLOCKED, ENDED, GONE, refusal, whyBroken } from "./problems";
+import { BLOCKED, ENDED, refusal, whyBroken } from "./problems";
 import { Rtvi, RtviCall } from "./rtvi";
 import { SoundLine } from "./sound";
+import { Watch } from "./watch";
 
-const SILENT_MS = 2500; // the bot sends a message at least once a second
-const CHECK_MS = 400;
 const CONNECT_MS = 1300; // from its creation
 const LEAST_MS = 300;
 const ANSWER_MS = 6000; // a call that is ending may still have the slot
@@ -16,8 +15,8 @@ export class SocketCall extends RtviCall implements Call {
   #socket: WebSocket;
   #line: SoundLine | undefined;
   #created = now();
-  #heardAt = 0;
-  #timer = 0;
+  #watch: Watch | undefined;
+  #accepted = false;
   #over = false;
 
   constructor(
@@ -25,28 +24,23 @@ export class SocketCall extends RtviCall implements Call {
     private listener: Listener,
   ) {
     super();
-    const address = new URL("api/socket", document.baseURI);
-    address.protocol = address.protocol.replace("http", "ws");
-    this.#socket = new WebSocket(address);
-    this.#socket.binaryType = "arraybuffer";
+    this.#socket = openSocket("api/socket");
     this.rtvi = new Rtvi(this.#socket, listener);
   }
 
   async start(request: CallRequest): Promise<void> {
     await this.#connected();
+    if (this.#over) return;
+    this.#line = await SoundLine.create((pcm) => this.#push(pcm));
+    if (this.#over) return this.#line.close();
     await this.#opened(request);
     if (this.#over) return;
-    this.#line = await SoundLine.create((pcm) => {
-      if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send(pcm);
-    });
-    if (this.#over) return this.#line.close();
-    this.#line.connect(this.microphone);
-    this.#heardAt = now();
+    // At once: sound and messages of the call follow the answer.
     this.#socket.onmessage = ({ data }) => this.#receive(data as string | ArrayBuffer);
-    this.#socket.onclose = () => this.#end(ENDED);
-    this.#timer = setInterval(() => {
-      if (now() - this.#heardAt > SILENT_MS) this.#end(GONE);
-    }, CHECK_MS);
+    this.#socket.onclose = () => void this.#findOutWhy();
+    this.#line.connect(this.microphone);
+    this.#accepted = true;
+    this.#watch = new Watch((why) => this.#end(why));
     this.listener({ kind: "connected", voice: this.#line.voice, over: "websocket" });
     this.rtvi.ready();
   }
@@ -57,10 +51,14 @@ export class SocketCall extends RtviCall implements Call {
 
   hangUp(): void {
     this.#over = true;
-    clearInterval(this.#timer);
+    this.#watch?.stop();
     this.#socket.close();
     this.#line?.close();
     this.rtvi.close();
+  }
+
+  #push(pcm: Int16Array<ArrayBuffer>): void {
+    if (this.#accepted && this.#socket.readyState === WebSocket.OPEN) this.#socket.send(pcm);
   }
 
   #connected(): Promise<void> {
@@ -78,6 +76,7 @@ export class SocketCall extends RtviCall implements Call {
 
   #opened(request: CallRequest): Promise<void> {
     return new Promise((resolve, reject) => {
+      if (this.#socket.readyState !== WebSocket.OPEN) return reject(new Problem(BLOCKED));
       const timer = setTimeout(() => reject(new Problem(BLOCKED)), ANSWER_MS);
       this.#socket.send(JSON.stringify(request));
       this.#socket.onclose = () => reject(new Problem(BLOCKED));
@@ -91,16 +90,18 @@ export class SocketCall extends RtviCall implements Call {
   }
 
   #receive(data: string | ArrayBuffer): void {
-    this.#heardAt = now();
+    this.#watch?.heard();
     if (typeof data === "string") this.rtvi.receive(data);
     else this.#line?.play(new Int16Array(data));
+  }
+
+  async #findOutWhy(): Promise<void> {
+    if (!this.#over) this.#end(await whyBroken(ENDED));
   }
 
   #end(reason: string): void {
     if (this.#over) return;
     this.hangUp();
-    void whyBroken(reason).then((why) => {
-      this.listener({ kind: "ended", reason: why, problem: true });
-    });
+    this.listener({ kind: "ended", reason, problem: true });
   }
 }

@@ -42,6 +42,11 @@ export class SoundLine {
     this.node.port.postMessage(pcm, [pcm.buffer]);
   }
 
+  // For a browser that has stopped the sound.
+  resume(): void {
+    void this.context.resume();
+  }
+
   close(): void {
     this.node.port.onmessage = null;
     closeContext(this.context);

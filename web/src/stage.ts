@@ -1,5 +1,5 @@
 // The call as one sees and steers it.
-import { byId, clock, show } from "./dom";
+import { byId, clock, element, show } from "./dom";
 import { Attempt } from "./attempt";
 import type { Call, CallEvent, CallRequest, Info, Sampling } from "./events";
 import { save } from "./files";
@@ -7,10 +7,11 @@ import type { Banner } from "./look";
 import { Meter, rounded } from "./meter";
 import { DeviceMenus } from "./devices";
 import type { PersonaEditor } from "./persona";
-import { BLOCKED_HINT } from "./problems";
+import { BLOCKED_HINT, NO_SOUND } from "./problems";
 import type { Levels, Recorder } from "./recorder";
 import { Timeline } from "./timeline";
 import { Transcript } from "./transcript";
+import type { VoiceGallery } from "./voices";
 
 const HOLD_SECONDS = 10;
 const BLINK_MS = 2500;
@@ -23,6 +24,8 @@ export class Stage {
   #banner: Banner;
   #request: () => CallRequest;
   #persona: PersonaEditor;
+  #voices: VoiceGallery;
+  #clock = element("span"); // of the call, in the button
   #state: State = "idle";
   #attempt: Attempt | undefined; // until it has ended
   #devices = new DeviceMenus((text) => this.#banner.show(text));
@@ -35,7 +38,9 @@ export class Stage {
   #started = new Date();
   #asking: CallRequest | undefined; // of the call that is connecting
   #asked: CallRequest | undefined;
-  #inEffect = "";
+  #inEffect = ""; // the prompt of the running call
+  #voice = ""; // and its voice
+  #chosen = ""; // the voice that was chosen last during a call
   #holding = 0;
 
   constructor(
@@ -43,8 +48,12 @@ export class Stage {
     banner: Banner,
     request: () => CallRequest,
     persona: PersonaEditor,
+    voices: VoiceGallery,
   ) {
-    [this.#info, this.#banner, this.#request, this.#persona] = [info, banner, request, persona];
+    [this.#info, this.#banner, this.#request] = [info, banner, request];
+    [this.#persona, this.#voices] = [persona, voices];
+    // Else the button would have another name each second.
+    this.#clock.setAttribute("aria-hidden", "true");
     byId("talk").addEventListener("click", () => this.#toggle());
     byId("mute").addEventListener("click", () => {
       this.#showMute(this.#attempt?.toggleMute() ?? false);
@@ -69,8 +78,10 @@ export class Stage {
     if (this.#state === "live") void this.#steer((call) => call.sample(values), "Sampling changed");
   }
 
-  changeVoice(voice: string): void {
-    if (this.#state === "live") void this.#change({ voice }, "Changing the voice");
+  async changeVoice(voice: string): Promise<void> {
+    if (this.#state !== "live") return;
+    this.#chosen = voice;
+    if (!(await this.#change({ voice }, "Changing the voice"))) this.#showVoice();
   }
 
   settingsChanged(): void {
@@ -94,6 +105,7 @@ export class Stage {
     this.#timeline.clear();
     this.#transcript.clear();
     [this.#log, this.#started, this.#asked, this.#inEffect] = [[], new Date(), this.#asking, ""];
+    this.#voice = this.#chosen = this.#asked?.voice ?? "";
     for (const [id, text] of Object.entries(NO_NUMBERS)) byId(id).textContent = text;
     this.#recorder = this.#attempt?.record(voice, (levels) => this.#hear(levels));
     this.#keep();
@@ -126,6 +138,7 @@ export class Stage {
         break;
       case "problem":
         this.#banner.show(event.text);
+        this.#showVoice(); // a new voice may be what has failed
         break;
       case "word":
         this.#transcript.word(event.text, at);
@@ -176,12 +189,13 @@ export class Stage {
   #play(voice: MediaStream): void {
     const player = byId<HTMLAudioElement>("agent");
     player.srcObject = voice;
-    player.play().catch(() => this.#banner.show("The browser plays no sound: click into the page."));
+    player.play().catch(() => this.#banner.show(NO_SOUND));
   }
 
   #personaInEffect(state: string, voice: string, prompt: string, at: number): void {
-    this.#inEffect = prompt;
+    [this.#inEffect, this.#voice] = [prompt, voice];
     this.settingsChanged();
+    if (voice === this.#chosen) this.#showVoice();
     if (state === "started") {
       const question = byId("questions").firstElementChild?.textContent;
       const hint = "It listens while it speaks: interrupt it whenever you like.";
@@ -218,7 +232,7 @@ export class Stage {
     if (piece % 50) return; // the rest once a second
     show(byId("echo"), this.#meter.echo);
     this.#showRecording();
-    if (this.#state === "live") byId("talk").textContent = `Hang up\n${clock(now)}`;
+    if (this.#state === "live") this.#clock.textContent = `\n${clock(now)}`;
   }
 
   // Steering.
@@ -256,6 +270,13 @@ export class Stage {
   #change(change: { text?: string; voice?: string }, doing: string): Promise<boolean> {
     this.#note(doing);
     return this.#steer((call) => call.prompt(change));
+  }
+
+  // The gallery shows the voice of the running call again, after another one was refused.
+  #showVoice(): void {
+    if (this.#state !== "live" || this.#voices.voice === this.#voice) return;
+    this.#voices.voice = this.#voice;
+    this.#persona.update();
   }
 
   async #addFacts(text: string): Promise<boolean> {
@@ -311,7 +332,8 @@ export class Stage {
     const talk = byId<HTMLButtonElement>("talk");
     talk.disabled = false;
     talk.dataset.state = state;
-    talk.textContent = { idle: "Talk", busy: "Cancel", live: "Hang up" }[state];
+    this.#clock.textContent = "";
+    talk.replaceChildren({ idle: "Talk", busy: "Cancel", live: "Hang up" }[state], this.#clock);
     byId("status").textContent = status;
     byId("hint").textContent = hint;
     byId<HTMLButtonElement>("mute").disabled = state !== "live";

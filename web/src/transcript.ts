@@ -5,6 +5,7 @@ import { type Order, orderLines, orderTable } from "./order";
 export type Side = "caller" | "agent" | "note" | "tool" | "order";
 
 const TITLES: Partial<Record<Side, string>> = { caller: "You", agent: "Agent" };
+const NEAR_PX = 40; // of the end
 
 export interface Line {
   side: Side;
@@ -71,18 +72,19 @@ export class Transcript {
     if (!entry) return;
     this.#tools.delete(id);
     entry.line.text += ` → ${result || "done"}`;
-    entry.item.append(element("span", { className: "result", textContent: result || "done" }));
-    this.#scroll();
+    const shown = element("span", { className: "result", textContent: result || "done" });
+    this.#change(() => entry.item.append(shown));
   }
 
   // The order as it is now, in place of the one before.
   ordered(order: Order, seconds: number): void {
-    if (this.#order) this.#remove(this.#order);
-    this.#order = this.#add("order", "", seconds, `Order ${order.number}, ${order.state}`);
-    const { line, item } = this.#order;
-    line.text = `${orderLines(order).join(", ") || "nothing"}; total ${order.total}`;
-    item.append(orderTable(order));
-    this.#scroll();
+    this.#change(() => {
+      if (this.#order) this.#remove(this.#order);
+      this.#order = this.#add("order", "", seconds, `Order ${order.number}, ${order.state}`);
+      const { line, item } = this.#order;
+      line.text = `${orderLines(order).join(", ") || "nothing"}; total ${order.total}`;
+      item.append(orderTable(order));
+    });
   }
 
   #add(side: Side, text: string, seconds: number, title = TITLES[side]): Entry {
@@ -93,11 +95,9 @@ export class Transcript {
     item.append(words);
     let at = this.lines.length;
     while (at > 0 && this.lines[at - 1].seconds > seconds) at -= 1;
-    if (at === this.lines.length) this.list.append(item);
-    else this.#items[at].before(item);
+    this.#change(() => this.list.insertBefore(item, this.#items[at] ?? null));
     this.lines.splice(at, 0, line);
     this.#items.splice(at, 0, item);
-    this.#scroll();
     return { line, item, words };
   }
 
@@ -109,11 +109,15 @@ export class Transcript {
   }
 
   #write({ line, words }: Entry, text: string): void {
-    line.text = words.textContent = text;
-    this.#scroll();
+    this.#change(() => {
+      line.text = words.textContent = text;
+    });
   }
 
-  #scroll(): void {
-    this.list.scrollTop = this.list.scrollHeight;
+  // Keeps the end in sight, unless somebody reads further up.
+  #change(make: () => void): void {
+    const { scrollHeight, scrollTop, clientHeight } = this.list;
+    make();
+    if (scrollHeight - scrollTop - clientHeight < NEAR_PX) this.list.scrollTop = this.list.scrollHeight;
   }
 }

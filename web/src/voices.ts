@@ -33,6 +33,10 @@ export class VoiceGallery {
     return this.#list.querySelector<HTMLInputElement>("input:checked")?.value ?? this.#wanted;
   }
 
+  set voice(name: string) {
+    for (const input of this.#list.querySelectorAll("input")) input.checked = input.value === name;
+  }
+
   set(names: string[], voice: string): void {
     this.#wanted = voice;
     this.#list.replaceChildren(...names.map((name) => this.#item(name, name === voice)));

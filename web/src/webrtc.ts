@@ -1,10 +1,12 @@
 // A call over WebRTC to `personaplex talk`.
 import { detailOf, now, post } from "./dom";
 import { type Call, type CallRequest, type Info, type Listener, Problem } from "./events";
-import { ENDED, GONE, refusal } from "./problems";
+import { ENDED, GONE, refusal, whenGone, whyBroken } from "./problems";
 import { Rtvi, RtviCall } from "./rtvi";
 
 const BLOCKED_MS = 2300; // after the press of Talk: the page must say why within three seconds
+const ANSWER_MS = 6000; // a call that is ending may still have the slot
+const LOST_MS = 10_000; // an answer that comes until then is hung up, to free its slot
 const LEAST_MS = 800; // for a connection, once the bot has answered
 const SILENT_MS = 1800; // the bot sends a message at least once a second
 const CHECK_MS = 400;
@@ -57,12 +59,9 @@ export class WebRtcCall extends RtviCall implements Call {
     if (this.#over) return;
     // Without a network, browsers offer no address, although the bot may be on this machine.
     if (!/a=candidate/.test(this.#peer.localDescription?.sdp ?? "")) return this.#giveUp();
-    const response = await post("api/offer", {
-      ...this.#peer.localDescription?.toJSON(),
-      request_data: request,
-    }).catch(() => {
-      throw new Problem(GONE);
-    });
+    const response = await this.#offer(request);
+    if (this.#over && !response?.ok) return;
+    if (!response) throw new Problem(GONE);
     if (!response.ok) throw new Problem(refusal(await detailOf(response)));
     const answer = (await response.json()) as RTCSessionDescriptionInit & { pc_id: string };
     this.#id = answer.pc_id;
@@ -80,6 +79,15 @@ export class WebRtcCall extends RtviCall implements Call {
     if (this.#over) return;
     this.#close();
     void this.#tellBot();
+  }
+
+  // The bot's answer; undefined if none comes.
+  #offer(request: CallRequest): Promise<Response | undefined> {
+    const offer = { ...this.#peer.localDescription?.toJSON(), request_data: request };
+    const answer = post("api/offer", offer, AbortSignal.timeout(LOST_MS)).catch(() => undefined);
+    whenGone(answer).catch(({ message }: Problem) => this.#end(message));
+    const waiting = setTimeout(() => void this.#giveUp(), ANSWER_MS);
+    return answer.finally(() => clearTimeout(waiting));
   }
 
   #follow(): void {
@@ -101,12 +109,8 @@ export class WebRtcCall extends RtviCall implements Call {
   async #findOutWhy(): Promise<void> {
     if (this.#over) return;
     this.#heardAt = now(); // one inquiry at a time
-    try {
-      await fetch("api/info", { signal: AbortSignal.timeout(1000), cache: "no-store" });
-    } catch {
-      return this.#end(GONE);
-    }
-    if (this.#peer.connectionState !== "connected") this.#end(ENDED);
+    const why = await whyBroken(ENDED);
+    if (why === GONE || this.#peer.connectionState !== "connected") this.#end(why);
   }
 
   // Frees the slot at once, so that the call can be made in another way.

@@ -1,0 +1,59 @@
+"""Stands in for a server: its page talks to a bot's page files and to this."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from playwright.sync_api import WebSocketRoute
+
+from tests.talk.browsers import TalkPage
+
+_FRAME = bytes(50 + 2 * 1920)  # PROTOCOL.md: no text, and 80 ms of silence
+
+
+class StandInServer:
+    """``/v1/session`` of ``personaplex serve``, as a page sees it: it opens each session at once.
+
+    Attributes:
+        frames: Frames that the page has sent.
+        answers: Whether each frame gets one.
+        refuses: Whether a new persona is refused.
+
+    Args:
+        page: A page that is not open yet.
+        ready: Whether a session is ready at once.
+    """
+
+    def __init__(self, page: TalkPage, *, ready: bool = True):
+        self.frames = 0
+        self.answers = True
+        self.refuses = False
+        self._ready = ready
+        info = page.page.request.get(f"{page.url}/api/info").json() | {"server": "serve"}
+        page.page.route("**/api/info", lambda route: route.fulfill(json=info))
+        page.page.route_web_socket("**/v1/session", self._connected)
+
+    def send(self, **message: Any) -> None:
+        """Send a message to the page that has connected last."""
+        self._socket.send(json.dumps(message))
+
+    def _connected(self, socket: WebSocketRoute) -> None:
+        self._socket = socket
+        socket.on_message(self._respond)
+        self.send(type="hello")
+
+    def _respond(self, text: str | bytes) -> None:
+        if isinstance(text, bytes):
+            self.frames += 1
+            if self.answers:
+                self._socket.send(_FRAME)
+            return
+        message = json.loads(text)
+        if message["type"] == "open":
+            self.send(type="opened")
+            if self._ready:
+                self.send(type="ready")
+        elif message["type"] == "prompt":
+            refusal = {"message": "the engine is busy"} if self.refuses else {}
+            self.send(type="prompted", id=message["id"], ok=not self.refuses, **refusal)
