@@ -52,7 +52,8 @@ class ResponseTime:
         stopped = self._clock() - waited
         if self._onset >= stopped:
             return self._onset - stopped
-        self._stopped = stopped
+        speaking = self._audible >= stopped - _PAUSE_SECONDS
+        self._stopped = None if speaking else stopped
         return None
 
     def agent(self, pcm: Pcm) -> float | None:

@@ -67,7 +67,7 @@ class SettingsService(LLMService):
         if not callable(getattr(engine, "open_session", None)):
             raise ConfigError(
                 f"engine must be a started Engine or RemoteEngine, not {type(engine).__name__}; "
-                "Engine.load(...) makes one"
+                "Engine.load(...) makes one, and start() starts it"
             )
         complete = self.Settings.defaults()
         given = {} if settings is None else complete.apply_update(settings)
@@ -81,6 +81,7 @@ class SettingsService(LLMService):
         self._started = False
         self._facts = PromptFacts(self._apply_facts)
         self._facts_failures = 0
+        self._default_voices: list[str] = []  # at most one: that of the call's beginning
         self._role_message: object = None
         self._context_seen = self._tools_seen = False
         self._warn_without_effect(given.keys())
@@ -123,8 +124,15 @@ class SettingsService(LLMService):
         """Remove a fact; does nothing if there is no such fact."""
         self._facts.drop(key)
 
+    def _compose_system_instruction(self) -> None:
+        """Compose the role without what Pipecat adds for tools and turns: a voice reads it."""
+        parts = (self._base_system_instruction, *self._appended_system_instructions)
+        self._settings.system_instruction = "\n\n".join(filter(None, parts)) or None
+
     def _persona(self) -> Persona:
-        persona = self._settings.persona(self._engine.voices)
+        # A voice that somebody adds to the engine must not become this call's.
+        self._default_voices = self._default_voices or self._engine.voices[:1]
+        persona = self._settings.persona(self._default_voices)
         prompt = self._facts.knowledge.prompt(persona.text_prompt)
         return replace(persona, text_prompt=prompt)
 
@@ -136,15 +144,18 @@ class SettingsService(LLMService):
         try:
             if self._persona() != self._call.requested_persona:
                 self._open_session()
-        except PromptTooLong as error:
-            if self._facts.knowledge.shrink(error.frames - error.limit):
-                self._facts.renew()
         except PersonaPlexError as error:
             self.warn(f"the facts were not changed: {error}")
 
     def _open_session(self) -> None:
+        """Open a session, or change its prompt, with as many facts as fit."""
         persona = self._persona()
-        self._call.open(persona, self._settings.sampling())
+        try:
+            self._call.open(persona, self._settings.sampling())
+        except PromptTooLong as error:
+            if not self._facts.knowledge.shrink(error.frames - error.limit):
+                raise
+            return self._open_session()
         requested = self.Settings(
             voice=self._settings.voice, system_instruction=self._base_system_instruction
         )

@@ -11,6 +11,7 @@ from pipecat.frames.frames import (
     TTSTextFrame,
 )
 from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.services.llm_service import FunctionCallParams
 
 from pipecat_personaplex.errors import (
     PersonaPlexError,
@@ -23,7 +24,7 @@ from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from tests.helpers.delegation import delegated_call
 from tests.helpers.engines import FakeEngine
 from tests.helpers.llm import Rule, StubLLM
-from tests.helpers.pipelines import ManualClock, errors, on_call
+from tests.helpers.pipelines import ManualClock, RunningPipeline, errors, on_call
 
 pytestmark = pytest.mark.realtime
 
@@ -142,6 +143,73 @@ async def test_facts_that_do_not_fit_give_way_to_newer_ones(
         [prompt] = prompts(fake)
         assert estimated_tokens(prompt) <= limit and "Fact 7" in prompt and "Fact 0" not in prompt
         assert not errors(pipeline)
+
+
+async def test_facts_that_do_not_fit_do_not_end_the_call_at_its_beginning(
+    fake: FakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, accept = 30, fake.open_session
+
+    def open_session(persona, *args, **options):
+        frames = estimated_tokens(persona.text_prompt)
+        if frames > limit:
+            raise PromptTooLong(frames, limit)
+        return accept(persona, *args, **options)
+
+    monkeypatch.setattr(fake, "open_session", open_session)
+    service = PersonaPlexLLMService(fake, **SERVICE)
+    for number in range(8):
+        service.set_fact(str(number), f"Fact {number} is known.")
+    async with RunningPipeline([service]) as pipeline:
+        await pipeline.until(lambda: fake.sessions)
+        opened = fake.sessions[0].persona.text_prompt
+        assert opened.startswith(ROLE) and "Fact 7" in opened and "Fact 0" not in opened
+        await service._update_settings(service.Settings(system_instruction=f"{ROLE} Be brief."))
+        assert not errors(pipeline)
+
+
+async def test_a_voice_that_is_added_later_does_not_become_a_calls_default(
+    fake: FakeEngine, clock: ManualClock
+) -> None:
+    async with on_call(fake, clock, **SERVICE) as (service, pipeline, _):
+        [session] = fake.sessions
+        before = session.persona.voice
+        fake.voices.insert(0, "Ann")
+        service.set_fact("stock", "There is tea.")
+        await pipeline.until(lambda: session.prompts)
+        assert session.prompts[0].voice == before != "Ann"
+
+
+async def test_instructions_that_pipecat_adds_for_tools_are_no_part_of_the_role(
+    fake: FakeEngine, clock: ManualClock
+) -> None:
+    async def slow(params: FunctionCallParams) -> None:
+        await params.result_callback("done")
+
+    service = PersonaPlexLLMService(fake, **SERVICE)
+    service.register_function("slow", slow, cancel_on_interruption=False)
+    context = LLMContext()
+    async with RunningPipeline([service]) as pipeline:
+        await pipeline.until(lambda: fake.sessions)
+        assert fake.sessions[0].persona.text_prompt == ROLE
+        await pipeline.send(LLMContextFrame(context))
+        service.set_fact("stock", "There is tea.")
+        await pipeline.until(lambda: prompts(fake))
+    assert prompts(fake) == [f"{ROLE} Information: There is tea."]
+
+
+async def test_a_role_of_the_context_counts_beside_tools(
+    fake: FakeEngine, clock: ManualClock
+) -> None:
+    async def slow(params: FunctionCallParams) -> None:
+        await params.result_callback("done")
+
+    async with on_call(fake, clock) as (service, pipeline, _):
+        service.register_function("slow", slow, cancel_on_interruption=False)
+        context = LLMContext([{"role": "system", "content": "You are Anna."}])
+        await pipeline.send(LLMContextFrame(context))
+        await pipeline.until(lambda: prompts(fake))
+        assert prompts(fake) == ["You are Anna."]
 
 
 async def test_a_replay_that_fails_is_tried_again(

@@ -62,6 +62,18 @@ def test_what_is_no_response() -> None:
     assert response.agent(LOUD) is None
 
 
+def test_a_pause_of_an_agent_that_speaks_already_is_no_response() -> None:
+    clock = ManualClock()
+    response = ResponseTime(clock)
+    clock.now += 10
+    for _ in range(20):  # over the whole of the caller's "mhm"
+        response.agent(LOUD)
+        clock.now += 0.08
+    assert response.caller_stopped(waited=0.2) is None
+    clock.now += 0.5
+    assert response.agent(LOUD) is None
+
+
 async def test_the_service_reports_it_as_ttfb() -> None:
     with FakeEngine() as fake:  # it echoes the caller's audio
         agent = PersonaPlexLLMService(fake)
