@@ -90,10 +90,11 @@ def _extend(parser: argparse.ArgumentParser) -> None:
     add_backend_options(parser)
     parser.add_argument(
         "--notes",
-        metavar="FILE",
-        default=os.environ.get("PERSONAPLEX_NOTES") or "notes.txt",
+        metavar="FILE|none",
+        default=os.environ.get("PERSONAPLEX_NOTES") or None,
         help="with --backend: the file in which the assistant writes notes down; all callers "
-        "share it (default: notes.txt; environment: PERSONAPLEX_NOTES)",
+        "share it; none: no notes (default: notes.txt, but none with -t twilio; environment: "
+        "PERSONAPLEX_NOTES)",
     )
     parser.add_argument(
         "--documents",
@@ -109,7 +110,9 @@ def _check(args: argparse.Namespace) -> None:
     if args.documents and args.backends is None:
         raise ConfigError("--documents needs --backend")
     args.document_index = Documents(Path(args.documents)) if args.documents else None
-    args.notes_file = Notes(Path(args.notes)) if args.backends else None
+    # On the telephone, notes would reach callers who know nothing of each other.
+    notes = args.notes or ("none" if args.transport == "twilio" else "notes.txt")
+    args.notes_file = Notes(Path(notes)) if args.backends and notes != "none" else None
     args.create_stt = choose_stt(args)
 
 

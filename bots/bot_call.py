@@ -38,6 +38,7 @@ class BotCall:
 
     Attributes:
         engine: The same engine; sessions that are opened through it are logged.
+        connected: Set once the caller is there.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class BotCall:
         self.transport = transport
         self.settings = settings
         self.args = args
+        self.connected = asyncio.Event()
         self._rate = rate
         self._idle_seconds = idle_seconds
         self._running = running
@@ -77,7 +79,7 @@ class BotCall:
                 enable_usage_metrics=True,
                 send_initial_empty_metrics=False,
             ),
-            enable_turn_tracking=False,  # for traces, and not for free
+            enable_turn_tracking=False,  # only traces need it, and it costs time
             idle_timeout_secs=self._idle_seconds,
             processor_unusable_policy=ProcessorUnusablePolicy.END,
         )
@@ -104,6 +106,7 @@ class BotCall:
 
         @self.transport.event_handler("on_client_connected")  # type: ignore[untyped-decorator]
         async def on_client_connected(transport: object, client: object) -> None:
+            self.connected.set()
             watch.connected()
 
         @self.transport.event_handler("on_client_disconnected")  # type: ignore[untyped-decorator]

@@ -1,4 +1,4 @@
-"""Watches the caller's side of a call: is anybody there, and not faster than real time?"""
+"""Ends the call of an absent caller, and drops audio that arrives faster than real time."""
 
 from __future__ import annotations
 

@@ -12,8 +12,9 @@ T = TypeVar("T")
 class Handshakes:
     """Runs handshakes, each within a time limit, and at most a number of them at once.
 
-    One more ends the oldest one: a caller completes its handshake in a second, while connections
-    that wait for longer are those of an attacker or of a broken network.
+    When the limit is reached, a new handshake ends the oldest one: a caller completes its handshake
+    in a second, while connections that wait for longer are those of an attacker or of a broken
+    network.
 
     Args:
         max_waiting: Handshakes at once.

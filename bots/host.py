@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from types import FrameType
 
 from loguru import logger
@@ -141,7 +141,7 @@ class BotHost:
             except Exception as error:
                 # With --direct, Pipecat creates the Daily room before the first call. A wrong
                 # Daily key raises here.
-                # An early error leaves the options empty.
+                # If the options could not be parsed, `_args` is still empty.
                 if not getattr(self._args, "direct", False) or self._signals_chained:
                     raise
                 print(f"error: no Daily room: {error_summary(error)}", file=sys.stderr)
@@ -170,10 +170,12 @@ class BotHost:
             self._refuse_if_full()
             # A client that never completes its handshake holds no slot.
             transport = await self._shake_hands(runner_args)
-            with self._reserve_slot():
-                call = self._create_call(runner_args, transport, client)
-                log.info("call accepted: {}, client {}", self._args.transport, client or "unknown")
-                await self._converse(call)
+            call = self._create_call(runner_args, transport, client)
+            if self._args.transport == "daily":
+                await self._converse_in_room(call, client)
+            else:
+                with self._reserve_slot(client):
+                    await self._converse(call)
         except (PersonaPlexError, ValueError, OSError) as error:
             # Pipecat raises ValueError for a connection that does not follow its protocol.
             log.error("call refused: client {}: {}", client or "unknown", error_summary(error))
@@ -187,14 +189,31 @@ class BotHost:
             raise EngineFull(self._max_calls)
 
     @contextmanager
-    def _reserve_slot(self) -> Iterator[None]:
+    def _reserve_slot(self, client: str) -> Iterator[None]:
         # Several callers may complete their handshakes at once; only one gets the last slot.
         self._refuse_if_full()
         self._active_calls += 1
+        log = logger.bind(client=client)
+        log.info("call accepted: {}, client {}", self._args.transport, client or "unknown")
         try:
             yield
         finally:
             self._active_calls -= 1
+
+    async def _converse_in_room(self, call: BotCall, client: str) -> None:
+        """Serve a call in a room, which the bot joins first; a person who joins gets the slot."""
+        conversation = asyncio.ensure_future(self._converse(call))
+        joined = asyncio.ensure_future(call.connected.wait())
+        try:
+            # The call itself ends if nobody joins in time.
+            either = asyncio.wait({conversation, joined}, return_when=asyncio.FIRST_COMPLETED)
+            await self._handshakes.run(either, None)
+            with self._reserve_slot(client) if joined.done() else nullcontext():
+                await conversation
+        finally:
+            joined.cancel()
+            conversation.cancel()
+            await asyncio.wait({conversation})
 
     async def _shake_hands(self, runner_args: RunnerArguments) -> BaseTransport:
         transport = transport_of(runner_args)

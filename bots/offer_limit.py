@@ -22,10 +22,10 @@ _MAX_CONNECTIONS = 4096
 
 
 class OfferLimit:
-    """ASGI middleware that answers offers and candidates beyond all use with 400.
+    """ASGI middleware that answers 400 to offers and candidates that are larger than any browser's.
 
-    aiortc reads an offer of 64 KiB for a second, in which all calls wait; and it sends packets to
-    each candidate's address.
+    Parsing an offer of 64 KiB takes aiortc one second, and all calls wait meanwhile. It sends
+    packets to each candidate's address.
 
     Args:
         app: The application.

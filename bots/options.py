@@ -69,6 +69,7 @@ environment (an option wins over it; a .env file is read too):
   DAILY_API_KEY                                     for -t daily
   TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN             for -t twilio: verify requests, hang up
   TWILIO_API_KEY, TWILIO_API_SECRET                 to hang up with an API key in place of the token
+  TWILIO_REGION, TWILIO_EDGE                        of the number, if not the United States
 """
 
 
@@ -114,14 +115,16 @@ class BotParser(argparse.ArgumentParser):
         self.add_argument(
             "--quantization",
             metavar="auto|none|int8|fp8|int4",
-            help="store the model's weights in 8 or 4 bits: less memory, faster (default: auto, "
-            "none, the checkpoint's own format, if it fits into memory, else int8 or int4)",
+            help="store the model's weights in 8 or 4 bits: this takes less memory and is faster. "
+            "none: the checkpoint's own format. auto, the default: none if that fits into memory, "
+            "else int8, else int4",
         )
         self.add_argument(
             "--kv-dtype",
             metavar="auto|bfloat16|float32|fp8",
             help="data type of the model's keys and values: fp8 fits nearly twice the callers into "
-            "the same memory (default: auto, the model's own type)",
+            "the same memory (default: auto, the model's own type, but bfloat16 with low-bit "
+            "weights on a CPU)",
         )
         self.add_argument(
             "--context",
@@ -240,6 +243,8 @@ def check_transport(
         key = bool(environment.get("TWILIO_API_KEY"))
         if key != bool(environment.get("TWILIO_API_SECRET")):
             raise ConfigError("TWILIO_API_KEY and TWILIO_API_SECRET need each other")
+        if bool(environment.get("TWILIO_REGION")) != bool(environment.get("TWILIO_EDGE")):
+            raise ConfigError("TWILIO_REGION and TWILIO_EDGE need each other")
         if not environment.get("TWILIO_AUTH_TOKEN") and not (key and allow_unsigned):
             raise ConfigError(
                 "-t twilio needs TWILIO_AUTH_TOKEN, with which Twilio signs its requests; it is on "

@@ -1,4 +1,4 @@
-"""Pipecat's development runner, as far as strangers may reach it.
+"""Limits what strangers can do with Pipecat's development runner.
 
 The runner registers the routes of all transports, answers pages of any origin, keeps the body of
 each ``/start`` request, and accepts WebSocket messages of 16 MB, compressed and at any rate.
@@ -19,6 +19,7 @@ from socket import socket
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from loguru import logger
 from pipecat.runner import run as runner
 from starlette.middleware.cors import CORSMiddleware
@@ -115,6 +116,7 @@ def _replace(name: str, value: object) -> None:
 
 def _add_routes(args: argparse.Namespace) -> None:
     app: Any = runner.app
+    _remove_documentation(app)
     match args.transport:
         case "twilio":
             runner._setup_telephony_routes(app, args, set())
@@ -133,6 +135,14 @@ def _add_routes(args: argparse.Namespace) -> None:
             runner._setup_frontend_routes(app)
             runner._setup_daily_routes(app, args)
     runner._setup_unified_start_route(app, args, sessions)
+
+
+def _remove_documentation(app: FastAPI) -> None:
+    """Remove FastAPI's own pages about the routes."""
+    pages = {app.openapi_url, app.docs_url, app.swagger_ui_oauth2_redirect_url, app.redoc_url}
+    app.router.routes[:] = [
+        route for route in app.router.routes if getattr(route, "path", None) not in pages
+    ]
 
 
 def _add_middleware(args: argparse.Namespace, protection: Protection) -> None:
@@ -155,7 +165,10 @@ def _add_middleware(args: argparse.Namespace, protection: Protection) -> None:
             allow_headers=["Authorization", "Content-Type"],
         )
     app.add_middleware(
-        OriginGuard, allowed=protection.origins, keys_required=protection.keys is not None
+        OriginGuard,
+        allowed=protection.origins,
+        keys_required=protection.keys is not None,
+        acting=("/daily",),
     )
     app.add_middleware(WebSocketLimit)
     app.add_middleware(BodyLimit)

@@ -44,7 +44,8 @@ def transport_of(runner_args: RunnerArguments) -> str:
 async def open_transport(runner_args: RunnerArguments) -> BaseTransport:
     """Complete the handshake of a call and create its transport.
 
-    This may wait for ever: a client need not send anything.
+    This may wait for ever: a client need not send anything. The room of a Daily call is joined
+    later, by its pipeline.
 
     Raises:
         ValueError: The client does not follow its protocol, or cannot be reached.

@@ -45,9 +45,10 @@ class OrderStore:
     Several calls, threads and processes may use a file at the same time. Methods block for a few
     milliseconds; an event loop calls them by ``run``.
 
-    Every method that changes something takes the id of the tool call that requests it. The answer
-    is stored in the transaction of the change, so a repeated tool call gets the same answer and
-    changes nothing. The stock decreases when an order is placed.
+    ``add`` and ``change`` take the id of the tool call that requests them, and their answer is
+    stored in the same transaction: a repeated tool call gets the same answer and changes nothing.
+    ``place`` needs none: a second call returns the first answer. The stock decreases when an order
+    is placed.
 
     Args:
         path: The database file; created if it does not exist.
@@ -60,14 +61,14 @@ class OrderStore:
 
         store = OrderStore(Path("orders.db"), read_menu())
         store.add("call-1", "tool-1", "spicy", 2)
-        print(store.place("call-1", "tool-2"))
+        print(store.place("call-1"))
     """
 
     def __init__(self, path: Path, menu: Menu):
         self._database = Database(path, menu)
         with self._database.reading() as db:
             self.restaurant, self.currency = db.execute("SELECT * FROM restaurant").fetchone()
-        # One of its own: asyncio's threads may all be busy with transcription.
+        # A thread of its own: transcription may occupy all of asyncio's threads.
         self._thread = ThreadPoolExecutor(1, "orders")
 
     def close(self) -> None:

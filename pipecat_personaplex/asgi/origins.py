@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection
+from urllib.parse import SplitResult
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,6 +15,7 @@ from pipecat_personaplex.asgi.responses import refuse
 from pipecat_personaplex.errors import AccessDenied
 
 _OPTION = "--allowed-origins"  # of Pipecat's runner
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class OriginGuard:
@@ -23,12 +25,22 @@ class OriginGuard:
         app: The application.
         allowed: As for ``check_origin``.
         keys_required: As for ``check_origin``.
+        acting: Paths whose GET requests do more than read. They have no ``Origin`` when a page of
+            another site requests them, such as for a picture.
     """
 
-    def __init__(self, app: ASGIApp, allowed: Collection[str], *, keys_required: bool = False):
+    def __init__(
+        self,
+        app: ASGIApp,
+        allowed: Collection[str],
+        *,
+        keys_required: bool = False,
+        acting: Collection[str] = (),
+    ):
         self._app = app
         self._allowed = frozenset(allowed)
         self._keys_required = keys_required
+        self._acting = frozenset(acting)
         self._log = RefusalLog(f"its page is of another site; {_OPTION} can allow it")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,6 +48,8 @@ class OriginGuard:
         if scope["type"] in ("http", "websocket"):
             connection = HTTPConnection(scope)
             try:
+                if scope["path"] in self._acting:
+                    _check_site(connection, self._allowed)
                 check_origin(
                     connection,
                     self._allowed,
@@ -77,6 +91,28 @@ def check_origin(
         raise AccessDenied(
             f"pages of {origin[:100]} may not connect to this server unless {option} names them"
         )
+
+
+def _check_site(connection: HTTPConnection, allowed: Collection[str]) -> None:
+    """Refuse what a browser requests for a page of another site; a typed address passes."""
+    if connection.headers.get("sec-fetch-site") == "cross-site" and ANY_ORIGIN not in allowed:
+        raise AccessDenied("this address starts a call; pages of other sites may not request it")
+
+
+def origin_of(url: SplitResult) -> str:
+    """The origin of an address, as browsers send it: in small letters, without a default port.
+
+    Args:
+        url: An address with a scheme and a host.
+
+    Raises:
+        ValueError: Its port is not valid.
+    """
+    host = (url.hostname or "").lower()
+    if ":" in host:
+        host = f"[{host}]"
+    port = "" if url.port in (None, _DEFAULT_PORTS.get(url.scheme)) else f":{url.port}"
+    return f"{url.scheme}://{host}{port}"
 
 
 def _is_address(host: str) -> bool:

@@ -184,6 +184,7 @@ def talk(
         _check_voice(model, voice, [name for name, _ in added])
         typer.echo(f"loading {model} ...", err=True)
 
+        from pipecat_personaplex.asgi.origins import origin_of
         from pipecat_personaplex.talk.about import describe_model
         from pipecat_personaplex.talk.certificate import self_signed
         from pipecat_personaplex.talk.host import TalkHost, TalkOptions
@@ -228,7 +229,7 @@ def talk(
             load,
             tls=self_signed(names) if share_on_lan else None,
             hosts=frozenset(hosts),
-            origins=frozenset([f"{public.scheme}://{public.netloc}"] if public else ()),
+            origins=frozenset([origin_of(public)] if public else ()),
         )
         if not server.run(ready):
             # The loading thread still runs, and would crash when the interpreter exits.

@@ -10,6 +10,7 @@ from typing import Any
 from loguru import logger
 from pipecat.frames.frames import (
     CancelFrame,
+    ClientConnectedFrame,
     EndFrame,
     Frame,
     InputAudioRawFrame,
@@ -52,6 +53,7 @@ from pipecat_personaplex.service.delegation.delegation import Delegation as _Del
 from pipecat_personaplex.service.delegation.delegator import Delegator
 from pipecat_personaplex.service.end_gate import EndGate, EndProbeFrame
 from pipecat_personaplex.service.errors import as_personaplex_error
+from pipecat_personaplex.service.first_client import announces_client
 from pipecat_personaplex.service.frames import AgentOutput
 from pipecat_personaplex.service.metrics import MetricsWindow, response_metrics
 from pipecat_personaplex.service.playout import PlayoutMeter
@@ -81,6 +83,10 @@ class PersonaPlexLLMService(DelegatingService):
     The model listens and speaks at the same time and decides by itself when to do either. It
     needs no VAD, no turn detection and no interruptions: an ``InterruptionFrame`` cuts only
     what ``say`` was given, and the model continues.
+
+    The call begins when the pipeline starts. With Pipecat's SmallWebRTC and Daily transports, it
+    begins when the caller has connected: on the first ``ClientConnectedFrame``, or with the first
+    audio.
 
     The agent speaks the text of a ``TTSSpeakFrame`` word for word, and nothing cuts it. ``say``
     does the same for text that the caller may cut by speaking. On ``EndFrame``, the service waits
@@ -134,10 +140,7 @@ class PersonaPlexLLMService(DelegatingService):
                 greeting="Hello!",
                 playout=playout,
             )
-            turns = ExternalUserTurnStrategies(enable_interruptions=False)
-            user, assistant = LLMContextAggregatorPair(
-                LLMContext(), user_params=LLMUserAggregatorParams(user_turn_strategies=turns)
-            )
+            user, assistant = LLMContextAggregatorPair(LLMContext())
             pipeline = Pipeline(
                 [transport.input(), user, agent, transport.output(), playout, assistant]
             )
@@ -169,6 +172,7 @@ class PersonaPlexLLMService(DelegatingService):
         self._metrics_window = MetricsWindow()
         self._end_gate = EndGate(self, self._call, self.warn)
         self._response_time = ResponseTime()
+        self._awaits_client = False
         self._clock_task: asyncio.Task[None] | None = None
         self._event_task: asyncio.Task[None] | None = None
         if greeting:
@@ -195,14 +199,21 @@ class PersonaPlexLLMService(DelegatingService):
         self._output.set_rate(setup.audio_out_sample_rate)
         await self._delegator.open()
         self._end_gate.attach(setup.pipeline_worker)
+        self._awaits_client = announces_client(setup.pipeline_worker)
 
     async def start(self, frame: StartFrame) -> None:
-        """Open the session; its prompt is computed in the background."""
+        """Open the session, unless the caller is yet to connect."""
         await super().start(frame)
-        self._started = True
         self._event_task = self.create_task(self._follow_events(), f"{self}::events")
         self._clock_task = self.create_task(self._follow_clock(), f"{self}::clock")
-        await self._delegator.ground(self._open_call)
+        if not self._awaits_client:
+            await self._begin_call()
+
+    async def _begin_call(self) -> None:
+        """Open the session if that was not done; its prompt is computed in the background."""
+        if not self._started:
+            self._started = True
+            await self._delegator.ground(self._open_call)
 
     async def _open_call(self) -> None:
         try:
@@ -234,7 +245,10 @@ class PersonaPlexLLMService(DelegatingService):
         if direction is FrameDirection.DOWNSTREAM:
             self._delegator.process(frame)
         match frame:
+            case ClientConnectedFrame():
+                await self._begin_call()
             case InputAudioRawFrame():
+                await self._begin_call()  # a ServiceSwitcher may have kept the frame above back
                 await self._push_input(self._input.pcm(frame))
             case VADUserStartedSpeakingFrame():
                 self._response_time.caller_started()

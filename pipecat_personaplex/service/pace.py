@@ -73,7 +73,7 @@ class PacedInput(FrameProcessor):
         self.dropped_seconds = 0.0
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
-        """Push every frame on but audio that is not allowed."""
+        """Push every frame on, except audio that is not allowed."""
         await super().process_frame(frame, direction)
         if not isinstance(frame, InputAudioRawFrame) or self.allows(frame):
             await self.push_frame(frame, direction)

@@ -7,10 +7,10 @@ from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
 
 
 class RequestedSettings:
-    """The settings behind the persona in effect and behind those that are not in effect yet.
+    """The settings from which each persona was made: the one in effect and those requested since.
 
-    A persona alone does not tell them: the voice may have been left to the engine, and the prompt
-    includes what ``LLMService`` appends, which it would append again.
+    They cannot be derived from the persona: the voice may have been left to the engine, and the
+    prompt includes what ``LLMService`` appends, which it would append again.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """Makes Pipecat's transports independent of the wall clock.
 
 The audio track of its WebRTC transport decides by ``time.time()`` when the next packet is due. If
-the wall clock is set back, the caller hears nothing for as long. Outputs report by it that the
-agent speaks, and without reports the idle timeout ends the call.
+the wall clock is set back, the caller hears nothing for as long. Pipecat's output uses the same
+clock to report that the agent speaks. Without these reports the idle timeout ends the call.
 """
 
 from __future__ import annotations

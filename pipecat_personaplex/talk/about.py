@@ -94,7 +94,7 @@ def describe_model(model: str) -> ModelInfo:
     return ModelInfo(
         Path(model).name if Path(model).exists() else model,
         "It speaks English, listens while it talks, and decides by itself when to speak. It looks "
-        "nothing up: facts belong into the role, and others may be invented.",
+        "nothing up: put facts into the role; the model may invent others.",
         (
             Role(
                 "assistant",

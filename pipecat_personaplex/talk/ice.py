@@ -25,7 +25,10 @@ def parse_ice_server(text: str) -> IceServer:
             f"--ice-server must be stun:HOST:PORT or turn:HOST:PORT,USER,PASSWORD, not {url[:80]!r}"
         )
     if url.startswith("turn") and not account:
-        raise ConfigError(f"--ice-server {url[:80]}: a TURN server needs ,USER,PASSWORD behind it")
+        raise ConfigError(
+            f"--ice-server {url[:80]}: a TURN server needs a user and a password: "
+            "turn:HOST:PORT,USER,PASSWORD"
+        )
     username, credential = account or (None, None)
     return IceServer(urls=url, username=username, credential=credential)
 

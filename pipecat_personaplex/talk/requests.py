@@ -56,12 +56,13 @@ class SameOrigin:
     Args:
         app: The application.
         hosts: Names of this machine, in addition to those of the loopback interface.
-        origins: Origins of the page behind a proxy that replaces the ``Host`` header.
+        origins: Origins of the page behind a proxy that replaces the ``Host`` header, as browsers
+            send them.
     """
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str], origins: frozenset[str] = frozenset()):
         self._app = app
-        self._hosts = hosts | _LOOPBACK
+        self._hosts = frozenset(name.lower() for name in hosts) | _LOOPBACK
         self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +74,7 @@ class SameOrigin:
         await self._app(scope, receive, send)
 
     def _refusal(self, headers: Headers) -> str:
-        host = headers.get("host", "")
+        host = headers.get("host", "").lower()
         if _host_of(f"//{host}") not in self._hosts:
             return f"this page is not served as {host[:80]!r}; open the address that was printed"
         origin = headers.get("origin")

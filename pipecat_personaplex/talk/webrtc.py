@@ -110,4 +110,8 @@ def offer_loopback() -> None:
         with_loopback.offers_loopback = True  # type: ignore[attr-defined]
         ice.get_host_addresses = with_loopback
     except (ImportError, AttributeError) as error:
-        logger.warning("calls need a network interface: {}", error)
+        logger.warning(
+            "127.0.0.1 cannot be offered to browsers, so calls on this machine need a network "
+            "interface: {}",
+            error,
+        )

@@ -6,13 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipecat_personaplex.asgi.body_limit import BodyLimit
-from pipecat_personaplex.asgi.origins import OriginGuard
+from pipecat_personaplex.asgi.origins import OriginGuard, origin_of
 from pipecat_personaplex.asgi.websocket_limit import WebSocketLimit
 
 
@@ -181,6 +182,22 @@ class TestOrigins:
         await app(socket.scope, socket.receive, socket.send)
         expected = "websocket.accept" if status == 200 else "websocket.close"
         assert socket.sent[0]["type"] == expected
+
+    @pytest.mark.parametrize(
+        ("address", "origin"),
+        [
+            ("https://Talk.Example.com/", "https://talk.example.com"),
+            ("HTTPS://talk.example.com:443/agent/", "https://talk.example.com"),
+            ("http://localhost:80", "http://localhost"),
+            ("https://anna:secret@talk.example.com:8443/?a=1", "https://talk.example.com:8443"),
+            ("http://talk.example.com:443", "http://talk.example.com:443"),
+            ("https://[2001:DB8::1]:443/", "https://[2001:db8::1]"),
+        ],
+    )
+    def test_the_origin_of_an_address_is_as_browsers_send_it(
+        self, address: str, origin: str
+    ) -> None:
+        assert origin_of(urlsplit(address)) == origin
 
     async def test_rebinding_needs_a_key(self) -> None:
         headers = {"Host": "rebound.example", "Origin": "http://rebound.example"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import aiohttp
 import numpy as np
 
@@ -15,5 +17,9 @@ async def test_a_browser_hears_the_agent() -> None:
                 assert page.status == 200
             async with http.post("/api/offer", json=offer) as response:
                 assert response.status == 200
-                audio = await receive_audio(peer, await response.json(), frames=150)
+                answer = await response.json()
+            await asyncio.sleep(1.0)  # a browser takes its time to connect
+            assert "started with voice" not in bot.log
+            audio = await receive_audio(peer, answer, frames=150)
+            assert "started with voice" in bot.log
     assert np.abs(audio).max() > 1_000, "the greeting, in the first three seconds"

@@ -200,6 +200,12 @@ class TestCredentials:
             (
                 "twilio",
                 "bot.example",
+                TWILIO | {"TWILIO_REGION": "ie1"},
+                "TWILIO_REGION and TWILIO_EDGE need each other",
+            ),
+            (
+                "twilio",
+                "bot.example",
                 {
                     "TWILIO_ACCOUNT_SID": ACCOUNT,
                     "TWILIO_API_KEY": "SK0",
@@ -220,6 +226,8 @@ class TestCredentials:
         check_transport("twilio", "bot.example", TWILIO)
         key = {"TWILIO_API_KEY": "SK0", "TWILIO_API_SECRET": "s"}
         check_transport("twilio", "bot.example", TWILIO | key)
+        region = {"TWILIO_REGION": "ie1", "TWILIO_EDGE": "dublin"}
+        check_transport("twilio", "bot.example", TWILIO | region)
         unsigned = {"TWILIO_ACCOUNT_SID": ACCOUNT} | key
         check_transport("twilio", "bot.example", unsigned, allow_unsigned=True)
 

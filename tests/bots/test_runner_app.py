@@ -88,6 +88,34 @@ def test_only_the_routes_of_the_transport_exist(
     assert sockets == (["/ws", "/ws/{token}"] if transport == "twilio" else [])
 
 
+@pytest.mark.parametrize("transport", [*EXISTING])
+async def test_the_runner_does_not_describe_its_routes(
+    serve: Callable[..., httpx.AsyncClient], transport: str
+) -> None:
+    async with serve(transport, allow_unsigned=True) as http:
+        for path in ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"):
+            assert (await http.get(path)).status_code == 404, path
+        assert (await http.get("/status")).status_code == 200
+
+
+async def test_a_page_of_another_site_starts_no_call_in_a_room(
+    serve: Callable[..., httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture or a link is requested without an ``Origin`` header."""
+    monkeypatch.delenv("DAILY_API_KEY", raising=False)
+
+    async def status(site: str | None, path: str = "/daily", **changed: object) -> int:
+        headers = {} if site is None else {"Sec-Fetch-Site": site}
+        async with serve("daily", **changed) as http:
+            return (await http.get(path, headers=headers)).status_code
+
+    assert await status("cross-site") == 403
+    for site in (None, "none", "same-origin"):  # programs, an address that is typed, the own page
+        assert await status(site) == 502, "a room would be created if there were a key"
+    assert await status("cross-site", allowed_origins=["*"]) == 502
+    assert await status("cross-site", "/client/") == 200, "a link to the bot's page"
+
+
 async def test_pages_of_other_sites_get_no_answer(serve: Callable[..., httpx.AsyncClient]) -> None:
     async with serve("webrtc") as http:
         for origin in ("https://evil.example", "null"):

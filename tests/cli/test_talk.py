@@ -9,11 +9,15 @@ import ssl
 import subprocess
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.cli import talk as command
+from pipecat_personaplex.talk import serving
+from pipecat_personaplex.talk.page_app import create_app
 from tests.golden_data import CHECKPOINT
 from tests.helpers.commands import one_line, process
 from tests.talk.processes import TalkProcess
@@ -42,7 +46,10 @@ def test_a_port_in_use_is_found_before_anything_is_loaded(
         (["--port", "99999"], "--port"),
         (["--ice-server", "stun.example.com"], "must be stun:HOST:PORT or turn:"),
         (["--ice-server", "turn:x.example,anna"], "must be stun:HOST:PORT or turn:"),
-        (["--ice-server", "turn:x.example:3478"], "a TURN server needs ,USER,PASSWORD"),
+        (
+            ["--ice-server", "turn:x.example:3478"],
+            "a TURN server needs a user and a password: turn:HOST:PORT,USER,PASSWORD",
+        ),
         (["--public-url", "talk.example.com"], "must be an address such as https://"),
         (["--public-url", "https://:7860"], "must be an address such as https://"),
         (["--public-url", "https://x.example:port"], "must be an address such as https://"),
@@ -70,6 +77,50 @@ def test_sharing_needs_a_network(
 ) -> None:
     monkeypatch.setattr(command, "_ELSEWHERE", ("not an address", 9))
     assert "this machine is in no network" in run("--share-on-lan", capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "host", "origin"),
+    [
+        ("--public-url https://Talk.Example.com/", "talk.example.com", "https://talk.example.com"),
+        (
+            "--public-url https://talk.example.com:443/agent/",
+            "localhost:7860",
+            "https://talk.example.com",
+        ),
+        (
+            "--public-url https://talk.example.com:8443",
+            "localhost:7860",
+            "https://talk.example.com:8443",
+        ),
+        ("--share-on-lan", "desktop-ab12:7860", "https://desktop-ab12:7860"),
+    ],
+)
+def test_the_page_may_be_opened_by_names_as_browsers_send_them(
+    arguments: str, host: str, origin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In small letters, without the default port."""
+    statuses: list[int] = []
+
+    class Server:
+        """Asks its application, in place of serving it."""
+
+        def __init__(self, talk: Any, *_: object, hosts: Any, origins: Any, tls: object):
+            self._app = create_app(talk, hosts, origins)
+
+        def run(self, ready: object) -> bool:
+            with TestClient(self._app, base_url=f"http://{host}") as page:
+                for own in (origin, "https://evil.example"):
+                    answer = page.get("/api/info", headers={"origin": own})
+                    statuses.append(answer.status_code)
+            return True
+
+    monkeypatch.setattr(serving, "TalkServer", Server)
+    monkeypatch.setattr(command.socket, "gethostname", lambda: "DESKTOP-AB12")
+    monkeypatch.setattr(command, "_lan_address", lambda: "192.0.2.7")
+    options = ["--no-browser", "--port", "0", "--model", "nano", *arguments.split()]
+    assert main(["talk", *options]) == 0
+    assert statuses == [200, 403]
 
 
 def test_a_browser_opens_where_there_is_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
@@ -127,6 +129,20 @@ def test_every_alert_has_severity_and_description() -> None:
     for rule in RULES:
         assert rule["labels"]["severity"] in ("page", "warn")
         assert set(rule["annotations"]) == {"summary", "description"}
+
+
+def test_the_alert_for_a_server_that_is_down_fires_without_any_series() -> None:
+    """A server that is gone is in DNS no more, and its series ends."""
+    (rule,) = [each for each in RULES if each["alert"] == "PersonaPlexDown"]
+    series = 'up{job="personaplex"}'
+    assert rule["expr"] == f"{series} == 0 or absent({series})"
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_the_alerts_pass_their_own_tests() -> None:
+    tests = DOCKER / "prometheus" / "alerts_test.yaml"
+    ended = subprocess.run(["promtool", "test", "rules", tests], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_prometheus_scrapes_the_engines_port() -> None:

@@ -6,7 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from pipecat.frames.frames import InputAudioRawFrame, OutputAudioRawFrame, StartFrame
+from pipecat.frames.frames import (
+    ClientConnectedFrame,
+    InputAudioRawFrame,
+    OutputAudioRawFrame,
+    StartFrame,
+)
 from pipecat.transports.base_input import BaseInputTransport
 from pipecat.transports.base_output import BaseOutputTransport
 from pipecat.transports.base_transport import BaseTransport, TransportParams
@@ -14,7 +19,9 @@ from pipecat.transports.base_transport import BaseTransport, TransportParams
 Heard = Callable[[float, bytes], object]
 
 
-class _Input(BaseInputTransport):
+class FakeInput(BaseInputTransport):
+    """The transport's input."""
+
     def __init__(self, transport: FakeTransport, params: TransportParams):
         super().__init__(params)
         self._transport = transport
@@ -52,19 +59,22 @@ class FakeTransport(BaseTransport):
     Args:
         params: Parameters of the transport that this one replaces.
         heard: Called with the time and the audio of each chunk that is played to the caller.
+        input_class: Class of the input; the service knows some transports by its name.
     """
 
-    def __init__(self, params: TransportParams, heard: Heard):
+    def __init__(
+        self, params: TransportParams, heard: Heard, input_class: type[FakeInput] = FakeInput
+    ):
         super().__init__()
         self.ready = asyncio.Event()
         self.people = {"local": {}, "caller": {}}  # by id, as in a Daily room
-        self._in = _Input(self, params)
+        self._in = input_class(self, params)
         self._out = _Output(heard, params, ahead=0.04)
         self._register_event_handler("on_client_connected")
         self._register_event_handler("on_client_disconnected")
         self._register_event_handler("on_error")
 
-    def input(self) -> _Input:
+    def input(self) -> FakeInput:
         return self._in
 
     def output(self) -> _Output:
@@ -75,6 +85,7 @@ class FakeTransport(BaseTransport):
 
     async def connect(self) -> None:
         await self._call_event_handler("on_client_connected", self)
+        await self._in.push_frame(ClientConnectedFrame())
 
     def participants(self) -> dict[str, dict[str, str]]:
         return self.people
