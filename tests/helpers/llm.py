@@ -26,12 +26,14 @@ class Rule:
         answer: What it writes; ``{result}`` is the tool's result. ``>>`` marks what is spoken.
         tool: A function to call first; None for none.
         arguments: Its arguments, as JSON or as they are (invalid JSON included).
+        breaks: An error that ends the stream behind the answer; empty for none.
     """
 
     pattern: str
     answer: str
     tool: str | None = None
     arguments: dict[str, Any] | str = field(default_factory=dict)
+    breaks: str = ""
 
 
 class StubLLM:
@@ -144,6 +146,10 @@ class StubLLM:
             answer = await self.write(messages)
             for word in re.findall(r"\S+\s*", answer):
                 await send({"role": "assistant", "content": word})
+            rule = self._rule(messages)
+            if rule is not None and rule.breaks:
+                error = json.dumps({"error": {"message": rule.breaks}})
+                await response.write(f"data: {error}\n\n".encode())
             await send({}, "stop")
             self.written.append(time.monotonic())
         await response.write(b"data: [DONE]\n\n")

@@ -1,7 +1,6 @@
 """Random interleavings of turns, tools, interruptions and failures, with a fake clock.
 
-``Backend`` does what Pipecat's worker does with requests: a run of the model sees the requests that
-came before it, and a request that arrives during a run waits for the next one.
+``FakeBackend`` does what Pipecat's worker does; ``test_delegation_joined.py`` has a real one.
 """
 
 from __future__ import annotations
@@ -37,70 +36,12 @@ from pipecat_personaplex.service.delegation.delegation_times import (
     DelegationTimes,
 )
 from pipecat_personaplex.service.delegation.hold import Hold
+from tests.helpers.fake_backend import FakeBackend
 
 TIMEOUT = 8.0
 DECISION = 1.0
 # The texts below are shorter than 3 s.
 SPEECH = PAUSE_SECONDS + 2 * 3.0 * 3
-
-
-class Backend:
-    """Pipecat's worker, as far as its events and acknowledgements go; they keep their order."""
-
-    def __init__(self, world: World):
-        self.world = world
-        self.turns_known = 0  # newest turn in its conversation
-        self.run_sees: int | None = None  # newest turn that the run in progress sees
-        self.held = False  # a request waits for the next run
-        self.tools: list[str] = []
-        self.idle_told = True
-        self.outbox: list[tuple[str, object]] = []
-
-    def take(self, send: Send) -> None:
-        busy = self.run_sees is not None or bool(self.tools)
-        self.turns_known = max(self.turns_known, send.turn)
-        self.idle_told = False
-        self.outbox.append(("sent", (send.request, not busy)))
-        if busy:
-            self.held = True
-        else:
-            self.run_sees = self.turns_known
-
-    def end_run(self, kind: str) -> None:
-        if self.run_sees is None:
-            return
-        sees, self.run_sees = self.run_sees, None
-        if "note" in kind:
-            self.outbox.append(("noted", "The kitchen is busy"))
-        if "tool" in kind:
-            call = self.world.unique("call")
-            self.tools.append(call)
-            self.outbox.append(("tool", (call, False)))
-        if "spoken" in kind:
-            answer = self.world.answer(sees)
-            self.outbox.append(("spoken", answer))
-        self._go_on()
-
-    def end_tool(self) -> None:
-        if self.tools:
-            self.outbox.append(("tool", (self.tools.pop(0), True)))
-            if not self.tools and self.run_sees is None:
-                self.run_sees, self.held = self.turns_known, False
-
-    def fail(self) -> None:
-        if self.run_sees is not None:
-            self.run_sees = None
-            self.outbox.append(("failed", "HTTP 500"))
-            self._go_on()
-
-    def _go_on(self) -> None:
-        if self.tools:
-            return
-        if self.held:
-            self.run_sees, self.held = self.turns_known, False
-        elif not self.idle_told:
-            self.idle_told = True
-            self.outbox.append(("idle", None))
 
 
 @dataclass
@@ -114,23 +55,27 @@ class Text:
 class World:
     """A caller, an agent that speaks texts one by one, and a backend."""
 
-    def __init__(self, hold: Hold):
+    def __init__(self, hold: Hold, own: bool):
         self.state = DelegationState(
             DelegationTimes(hold, ("One moment.",), 0.9, TIMEOUT, "I am sorry.", "Go ahead.")
         )
         self.hold = hold
         self.now = 0.0
         self.count = 0
-        self.backend = Backend(self)
+        self.backend = self._new_backend(own)
         self.inbox: list[Send] = []  # on their way to the backend
         self.texts: list[Text] = []
         self.turn = 0
+        self.lost = False  # a request of this turn
         self.caller_speaks = False
         self.held_since: float | None = None
         self.held_until = 0.0
         self.heard: list[str] = []
         self.reached: Counter[str] = Counter()
         self.activity = 0.0  # when the caller, a tool or an answer last renewed a hold
+
+    def _new_backend(self, own: bool) -> FakeBackend:
+        return FakeBackend(own, lambda: self.unique("call"), self.answer)
 
     def unique(self, name: str) -> str:
         self.count += 1
@@ -150,10 +95,12 @@ class World:
                 case Release():
                     self.held_since = None
                 case Send():
-                    self.reached["stale" if not action.transcript else "request"] += 1
+                    self.reached["stale"] += "who has spoken since" in action.text
+                    self.reached["asked again"] += "Neither a message" in action.text
                     self.reached["untold"] += "Not told" in action.text
                     self.inbox.append(action)
                 case Say(key, text, purpose):
+                    assert not text.startswith("Torn")
                     if purpose == "answer":
                         assert text not in self.heard
                         assert text not in [each.text for each in self.texts]
@@ -163,9 +110,11 @@ class World:
                     for each in [each for each in self.texts if each.key in keys]:
                         self.end_text(each, said=False)
                 case Reattach():
-                    self.backend = Backend(self)
+                    self.backend = self._new_backend(self.backend.own)
                     self.inbox.clear()
-                case Fail() | Remember():
+                case Remember(text):
+                    assert not text.startswith("Torn")
+                case Fail():
                     pass
 
     def end_text(self, text: Text, *, said: bool) -> None:
@@ -184,6 +133,9 @@ class World:
 
     def check(self) -> None:
         assert self.state.deadline is None or self.state.deadline < self.now + 60
+        if self.backend.run_sees == self.turn > self.backend.done and not self.lost:
+            self.reached["run with the newest turn"] += 1
+            assert self.state.working
         if self.held:
             # Every hold ends within its bound after what renewed it last.
             bound = MAX_HOLD_SECONDS if self.caller_speaks else max(TIMEOUT, DECISION) + SPEECH
@@ -202,6 +154,7 @@ class World:
 
     def turn_ends(self, *, accepted: bool = False) -> None:
         self.turn += 1
+        self.lost = False
         self.activity = self.now
         self.do(self.state.turn_ended(self.now, accepted=accepted))
 
@@ -220,6 +173,7 @@ class World:
     def request_is_lost(self) -> None:
         if self.inbox:
             send = self.inbox.pop(0)
+            self.lost = True
             self.do(self.state.send_failed(self.now, send.request, "not attached"))
 
     def event_arrives(self) -> None:
@@ -239,10 +193,12 @@ class World:
             case "failed", reason:
                 self.do(self.state.failed(self.now, reason))
             case "idle", _:
-                self.do(self.state.idle(self.now))
+                works_on = self.backend.works_on()
+                self.reached["early idle"] += works_on is True
+                self.do(self.state.idle(self.now, works_on=works_on))
 
     def backend_dies(self) -> None:
-        self.backend = Backend(self)
+        self.backend = self._new_backend(self.backend.own)
         self.inbox.clear()
         self.do(self.state.detached(self.now, "it ended"))
 
@@ -306,7 +262,8 @@ MOMENTS: list[tuple[int, str, Callable[[World], object]]] = [
     (1, "agent talks", lambda world: world.agent_talks(True)),
     (2, "agent pauses", lambda world: world.agent_talks(False)),
     (3, "tool ends", lambda world: world.backend.end_tool()),
-    (1, "run fails", lambda world: world.backend.fail()),
+    (1, "run fails", lambda world: world.backend.fail("")),
+    (2, "run breaks off", lambda world: world.backend.fail("note spoken")),
     (1, "run ends silent", lambda world: world.backend.end_run("")),
     (2, "run ends with a note", lambda world: world.backend.end_run("note")),
     (5, "run ends spoken", lambda world: world.backend.end_run("spoken")),
@@ -322,9 +279,9 @@ NAMES = [name for weight, name, _ in MOMENTS for _ in range(weight)]
 HOLDS = [Hold.never(), Hold.when(lambda text: True), Hold.until_decided(DECISION)]
 
 
-def run(hold: Hold, moments: list[tuple[str, bool]]) -> World:
+def run(hold: Hold, own: bool, moments: list[tuple[str, bool]]) -> World:
     """Let moments happen; the flag of each tells whether messages arrive before the next."""
-    world = World(hold)
+    world = World(hold, own)
     for name, arrive in moments:
         ACTIONS[name](world)
         world.check()
@@ -343,6 +300,7 @@ def run(hold: Hold, moments: list[tuple[str, bool]]) -> World:
 
 INTERLEAVINGS = given(
     hold=st.sampled_from(HOLDS),
+    own=st.booleans(),
     moments=st.lists(
         st.tuples(st.sampled_from(NAMES), st.sampled_from([True, True, True, False])),
         min_size=10,
@@ -354,16 +312,18 @@ INTERLEAVINGS = given(
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @INTERLEAVINGS
 def test_no_interleaving_mutes_repeats_or_answers_the_wrong_question(
-    hold: Hold, moments: list[tuple[str, bool]]
+    hold: Hold, own: bool, moments: list[tuple[str, bool]]
 ) -> None:
-    run(hold, moments)
+    run(hold, own, moments)
 
 
 @pytest.mark.measurement
 @settings(max_examples=1_000, deadline=None, suppress_health_check=list(HealthCheck))
 @INTERLEAVINGS
-def test_none_of_a_thousand_interleavings_does(hold: Hold, moments: list[tuple[str, bool]]) -> None:
-    run(hold, moments)
+def test_none_of_a_thousand_interleavings_does(
+    hold: Hold, own: bool, moments: list[tuple[str, bool]]
+) -> None:
+    run(hold, own, moments)
 
 
 def test_interleavings_reach_what_they_are_about() -> None:
@@ -372,6 +332,7 @@ def test_interleavings_reach_what_they_are_about() -> None:
     reached = Counter[str]()
     for _ in range(200):
         moments = [(random.choice(NAMES), random.random() < 0.75) for _ in range(40)]
-        reached += run(random.choice(HOLDS), moments).reached
+        reached += run(random.choice(HOLDS), random.random() < 0.5, moments).reached
     wanted = {"answer begun", "sorry begun", "filler begun", "stale", "untold", "held", "cut"}
+    wanted |= {"early idle", "asked again", "run with the newest turn"}
     assert all(reached[name] >= 10 for name in wanted), reached

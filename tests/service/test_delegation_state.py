@@ -115,6 +115,7 @@ def test_a_caller_whom_a_long_hold_leaves_unanswered_is_not_ignored() -> None:
     state, _ = asked(replace(TIMES, hold=Hold.until_decided(3.0)))
     state.tick(5.4)
     state.agent_speaks(5.6, True)  # the model answers after all
+    state.noted(6.0, "nothing")
     assert said(state.idle(6.0)) == []
 
 
@@ -228,7 +229,10 @@ def test_the_next_request_says_where_the_caller_interrupted() -> None:
 @pytest.mark.parametrize(
     "fail",
     [
-        lambda state, send: state.failed(3.0, "HTTP 500"),
+        lambda state, send: [
+            *state.sent(2.4, send.request, True),
+            *state.failed(3.0, "HTTP 500"),
+        ],
         lambda state, send: state.detached(3.0, "it ended"),
         lambda state, send: state.send_failed(3.0, send.request, "not attached"),
         lambda state, send: state.tick(22.4),
@@ -284,10 +288,11 @@ def test_when_holds_from_the_accepted_transcript_on() -> None:
     assert state.caller_started(0.0) == []
     assert state.accepted(0.5) == [HoldFor(30.0)]
     state.caller_stopped(2.0)
-    state.turn_ended(2.3)
+    state.sent(2.3, sent(state.turn_ended(2.3)).request, True)
     assert state.held
     state.tick(10.0)
     assert state.held  # not only until a decision
+    state.noted(12.0, "nothing")
     assert said(state.idle(12.0)) == ["Sorry, go ahead."]
     assert state.caller_started(13.0) == []
 

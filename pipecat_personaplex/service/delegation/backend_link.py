@@ -142,6 +142,28 @@ class BackendLink:
                 f"the backend {self._name} took no request: {error}"
             ) from error
 
+    def works_on(self) -> bool | None:
+        """Whether the backend goes on although it has reported that it is idle.
+
+        Pipecat's worker reports that too early if a request has waited for the end of a run, and
+        does not report the end of the next run. This makes it report that end as well.
+
+        Returns:
+            None if that is unknown, for a worker that is registered elsewhere.
+        """
+        worker = self._backend
+        if isinstance(worker, str):
+            return None
+        if not worker.working and worker._request_awaiting_run is None:
+            return False
+        worker._idle_announced = False
+        return True
+
+    @property
+    def filters(self) -> bool:
+        """Whether the worker may drop messages on purpose; unknown of one registered elsewhere."""
+        return not isinstance(self._backend, str) and self._backend._transform_output is not None
+
     @property
     def _name(self) -> str:
         return self._backend if isinstance(self._backend, str) else self._backend.name

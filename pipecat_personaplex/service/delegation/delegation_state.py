@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipecat_personaplex.interface import MAX_HOLD_SECONDS
+from pipecat_personaplex.service.delegation.backend_message import is_fact, says_nothing
 from pipecat_personaplex.service.delegation.backend_work import BackendWork
 from pipecat_personaplex.service.delegation.delegation_actions import (
     Action,
@@ -21,6 +22,7 @@ from pipecat_personaplex.service.delegation.delegation_actions import (
 from pipecat_personaplex.service.delegation.delegation_times import DelegationTimes
 from pipecat_personaplex.service.delegation.hold_reasons import HoldReasons
 from pipecat_personaplex.service.delegation.speakable import speakable
+from pipecat_personaplex.service.delegation.untold import Untold
 from pipecat_personaplex.service.speech import estimated_seconds
 
 PAUSE_SECONDS = 12.0
@@ -29,8 +31,7 @@ PAUSE_SECONDS = 12.0
 LONG_HOLD_SECONDS = 2.0
 """Released later than this after the caller's words, the model rarely still answers them."""
 
-_NOTHING = frozenset({"nothing", "nothing to add", "nothing to do", "none"})
-_AGREEMENT = frozenset({"ok", "okay", "done"})  # as a note they say nothing; spoken they may
+_END_SECONDS = 0.1  # between the parts of a message that ends the work
 
 
 @dataclass
@@ -81,19 +82,22 @@ class DelegationState:
         self._holds = times.hold.mode == "until_decided"
         self._turn = 0
         self._answered = False
+        self._asked_again = False  # in this turn
         self._said: set[str] = set()  # in this turn
-        self._untold: list[str] = []  # for the next request
+        self._untold = Untold()
         self._texts: dict[int, _Text] = {}
         self._work = BackendWork()
         self._filler_at: float | None = None
         self._filled = False
         self._timeout_at: float | None = None
+        self._end_at: float | None = None  # of the work, if the backend does not report it
         self._words_ended: float | None = None  # of the caller, without an answer so far
 
     @property
     def deadline(self) -> float | None:
         """When ``tick`` has something to do, at the latest; None if nothing is pending."""
         times = [self._reasons.deadline, self._filler_at, self._timeout_at, self._caller_until]
+        times.append(self._end_at)
         times += [text.deadline for text in self._texts.values()]
         return min((time for time in times if time is not None), default=None)
 
@@ -148,7 +152,8 @@ class DelegationState:
         self._caller_until = None
         self._holds = self._times.hold.mode == "until_decided"
         actions = self._drop_texts(list(self._texts))
-        self._answered, self._filled, self._filler_at = False, False, None
+        self._answered = self._filled = self._asked_again = False
+        self._filler_at = self._end_at = None
         self._said.clear()
         if self._words_ended is None:
             self._words_ended = now
@@ -194,19 +199,25 @@ class DelegationState:
     def tool(self, now: float, call: str, *, ended: bool) -> list[Action]:
         """A tool call of the backend has begun or ended."""
         self._work.tool(now, call, ended=ended)
+        self._end_at = None
         if not ended and self._work.outstanding:
             self._expect_work(now)
         return self._settle(now)
 
     def spoken(self, now: float, text: str) -> list[Action]:
         """The backend wants the caller to hear this."""
-        if self._work.take_stale(now):
-            self._untold.append(f'Not told to the user, who has spoken since: "{text}"')
+        origin = self._work.speak(now)
+        if origin == "torn":
+            self._untold.torn(text)
+            return self._settle(now)
+        if origin == "old run":
+            self._untold.stale(text)
             return [self._send(transcript=False), *self._settle(now)]
-        found, left_out = ([], "") if _is_nothing(text) else speakable(text)
+        self._end_soon(now)
+        found, left_out = ([], "") if says_nothing(text) else speakable(text)
         sentences = [each for each in found if each.lower() not in self._said]
         if left_out:
-            self._untold.append(f'Not told to the user, for it was too long: "{left_out}"')
+            self._untold.too_long(left_out)
         actions: list[Action] = []
         if sentences:
             texts = self._texts.items()
@@ -223,15 +234,28 @@ class DelegationState:
 
     def noted(self, now: float, text: str) -> list[Action]:
         """The backend has written something that the caller need not hear."""
-        self._work.end_run(now)
-        if _is_nothing(text) or _plain(text) in _AGREEMENT:
+        if self._work.note(now) == "torn":
+            return self._settle(now)
+        self._end_soon(now)
+        if not is_fact(text):
             return self._settle(now)
         return [Remember(" ".join(text.split())), *self._settle(now)]
 
-    def idle(self, now: float) -> list[Action]:
-        """The backend has nothing left to do."""
-        if not self._work.idle():
+    def idle(
+        self, now: float, *, works_on: bool | None = False, filtered: bool = False
+    ) -> list[Action]:
+        """The backend reports that it has nothing left to do.
+
+        Args:
+            now: The time.
+            works_on: Whether it goes on with a turn that it held, and reports the end of that; None
+                if that is unknown.
+            filtered: Whether messages may have been dropped on purpose before they were sent.
+        """
+        if not self._work.idle(works_on=works_on):
             return self._settle(now)
+        if not (self._work.heard or self._answered or filtered):
+            return self._ask_again(now)
         actions: list[Action] = []
         if self._is_left_unanswered(now) and self._times.unanswered:
             actions += self._say(now, [self._times.unanswered], "sorry")
@@ -239,7 +263,9 @@ class DelegationState:
         return actions + self._settle(now)
 
     def failed(self, now: float, reason: str) -> list[Action]:
-        """The backend could not go on."""
+        """A run of the backend's model has failed; a turn that it held is still answered."""
+        if self._work.fail(now):
+            return [Fail(reason), *self._settle(now)]
         return self._fail(now, reason)
 
     def detached(self, now: float, reason: str) -> list[Action]:
@@ -260,12 +286,7 @@ class DelegationState:
         """A text was spoken, or cut after these words."""
         text = self._texts.pop(key, None)
         if text is not None and text.purpose == "answer" and not said:
-            heard = " ".join(spoken)
-            self._untold.append(
-                f'The user interrupted "{text.text}" after: "{heard}"'
-                if heard
-                else f'Not told to the user: "{text.text}"'
-            )
+            self._untold.cut(text.text, spoken)
         if not any(each.purpose == "answer" for each in self._texts.values()):
             self._reasons.drop("speech")
         return self._settle(now)
@@ -286,6 +307,9 @@ class DelegationState:
                 reason = f"the backend did not finish within {self._times.timeout:g} s"
                 actions += [*self._fail(now, reason), Reattach()]
                 self._work = BackendWork()
+        if self._end_at is not None and now >= self._end_at:
+            self._end_at = None
+            actions += self.idle(now)
         if self._filler_at is not None and now >= self._filler_at:
             self._filler_at = None
             text = next(self._fillers)
@@ -299,8 +323,7 @@ class DelegationState:
     def _send(self, *, transcript: bool) -> Send:
         request = next(self._count)
         self._work.send(request, turn=transcript)
-        untold, self._untold = self._untold, []
-        return Send(request, self._turn, "\n".join(f"({line})" for line in untold), transcript)
+        return Send(request, self._turn, self._untold.take(), transcript)
 
     def _say(self, now: float, texts: Sequence[str], purpose: Purpose) -> list[Action]:
         seconds = PAUSE_SECONDS + 2 * estimated_seconds(
@@ -322,7 +345,7 @@ class DelegationState:
             if not text.started:
                 del self._texts[key]
                 if text.purpose == "answer":
-                    self._untold.append(f'Not told to the user: "{text.text}"')
+                    self._untold.cut(text.text)
         return [Cut(tuple(keys))] if keys else []
 
     def _is_left_unanswered(self, now: float) -> bool:
@@ -344,10 +367,23 @@ class DelegationState:
         if not self._filled and not self._answered and self._filler_at is None:
             self._filler_at = now + self._times.filler_after
 
+    def _end_soon(self, now: float) -> None:
+        """Take the newest message for the last one if the backend does not report its end."""
+        if self._work.ends_unreported:
+            self._end_at = now + _END_SECONDS
+
+    def _ask_again(self, now: float) -> list[Action]:
+        """Ask once more for an answer that was lost, such as a tool call with broken arguments."""
+        if self._asked_again:
+            return self._fail(now, "the backend has twice sent neither a message nor a tool call")
+        self._asked_again = True
+        self._untold.silent()
+        return [self._send(transcript=False), *self._settle(now)]
+
     def _rest(self) -> None:
         """Expect nothing of the backend any more."""
         self._work.finish()
-        self._filler_at = self._timeout_at = None
+        self._filler_at = self._timeout_at = self._end_at = None
         self._reasons.drop("decision", "work")
 
     def _fail(self, now: float, reason: str) -> list[Action]:
@@ -360,12 +396,3 @@ class DelegationState:
 
     def _settle(self, now: float) -> list[Action]:
         return self._reasons.settle(now)
-
-
-def _plain(text: str) -> str:
-    return text.strip(" \t\r\n.!\"'`()[]*").lower()
-
-
-def _is_nothing(text: str) -> bool:
-    """Whether a model writes that it has nothing to say."""
-    return _plain(text) in _NOTHING

@@ -270,7 +270,8 @@ class Delegator(CallFollower):
             case BackendOutput() if not event.is_thought:
                 self._do(self.state.noted(_now(), event.text))
             case BackendIdle():
-                self._do(self.state.idle(_now()))
+                works_on, filtered = self._link.works_on(), self._link.filters
+                self._do(self.state.idle(_now(), works_on=works_on, filtered=filtered))
             case BackendError():
                 self._do(self.state.failed(_now(), event.error))
 

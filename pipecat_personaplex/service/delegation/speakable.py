@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from pipecat_personaplex.service.delegation.arithmetic import read_operators
+
 MAX_WORDS = 60
 """Words of one answer that are spoken: about 25 s."""
 
@@ -32,7 +34,8 @@ _SCALES = {"C": " degrees Celsius", "F": " degrees Fahrenheit"}
 def speakable(text: str, max_words: int = MAX_WORDS) -> tuple[list[str], str]:
     """Split a text into sentences to speak, and what is too much.
 
-    Markdown, addresses, code blocks, emoji and control characters are removed, lines are joined.
+    Markdown, addresses, code blocks, emoji and control characters are removed, lines are joined;
+    ``*``, ``^``, ``<`` and ``>`` of a formula become words.
 
     Args:
         text: What a language model wrote, of any length.
@@ -61,7 +64,8 @@ def _plain(text: str) -> list[str]:
     """The paragraphs, items and table rows of a text, each on one line and without marks."""
     text = _CODE_FENCE.sub("\n\n", text)
     text = _LINK.sub(r"\1", text)
-    text = _TAG.sub(" ", _URL.sub("", text))
+    text = read_operators(_URL.sub("", text))
+    text = _TAG.sub(" ", text)
     text = _EMPHASIS.sub(r"\1", _MARKS.sub("", text))
     blocks: list[str] = [""]
     lines = text.splitlines()
