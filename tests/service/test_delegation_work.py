@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from pipecat_personaplex.service.delegation.delegation_actions import Fail, Release, Remember, Send
+from pipecat_personaplex.service.delegation.delegation_actions import (
+    Action,
+    Fail,
+    Release,
+    Remember,
+    Send,
+)
 from pipecat_personaplex.service.delegation.delegation_state import DelegationState
 from tests.service.test_delegation_state import TIMES, asked, said, sent
 
 WORKS_ON = pytest.mark.parametrize("works_on", [True, None], ids=["own", "named"])
+
+
+def requests(actions: list[Action]) -> list[Action]:
+    return [action for action in actions if isinstance(action, Send)]
 
 
 def joined() -> DelegationState:
@@ -49,8 +59,7 @@ def test_a_named_backend_that_has_got_another_turn_reports_its_end() -> None:
     send = sent(state.turn_ended(7.5))
     state.sent(7.5, send.request, False)
     state.noted(8.0, "nothing")  # to the second turn
-    state.tick(8.2)
-    assert state.working
+    assert not requests(state.tick(8.2)) and state.working
     state.idle(8.2, works_on=None)
     state.noted(9.0, "nothing")
     state.tick(9.2)
@@ -63,12 +72,24 @@ def test_an_own_backend_is_idle_at_its_word() -> None:
     assert isinstance(state.idle(5.0, works_on=False)[0], Send)  # about the second turn
 
 
-def test_a_named_backend_that_calls_a_tool_has_not_finished() -> None:
+def test_a_turn_after_the_last_message_of_a_named_backend_is_not_finished_with_it() -> None:
+    state = joined()
+    state.idle(7.0, works_on=None)
+    state.noted(8.0, "nothing")
+    state.sent(8.05, sent(state.turn_ended(8.05)).request, True)
+    assert not requests(state.tick(8.2)) and state.working
+
+
+@pytest.mark.parametrize("first", ["tool", "message"])
+def test_a_named_backend_that_calls_a_tool_has_not_finished(first: str) -> None:
     state = joined()
     state.noted(7.0, "nothing")
     state.idle(7.0, works_on=None)
+    if first == "message":
+        state.noted(8.0, "I shall look it up.")
     state.tool(8.0, "call", ended=False)
-    state.spoken(8.0, "Let me see.")
+    if first == "tool":
+        state.spoken(8.0, "Let me see.")
     state.tick(9.0)
     assert state.working
     state.tool(9.0, "call", ended=True)
@@ -108,6 +129,12 @@ def test_a_failed_run_is_no_failure_of_the_turn_that_it_had_not_seen(works_on: b
     assert state.working and state.held
     assert said(state.spoken(7.2, "We close at nine.")) == ["We close at nine."]
     assert said(state.failed(8.0, "overloaded")) == []
+
+
+def test_a_failed_run_may_be_followed_by_the_next_without_a_report() -> None:
+    state = joined()
+    state.failed(7.0, "overloaded")
+    assert said(state.spoken(8.0, "We close at nine.")) == ["We close at nine."]
 
 
 def test_the_run_of_a_turn_that_has_waited_may_fail_as_well() -> None:
@@ -206,6 +233,26 @@ def test_a_note_of_the_turn_before_is_no_answer_to_this_one() -> None:
     state.noted(7.0, "nothing")
     state.idle(7.0, works_on=True)
     assert isinstance(state.idle(8.0)[0], Send)
+
+
+def test_what_answers_the_turn_before_a_lost_one_is_not_spoken() -> None:
+    state = joined()
+    send = sent(state.turn_ended(5.0))
+    state.send_failed(5.1, send.request, "not attached")
+    told = sent(state.spoken(6.0, "We have soup."))  # to the first turn
+    state.sent(6.0, told.request, False)  # and with it the lost turn
+    told = sent(state.spoken(7.0, "We close at nine."))  # to the second turn
+    state.sent(7.0, told.request, False)
+    assert said(state.spoken(8.0, "Yes, we have tea.")) == ["Yes, we have tea."]
+
+
+def test_what_was_lost_is_not_asked_again_after_a_sorry() -> None:
+    state, _ = asked()
+    send = sent(state.turn_ended(4.0))
+    assert said(state.send_failed(9.0, send.request, "no acknowledgement")) == [TIMES.sorry]
+    told = sent(state.spoken(9.5, "We have soup."))  # to the turn before
+    state.sent(9.5, told.request, True)
+    assert not requests(state.idle(10.0)) and not state.working
 
 
 def test_nothing_is_asked_again_after_an_answer_a_tool_or_dropped_messages() -> None:

@@ -35,6 +35,7 @@ class BackendWork:
         self.tools: set[str] = set()
         self._busy = False  # idle is still to be reported
         self._unacknowledged: dict[int, bool] = {}  # by number; whether it is a turn
+        self._refused = False  # a turn, which is part of the next request
         self._idle_expected = False  # the work before the newest request goes on
         self._old_run = False  # in progress
         self._next_run = False  # the old one has ended, the next one has written nothing so far
@@ -46,8 +47,7 @@ class BackendWork:
     @property
     def ends_unreported(self) -> bool:
         """Whether the work is over with the newest message, and no report of idleness follows."""
-        pending = self.tools or self._unacknowledged
-        return self.outstanding and self._unreported and not pending
+        return self._unreported and not self.tools
 
     def send(self, request: int, *, turn: bool) -> None:
         """A request is on its way.
@@ -61,19 +61,27 @@ class BackendWork:
         self.outstanding = self._busy = True
         self.heard = self._unreported = False
 
-    def acknowledge(self, request: int, *, idle: bool) -> bool:
-        """The backend has taken or refused a request; returns whether it is known.
+    def acknowledge(self, request: int, *, idle: bool) -> None:
+        """The backend has taken a request, and with it those that it had refused.
 
         Args:
-            request: Its number.
+            request: Its number; one that is not known has no effect.
             idle: Whether the backend had nothing else to do.
         """
         turn = self._unacknowledged.pop(request, None)
+        if turn is None:
+            return
         if idle:
             self._torn_until = 0.0
-        if turn:
+        if turn or self._refused:
+            self._refused = False
             self._old_run, self._next_run = not idle and not self.tools, False
             self._message_until = 0.0
+
+    def refuse(self, request: int) -> bool:
+        """The backend has not taken a request; returns whether it is known."""
+        turn = self._unacknowledged.pop(request, None)
+        self._refused = self._refused or bool(turn)
         return turn is not None
 
     def tool(self, now: float, call: str, *, ended: bool) -> None:
@@ -142,7 +150,7 @@ class BackendWork:
         self._message_until = now + _SAME_MESSAGE_SECONDS
 
     def _origin(self) -> Origin:
-        if self._message_is_old or any(self._unacknowledged.values()):
+        if self._message_is_old or self._refused or any(self._unacknowledged.values()):
             return "old run"
         self.heard = True
         return "run"

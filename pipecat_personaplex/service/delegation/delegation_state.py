@@ -192,7 +192,7 @@ class DelegationState:
 
     def send_failed(self, now: float, request: int, reason: str) -> list[Action]:
         """The backend did not take a request."""
-        if not self._work.acknowledge(request, idle=False):
+        if not self._work.refuse(request):
             return []  # it has failed already
         return self._fail(now, reason)
 
@@ -383,7 +383,7 @@ class DelegationState:
     def _rest(self) -> None:
         """Expect nothing of the backend any more."""
         self._work.finish()
-        self._filler_at = self._timeout_at = self._end_at = None
+        self._filler_at = self._timeout_at = None
         self._reasons.drop("decision", "work")
 
     def _fail(self, now: float, reason: str) -> list[Action]:
