@@ -59,8 +59,7 @@ class Speech:
     A handle: the engine updates it while the words are spoken. Read it from any thread.
 
     Attributes:
-        text: The words; those of the given text without a letter or a digit, and emoji, are left
-            out.
+        text: The words, without emoji and without words that have no letter or digit.
         words: How many there are.
         spoken: How many of them have been heard: they stand in the inner monologue, and the agent's
             voice sounded.

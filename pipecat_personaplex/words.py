@@ -27,11 +27,12 @@ def spoken_words(text: str) -> list[str]:
     Emoji and invisible characters are removed: the tokeniser would write them as bytes, and a model
     that is given bytes says nothing for half a second.
     """
-    words = ("".join(filter(_is_spoken, word)) for word in text.split())
+    words = ("".join(filter(is_visible_text, word)) for word in text.split())
     return [word for word in words if any(map(str.isalnum, word))]
 
 
-def _is_spoken(character: str) -> bool:
+def is_visible_text(character: str) -> bool:
+    """Whether a character is neither an emoji, nor a part of one, nor invisible."""
     category = unicodedata.category(character)
     emoji = (category in _SYMBOLS and character >= "\u2000") or "\ufe00" <= character <= "\ufe0f"
     return category not in _INVISIBLE and not emoji

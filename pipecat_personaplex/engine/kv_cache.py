@@ -164,9 +164,7 @@ class RingCache:
         n = keys.shape[2]
         assert n <= self.window
         start = first % self.window
-        wrapped = max(
-            0, start + n - self.window
-        )  # positions that continue at the start of the ring
+        wrapped = max(0, start + n - self.window)  # go on at the ring's start
         # Copies of whole ranges: an index for each position would take several times as long.
         runs = [(slice(0, n - wrapped), start)]
         if wrapped:

@@ -247,6 +247,15 @@ class RunFolder:
         for path in self._score_files():
             yield path.stem, _read_scores(path)
 
+    def scores_of(self, name: str) -> dict[str, Any] | None:
+        """The scores of this name; None if there are none.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        path = self.path / "scores" / f"{name}.json"
+        return _read_scores(path) if path.is_file() else None
+
     def newest_scores(self) -> dict[str, Any]:
         """The scores that were written last.
 

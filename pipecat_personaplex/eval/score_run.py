@@ -85,8 +85,9 @@ def score_run(
     if not calls:
         raise UserError(f"{run.path} has no finished calls; `personaplex eval run` makes them")
     stored = StoredJudge(scorer.judge, run.path / "judge") if scorer.judge else None
-    earlier = dict(run.scores()).get(scorer.name, {"summary": ()})["summary"]
-    rule_sets = [rules for rules in RULES if rules in scorer.rules or rules in earlier]
+    earlier = run.scores_of(scorer.name)
+    wanted = {*scorer.rules, *(earlier["summary"] if earlier else ())}
+    rule_sets = [rules for rules in RULES if rules in wanted]
     values: dict[Rules, list[ItemValues]] = {rules: [] for rules in rule_sets}
     records = []
     for index, call in enumerate(calls):

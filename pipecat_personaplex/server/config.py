@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from pipecat_personaplex.asgi import ANY_ORIGIN
+from pipecat_personaplex.asgi.origins import origin_of
 from pipecat_personaplex.errors import ConfigError
 
 _MAX_RESUME_SECONDS = 300.0
-_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 
 
@@ -84,13 +85,7 @@ class ServerConfig:
                 raise ConfigError(f"{name} must be a number, not {value!r}")
             if not (value == 0 or (math.isfinite(value) and value >= 1)):
                 raise ConfigError(f"{name} must be 0 or at least 1, not {value!r}")
-        for origin in self.allow_origins:
-            if origin != ANY_ORIGIN and not _ORIGIN.fullmatch(origin):
-                raise ConfigError(
-                    f"an allowed origin is * or like https://example.com (small letters, a port "
-                    f"if it is not the scheme's own, no path), not {origin!r}"
-                )
-        origins = tuple(_without_default_port(origin) for origin in self.allow_origins)
+        origins = tuple(map(_allowed_origin, self.allow_origins))
         object.__setattr__(self, "allow_origins", origins)
 
     def _check_seconds(self, name: str, *, zero: bool) -> None:
@@ -102,6 +97,16 @@ class ServerConfig:
             raise ConfigError(f"{name} must be seconds {least}, not {value!r}")
 
 
-def _without_default_port(origin: str) -> str:
-    """Return an origin as browsers send it: without its scheme's default port."""
-    return origin.removesuffix(_DEFAULT_PORTS.get(origin.partition("://")[0], ""))
+def _allowed_origin(origin: str) -> str:
+    """Return an allowed origin as browsers send it."""
+    if origin == ANY_ORIGIN:
+        return origin
+    try:
+        if _ORIGIN.fullmatch(origin):
+            return origin_of(urlsplit(origin))
+    except ValueError:  # a port above 65535
+        pass
+    raise ConfigError(
+        f"an allowed origin is * or like https://example.com (small letters, a port if it is not "
+        f"the scheme's own, no path), not {origin!r}"
+    )

@@ -18,7 +18,7 @@ def announces_client(worker: PipelineWorker | None) -> bool:
     False for transports that have their caller when the pipeline starts, or announce none.
 
     Args:
-        worker: Runs the pipeline; None if there is none.
+        worker: The pipeline's worker, if it has one.
     """
     return worker is not None and any(
         kind.__name__ in _INPUTS

@@ -296,6 +296,7 @@ async def test_draining_waits_for_connections_after_the_last_session() -> None:
         {"allow_origins": ("https://Example.com",)},
         {"allow_origins": ("https://a@example.com",)},
         {"allow_origins": ("https://*.example.com",)},
+        {"allow_origins": ("https://example.com:99999",)},
     ],
 )
 def test_an_invalid_limit_is_refused(values: dict[str, object]) -> None:

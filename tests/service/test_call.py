@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
 
 from pipecat_personaplex.config import Persona, SamplingParams
-from pipecat_personaplex.constants import FRAME_SAMPLES
 from pipecat_personaplex.errors import (
     ConfigError,
     EngineFailed,
@@ -20,23 +16,19 @@ from pipecat_personaplex.errors import (
     VoiceNotFound,
 )
 from pipecat_personaplex.interface import ALL_FEATURES, SessionFrame
-from pipecat_personaplex.service.call import Call
 from pipecat_personaplex.service.call_events import (
-    Event,
     PersonaRejected,
     SessionEnded,
-    SessionStarted,
     SpeechEnded,
     SpeechRejected,
 )
 from pipecat_personaplex.service.speech import RequestedText
+from tests.helpers.call_runs import ANNA, SAMPLING, CallRun, active_call, started
 from tests.helpers.engines import FakeEngine, FakeSession
 
 HAND_OVER = ALL_FEATURES - {"prompt"}
 
-ANNA, BERT, CLEO = (Persona("NATF2", name) for name in ("Anna", "Bert", "Cleo"))
-SAMPLING = SamplingParams()
-FRAME = np.full(FRAME_SAMPLES, 0.5, dtype=np.float32)
+BERT, CLEO = (Persona("NATF2", name) for name in ("Bert", "Cleo"))
 
 
 @pytest.fixture
@@ -50,61 +42,12 @@ def session_id(run: CallRun) -> str:
     return run.call.session.id
 
 
-def started(session: FakeSession) -> SessionStarted:
-    return SessionStarted(session.persona, session.id)
-
-
 def ended(session: FakeSession, error: PersonaPlexError | None = None) -> SessionEnded:
     return SessionEnded(session.persona, session.id, error)
 
 
 def text(words: str) -> RequestedText:
     return RequestedText(words, "pause", interruptible=True)
-
-
-class CallRun:
-    """A call with a manual clock, and the events it has yielded."""
-
-    def __init__(self, fake: FakeEngine):
-        self.now = 0.0
-        self.call = Call(fake, lambda: self.now)
-        self.events: list[Event] = []
-        self._waiting = self.call.events()
-
-    async def next(self) -> Event:
-        event = await asyncio.wait_for(anext(self._waiting), 10)
-        self.events.append(event)
-        return event
-
-    async def until(self, expected: Event) -> None:
-        while await self.next() != expected:
-            pass
-
-    async def rest(self) -> list[Event]:
-        async with asyncio.timeout(10):
-            return [event async for event in self._waiting]
-
-    def push_frame(self) -> None:
-        self.now += 0.08
-        self.call.push_audio(FRAME)
-
-    async def next_frame(self) -> SessionFrame:
-        event = await self.next()
-        assert isinstance(event, SessionFrame)
-        return event
-
-
-@asynccontextmanager
-async def active_call(fake: FakeEngine) -> AsyncIterator[CallRun]:
-    """A call whose first session (Anna) is active."""
-    run = CallRun(fake)
-    run.call.open(ANNA, SAMPLING)
-    run.call.tick()
-    assert await run.next() == started(fake.sessions[0])
-    yield run
-    run.call.close()
-    run.call.close()
-    assert not fake.open_sessions
 
 
 async def test_frames_come_back_in_order_until_the_call_is_closed(fake: FakeEngine):

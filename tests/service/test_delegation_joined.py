@@ -52,6 +52,12 @@ async def says_two_turns(call: DelegatedCall, llm: StubLLM, first: str, second: 
     await asyncio.sleep(0.1)  # the report of idleness between the runs has arrived
 
 
+async def works_until_the_second_answer(call: DelegatedCall) -> None:
+    state = call.agent.delegation_state
+    assert state.working and state.held
+    await call.until(lambda: not state.working)
+
+
 async def test_a_worker_reports_the_end_of_each_run_or_that_it_works_on() -> None:
     async with StubLLM(RULES, delay=0.5) as llm:
         front = Front(llm.worker())
@@ -100,11 +106,8 @@ async def test_an_answer_to_the_turn_before_does_not_end_the_work(
         call_of(fake, llm.worker(), own) as call,
     ):
         await says_two_turns(call, llm, "Do you have soup?", "When do you close?")
-        assert call.agent.delegation_state.working and call.agent.delegation_state.held
-        [session] = fake.sessions
-        await call.until(lambda: session.said)
-        await call.until(lambda: not call.agent.delegation_state.working)
-        assert session.said == ["We close at nine."] and not call.errors
+        await works_until_the_second_answer(call)
+        assert fake.sessions[0].said == ["We close at nine."] and not call.errors
 
 
 @KINDS
@@ -133,9 +136,6 @@ async def test_a_failed_run_leaves_the_turn_that_has_joined_it_to_the_next(
         call_of(fake, llm.worker(), own) as call,
     ):
         await says_two_turns(call, llm, "Do you have soup?", "When do you close?")
-        assert call.agent.delegation_state.working and call.agent.delegation_state.held
-        [session] = fake.sessions
-        await call.until(lambda: session.said)
-        await call.until(lambda: not call.agent.delegation_state.working)
-        assert session.said == ["We close at nine."]
+        await works_until_the_second_answer(call)
+        assert fake.sessions[0].said == ["We close at nine."]
         assert len(call.errors) == 1 and "overloaded" in call.errors[0]

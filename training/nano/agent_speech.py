@@ -103,8 +103,7 @@ def synthesise_word(voice: str, text: str) -> Utterance:
 
 
 def _at_loudness(pcm: Pcm) -> Pcm:
-    level = float(np.sqrt(np.mean(np.square(pcm)))) + 1e-6
-    return (pcm * (_LOUDNESS / level)).clip(-1, 1).astype(np.float32)
+    return (pcm * (_LOUDNESS / rms(pcm))).clip(-1, 1).astype(np.float32)
 
 
 def _file(folder: Path, voice: str, number: int) -> Path:
@@ -116,7 +115,7 @@ def record_agent(folder: Path, others: int, part: int = 0, parts: int = 1) -> No
 
     Args:
         folder: Folder of the training states.
-        others: Sentences for each voice that are not in the script, besides the words.
+        others: Number of sentences for each voice, in addition to the script and to the words.
         part: Number of this process, from 0.
         parts: Processes that share the work.
     """

@@ -72,7 +72,7 @@ COPIED_WEIGHT = 6.0
 NEW_WORDS = 2.0
 """Weight of the audio of words that the script does not fix."""
 # Share of turns in which the agent says a sentence that it was given, without a question.
-_GIVEN_SHARE = 0.3
+_GIVEN_SHARE = 0.25
 # Weight of its words.
 _GIVEN_WEIGHT = 0.1
 # Frames of silence between two of them where there are no other turns.
@@ -273,9 +273,9 @@ class DialogueWriter:
 
     def _text(self, voice: str, clip: AgentClip) -> tuple[Tensor, Tensor]:
         """The text stream of a clip, and the weights of its tokens; kept for the script's lines."""
-        found = self._texts.get((voice, clip.text))
         line = clip is self._pool.agent[voice].get(clip.text)
-        if found is None or not line:
+        found = self._texts.get((voice, clip.text)) if line else None
+        if found is None:
             words, copied = word_tokens(clip, self._tokenizer)
             tokens = torch.tensor(words)
             # Whether a value ends, as in "ten dollars", or goes on, is a choice between a word and

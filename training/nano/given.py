@@ -20,12 +20,12 @@ from training.nano.pool import AgentClip, Pool
 from training.nano.wordings import bare
 
 # Shares of the script's lines, and of lines that go on with other words than the script's.
-_LINE_SHARE, _OTHER_END_SHARE = 0.5, 0.15
+_LINE_SHARE, _OTHER_END_SHARE = 0.65, 0.1
 # Share of the lines that the agent's role and prompt could make it say; the others are any lines.
 _OWN_SHARE = 0.5
 # Share of callers' wordings among the sentences of single words; the others are random words.
 _WORDING_SHARE = 0.4
-# Frames of silence after a comma or a stop, besides the decay of the word before.
+# Frames of silence that follow a comma or a stop, after the decay of its word.
 _STOP_FRAMES = 1
 
 

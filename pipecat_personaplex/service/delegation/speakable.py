@@ -6,6 +6,7 @@ import re
 import unicodedata
 
 from pipecat_personaplex.service.delegation.arithmetic import read_operators
+from pipecat_personaplex.words import is_visible_text
 
 MAX_WORDS = 60
 """Words of one answer that are spoken: about 25 s."""
@@ -92,10 +93,9 @@ def _spoken(block: str) -> str:
 
 
 def _is_spoken(char: str) -> bool:
-    category = unicodedata.category(char)
-    if char in "\u200d\ufe0f" or category in ("So", "Sk", "Cs", "Co", "Cn", "Cf"):
-        return False  # emoji and what joins them
-    return not category.startswith("C") and char not in "#*_~<>{}\\"
+    if not is_visible_text(char) or char in "#*_~<>{}\\":
+        return False
+    return unicodedata.category(char) not in ("So", "Sk")  # other symbols, such as a copyright sign
 
 
 def _sentences(text: str) -> list[str]:
