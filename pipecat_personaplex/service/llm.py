@@ -21,6 +21,7 @@ from pipecat.frames.frames import (
     MetricsFrame,
     StartFrame,
     TTSSpeakFrame,
+    UserMuteStartedFrame,
     UserSpeakingFrame,
     UserStartedSpeakingFrame,
     UserStoppedSpeakingFrame,
@@ -260,6 +261,8 @@ class PersonaPlexLLMService(DelegatingService):
                 await self._push_response_time(self._response_time.caller_stopped(frame.stop_secs))
             case UserStoppedSpeakingFrame():
                 self._caller_speech.vad(False)
+            case UserMuteStartedFrame():
+                self._caller_speech.mute()
             case EndProbeFrame():
                 frame.arrived(self)
             case TTSSpeakFrame():
@@ -308,6 +311,7 @@ class PersonaPlexLLMService(DelegatingService):
         finally:
             self._call.close()  # its events have no consumer any more
             await self._end_turn()
+            await self._push_metrics()
 
     async def _handle_event(self, event: Event) -> None:
         match event:
@@ -368,6 +372,8 @@ class PersonaPlexLLMService(DelegatingService):
     async def _push_metrics(self) -> None:
         window, self._metrics_window = self._metrics_window, MetricsWindow()
         data: list[MetricsData] = []
+        if not window.frames:
+            return
         if self.metrics_enabled:
             data.append(window.metrics(self.name, self._call, self._output.backlog))
         if self.usage_metrics_enabled:

@@ -68,3 +68,14 @@ def test_a_detector_decides_once_it_has_reported() -> None:
     caller.vad(False)
     caller.vad(True, 0.5)
     assert reached(caller, QUIET, 1.0) == [0.02]
+
+
+def test_a_muted_caller_does_not_speak() -> None:
+    caller = CallerSpeech()
+    reached(caller, QUIET, 1.0)
+    assert reached(caller, LOUD, 0.5)
+    caller.mute()
+    assert not caller.speaking
+    caller.vad(True)
+    caller.mute()
+    assert reached(caller, LOUD, 1.0) == [], "the detector has not reported anew"

@@ -61,6 +61,11 @@ def test_the_agent_is_held_from_the_start_of_the_turn() -> None:
     assert hold == HoldFor(pytest.approx(1.0)) and isinstance(send, Send)
 
 
+def test_the_end_of_no_turn_holds_nothing() -> None:
+    state = DelegationState(TIMES)
+    assert state.caller_stopped(2.0) == [] and not state.held
+
+
 def test_a_slow_transcript_is_waited_for_when_told_so() -> None:
     state = DelegationState(replace(TIMES, transcript=8.0))
     state.caller_started(0.0)

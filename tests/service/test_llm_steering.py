@@ -14,6 +14,7 @@ from pipecat.frames.frames import (
     SpeechOutputAudioRawFrame,
     TTSSpeakFrame,
     TTSTextFrame,
+    UserMuteStartedFrame,
     UserStartedSpeakingFrame,
     UserStoppedSpeakingFrame,
     VADUserStartedSpeakingFrame,
@@ -169,6 +170,18 @@ async def test_with_a_vad_its_reports_decide(fake: FakeEngine, clock: ManualCloc
         await call.pipeline.until_count(type(starts[kind]), 1)
         await call.frames(1 if kind == "vad" else 3)
         await call.pipeline.until(lambda: call.events.named("on_speech_cut"))
+
+
+async def test_a_caller_who_is_muted_speaks_no_longer(fake: FakeEngine, clock: ManualClock):
+    async with talk(fake, clock) as call:
+        await call.pipeline.send(VADUserStartedSpeakingFrame(start_secs=0.2))
+        await call.frames(1)
+        await call.pipeline.send(UserMuteStartedFrame())  # a muted caller's end is not reported
+        await call.pipeline.until_count(UserMuteStartedFrame, 1)
+        call.service.say("One moment please.")
+        await call.frames(8)
+        await call.pipeline.until(lambda: call.events.named("on_speech_done"))
+        assert not call.session.hushed
 
 
 async def test_the_end_does_not_wait_for_a_text_that_was_cut(fake: FakeEngine, clock: ManualClock):

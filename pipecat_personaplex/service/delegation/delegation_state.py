@@ -122,7 +122,9 @@ class DelegationState:
         return self._settle(now)
 
     def caller_stopped(self, now: float) -> list[Action]:
-        """The caller's turn has ended; its transcript follows."""
+        """The caller's turn, if there is one, has ended; its transcript follows."""
+        if not self._caller_speaks:
+            return []
         self._caller_speaks = False
         self._words_ended = now
         self._caller_until = now + self._times.transcript

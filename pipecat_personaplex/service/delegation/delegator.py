@@ -12,6 +12,7 @@ from loguru import logger
 from pipecat.frames.frames import (
     Frame,
     LLMContextFrame,
+    UserMuteStartedFrame,
     UserStartedSpeakingFrame,
     UserStoppedSpeakingFrame,
 )
@@ -163,7 +164,7 @@ class Delegator(CallFollower):
             case UserStartedSpeakingFrame():
                 self._router.new_turn()
                 self._do(self.state.caller_started(_now()))
-            case UserStoppedSpeakingFrame():
+            case UserStoppedSpeakingFrame() | UserMuteStartedFrame():
                 self._do(self.state.caller_stopped(_now()))
             case LLMContextFrame():
                 if frame.speculation and not self._warned_of_speculation:
