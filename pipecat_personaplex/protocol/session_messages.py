@@ -28,9 +28,9 @@ BASIC_FEATURES: frozenset[Feature] = frozenset({"say", "sampling"})
 """What a server without the field ``features`` in its hello supports."""
 
 # More than any server has, and small enough that sums stay exact.
-_MAX_COUNT = 10**6
+MAX_COUNT = 10**6
 
-_Count = Annotated[int, Field(ge=0, le=_MAX_COUNT)]
+_Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 _Id = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 # A public id is written to logs: it must not contain spaces or line breaks.

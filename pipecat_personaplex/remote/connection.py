@@ -82,9 +82,7 @@ async def open_websocket(
         EngineUnreachable: The connection failed; ``PermanentlyUnreachable`` if a retry is useless.
         SessionFailed: The server refuses this query.
     """
-    options: dict[str, Any] = {}
-    if address.ssl_context is not None:
-        options["ssl"] = address.ssl_context
+    options: dict[str, Any] = {"ssl": address.ssl_context}
     if address.api_key is not None:
         options["additional_headers"] = {"Authorization": f"Bearer {address.api_key}"}
     try:
@@ -120,10 +118,9 @@ async def probe(address: ServerAddress) -> None:
         EngineUnreachable: The connection failed.
     """
     host, port = address.host_and_port
-    context = (address.ssl_context or ssl.create_default_context()) if address.secure else None
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            _, writer = await asyncio.open_connection(host, port, ssl=context)
+            _, writer = await asyncio.open_connection(host, port, ssl=address.ssl_context)
     except (OSError, ValueError) as error:
         raise as_unreachable(address, error) from error
     writer.transport.abort()

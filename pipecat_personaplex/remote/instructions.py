@@ -18,6 +18,7 @@ from pipecat_personaplex.errors import (
 )
 from pipecat_personaplex.interface import Feature, Speech, checked_hold
 from pipecat_personaplex.protocol.session_messages import (
+    MAX_COUNT,
     MAX_SPEECHES,
     Hold,
     Hush,
@@ -67,6 +68,7 @@ class Instructions:
         self._prompt_in_flight: PromptRequest | None = None
         self._prompt_sent = -math.inf
         self._callbacks: deque[Callable[[], object]] = deque()
+        self._ended = False
         # Whether the server reports the progress of speeches; servers without it take no hush.
         self._progress = True
 
@@ -77,6 +79,7 @@ class Instructions:
 
         Raises:
             LimitReached: Too many speeches are not finished, or the text exceeds one message.
+            SessionFailed: The session has ended.
         """
         if when not in ("pause", "now"):
             raise ConfigError(f"when must be pause or now, not {when!r}")
@@ -84,6 +87,7 @@ class Instructions:
         if not words:
             raise ConfigError("there is nothing to say: the text has no words")
         with self._lock:
+            self._require_open()
             speech = Speech(" ".join(words), len(words))
             saying = Saying(self._next_id, speech, when, on_done, words)
             require_fits("words to say", encode(saying.message(progress=True)))
@@ -144,12 +148,15 @@ class Instructions:
         Raises:
             ConfigError: An argument is not valid.
             LimitReached: The persona exceeds one message.
+            SessionFailed: The session has ended.
         """
         checked_persona(persona)
         if history is not None and (type(history) is not int or history < 0):
             raise ConfigError(f"history must be a number of frames or None, not {history!r}")
+        most = None if history is None else min(history, MAX_COUNT)  # no call is longer
         with self._lock:
-            update = PromptRequest(self._next_id, persona, history, on_done)
+            self._require_open()
+            update = PromptRequest(self._next_id, persona, most, on_done)
             require_fits("persona", encode(update.message()))
             self._next_id += 1
             replaced, self._prompt = self._prompt, update
@@ -295,6 +302,7 @@ class Instructions:
     def end(self) -> None:
         """Cut every speech and fail every prompt update: the session has ended."""
         with self._lock:
+            self._ended = True
             self._cut_all()
             for update in (self._prompt_in_flight, self._prompt):
                 if update is not None:
@@ -302,6 +310,10 @@ class Instructions:
             self._prompt = self._prompt_in_flight = None
 
     # With the lock.
+
+    def _require_open(self) -> None:
+        if self._ended:
+            raise SessionFailed("the session is closed; open another")
 
     def _cut_all(self) -> None:
         self._unsent.clear()

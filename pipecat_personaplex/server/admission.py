@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Literal
 
 from loguru import logger
 from starlette.requests import HTTPConnection
@@ -20,6 +21,16 @@ from pipecat_personaplex.errors import AccessDenied, EngineDraining, LimitReache
 from pipecat_personaplex.server import auth
 from pipecat_personaplex.server.auth import ApiClient, ApiKeys
 from pipecat_personaplex.server.config import ServerConfig
+
+Refusal = Literal[
+    "origin_denied",
+    "access_denied",
+    "too_many_connections",
+    "key_connections",
+    "engine_draining",
+    "key_limit",
+]
+"""Why a connection or a session was refused, for the metrics."""
 
 _FAREWELL_SECONDS = 2.0
 """Time after the drain deadline in which the last messages are sent."""
@@ -87,7 +98,7 @@ class AdmissionController:
     ):
         self.keys = keys
         self.connections = 0
-        self.refusals: Counter[str] = Counter()
+        self.refusals: Counter[Refusal] = Counter()
         self._config = config
         self._clock = clock
         self._permits: set[SessionPermit] = set()
@@ -149,7 +160,7 @@ class AdmissionController:
             return auth.identify(connection, self.keys)
 
     @contextmanager
-    def _counted(self, reason: str) -> Iterator[None]:
+    def _counted(self, reason: Refusal) -> Iterator[None]:
         try:
             yield
         except AccessDenied:

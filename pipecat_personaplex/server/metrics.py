@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import (
@@ -16,7 +17,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from pipecat_personaplex.interface import STEP_BOUNDS_MS, EngineStats
-from pipecat_personaplex.server.admission import AdmissionController
+from pipecat_personaplex.server.admission import AdmissionController, Refusal
 from pipecat_personaplex.server.connection_limits import ConnectionLimits
 
 CACHE_SECONDS = 0.5
@@ -142,7 +143,9 @@ def _refusals(
         "personaplex_refusals", "Refused connections and sessions", labels=["reason"]
     )
     engine_full = 0 if stats is None else stats.refused
-    counts = {**admission.refusals, "engine_full": engine_full}
+    # From 0 on: an alert on the increase does not see the first value of a series.
+    counts: dict[str, int] = {reason: admission.refusals[reason] for reason in get_args(Refusal)}
+    counts["engine_full"] = engine_full
     if limits is not None:
         counts |= {"address_rate": limits.refused, "connection_evicted": limits.evicted}
     for reason, count in counts.items():

@@ -20,6 +20,7 @@ from pipecat_personaplex.errors import (
 )
 from pipecat_personaplex.interface import CallHistory, Speech
 from pipecat_personaplex.remote import RemoteEngine
+from pipecat_personaplex.remote.instructions import Instructions
 from tests.helpers.servers import RunningServer, ServedFakeEngine
 from tests.remote.fakes import FakeServer, Script, say
 from tests.remote.helpers import FRIEND, WAIT, Caller, tone, until
@@ -142,6 +143,22 @@ def test_a_prompt_update(served: Served) -> None:
     assert caller.session.persona == TEA
     assert served.fake.sessions[0].persona == TEA
     assert served.fake.sessions[0].prompt_history == [10]
+
+
+def test_more_history_than_a_message_may_name(served: Served) -> None:
+    caller, done = served.caller(), Done()
+    caller.session.update_prompt(TEA, history=2_000_000, on_done=done)
+    assert done.wait() == [None]
+
+
+def test_nothing_is_queued_for_a_session_that_has_just_ended() -> None:
+    instructions = Instructions()
+    instructions.end()
+    with pytest.raises(SessionFailed, match="closed; open another"):
+        instructions.say("Hello.", "pause", None)
+    with pytest.raises(SessionFailed, match="closed; open another"):
+        instructions.update_prompt(TEA, None, None)
+    assert instructions.take() is None
 
 
 def test_refused_prompt_updates(served: Served) -> None:

@@ -267,6 +267,16 @@ def test_a_broken_connection_ends_the_session() -> None:
         assert isinstance(caller.ended(), EngineStopped)
 
 
+def test_a_call_does_not_move_without_its_past() -> None:
+    with chat() as first, chat() as second:
+        with RemoteEngine([f"{first.url}/api/chat", f"{second.url}/api/chat"]) as engine:
+            caller = Caller(engine).ready()
+            used, other = (first, second) if first.requests else (second, first)
+            used.cut()
+            assert isinstance(caller.ended(), SessionLost)
+            assert not other.requests
+
+
 def test_refused_connections_are_reported() -> None:
     with chat() as server, engine_at(server) as engine:
         server.status = 500

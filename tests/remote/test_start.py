@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -141,6 +142,19 @@ class TestTls:
                 RemoteEngine(server.url, start_seconds=600).start()
             with RemoteEngine(server.url, ssl_context=trusting(certificate)) as engine:
                 Caller(engine).ready().talk(0)
+
+    def test_the_certificates_of_this_machine_are_read_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        certificate, key = self_signed(tmp_path)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        read = Mock(wraps=ssl.create_default_context)
+        monkeypatch.setattr(ssl, "create_default_context", read)
+        with FakeServer(tls=tls_context(certificate, key)) as server:
+            with RemoteEngine(server.url) as engine:
+                for _ in range(2):
+                    Caller(engine).ready().talk(0)
+        assert read.call_count == 1
 
     def test_a_server_without_tls_is_refused(self) -> None:
         with plain_http_server() as port:

@@ -230,9 +230,10 @@ def test_keys() -> None:
         # The operator's pages need no key.
         for path in ("/healthz", "/readyz", "/metrics"):
             assert server.get(path).status_code == 200
-        assert (
-            'personaplex_refusals_total{reason="access_denied"} 5.0' in server.get("/metrics").text
-        )
+        metrics = server.get("/metrics").text
+        assert 'personaplex_refusals_total{reason="access_denied"} 5.0' in metrics
+        for reason in ("origin_denied", "key_limit", "too_many_connections", "engine_draining"):
+            assert f'personaplex_refusals_total{{reason="{reason}"}} 0.0' in metrics
 
 
 def test_a_key_with_a_session_limit_cannot_take_all_connections() -> None:
