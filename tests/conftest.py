@@ -11,6 +11,7 @@ from hypothesis import settings
 from pipecat_personaplex import Engine, EngineConfig
 from tests.golden_data import CHECKPOINT
 from tests.helpers.calls import end_calls
+from tests.helpers.checkpoints import WIDE, write_checkpoint
 from tests.helpers.triton_interpreter import use_interpreter
 
 use_interpreter()  # before any test imports Triton
@@ -48,3 +49,9 @@ def loaded_engine() -> Engine:
 def engine(loaded_engine: Engine) -> Iterator[Engine]:
     with loaded_engine:
         yield loaded_engine
+
+
+@pytest.fixture(scope="session")
+def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose weights can be packed and quantised; not to be changed."""
+    return write_checkpoint(tmp_path_factory.mktemp("wide") / "wide", WIDE)

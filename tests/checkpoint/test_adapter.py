@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,12 @@ def tensors() -> Tensors:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory, tensors: Tensors) -> Path:
     return write_adapter(tmp_path_factory.mktemp("adapter") / "adapter", tensors)
+
+
+@pytest.fixture(scope="module")
+def wide_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter for ``wide_checkpoint``."""
+    return write_adapter(tmp_path_factory.mktemp("adapter") / "wide", adapter_tensors(WIDE))
 
 
 def load(folder: Path, adapter: Path | None = None, **options: object) -> Checkpoint:
@@ -119,19 +126,20 @@ def test_stacked_depth_steps_are_the_same_adapter(
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_low_bit_weights_are_quantised_after_the_merge(tmp_path: Path, quantization: str) -> None:
-    folder = write_checkpoint(tmp_path / "wide", WIDE)
-    adapter = write_adapter(tmp_path / "adapter", adapter_tensors(WIDE))
+def test_low_bit_weights_are_quantised_after_the_merge(
+    wide_checkpoint: Path, wide_adapter: Path, tmp_path: Path, quantization: str
+) -> None:
+    folder = shutil.copytree(wide_checkpoint, tmp_path / "wide")
     plain = load_file(folder / MODEL_FILE)
     gating = "transformer.layers.1.gating.linear_in"
-    lora = load_file(adapter / "lora.safetensors")
+    lora = load_file(wide_adapter / "lora.safetensors")
     merged = plain[f"{gating}.weight"].float() + SCALING * (
         lora[f"{gating}.lora_B.weight"] @ lora[f"{gating}.lora_A.weight"]
     )
     save_file({**plain, f"{gating}.weight": merged}, folder / "merged.safetensors")
 
-    loaded = load(folder, adapter, quantization=quantization)
-    found = find_adapter(str(adapter), progress=False)
+    loaded = load(folder, wide_adapter, quantization=quantization)
+    found = find_adapter(str(wide_adapter), progress=False)
     save_quantized(folder, tmp_path / "saved", quantization, adapter=found)  # type: ignore[arg-type]
     assert_same(loaded, load(tmp_path / "saved"))
 
@@ -205,10 +213,9 @@ def test_an_adapter_that_does_not_fit_is_refused(
     assert "\n" not in str(refused.value)
 
 
-def test_an_adapter_of_another_size_is_refused(base: Path, tmp_path: Path) -> None:
-    folder = write_adapter(tmp_path / "wide", adapter_tensors(WIDE))
+def test_an_adapter_of_another_size_is_refused(base: Path, wide_adapter: Path) -> None:
     with pytest.raises(CheckpointError, match=r"does not fit .* use it with the checkpoint"):
-        load(base, folder)
+        load(base, wide_adapter)
 
 
 def test_a_layer_that_the_checkpoint_lacks_is_refused(
@@ -231,12 +238,12 @@ def test_another_rank_than_its_config_says_is_refused(
         load(base, folder)
 
 
-def test_low_bit_weights_take_no_adapter(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "wide", WIDE)
-    save_quantized(folder, tmp_path / "int8", "int8")
-    adapter = write_adapter(tmp_path / "adapter", adapter_tensors(WIDE))
+def test_low_bit_weights_take_no_adapter(
+    wide_checkpoint: Path, wide_adapter: Path, tmp_path: Path
+) -> None:
+    save_quantized(wide_checkpoint, tmp_path / "int8", "int8")
     with pytest.raises(ConfigError, match="holds int8 weights, into which no adapter can be"):
-        load(tmp_path / "int8", adapter)
+        load(tmp_path / "int8", wide_adapter)
 
 
 def test_weights_that_need_an_adapter_are_not_loaded_without(base: Path, tmp_path: Path) -> None:

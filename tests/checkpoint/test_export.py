@@ -24,7 +24,7 @@ from pipecat_personaplex.config import QUANTIZATIONS, Quantization
 from pipecat_personaplex.errors import CheckpointError, ConfigError, UserError
 from pipecat_personaplex.models import device as device_module
 from tests.golden_data import CHECKPOINT, conversation
-from tests.helpers.checkpoints import MIMI_FILE, MODEL_FILE, WIDE, Tensors, edit, write_checkpoint
+from tests.helpers.checkpoints import MIMI_FILE, MODEL_FILE, WIDE, Tensors, edit
 
 CPU = torch.device("cpu")
 IN_PROJ = "transformer.layers.0.self_attn.in_proj_weight"
@@ -123,16 +123,15 @@ def test_the_tensors_of_the_file(saved: Path) -> None:
     assert (saved / MIMI_FILE).read_bytes() == (CHECKPOINT / MIMI_FILE).read_bytes()
 
 
-def test_wide_weights(tmp_path: Path) -> None:
-    wide = write_checkpoint(tmp_path / "wide", WIDE)
+def test_wide_weights(wide_checkpoint: Path, tmp_path: Path) -> None:
     for quantization in QUANTIZATIONS:
-        save_quantized(wide, tmp_path / quantization, quantization)
-        written, original = load(tmp_path / quantization).lm, load(wide, quantization).lm
+        save_quantized(wide_checkpoint, tmp_path / quantization, quantization)
+        written, original = load(tmp_path / quantization).lm, load(wide_checkpoint, quantization).lm
         assert_same_tensors(written, original)
         hidden = torch.randn(2, WIDE.lm.dim)
         assert torch.equal(written.text_logits(hidden), original.text_logits(hidden))
     sizes = [(tmp_path / name / MODEL_FILE).stat().st_size for name in ("int4", "int8")]
-    assert sizes[0] < sizes[1] < (wide / MODEL_FILE).stat().st_size
+    assert sizes[0] < sizes[1] < (wide_checkpoint / MODEL_FILE).stat().st_size
 
 
 def test_progress_counts_up_to_the_end(tmp_path: Path) -> None:

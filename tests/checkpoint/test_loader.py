@@ -26,7 +26,6 @@ from tests.helpers.checkpoints import (
     MODEL_FILE,
     SMALL_MIMI,
     TOKENIZER_FILE,
-    WIDE,
     Tensors,
     copy_tiny,
     edit,
@@ -131,10 +130,9 @@ def test_the_number_of_depth_steps_is_read_from_the_weights(tmp_path: Path, dep_
 @pytest.mark.parametrize("quantization", [None, *QUANTIZATIONS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_loaded_models_are_ready_to_run(
-    tmp_path: Path, dtype: torch.dtype, quantization: str | None
+    wide_checkpoint: Path, dtype: torch.dtype, quantization: str | None
 ) -> None:
-    folder = write_checkpoint(tmp_path / "wide", WIDE)
-    checkpoint = load(folder, dtype, quantization=quantization)
+    checkpoint = load(wide_checkpoint, dtype, quantization=quantization)
     lm, mimi = checkpoint.lm, checkpoint.mimi
     assert lm.dtype == dtype
     assert {p.dtype for p in mimi.parameters()} == {torch.float32}

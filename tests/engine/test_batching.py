@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,6 @@ from pipecat_personaplex.engine.prefill import Prefill, PromptKVCache
 from pipecat_personaplex.engine.prompt import Prompt, build_prompt, text_prompt_tokens
 from tests.golden_data import CHECKPOINT, FRIEND, RESTAURANT, VOICE_SAMPLE, conversation
 from tests.helpers.calls import tracked
-from tests.helpers.checkpoints import WIDE, write_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -80,13 +80,13 @@ def callers(engine: Engine) -> list[Caller]:
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "packed", "int8", "int4"])
-def each_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def each_engine(request: pytest.FixtureRequest, wide_checkpoint: Path) -> Engine:
     """An engine of every precision; packed and low-bit weights need wide layers."""
     config = EngineConfig(device="cpu", max_sessions=3)
     if request.param in ("float32", "bfloat16"):
         return Engine.load(CHECKPOINT, replace(config, dtype=request.param))
     checkpoint = load_checkpoint(
-        write_checkpoint(tmp_path_factory.mktemp("wide") / "checkpoint", WIDE),
+        wide_checkpoint,
         device=CPU,
         dtype=torch.float32,
         quantization=None if request.param == "packed" else request.param,

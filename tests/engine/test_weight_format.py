@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from pipecat_personaplex.models import device as device_module
 from pipecat_personaplex.models.config import ModelConfig
 from pipecat_personaplex.models.device import Target
 from tests.golden_data import CHECKPOINT
-from tests.helpers.checkpoints import WIDE, write_checkpoint
+from tests.helpers.checkpoints import WIDE
 from tests.helpers.logs import recorded
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -112,9 +113,8 @@ def test_stored_weights_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_engine_chooses_and_warns_of_int4(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+    monkeypatch: pytest.MonkeyPatch, wide_checkpoint: Path
 ) -> None:
-    folder = write_checkpoint(tmp_path_factory.mktemp("wide") / "wide", WIDE)
     config = EngineConfig(device="cpu", max_sessions=1)
 
     def needed(format: str | None) -> int:
@@ -134,14 +134,14 @@ def test_an_engine_chooses_and_warns_of_int4(
     for format, lowest in (("int8", needed("int8")), ("int4", needed("int4"))):
         free(monkeypatch, lowest / GIB)
         with recorded("WARNING") as log:
-            engine = Engine.load(folder, config)
+            engine = Engine.load(wide_checkpoint, config)
         assert engine.checkpoint.quantization == format
         lines = [line for *_, line in log.records]
         assert lines[0].startswith(f"weights are stored as {format} because memory is short")
         assert (INT4_WARNING in lines) == (format == "int4")
     free(monkeypatch, 0.001)
     with pytest.raises(ConfigError, match="not even one session fits"):
-        Engine.load(folder, config)
+        Engine.load(wide_checkpoint, config)
 
 
 def test_models_that_fit_stay_in_floating_point() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from playwright.sync_api import WebSocketRoute
@@ -19,19 +20,22 @@ class StandInServer:
         frames: Frames that the page has sent.
         answers: Whether each frame gets one.
         refuses: Whether a new persona is refused.
+        changes: When the page has sent each new persona.
 
     Args:
         page: A page that is not open yet.
         ready: Whether a session is ready at once.
+        info: What the server tells about itself, in place of what the bot tells.
     """
 
-    def __init__(self, page: TalkPage, *, ready: bool = True):
+    def __init__(self, page: TalkPage, *, ready: bool = True, **info: Any):
         self.frames = 0
         self.answers = True
         self.refuses = False
+        self.changes: list[float] = []
         self._ready = ready
-        info = page.page.request.get(f"{page.url}/api/info").json() | {"server": "serve"}
-        page.page.route("**/api/info", lambda route: route.fulfill(json=info))
+        told = page.page.request.get(f"{page.url}/api/info").json() | {"server": "serve"} | info
+        page.page.route("**/api/info", lambda route: route.fulfill(json=told))
         page.page.route_web_socket("**/v1/session", self._connected)
 
     def send(self, **message: Any) -> None:
@@ -55,5 +59,6 @@ class StandInServer:
             if self._ready:
                 self.send(type="ready")
         elif message["type"] == "prompt":
+            self.changes.append(time.monotonic())
             refusal = {"message": "the engine is busy"} if self.refuses else {}
             self.send(type="prompted", id=message["id"], ok=not self.refuses, **refusal)

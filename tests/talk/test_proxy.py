@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientError, web
 from playwright.sync_api import Browser
 
 from tests.helpers.bots import environment
@@ -19,6 +22,7 @@ from tests.helpers.chromium import needs_chromium
 from tests.helpers.proxy import Proxy, StunServer
 from tests.talk.browsers import NO_WEBRTC, TalkPage
 from tests.talk.processes import TalkProcess
+from tests.talk.watching import SECONDS, seconds_until, watched
 
 pytestmark = [
     pytest.mark.browser,
@@ -97,3 +101,32 @@ def test_a_proxy_below_a_path_passes_calls_over_websockets(browser: Browser) -> 
             page.page.locator("button[data-played]").wait_for()
             page.hang_up()
             assert page.foreign == [] and page.problems == []
+
+
+class Gateway(Proxy):
+    """As usual proxies, it tells that the bot does not answer in words of its own."""
+
+    async def _forward(self, request: web.Request) -> web.StreamResponse:
+        try:
+            return await super()._forward(request)
+        except ClientError:
+            body = "<h1>Bad Gateway</h1>"
+            return web.Response(status=502, text=body, content_type="text/html")
+
+
+def test_a_bot_that_is_killed_behind_a_proxy(browser: Browser) -> None:
+    bot = TalkProcess("--model", "nano")
+    with Gateway(bot.port, websockets=True) as proxy:
+        bot.add("--public-url", proxy.url)
+        with bot, watched(browser, proxy.url.removesuffix("/"), NO_WEBRTC) as page:
+            page.open().talk()
+            killed = time.time()
+            os.kill(bot.pid, signal.SIGKILL)
+            page.until_banner("The bot is gone")
+            assert seconds_until(page, "The bot is gone", killed) < SECONDS
+            for button in ("Try again", "Play a preview of NATM1"):
+                page.page.get_by_role("button", name=button).click()
+                page.until_status("Not connected")
+                page.until_banner("The bot is gone")
+                page.page.get_by_role("button", name="Close this message").click()
+            assert page.problems == []

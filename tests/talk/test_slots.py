@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
+import uvicorn
 from aiortc import RTCPeerConnection
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from pipecat_personaplex.config import Persona
 from pipecat_personaplex.errors import EngineFull
@@ -16,6 +23,7 @@ from pipecat_personaplex.talk.conversation import CallRequest
 from pipecat_personaplex.talk.host import TalkHost, TalkOptions
 from pipecat_personaplex.talk.local_engine import LocalEngine
 from pipecat_personaplex.talk.page_app import create_app
+from tests.helpers.servers import eventually
 
 ORIGIN = "http://localhost:7860"
 CALL = CallRequest(Persona("NATF2", "You sell tea."))
@@ -82,3 +90,73 @@ async def test_a_call_waits_for_the_slot_of_a_preview(
     spoken.set()
     await asyncio.wait_for(admitting, 10)
     assert await previewing == b"RIFF"
+
+
+@contextmanager
+def serving(host: TalkHost, opening: Callable[[], Awaitable[None]]) -> Iterator[str]:
+    """Serve calls; ``opening`` runs before a page is told that its call is open."""
+    app = before_opened(create_app(host), opening)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        eventually(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"ws://127.0.0.1:{port}/api/socket"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def before_opened(app: ASGIApp, opening: Callable[[], Awaitable[None]]) -> ASGIApp:
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        async def watched_send(message: Message) -> None:
+            if '"opened"' in (message.get("text") or ""):
+                await opening()
+            await send(message)
+
+        await app(scope, receive, watched_send)
+
+    return wrapped
+
+
+def press_talk(page: ClientConnection) -> None:
+    page.send(json.dumps({"voice": "NATF2", "prompt": "You sell tea."}))
+
+
+def test_a_page_is_told_that_its_call_is_open_once_it_has_the_slot(host: TalkHost) -> None:
+    """Of two that press Talk at once, the other learns at once that it has none."""
+    opening, may_open = threading.Event(), threading.Event()
+
+    async def hold() -> None:
+        opening.set()
+        assert await asyncio.to_thread(may_open.wait, 60)
+
+    with serving(host, hold) as url, connect(url, proxy=None) as page:
+        press_talk(page)
+        assert opening.wait(30)
+        with connect(url, proxy=None) as other:
+            press_talk(other)
+            refused = json.loads(other.recv(10))
+            assert refused["code"] == "EngineFull" and "all 1 sessions" in refused["detail"]
+        may_open.set()
+        assert json.loads(page.recv(30)) == {"opened": True}
+        page.close()
+        eventually(lambda: host.calls == 0)
+
+
+def test_a_page_that_has_gone_before_its_call_is_open_frees_the_slot(host: TalkHost) -> None:
+    calls: list[int] = []
+
+    async def fail() -> None:
+        calls.append(host.calls)
+        raise OSError("the page has gone")
+
+    with serving(host, fail) as url:
+        for _ in range(2):
+            with connect(url, proxy=None) as page:
+                press_talk(page)
+                with pytest.raises(ConnectionClosed):
+                    page.recv(30)
+            assert host.calls == 0
+    assert calls == [1, 1]
