@@ -1,4 +1,1 @@
 """ASGI middleware that protects the server, the bots and the page from what strangers send."""
-
-ANY_ORIGIN = "*"
-"""Allows the pages of every site."""

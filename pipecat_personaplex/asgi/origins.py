@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection
-from urllib.parse import SplitResult
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipecat_personaplex.asgi import ANY_ORIGIN
+from pipecat_personaplex.asgi.origin_text import ANY_ORIGIN
 from pipecat_personaplex.asgi.refusal_log import RefusalLog
 from pipecat_personaplex.asgi.responses import refuse
 from pipecat_personaplex.errors import AccessDenied
 
 _OPTION = "--allowed-origins"  # of Pipecat's runner
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class OriginGuard:
@@ -97,22 +95,6 @@ def _check_site(connection: HTTPConnection, allowed: Collection[str]) -> None:
     """Refuse what a browser requests for a page of another site; a typed address passes."""
     if connection.headers.get("sec-fetch-site") == "cross-site" and ANY_ORIGIN not in allowed:
         raise AccessDenied("this address starts a call; pages of other sites may not request it")
-
-
-def origin_of(url: SplitResult) -> str:
-    """The origin of an address, as browsers send it: in small letters, without a default port.
-
-    Args:
-        url: An address with a scheme and a host.
-
-    Raises:
-        ValueError: Its port is not valid.
-    """
-    host = (url.hostname or "").lower()
-    if ":" in host:
-        host = f"[{host}]"
-    port = "" if url.port in (None, _DEFAULT_PORTS.get(url.scheme)) else f":{url.port}"
-    return f"{url.scheme}://{host}{port}"
 
 
 def _is_address(host: str) -> bool:

@@ -184,7 +184,7 @@ def talk(
         _check_voice(model, voice, [name for name, _ in added])
         typer.echo(f"loading {model} ...", err=True)
 
-        from pipecat_personaplex.asgi.origins import origin_of
+        from pipecat_personaplex.asgi.origin_text import origin_of
         from pipecat_personaplex.talk.about import describe_model
         from pipecat_personaplex.talk.certificate import self_signed
         from pipecat_personaplex.talk.host import TalkHost, TalkOptions

@@ -7,8 +7,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from pipecat_personaplex.asgi import ANY_ORIGIN
-from pipecat_personaplex.asgi.origins import origin_of
+from pipecat_personaplex.asgi.origin_text import ANY_ORIGIN, origin_of
 from pipecat_personaplex.errors import ConfigError
 
 _MAX_RESUME_SECONDS = 300.0

@@ -13,7 +13,8 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipecat_personaplex.asgi.body_limit import BodyLimit
-from pipecat_personaplex.asgi.origins import OriginGuard, origin_of
+from pipecat_personaplex.asgi.origin_text import origin_of
+from pipecat_personaplex.asgi.origins import OriginGuard
 from pipecat_personaplex.asgi.websocket_limit import WebSocketLimit
 
 
