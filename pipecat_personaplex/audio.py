@@ -120,6 +120,16 @@ def checked_pcm(pcm: Pcm) -> Pcm:
         pcm: float32 [n], mono, 24 kHz.
 
     Raises:
+        InvalidAudio: As ``require_pcm``.
+    """
+    require_pcm(pcm)
+    return np.clip(pcm, -1.0, 1.0)
+
+
+def require_pcm(pcm: Pcm) -> None:
+    """Validate audio: float32 [n], mono, 24 kHz.
+
+    Raises:
         InvalidAudio: The audio is not finite float32 mono.
     """
     if not isinstance(pcm, np.ndarray) or pcm.dtype != np.float32 or pcm.ndim != 1:
@@ -133,7 +143,6 @@ def checked_pcm(pcm: Pcm) -> Pcm:
     bad = pcm.size - int(np.count_nonzero(np.isfinite(pcm)))
     if bad:
         raise InvalidAudio(f"{bad} of {pcm.size} samples are NaN or infinite")
-    return np.clip(pcm, -1.0, 1.0)
 
 
 class InputQueue:

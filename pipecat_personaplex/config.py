@@ -11,7 +11,7 @@ from pipecat_personaplex.errors import ConfigError
 _MAX_TOP_K = 1_000_000
 _MAX_THREADS = 1_024
 _MIN_CONTEXT = 64
-_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+_DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")
 
 Quantization = Literal["int8", "fp8", "int4"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)

@@ -298,11 +298,11 @@ class SessionLike(Protocol):
 
         The new prompt and the tokens of the call are computed beside the running call, and replace
         its state between two frames. Audio and frame indices have no gap. A later call replaces
-        one that has not finished.
+        one that has not begun; one that has begun is finished first.
 
         Args:
             persona: The new voice and role.
-            history: Newest frames to remember; None for as many as fit into the window.
+            history: Most frames to remember; None for all that leave a quarter of the window free.
             on_done: Called once, on the thread of the other callbacks: with None when the new
                 prompt is in effect, or with the error that left the old one in effect.
 

@@ -169,7 +169,7 @@ class Session(SessionBase):
 
         Args:
             persona: The new voice and role. ``Session.persona`` changes when it is in effect.
-            history: Newest frames to remember; None for as many as fit into the window.
+            history: Most frames to remember; None for all that leave a quarter of the window free.
             on_done: Called once on the model thread, before ``on_end``; must return at once. With
                 None, or with the error that left the old prompt in effect: a later one has
                 replaced this one, the session has ended, or it could not be computed.

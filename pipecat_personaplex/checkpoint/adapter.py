@@ -148,6 +148,8 @@ class AdaptedSource:
             if halves != _HALVES:
                 [missing] = _HALVES - halves
                 raise self._wrong(f"it has no {_half(layer, missing)}")
+            if f"{layer}.weight" in self._replaced:
+                raise self._wrong(f"it holds {layer}.weight both whole and as an update")
             self._update(layer)
         if not layers and not self._replaced:
             raise self._wrong("it holds no tensors")
@@ -191,7 +193,7 @@ class AdaptedSource:
         height = up[0] // count
         for part in range(min(count, CODEBOOKS)):
             step = part if attention.step is None else attention.step
-            if step >= CODEBOOKS:
+            if step >= CODEBOOKS and is_depth_stack(attention.stacked):
                 continue  # it predicts the user's codes, and is not loaded
             split = attention.split(step)
             if split in self._base.names:
@@ -207,6 +209,8 @@ class AdaptedSource:
         if name not in self._base.names:
             raise self._wrong(f"its layer {layer[:100]} has no place in the checkpoint")
         shape, rank = self._base.shape(name), up[1]
+        if update.first + update.rows > shape[0] and up[0] == stacked * update.rows:
+            raise self._wrong(f"its layer {layer[:100]} has no place in {name} of {list(shape)}")
         # The tensor has the height of the update, or stacks that many depth steps.
         steps = _STACKED_STEPS if is_depth_stack(name) else (1,)
         fits = (

@@ -146,7 +146,8 @@ def resolve_adapter_folder(repo: str, *, progress: bool) -> Path:
     """
     config = read_json(_config_folder(repo) / CONFIG_FILE)
     name = file_names(config).adapter or ADAPTER_FILE
-    return _download(repo, [CONFIG_FILE, name], progress=progress)
+    elsewhere = name.startswith("hf://")
+    return _download(repo, [CONFIG_FILE, *(() if elsewhere else (name,))], progress=progress)
 
 
 def resolve_hub_file(name: str) -> Path:

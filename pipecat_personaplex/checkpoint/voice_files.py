@@ -72,7 +72,7 @@ def _parse_pt(data: bytes, label: str) -> Any:
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as members:
                 total = sum(member.file_size for member in members.infolist())
-        except (zipfile.BadZipFile, NotImplementedError) as error:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # also of names
             raise VoiceError(f"voice {label} is not a readable .pt file: {error}") from None
         if total > MAX_VOICE_BYTES:
             raise VoiceError(f"voice {label} unpacks to more than {MAX_VOICE_BYTES >> 20} MiB")
@@ -98,7 +98,8 @@ def _check(content: Any, label: str, config: ModelConfig) -> Preset:
     tensors = []
     for key in Preset._fields:
         tensor = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+        usable = isinstance(tensor, Tensor) and tensor.layout is torch.strided
+        if not usable or tensor.is_meta:
             raise VoiceError(f"voice {label} holds no tensor {key!r}; {_FORMAT}")
         tensors.append(tensor)
     embeddings, cache = tensors

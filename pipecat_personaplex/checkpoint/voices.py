@@ -12,12 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipecat_personaplex.audio import Pcm
+from pipecat_personaplex.audio import Pcm, require_pcm
 from pipecat_personaplex.audio_files import normalize_loudness
 from pipecat_personaplex.checkpoint.checkpoint_files import require_voices
 from pipecat_personaplex.checkpoint.config_file import read_config
@@ -123,8 +122,7 @@ def encode_voice(pcm: Pcm, name: str, encode: Encode) -> Voice:
     Raises:
         InvalidAudio: The recording is not finite float32 mono, too short, too long or silent.
     """
-    if pcm.dtype != np.float32 or pcm.ndim != 1 or not np.isfinite(pcm).all():
-        raise InvalidAudio("a voice recording must be finite float32 mono samples at 24 kHz")
+    require_pcm(pcm)
     if pcm.shape[0] > _MAX_RECORDING_FRAMES * FRAME_SAMPLES:
         raise InvalidAudio(
             f"the voice recording takes {-(-pcm.shape[0] // FRAME_SAMPLES)} frames of 80 ms and "
@@ -230,8 +228,8 @@ class VoiceLibrary:
             with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
                 for member in archive:
                     library._add_member(archive, member, path)
-        # A header has an invalid number, or one beyond all sizes.
-        except (tarfile.TarError, ValueError, OverflowError) as error:
+        # A header has an invalid number or one beyond all sizes, or hundreds of headers are nested.
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
             raise VoiceError(f"{path} is not a tar archive ({error})") from None
         return library
 

@@ -212,7 +212,9 @@ class Engine:
 
         Raises:
             InvalidAudio: The recording is not finite float32 mono, too short, too long or silent.
+            EngineFailed: The engine has failed, or runs in the process that this one is a fork of.
         """
+        self._thread.require_healthy()  # after a fork, the codec would wait for lost threads
         mimi = self.checkpoint.mimi
         return encode_voice(pcm, name, lambda samples: encode_stream(mimi, samples.to(self.device)))
 
@@ -221,7 +223,7 @@ class Engine:
 
         Raises:
             VoiceError: The voice file cannot be read or was made for another model.
-            InvalidAudio: The recording cannot be read or used.
+            InvalidAudio, EngineFailed: As ``encode_voice``; also if the recording cannot be read.
         """
         path = Path(path)
         if path.suffix.lower() in (".pt", ".safetensors"):

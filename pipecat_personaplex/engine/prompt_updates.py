@@ -23,7 +23,7 @@ class PromptUpdate:
     Attributes:
         persona: The new persona.
         prompt: Its prompt.
-        history: Newest frames to remember; None for as many as fit.
+        history: Newest frames to remember, as for ``SessionLike.update_prompt``.
         on_done: Runs the client's callback, if any; raises ``SessionFailed`` if that raises.
         requested: When it was requested, in monotonic seconds.
     """

@@ -126,7 +126,8 @@ class _Running:
 class Replays:
     """Runs the replays of all live sessions, one at a time. Used by the model thread only.
 
-    Requests of clients are served in the order of their time; ``keep_persona`` comes after them.
+    Requests of clients are served in the order of their time. ``keep_persona`` comes after them,
+    unless its prompt has begun to leave the window.
 
     Args:
         config: Gives ``keep_persona`` and the chunk size.
@@ -254,7 +255,6 @@ class Replays:
     def _fail(self, runner: ModelRunner, slot: int, session: Session, raised: Exception) -> None:
         self._synchronize()  # raises if the device has failed
         self._running = None
-        self._counters.replays_failed += 1
         if not session.prompts.in_progress:
             # ``keep_persona`` tries again later, not in every pass.
             self._keep_from[slot] = runner.position(slot) + runner.config.lm.window // 8

@@ -220,16 +220,16 @@ class Speaker:
             self._start()
         if self._current is not None and self._current.words:
             return self._next_word(self._current, caller_speaks)
-        if held:
-            return TEXT_PAD
-        if self._current is not None:  # its last word is being spoken
-            return only_if_word(TEXT_PAD)
-        if self._tail:
+        # While its last word is spoken, and for the time behind it, which also passes in a hold.
+        silent = self._current is not None or self._tail > 0
+        if self._current is None and self._tail:
             # An answer begins only after the caller's last word.
             answers = spoke and not caller_speaks
             self._tail = 0 if answers else self._tail - 1
-            return SAMPLE if answers else only_if_word(TEXT_PAD)
-        return SAMPLE
+            silent = not answers
+        if held:
+            return TEXT_PAD
+        return only_if_word(TEXT_PAD) if silent else SAMPLE
 
     def _may_start(self, caller_speaks: bool) -> bool:
         """Whether the first speech in the queue begins now; else it has waited one frame more."""

@@ -25,7 +25,6 @@ class Counters:
     frames: int = 0
     late_frames: int = 0
     replays: int = 0
-    replays_failed: int = 0
     step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_STEPS))
     step_seconds_total: float = 0.0
     step_histogram: list[int] = field(default_factory=lambda: [0] * (len(STEP_BOUNDS_MS) + 1))

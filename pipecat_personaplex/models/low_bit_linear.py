@@ -11,8 +11,9 @@ A format's storage and its conversion in both directions are in ``quantization.w
 | Int4Linear      | int4            | CPU    | PyTorch's int4 kernel, in its packed layout      |
 | BlockLinear     | int8, fp8, int4 | any    | blocks of rows are expanded to bfloat16; slow    |
 
-CpuKernelLinear quantises each row of the input and multiplies in integers; the others compute
-products in bfloat16. All return the input's type.
+CpuKernelLinear quantises each row of the input and multiplies in integers, KernelLinear multiplies
+long prompts with fp8 weights in 8-bit floats; all else multiplies in bfloat16. All return the
+input's type.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ class UpdatePrompt(_Message):
 
     Attributes:
         id: Repeated in ``Prompted``.
-        history: Newest frames of the call to remember; None for as many as fit.
+        history: Newest frames of the call to remember; None for all that leave room for the call.
     """
 
     type: Literal["prompt"] = "prompt"

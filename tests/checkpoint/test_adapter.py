@@ -185,9 +185,27 @@ def put(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Change:
     return lambda tensors: tensors.__setitem__(name, torch.zeros(shape, dtype=dtype))
 
 
+def copy_in_proj(layer: str) -> Change:
+    """Give an update of the temporal attention another name as well."""
+
+    def change(tensors: Tensors) -> None:
+        for half in "AB":
+            update = tensors[f"transformer.layers.0.self_attn.in_projs.0.lora_{half}.weight"]
+            tensors[f"{layer}.lora_{half}.weight"] = update.clone()
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        *(
+            (copy_in_proj(f"{attention}.self_attn.in_projs.{index}"), "has no place in")
+            for attention, index in (
+                *(("transformer.layers.0", 3), ("transformer.layers.0", 9)),
+                *(("foo", 9), ("transformer.layers.9", 9)),
+            )
+        ),
         (lambda t: t.pop(f"{GATING}.lora_A.weight"), f"it has no {GATING}.lora_A.weight"),
         (lambda t: t.clear(), "it holds no tensors"),
         (put(f"{GATING}.lora_A.weight", RANK, 63), r"lora_A is \[4, 63\] .* do not fit"),
@@ -197,6 +215,7 @@ def put(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Change:
         (put(f"{GATING}.lora_B.weight", 0, 0), "do not fit"),
         (put(f"{GATING}.lora_B.weight", 352, 4, dtype=torch.int32), "I32"),
         (put(f"{IN_PROJ}.lora_B.weight", 95, RANK), "do not fit"),
+        (put("text_linear.weight", 320, 64), "both whole and as an update"),
         (put("transformer.layers.9.gating.linear_in.lora_A.weight", 4, 64), "has no transformer"),
         (put("text_emb.weight", 5, 64), r"its tensor text_emb.weight is \[5, 64\], expected"),
         (put("base_model.model.q_proj.lora.weight", 4, 4), "has no place in the checkpoint; Kyut"),

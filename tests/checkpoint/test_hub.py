@@ -388,3 +388,12 @@ def test_without_a_network_the_note_does_not_mention_the_licence(hub: Hub) -> No
 def test_an_engine_resolves_auto() -> None:
     config = EngineConfig(device="cpu", max_sessions=1)
     assert Engine.load("auto", config).voices == Engine.load("nano", config).voices
+
+
+def test_a_folder_may_name_an_adapter_of_the_hub(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text(f'{{"lora_name": "hf://{REPO}/a.safetensors"}}')
+    with FakeHub(REPO, {"a.safetensors": b"adapter"}) as hub:
+        output, _ = fetch(hub.url, tmp_path, repo=str(folder), program=FIND_ADAPTER)
+    assert Path(output.split(" ")[0]).read_bytes() == b"adapter"

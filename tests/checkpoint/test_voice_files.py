@@ -120,6 +120,15 @@ def deflated_bomb() -> bytes:
     return packed.getvalue()
 
 
+def with_damaged_name() -> bytes:
+    """A .pt whose directory has a name that is said to be UTF-8 and is not."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as target:
+        target.writestr("\u00e9", b"x")
+    return packed.getvalue().replace("\u00e9".encode(), b"\xff\xff")
+
+
+NOT_UTF8 = with_damaged_name()
 HUGE = torch.zeros(1, 1, 1, 64).expand(1 << 40, 1, 1, 64)
 NAN = preset()["embeddings"].clone()
 NAN[2, 0, 0, 5] = torch.nan
@@ -161,6 +170,8 @@ def with_token(stream: int, token: int) -> Tensor:
             pt(preset() | {"embeddings": torch.zeros(6, 1, 1, 64).to_sparse()}),
             "holds no tensor",
         ),
+        (pt(preset() | {"embeddings": torch.zeros(6, 1, 1, 64, device="meta")}), "holds no tensor"),
+        (NOT_UTF8, "not a readable .pt file"),
         (pt(preset() | {"cache": torch.zeros(1, 17, 3).long()}), r"expected \[1, 17, 4\]"),
         (
             pt(preset() | {"cache": torch.zeros(1, 17, 4)}),

@@ -60,6 +60,8 @@ MISTAKES = {
     "seed word": (["--seed", "x"], ["--seed", "see personaplex offline --help"]),
     "greedy and not": (["--greedy", "--temperature-text", "1"], ["--greedy", "--temperature-text"]),
     "device": (["--device", "tpu"], ["'tpu'"]),
+    "device with a zero": (["--device", "cuda:01"], ["'cuda:01'"]),
+    "device beyond torch's numbers": (["--device", "cuda:256"], ["'cuda:256'"]),
     "device that is not there": (["--device", "cuda:99"], ["cuda:99 does not exist"]),
     "dtype": (["--dtype", "float16"], ["'float16'", "'bfloat16'"]),
     "threads": (["--threads", "-1"], ["--threads"]),

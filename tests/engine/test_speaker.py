@@ -168,6 +168,28 @@ def test_the_model_may_answer_a_caller_right_behind_a_speech() -> None:
     assert agent.steps(2) == [OWN_WORD] * 2
 
 
+def test_the_time_behind_a_speech_passes_in_a_hold() -> None:
+    agent = Agent()
+    agent.speaker.hold(3.2)
+    speech = agent.say("a")
+    agent.steps(40)
+    assert speech.state == "said"
+    agent.sample = lambda tokens: OWN_WORD
+    assert agent.step() == OWN_WORD
+
+
+def test_a_caller_who_ends_in_a_hold_is_answered_at_once_behind_it() -> None:
+    agent = Agent()
+    speech = agent.say("a")
+    while speech.state != "said":
+        agent.step()
+    agent.speaker.hold(0.24)
+    agent.step(caller_speaks=True)
+    agent.steps(2)
+    agent.sample = lambda tokens: OWN_WORD
+    assert agent.step() == OWN_WORD
+
+
 def test_pause_waits_for_the_end_of_the_models_own_words() -> None:
     agent = Agent(lambda tokens: OWN_WORD if len(tokens) < 10 else TEXT_PAD)
     agent.steps(2)
