@@ -98,8 +98,11 @@ def _check(content: Any, label: str, config: ModelConfig) -> Preset:
     tensors = []
     for key in Preset._fields:
         tensor = content.get(key) if isinstance(content, dict) else None
-        usable = isinstance(tensor, Tensor) and tensor.layout is torch.strided
-        if not usable or tensor.is_meta:
+        if (
+            not isinstance(tensor, Tensor)
+            or tensor.layout is not torch.strided
+            or tensor.device.type == "meta"
+        ):
             raise VoiceError(f"voice {label} holds no tensor {key!r}; {_FORMAT}")
         tensors.append(tensor)
     embeddings, cache = tensors

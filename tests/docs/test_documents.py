@@ -1,10 +1,11 @@
-"""Every code block of README and docs runs, on the small checkpoint in place of the 7B."""
+"""Code blocks of README and docs run, on the small checkpoint in place of the 7B."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from pipecat.frames.frames import EndFrame, TTSSpeakFrame
 from pipecat.pipeline.worker import PipelineWorker
 from pipecat.processors.aggregators.llm_response_universal import LLMAssistantAggregator
 from pipecat.transports.base_transport import TransportParams
 from pipecat.workers.runner import WorkerRunner
+from typer.core import TyperGroup
 
 from pipecat_personaplex import Engine, EngineConfig
 from pipecat_personaplex.cli import main
+from pipecat_personaplex.cli.commands import app
 from tests.golden_data import CHECKPOINT, VOICE_SAMPLE
 from tests.helpers.llm import Rule, StubLLM
 from tests.helpers.logs import logging_restored
@@ -71,6 +75,27 @@ def run(
 def test_there_are_blocks_to_run() -> None:
     assert len(blocks("python")) == 9
     assert len(blocks("bash")) >= 2
+
+
+def commands() -> list[str]:
+    """Each line of a code block that runs ``personaplex``, from there on."""
+    text = "\n".join(document.read_text() for document in DOCUMENTS)
+    found = "".join(re.findall(r"^```(?:bash|text)\n(.*?)^```", text, re.S | re.M))
+    lines = found.replace("\\\n", " ")
+    return re.findall(r"^ *(?:[A-Z_]+=\S+ )*personaplex ([^#>\n]*)", lines, re.M)
+
+
+def test_every_command_has_options_that_exist() -> None:
+    assert len(commands()) > 25
+    for line in commands():
+        command: Any = typer.main.get_command(app)
+        context, words = None, shlex.split(line)
+        while True:
+            context = command.make_context("personaplex", words, parent=context)
+            if not isinstance(command, TyperGroup):
+                break
+            words = [*context._protected_args, *context.args]
+            _, command, words = command.resolve_command(context, words)
 
 
 def the_block(part: str) -> str:
