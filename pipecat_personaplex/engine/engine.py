@@ -106,8 +106,7 @@ class Engine:
         self._thread = ModelThread(
             self._prepare_thread, self._run_once, self._end_remaining, self._abandon
         )
-        # Guards the sessions that callers and the model thread share: open ones and arrivals.
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the two below, which callers and the model thread share
         self._open: set[Session] = set()
         self._arrivals: deque[PendingSession] = deque()
         self._refused = 0
@@ -212,7 +211,7 @@ class Engine:
 
         Raises:
             InvalidAudio: The recording is not finite float32 mono, too short, too long or silent.
-            EngineFailed: The engine has failed, or runs in the process that this one is a fork of.
+            EngineFailed: The engine has failed, or this process was forked while it ran.
         """
         self._thread.require_healthy()  # after a fork, the codec would wait for lost threads
         mimi = self.checkpoint.mimi

@@ -58,6 +58,7 @@ class Call:
         clock: Returns monotonic seconds.
 
     Attributes:
+        opening: Whether the first session is about to be opened; the user of the call sets it.
         speech: The texts that the agent has to speak.
 
     Example::
@@ -77,6 +78,7 @@ class Call:
         # end of the call.
         self._inbox: asyncio.Queue[tuple[CallSession, _Report] | None] = asyncio.Queue()
         self._closed = False
+        self.opening = False
         self.speech = CallSpeech()
 
     @property
@@ -109,8 +111,9 @@ class Call:
 
     @property
     def speech_seconds(self) -> float:
-        """As ``CallSpeech.seconds_left``; 0 if there is no session that can speak."""
-        return 0.0 if self._closed or self._current is None else self.speech.seconds_left
+        """As ``CallSpeech.seconds_left``; 0 if no session can speak, now or soon."""
+        can_speak = not self._closed and (self.opening or self._current is not None)
+        return self.speech.seconds_left if can_speak else 0.0
 
     @property
     def backlog_frames(self) -> int:

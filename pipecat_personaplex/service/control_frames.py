@@ -9,7 +9,7 @@ from pipecat.frames.frames import ControlFrame
 
 @dataclass
 class PersonaPlexHoldFrame(ControlFrame):
-    """Keeps the agent silent, except for given texts.
+    """Keeps the agent silent, except for given texts; see ``PersonaPlexLLMService.hold``.
 
     Parameters:
         seconds: For how long, at most 30 s. A later hold replaces an earlier one.
@@ -26,7 +26,7 @@ class PersonaPlexHoldFrame(ControlFrame):
 
 @dataclass
 class PersonaPlexReleaseFrame(ControlFrame):
-    """Ends a hold, so that the agent speaks by itself again.
+    """Ends a hold, so that the agent speaks by itself again; a hold of the delegation goes on.
 
     Example::
 

@@ -174,6 +174,7 @@ class PersonaPlexLLMService(DelegatingService):
         self._end_gate = EndGate(self, self._call, self.warn)
         self._response_time = ResponseTime()
         self._awaits_client = False
+        self._begun = False
         self._clock_task: asyncio.Task[None] | None = None
         self._event_task: asyncio.Task[None] | None = None
         if greeting:
@@ -212,21 +213,21 @@ class PersonaPlexLLMService(DelegatingService):
 
     async def _begin_call(self) -> None:
         """Open the session if that was not done; its prompt is computed in the background."""
-        if not self._started:
-            self._started = True
+        if not self._begun:
+            self._begun = self._call.opening = True
             await self._delegator.ground(self._open_call)
 
     async def _open_call(self) -> None:
         try:
-            if self._call.session is None:
-                self._open_session()
+            await self._open_first_session()
         except Exception as error:  # Pipecat would only log it, and the call would be silent
             await self._fail_call(as_personaplex_error(error))
+        finally:
+            self._call.opening = False
 
     async def stop(self, frame: EndFrame) -> None:
         """Close the session; wait for texts only if the EndFrame did not come from the worker."""
         await super().stop(frame)
-        await self._delegator.close()  # the backend ends too, and no new answers come
         await self._end_gate.wait()
         await self._teardown()
 
@@ -325,7 +326,8 @@ class PersonaPlexLLMService(DelegatingService):
                 logger.info(f"{self}: session {session_id} ended" + (f": {error}" if error else ""))
                 if self._call.persona is None and error is not None:
                     await self._end_turn()
-                    await self._fail_call(error)
+                    if not await self._open_as_made(error):
+                        await self._fail_call(error)
                 await self._call_event_handler("on_session_ended", persona, error)
             case PromptChanged(persona, session_id):
                 self._facts_failures = 0

@@ -70,6 +70,15 @@ class PersonaPlexLLMSettings(LLMSettings):
             use_provider_thinking_default=False,
         )
 
+    def check(self) -> None:
+        """Validate these settings as far as that needs no engine; every field must have a value.
+
+        Raises:
+            ConfigError: A value has the wrong type or is out of range.
+        """
+        self.persona([])
+        self.sampling()
+
     def persona(self, voices: list[str]) -> Persona:
         """The persona that these settings describe; every field must have a value.
 

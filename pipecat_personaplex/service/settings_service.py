@@ -14,7 +14,12 @@ from pipecat.services.settings import LLMSettings
 from pipecat.utils.errors import ErrorCategory
 
 from pipecat_personaplex.config import Persona
-from pipecat_personaplex.errors import ConfigError, PersonaPlexError, PromptTooLong
+from pipecat_personaplex.errors import (
+    ConfigError,
+    PersonaPlexError,
+    PromptTooLong,
+    VoiceNotFound,
+)
 from pipecat_personaplex.interface import EngineLike
 from pipecat_personaplex.service.call import Call
 from pipecat_personaplex.service.context import (
@@ -36,6 +41,12 @@ from pipecat_personaplex.service.settings import (
 # attempt.
 _FACTS_ATTEMPTS = 3
 _FACTS_RETRY_SECONDS = 5.0
+
+# Which setting an engine refuses with an error.
+_REFUSED_BY: dict[type[PersonaPlexError], str] = {
+    VoiceNotFound: "voice",
+    PromptTooLong: "system_instruction",
+}
 
 
 class SettingsService(LLMService):
@@ -71,14 +82,13 @@ class SettingsService(LLMService):
             )
         complete = self.Settings.defaults()
         given = {} if settings is None else complete.apply_update(settings)
-        # Validate now, not when the first caller connects.
-        complete.persona([])
-        complete.sampling()
+        complete.check()  # now, not when the first caller connects
         super().__init__(settings=complete, **kwargs)
         self._engine = engine
         self._call = Call(engine, clock)
         self._requested = RequestedSettings()
-        self._started = False
+        self._first_persona = self._persona_settings()
+        self._opened = False  # whether the first session is open, or could not be opened
         self._facts = PromptFacts(self._apply_facts)
         self._facts_failures = 0
         self._default_voices: list[str] = []  # at most one: that of the call's beginning
@@ -129,6 +139,12 @@ class SettingsService(LLMService):
         parts = (self._base_system_instruction, *self._appended_system_instructions)
         self._settings.system_instruction = "\n\n".join(filter(None, parts)) or None
 
+    def _persona_settings(self) -> PersonaPlexLLMSettings:
+        """Voice and role as they were requested, without what ``LLMService`` appends."""
+        return self.Settings(
+            voice=self._settings.voice, system_instruction=self._base_system_instruction
+        )
+
     def _persona(self) -> Persona:
         # A voice that somebody adds to the engine must not become this call's.
         self._default_voices = self._default_voices or self._engine.voices[:1]
@@ -156,10 +172,37 @@ class SettingsService(LLMService):
             if not self._facts.knowledge.shrink(error.frames - error.limit):
                 raise
             return self._open_session()
-        requested = self.Settings(
-            voice=self._settings.voice, system_instruction=self._base_system_instruction
-        )
-        self._requested.add(persona, requested)
+        self._requested.add(persona, self._persona_settings())
+
+    async def _open_first_session(self) -> None:
+        """Open the first session; an earlier change of the settings that it refuses is undone."""
+        try:
+            self._open_session()
+        except PersonaPlexError as error:
+            if not await self._open_as_made(error):
+                raise
+        finally:
+            self._opened = True
+
+    async def _open_as_made(self, error: PersonaPlexError) -> bool:
+        """Undo the change of voice or role that no session has accepted, and open one without it.
+
+        Args:
+            error: What the engine has said to the change.
+
+        Returns:
+            Whether the service was made with another voice or role than the refused one.
+        """
+        name = _REFUSED_BY.get(type(error))
+        if name is None:
+            return False
+        first = getattr(self._first_persona, name)
+        if getattr(self._persona_settings(), name) == first:
+            return False
+        await super()._update_settings(self.Settings(**{name: first}))
+        await self._push_application_error(f"the settings were not changed: {error}", error)
+        await self._open_first_session()
+        return True
 
     async def _update_settings(  # type: ignore[override]
         self, delta: LLMSettings
@@ -167,10 +210,10 @@ class SettingsService(LLMService):
         prompt = self._base_system_instruction
         changed = await super()._update_settings(delta)
         self._warn_without_effect(changed.keys())
-        if not self._started:
-            return changed
         try:
-            if changed.keys() & PERSONA_FIELDS:
+            if not self._opened:
+                self._settings.check()
+            elif changed.keys() & PERSONA_FIELDS:
                 self._open_session()
             elif changed.keys() & SAMPLING_FIELDS:
                 self._call.update(self._settings.sampling())
@@ -186,7 +229,7 @@ class SettingsService(LLMService):
         """Undo changes that the engine refused; returns the changes that remain."""
         refused = changed.keys() & (PERSONA_FIELDS | SAMPLING_FIELDS)
         await super()._update_settings(self.Settings(**{name: changed[name] for name in refused}))
-        if self._call.persona is None:
+        if self._opened and self._call.persona is None:
             await self._fail_call(error)
         else:
             await self._push_application_error(f"the settings were not changed: {error}", error)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 from pipecat_personaplex.errors import PersonaPlexError, SessionFailed
-from pipecat_personaplex.interface import SessionLike
+from pipecat_personaplex.interface import EngineLike, SessionLike
 from pipecat_personaplex.service.control_frames import PersonaPlexHoldFrame, PersonaPlexReleaseFrame
+from pipecat_personaplex.service.holds import Holds
+from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
 from pipecat_personaplex.service.settings_service import SettingsService
 from pipecat_personaplex.service.speech import RequestedText
 
@@ -16,7 +19,23 @@ class SteeringService(SettingsService):
     """A service whose agent speaks given texts and keeps silent on request.
 
     All methods run on the event loop of the pipeline.
+
+    Args:
+        engine: As for ``SettingsService``.
+        settings: As for ``SettingsService``.
+        clock: As for ``SettingsService``.
+        **kwargs: As for ``SettingsService``.
     """
+
+    def __init__(
+        self,
+        engine: EngineLike,
+        settings: PersonaPlexLLMSettings | None,
+        clock: Callable[[], float] = time.monotonic,
+        **kwargs: Any,
+    ):
+        super().__init__(engine, settings, clock, **kwargs)
+        self._holds = Holds(clock)
 
     def say(
         self, text: str, *, interruptible: bool = True, when: Literal["pause", "now"] = "pause"
@@ -56,20 +75,30 @@ class SteeringService(SettingsService):
     def hold(self, seconds: float) -> None:
         """Keep the agent silent for this time, except for texts to speak. A new hold replaces it.
 
+        A hold of the delegation is another one: the agent is silent until both have ended.
+
         Raises:
             ConfigError: Not a number from 0 to 30, or the engine does not support it.
             SessionFailed: No session is open.
         """
-        self._open_call_session().hold(seconds)
+        self._holds.hold(self._open_call_session(), "application", seconds)
 
     def release(self) -> None:
-        """End a hold now.
+        """End the hold of ``hold`` now; one of the delegation goes on.
 
         Raises:
             ConfigError: The engine does not support it.
             SessionFailed: No session is open.
         """
-        self._open_call_session().release()
+        self._holds.release(self._open_call_session(), "application")
+
+    def hold_for_backend(self, seconds: float) -> None:
+        """As ``hold``, for the delegation."""
+        self._holds.hold(self._open_call_session(), "delegation", seconds)
+
+    def release_for_backend(self) -> None:
+        """As ``release``, for the delegation."""
+        self._holds.release(self._open_call_session(), "delegation")
 
     def _open_call_session(self) -> SessionLike:
         if self._call.session is None:

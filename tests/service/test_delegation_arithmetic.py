@@ -27,6 +27,13 @@ from pipecat_personaplex.service.delegation.speakable import speakable
         ("(a+b)*(c+d).", "(a+b) times (c+d)."),
         ("x**2 and y^-3.", "x to the power of 2 and y to the power of -3."),
         ("The sum is price*count.", "The sum is price times count."),
+        (
+            "7 \N{MULTIPLICATION SIGN} 8 is 56, 7\N{MULTIPLICATION SIGN}8.",
+            "7 times 8 is 56, 7 times 8.",
+        ),
+        ("8 ÷ 2 is 4.", "8 divided by 2 is 4."),
+        ("7 \N{MINUS SIGN} 9 is \N{MINUS SIGN}2.", "7 minus 9 is -2."),
+        ("x_1 < 5.", "x 1 is less than 5."),
     ],
 )
 def test_operators_between_values_are_words(written: str, spoken: str) -> None:

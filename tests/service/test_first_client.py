@@ -26,12 +26,15 @@ from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
 from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
 from pipecat.transports.websocket.fastapi import FastAPIWebsocketParams, FastAPIWebsocketTransport
 
+from pipecat_personaplex.config import Persona, SamplingParams
+from pipecat_personaplex.errors import PromptTooLong, VoiceNotFound
 from pipecat_personaplex.service.first_client import announces_client
 from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from tests.helpers.engines import FakeEngine
-from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, started
+from tests.helpers.pipelines import Events, ManualClock, RunningPipeline, errors, started
 from tests.helpers.transports import FakeInput, FakeTransport
 
+Settings = PersonaPlexLLMService.Settings
 SILENCE = InputAudioRawFrame(bytes(960), 24_000, 1)
 
 
@@ -92,7 +95,7 @@ async def test_the_session_and_the_greeting_wait_for_the_caller(
     fake: FakeEngine, first: Frame
 ) -> None:
     async with waiting(fake) as (service, pipeline, events):
-        voice = PersonaPlexLLMService.Settings(voice="NATM1")
+        voice = Settings(voice="NATM1")
         await pipeline.send(LLMUpdateSettingsFrame(delta=voice))
         pipeline.clock.now += 60
         await asyncio.sleep(0.1)
@@ -114,3 +117,59 @@ async def test_a_call_that_nobody_joins_ends_without_a_session(fake: FakeEngine)
         await pipeline.send(EndFrame())
         await pipeline.ended()
     assert not fake.sessions and not events.seen
+
+
+INVALID = [
+    (Settings(temperature_audio=-1.0), "temperature_audio must be from 0"),
+    (Settings(voice=7), "voice must be text"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("delta", "message"), INVALID, ids=["sampling", "voice"])
+async def test_an_invalid_setting_before_the_caller_connects_is_refused(
+    fake: FakeEngine, delta: Settings, message: str
+) -> None:
+    async with waiting(fake) as (service, pipeline, events):
+        await pipeline.send(LLMUpdateSettingsFrame(delta=delta))
+        await pipeline.until(lambda: errors(pipeline))
+        assert message in errors(pipeline)[0].error
+        await pipeline.send(ClientConnectedFrame())
+        await started(pipeline, events)
+        assert service.is_usable and len(errors(pipeline)) == 1
+        assert fake.sessions[0].sampling == SamplingParams()
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "as a server reports it"])
+async def test_a_voice_and_a_role_that_the_engine_refuses_give_way_to_the_first_ones(
+    fake: FakeEngine, monkeypatch: pytest.MonkeyPatch, later: bool
+) -> None:
+    accept, too_long = fake.open_session, PromptTooLong(2_000, 1_500)
+
+    def open_session(persona: Persona, *args: Any, **options: Any) -> Any:
+        refused = "tea" in persona.text_prompt
+        if refused and not later:
+            fake.require_voice(persona)
+            raise too_long
+        fake.ready = not refused
+        session = accept(persona, *args, **options)
+        if refused:
+            session.fail(too_long)
+        return session
+
+    monkeypatch.setattr(fake, "open_session", open_session)
+    first = Settings(voice="NATM1", system_instruction="You sell hats.")
+    async with waiting(fake, settings=first) as (service, pipeline, events):
+        delta = Settings(voice="nope", system_instruction="You sell tea.", seed=3)
+        await pipeline.send(LLMUpdateSettingsFrame(delta=delta))
+        await pipeline.until_count(LLMUpdateSettingsFrame, 1)
+        await pipeline.send(ClientConnectedFrame())
+        await started(pipeline, events)
+        [session] = fake.open_sessions
+        assert session.persona == Persona("NATM1", "You sell hats.")
+        assert session.said == ["Good morning."]
+        assert service.is_usable and service.settings.voice == "NATM1"
+        assert service.settings.seed == session.sampling.seed == 3
+        assert [type(error.exception) for error in errors(pipeline)] == [
+            VoiceNotFound,
+            PromptTooLong,
+        ]

@@ -75,6 +75,8 @@ def test_a_fact_cannot_leave_the_system_tags() -> None:
     [
         ("We close at nine.", ["We close at nine."]),
         ("**Two** _fresh_ `teas` cost $3.50 today!", ["Two fresh teas cost $3.50 today!"]),
+        ("my_notes.txt has opening_hours.", ["my notes.txt has opening hours."]),
+        ("_Ask_ for ABC_12 and __init__.", ["Ask for ABC 12 and init."]),
         ("See [our menu](https://a.b/c) or https://a.b.", ["See our menu or."]),
         ("# Order\n\n- Two teas\n- One *cake*", ["Order.", "Two teas.", "One cake."]),
         ("12. Anything else?", ["12.", "Anything else?"]),

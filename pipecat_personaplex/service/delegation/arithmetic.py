@@ -1,4 +1,4 @@
-"""Reads the operators of a formula as words where Markdown and HTML have the same signs."""
+"""Reads the operators of a formula as words, also where Markdown and HTML have the same signs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import re
 _BEFORE = r"(?:(?<=[\d)])|(?<=\b[A-Za-z]))"
 _AFTER = r"(?=[-+]?[$€£]?\d|\(|[A-Za-z]\b(?!\*\*(?!\w)))"
 _POWER = re.compile(rf"{_BEFORE}[ \t]*(?:\*\*|\^)[ \t]*{_AFTER}")
+_SIGNS = {"\N{MULTIPLICATION SIGN}": "times", "÷": "divided by", "\N{MINUS SIGN}": "minus"}
+_SIGN = re.compile(rf"{_BEFORE}[ \t]*([{''.join(_SIGNS)}])[ \t]*{_AFTER}")
 # Without spaces also between words: "price*count". With spaces a word is an item of a list.
 _TIMES = re.compile(rf"(?<=[\w)])\*(?=[\w($€£])|{_BEFORE}[ \t]+\*[ \t]+{_AFTER}")
 # A number with its unit, or a variable; neither the name of a tag nor its attribute.
@@ -28,7 +30,10 @@ _EMPHASISED_START = re.compile(
 
 
 def read_operators(text: str) -> str:
-    """Read ``*``, ``**``, ``^``, ``<`` and ``>`` between values as words; other marks stay.
+    """Read operators between values as words; other marks stay.
+
+    These are ``*``, ``**``, ``^``, ``<``, ``>``, ``<=``, ``>=``, and the signs of multiplication,
+    division and minus. ``+``, ``-``, ``/`` and ``=`` stay.
 
     Example::
 
@@ -36,5 +41,6 @@ def read_operators(text: str) -> str:
     """
     text = _EMPHASISED_NUMBER.sub(r"\2", text)
     text = _EMPHASISED_START.sub(lambda found: found[1] or found[2], text)
+    text = _SIGN.sub(lambda found: f" {_SIGNS[found[1]]} ", text)
     text = _COMPARISON.sub(lambda found: f"{found[1]} {_RELATIONS[found[2]]} ", text)
     return _TIMES.sub(" times ", _POWER.sub(" to the power of ", text))

@@ -9,12 +9,16 @@ from pipecat.processors.aggregators.llm_context import LLMContext, is_given
 
 from pipecat_personaplex.service.delegation.backend_link import BackendLLMWorker
 from pipecat_personaplex.service.delegation.tool_schemas import (
+    AdapterType,
     DirectFunction,
     FunctionSchema,
     ToolsSchema,
 )
 
-Tool = FunctionSchema | DirectFunction
+Custom = tuple[AdapterType, dict[str, Any]]
+"""A tool in the form of one kind of LLM, such as its search of the web."""
+
+Tool = FunctionSchema | DirectFunction | Custom
 
 
 class BackendTools:
@@ -29,15 +33,14 @@ class BackendTools:
         self._worker = worker
         self._warn = warn
         self._warned = False
-        self._own = [] if worker is None else _tools_of(worker.context)
         self._passed_on: list[Tool] = []
         self._registered: dict[str | None, tuple[Any, dict[str, Any]]] = {}
 
     @property
     def texts(self) -> list[str]:
         """Name and description of each tool."""
-        schemas = _schemas([*self._own, *self._passed_on])
-        return [f"{name.replace('_', ' ')} {schema.description}" for name, schema in schemas]
+        schemas = [] if self._worker is None else _schemas(_tools_of(self._worker.context))
+        return [f"{each.name.replace('_', ' ')} {each.description}" for each in schemas]
 
     def register(self, name: str | None, handler: Any, options: dict[str, Any]) -> None:
         """Have the backend call this handler; as ``LLMService.register_function``."""
@@ -57,13 +60,20 @@ class BackendTools:
             return
         for name, (handler, options) in registered.items():
             # A schema that carries its handler registers itself.
-            if all(handler is not schema.handler for _, schema in _schemas(given)):
+            if all(handler is not schema.handler for schema in _schemas(given)):
                 self._worker.llm.register_function(name, handler, **options)
-        if given != self._passed_on:
-            self._passed_on = given
-            own = {name for name, _ in _schemas(self._own)}
-            added = [tool for tool in given if _name(tool) not in own]
-            self._worker.context.set_tools(ToolsSchema(standard_tools=[*self._own, *added]))
+        # The application may have changed the backend's own tools since the last time.
+        offered = _tools_of(self._worker.context)
+        own = [tool for tool in offered if tool not in self._passed_on]
+        names = {schema.name for schema in _schemas(own)}
+        self._passed_on = [
+            tool
+            for tool in given
+            if tool not in own and names.isdisjoint(each.name for each in _schemas([tool]))
+        ]
+        wanted = [*own, *self._passed_on]
+        if not _same(wanted, offered):
+            self._worker.context.set_tools(_as_schema(wanted))
 
 
 def _tools_of(context: LLMContext) -> list[Tool]:
@@ -72,12 +82,26 @@ def _tools_of(context: LLMContext) -> list[Tool]:
     if not is_given(tools) or tools is None:
         return []
     direct = {wrapper.name: wrapper.function for wrapper in tools.direct_functions}
-    return [direct.get(schema.name, schema) for schema in tools.standard_tools]
+    custom = (tools.custom_tools or {}).items()
+    return [
+        *(direct.get(schema.name, schema) for schema in tools.standard_tools),
+        *((adapter, tool) for adapter, listed in custom for tool in listed),
+    ]
 
 
-def _schemas(tools: list[Tool]) -> list[tuple[str, FunctionSchema]]:
-    return [(schema.name, schema) for schema in ToolsSchema(standard_tools=tools).standard_tools]
+def _as_schema(tools: list[Tool]) -> ToolsSchema:
+    custom: dict[AdapterType, list[dict[str, Any]]] = {}
+    for tool in tools:
+        if isinstance(tool, tuple):
+            custom.setdefault(tool[0], []).append(tool[1])
+    standard = [tool for tool in tools if not isinstance(tool, tuple)]
+    return ToolsSchema(standard_tools=standard, custom_tools=custom or None)
 
 
-def _name(tool: Tool) -> str:
-    return _schemas([tool])[0][0]
+def _schemas(tools: list[Tool]) -> list[FunctionSchema]:
+    """The schemas of those tools that have a name."""
+    return _as_schema(tools).standard_tools
+
+
+def _same(tools: list[Tool], others: list[Tool]) -> bool:
+    return len(tools) == len(others) and all(tool in others for tool in tools)

@@ -148,7 +148,8 @@ class Delegator(CallFollower):
 
         async def run() -> None:
             await self._memory.ground()
-            await open_session()
+            if self._open:  # the caller may have hung up meanwhile
+                await open_session()
 
         self._tasks.append(self._front.create_task(run(), f"{self._front}::grounded"))
 
@@ -294,9 +295,9 @@ class Delegator(CallFollower):
     def _do_one(self, action: Action) -> None:
         match action:
             case HoldFor(seconds):
-                self._steer(lambda: self._front.hold(seconds))
+                self._steer(lambda: self._front.hold_for_backend(seconds))
             case Release():
-                self._steer(self._front.release)
+                self._steer(self._front.release_for_backend)
             case Say(key, text):
                 requested = RequestedText(text, "pause", True)
                 self._texts[key] = requested

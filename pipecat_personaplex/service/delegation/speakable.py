@@ -20,13 +20,17 @@ _LINE_START = re.compile(r"^\s*(?:#{1,6}\s+|>+\s*|[-*+•]\s+)")
 # One alone may be an answer: "12. Anything else?"
 _LIST_NUMBER = re.compile(r"^\s*\d{1,2}[.)]\s+")
 _TABLE_RULE = re.compile(r"^\s*\|?[\s:|-]{3,}\|?\s*$")
+# As in "opening_hours": a gap, while the underscores of an emphasis stand at the edge of a word.
+_WORD_GAP = re.compile(r"(?<=[^\W_])_+(?=[^\W_])")
 _MARKS = re.compile(r"(\*\*|__|~~|`)")
 _EMPHASIS = re.compile(r"(?<![\w*])[*_](?=\S)([^*_\n]+?)(?<=\S)[*_](?![\w*])")
 # A sentence ends with its mark and a space; "3.5" and "a.m." do not end one before a small letter.
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"')\]]*\s+(?=[^a-z])")
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|No|vs|approx|e\.g|i\.e)\.$", re.I)
-# Typographic quotes, dashes and spaces, and the separators of a table.
-_TYPOGRAPHY = str.maketrans("\u201c\u201d\u201e\u2018\u2019\u2013\u2014\u00a0|", '"""\'\'-, ,')
+# Typographic quotes, dashes, minus and spaces, and the separators of a table.
+_TYPOGRAPHY = str.maketrans(
+    "\u201c\u201d\u201e\u2018\u2019\u2013\u2014\u2212\u00a0|", '"""\'\'-,- ,'
+)
 # "20 °C", "-3°F", "180°".
 _DEGREES = re.compile(r"\s?°\s?([CF]\b)?")
 _SCALES = {"C": " degrees Celsius", "F": " degrees Fahrenheit"}
@@ -35,8 +39,8 @@ _SCALES = {"C": " degrees Celsius", "F": " degrees Fahrenheit"}
 def speakable(text: str, max_words: int = MAX_WORDS) -> tuple[list[str], str]:
     """Split a text into sentences to speak, and what is too much.
 
-    Markdown, addresses, code blocks, emoji and control characters are removed, lines are joined;
-    ``*``, ``^``, ``<`` and ``>`` of a formula become words.
+    Markdown, addresses, code blocks, emoji and control characters are removed, lines are joined.
+    Operators such as ``*`` and ``<`` between values become words; see ``read_operators``.
 
     Args:
         text: What a language model wrote, of any length.
@@ -65,7 +69,7 @@ def _plain(text: str) -> list[str]:
     """The paragraphs, items and table rows of a text, each on one line and without marks."""
     text = _CODE_FENCE.sub("\n\n", text)
     text = _LINK.sub(r"\1", text)
-    text = read_operators(_URL.sub("", text))
+    text = read_operators(_WORD_GAP.sub(" ", _URL.sub("", text)))
     text = _TAG.sub(" ", text)
     text = _EMPHASIS.sub(r"\1", _MARKS.sub("", text))
     blocks: list[str] = [""]

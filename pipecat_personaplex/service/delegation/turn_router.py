@@ -39,12 +39,13 @@ class TurnRouter:
         self._tool_texts = tool_texts
         self._on_accepted = on_accepted
         self._turn = 0
+        self._said: list[str] = []  # final transcripts of the current turn, in parts
         self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
         """Listen to the transcripts of the pipeline."""
         if self._hold.mode == "when":
-            self._front.pipeline_worker.add_observer(_Transcripts(self._route_transcript))
+            self._front.pipeline_worker.add_observer(_Transcripts(self._on_transcript))
 
     async def close(self) -> None:
         """Stop the routers that are still at work."""
@@ -57,12 +58,23 @@ class TurnRouter:
         self._turn += 1
 
     def accepts(self, text: str) -> bool:
-        """Ask the router about what the caller has said so far.
+        """Ask the router about the words of the finished turn.
 
         Returns:
             Whether it accepts the text. False also if it is a coroutine function, whose answer
             comes later.
         """
+        self._said.clear()
+        return self._ask(text)
+
+    def _on_transcript(self, text: str, final: bool) -> None:
+        said_so_far = [*self._said, text]
+        if final:
+            self._said = said_so_far
+        if self._ask(" ".join(said_so_far)):
+            self._on_accepted()
+
+    def _ask(self, text: str) -> bool:
         if self._hold.mode == "never":
             return False
         try:
@@ -76,10 +88,6 @@ class TurnRouter:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return False
-
-    def _route_transcript(self, text: str) -> None:
-        if self.accepts(text):
-            self._on_accepted()
 
     @property
     def _router(self) -> Router:
@@ -101,12 +109,11 @@ class TurnRouter:
 class _Transcripts(BaseObserver):
     """Sees transcripts that the user aggregator does not pass on, interim ones included."""
 
-    def __init__(self, on_text: Callable[[str], None]):
+    def __init__(self, on_transcript: Callable[[str, bool], None]):
         super().__init__()
-        self._on_text = on_text
+        self._on_transcript = on_transcript
 
     async def on_push_frame(self, data: FramePushed) -> None:
-        if data.first_push and isinstance(
-            data.frame, InterimTranscriptionFrame | TranscriptionFrame
-        ):
-            self._on_text(data.frame.text)
+        frame = data.frame
+        if data.first_push and isinstance(frame, InterimTranscriptionFrame | TranscriptionFrame):
+            self._on_transcript(frame.text.strip(), isinstance(frame, TranscriptionFrame))

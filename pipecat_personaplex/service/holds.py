@@ -1,0 +1,60 @@
+"""The agent's holds: one of the application and one of the delegation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from pipecat_personaplex.interface import MAX_HOLD_SECONDS, SessionLike, checked_hold
+
+Holder = Literal["application", "delegation"]
+"""Who keeps the agent silent."""
+
+
+class Holds:
+    """Holds a session until the holds of both holders have ended; a session has one hold alone.
+
+    Args:
+        clock: Returns monotonic seconds.
+
+    Example::
+
+        holds = Holds()
+        holds.hold(session, "application", 30.0)
+        holds.hold(session, "delegation", 2.0)
+        holds.release(session, "delegation")    # the rest of the 30 s
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._until: dict[Holder, float] = {}
+
+    def hold(self, session: SessionLike, holder: Holder, seconds: float) -> None:
+        """Hold the session; this replaces the hold of the same holder.
+
+        Raises:
+            PersonaPlexError: As ``SessionLike.hold``; then nothing has changed.
+        """
+        left = self._seconds_left(besides=holder)
+        session.hold(max(checked_hold(seconds), left) if left else seconds)
+        self._until[holder] = self._clock() + seconds
+
+    def release(self, session: SessionLike, holder: Holder) -> None:
+        """End the hold of a holder.
+
+        Raises:
+            PersonaPlexError: As ``SessionLike.release``.
+        """
+        self._until.pop(holder, None)
+        seconds = self._seconds_left(besides=holder)
+        if seconds:
+            session.hold(seconds)
+        else:
+            session.release()
+
+    def _seconds_left(self, *, besides: Holder) -> float:
+        """Seconds until the hold of the other holder ends."""
+        untils = [until for holder, until in self._until.items() if holder != besides]
+        left = max([0.0, *(until - self._clock() for until in untils)])
+        return min(left, MAX_HOLD_SECONDS)  # the sums of the clock may have been rounded up

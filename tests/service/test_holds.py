@@ -1,0 +1,95 @@
+"""Holds of the application and of the delegation, which end apart."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pipecat_personaplex import Hold
+from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.service.holds import Holder, Holds
+from tests.helpers.delegation import delegated_call
+from tests.helpers.engines import FakeEngine
+from tests.helpers.llm import StubLLM
+from tests.helpers.pipelines import ManualClock
+
+
+class Session:
+    """Stores the holds that it was given; 0 for a release."""
+
+    def __init__(self) -> None:
+        self.holds: list[float] = []
+
+    def hold(self, seconds: float) -> None:
+        self.holds.append(seconds)
+
+    def release(self) -> None:
+        self.holds.append(0.0)
+
+
+BOTH = pytest.mark.parametrize(
+    ("longer", "shorter"), [("application", "delegation"), ("delegation", "application")]
+)
+
+
+@BOTH
+def test_a_hold_lasts_until_the_later_end(
+    clock: ManualClock, longer: Holder, shorter: Holder
+) -> None:
+    session, holds = Session(), Holds(clock)
+    holds.hold(session, longer, 30.0)
+    clock.now += 2.0
+    holds.hold(session, shorter, 3.0)
+    clock.now += 1.0
+    holds.release(session, shorter)
+    holds.release(session, longer)
+    assert session.holds == [30.0, 28.0, 27.0, 0.0]
+
+
+@BOTH
+def test_a_release_of_the_longer_hold_leaves_the_shorter_one(
+    clock: ManualClock, longer: Holder, shorter: Holder
+) -> None:
+    session, holds = Session(), Holds(clock)
+    holds.hold(session, shorter, 3.0)
+    holds.hold(session, longer, 30.0)
+    clock.now += 1.0
+    holds.release(session, longer)
+    clock.now += 5.0
+    holds.release(session, longer)
+    assert session.holds == [3.0, 30.0, 2.0, 0.0]
+
+
+def test_a_hold_of_the_same_holder_replaces_the_one_before(clock: ManualClock) -> None:
+    session, holds = Session(), Holds(clock)
+    for seconds in (30.0, 1.0):
+        holds.hold(session, "application", seconds)
+    assert session.holds == [30.0, 1.0]
+
+
+def test_an_invalid_length_changes_nothing(clock: ManualClock) -> None:
+    session, holds = Session(), Holds(clock)
+    holds.hold(session, "delegation", 5.0)
+    for seconds in (-1.0, 31.0, float("nan")):
+        with pytest.raises(ConfigError, match="from 0 to 30"):
+            holds.hold(session, "application", seconds)
+    holds.release(session, "delegation")
+    assert session.holds == [5.0, 0.0]
+
+
+@pytest.mark.realtime
+async def test_a_delegation_leaves_the_hold_of_the_application(fake: FakeEngine) -> None:
+    hold = Hold.until_decided(router=lambda text: True)
+    async with (
+        StubLLM() as llm,
+        delegated_call(fake, llm.worker(), hold=hold) as call,
+    ):
+        call.agent.hold(30.0)
+        await call.says("Hello.")
+        await call.until(lambda: llm.requests and not call.agent.delegation_state.held)
+        await asyncio.sleep(0.05)
+        [session] = fake.sessions
+        assert len(session.holds) > 2 and min(session.holds) > 20
+        call.agent.release()
+        assert session.holds[-1] == 0.0
