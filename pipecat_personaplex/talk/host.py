@@ -189,9 +189,17 @@ class TalkHost:
         task.add_done_callback(self._tasks.discard)
 
     async def talk_over(self, websocket: WebSocket, request: CallRequest) -> None:
-        """Talk over a WebSocket until the call ends; see ``check`` for what is refused."""
+        """Talk over a WebSocket until the call ends; see ``check`` for what is refused.
+
+        The page is told that the call is open once it has its slot.
+        """
         call_id = secrets.token_hex(8)
         conversation = self._begin(call_id, lambda: socket_transport(websocket), request)
+        try:
+            await websocket.send_json({"opened": True})
+        except BaseException:  # the page may have gone
+            del self._calls[call_id]
+            raise
         await self._run(call_id, conversation)
 
     def _begin(

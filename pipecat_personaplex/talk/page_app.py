@@ -203,7 +203,6 @@ class _Pages:
                 data = json.loads(await websocket.receive_text())
             requested = self._call_request(data)
             await self._host.admit(requested)
-            await websocket.send_json({"opened": True})
             await self._host.talk_over(websocket, requested)
         except PersonaPlexError as error:
             with suppress(RuntimeError, WebSocketDisconnect):  # the page may have gone

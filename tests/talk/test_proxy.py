@@ -120,6 +120,7 @@ def test_a_bot_that_is_killed_behind_a_proxy(browser: Browser) -> None:
         bot.add("--public-url", proxy.url)
         with bot, watched(browser, proxy.url.removesuffix("/"), NO_WEBRTC) as page:
             page.open().talk()
+            page.page.evaluate("appeared = {}")
             killed = time.time()
             os.kill(bot.pid, signal.SIGKILL)
             page.until_banner("The bot is gone")

@@ -1,6 +1,6 @@
 // From the press of Talk to the end of the call. Whatever ends it, everything that it has opened is
 // closed at once, and "ended" is its last event.
-import { prepareCall } from "./connect";
+import { prepareCall, readKey } from "./connect";
 import type { DeviceMenus } from "./devices";
 import { type Call, type CallEvent, type CallRequest, type Info, type Listener, Problem } from "./events";
 import { openMicrophone } from "./microphone";
@@ -72,6 +72,7 @@ export class Attempt {
   }
 
   async #connect(request: () => CallRequest): Promise<void> {
+    const key = readKey(this.info);
     const asking = setTimeout(() => this.#report({ kind: "opening", asking: true }), PERMISSION_MS);
     const microphone = await this.#openMicrophone().finally(() => clearTimeout(asking));
     if (this.#over) return stop(microphone);
@@ -81,7 +82,7 @@ export class Attempt {
     const recorder = await Recorder.create();
     if (this.#over) return recorder.stop();
     this.#recorder = recorder;
-    this.#call = prepareCall(this.info, microphone, (event) => this.#report(event));
+    this.#call = prepareCall(this.info, key, microphone, (event) => this.#report(event));
     await this.#call.start(request());
   }
 

@@ -1,13 +1,29 @@
 // Opens a call in a way that gets through: WebRTC, else a WebSocket.
 import { byId } from "./dom";
-import type { Call, CallRequest, Info, Listener, Sampling } from "./events";
+import { type Call, type CallRequest, type Info, type Listener, Problem, type Sampling } from "./events";
+import { NO_KEY, WRONG_KEY } from "./problems";
 import { SessionCall } from "./session";
 import { SocketCall } from "./socket";
 import { WebRtcCall } from "./webrtc";
 
-export function prepareCall(info: Info, microphone: MediaStream, listener: Listener): Call {
+// The key that is written in the page, if the server requires one; throws a Problem if it cannot be
+// a key: it is sent as the name of a subprotocol.
+export function readKey({ key_required }: Info): string {
+  if (!key_required) return "";
+  const key = byId<HTMLInputElement>("key").value.trim();
+  if (!key) throw new Problem(NO_KEY);
+  if (/[^\w!#$%&'*+.^`|~-]/.test(key)) throw new Problem(WRONG_KEY);
+  return key;
+}
+
+export function prepareCall(
+  info: Info,
+  key: string,
+  microphone: MediaStream,
+  listener: Listener,
+): Call {
   if (info.server === "talk") return new TalkCall(info, microphone, listener);
-  return new SessionCall(microphone, listener, byId<HTMLInputElement>("key").value.trim());
+  return new SessionCall(microphone, listener, key);
 }
 
 const SPARE_MS = 1200; // after which a WebSocket is opened, so that it can take over at once

@@ -1,5 +1,5 @@
 // The menus of microphones and loudspeakers.
-import { byId, show } from "./dom";
+import { byId, on, show } from "./dom";
 import { SPEAKER_LOST } from "./problems";
 
 const MENUS = { microphone: "audioinput", speaker: "audiooutput" } as const;
@@ -7,7 +7,7 @@ type Player = HTMLAudioElement & { setSinkId(id: string): Promise<void> };
 
 export class DeviceMenus {
   constructor(private report: (text: string) => void) {
-    byId("speaker").addEventListener("change", () => void this.#changeSpeaker());
+    on("speaker", "change", () => void this.#changeSpeaker());
     navigator.mediaDevices?.addEventListener("devicechange", () => void this.list());
   }
 

@@ -20,15 +20,29 @@ export function show(node: HTMLElement, shown: boolean): void {
   node.hidden = !shown;
 }
 
-// The text of an answer that is not OK, for a person.
-export async function detailOf(response: Response): Promise<string> {
+// Listens to an element of the page, or to something else that has events.
+export function on(target: EventTarget | string, type: string, run: (event: Event) => void): void {
+  (typeof target === "string" ? byId(target) : target).addEventListener(type, run);
+}
+
+// What a browser keeps for the page, unless it forbids that.
+
+type Store = "localStorage" | "sessionStorage";
+
+export function recall(store: Store, name: string): string | null {
   try {
-    const { detail } = (await response.json()) as { detail?: unknown };
-    if (typeof detail === "string") return detail;
+    return window[store].getItem(name);
   } catch {
-    // not JSON
+    return null;
   }
-  return `the bot answered ${response.status}`;
+}
+
+export function keep(store: Store, name: string, value: string): void {
+  try {
+    window[store].setItem(name, value);
+  } catch {
+    // It holds until the page is left.
+  }
 }
 
 export async function post(path: string, body: unknown, signal?: AbortSignal): Promise<Response> {

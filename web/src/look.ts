@@ -1,21 +1,21 @@
 // Theme, keys and messages: what has nothing to do with a call.
-import { byId, element, show } from "./dom";
+import { byId, element, keep, on, recall, show } from "./dom";
 
 const THEMES = ["auto", "light", "dark"];
 
 export function followTheme(): void {
   const button = byId("theme");
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  let theme = localStorage.getItem("theme") ?? "auto";
+  let theme = recall("localStorage", "theme") ?? "auto";
   const apply = () => {
     const chosen = theme === "auto" ? (dark.matches ? "dark" : "light") : theme;
     document.documentElement.dataset.theme = chosen;
     button.textContent = `Theme: ${theme}`;
   };
-  dark.addEventListener("change", apply);
-  button.addEventListener("click", () => {
+  on(dark, "change", apply);
+  on(button, "click", () => {
     theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
-    localStorage.setItem("theme", theme);
+    keep("localStorage", "theme", theme);
     apply();
   });
   apply();
@@ -23,7 +23,7 @@ export function followTheme(): void {
 
 export function followKeys(actions: Record<string, () => void>): void {
   const dialog = byId<HTMLDialogElement>("keys-dialog");
-  byId("keys").addEventListener("click", () => dialog.showModal());
+  on("keys", "click", () => dialog.showModal());
   document.addEventListener("keydown", (event) => {
     const typing = (event.target as HTMLElement).closest("input:not([type=radio]), textarea, select");
     if (typing || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
@@ -39,8 +39,8 @@ export class Banner {
   #retry: (() => void) | undefined;
 
   constructor() {
-    byId("banner-close").addEventListener("click", () => this.clear());
-    byId("banner-retry").addEventListener("click", () => {
+    on("banner-close", "click", () => this.clear());
+    on("banner-retry", "click", () => {
       const retry = this.#retry;
       this.clear();
       retry?.();

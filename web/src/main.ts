@@ -1,10 +1,11 @@
 // The page: loads what the bot offers, and connects the views with a call.
 import { readAddress, writeAddress } from "./address";
-import { byId, detailOf, element, show } from "./dom";
+import { readKey } from "./connect";
+import { byId, element, keep, on, recall, show } from "./dom";
 import { type Info, Problem } from "./events";
 import { Banner, followKeys, followTheme } from "./look";
 import { PersonaEditor } from "./persona";
-import { askInfo, GONE } from "./problems";
+import { askInfo, GONE, requireOk, WRONG_KEY } from "./problems";
 import { SamplingPanel } from "./sampling";
 import { Stage } from "./stage";
 import { VoiceGallery } from "./voices";
@@ -61,19 +62,19 @@ function run(info: Info): void {
   if (info.refusal) banner.show(info.refusal);
   const settings = readAddress(info);
   const key = byId<HTMLInputElement>("key");
-  key.value = sessionStorage.getItem("key") ?? "";
+  key.value = recall("sessionStorage", "key") ?? "";
   const useKey = async () => {
-    sessionStorage.setItem("key", key.value.trim());
+    keep("sessionStorage", "key", key.value.trim());
     banner.clear();
     try {
-      Object.assign(info, await listVoices(key.value.trim()));
+      Object.assign(info, await listVoices(readKey(info)));
     } catch (error) {
       return banner.show(error instanceof Problem ? error.message : GONE);
     }
     voices.set(info.voices, info.voices.includes(voices.voice) ? voices.voice : info.voice);
     changed();
   };
-  key.addEventListener("change", () => void useKey());
+  on(key, "change", () => void useKey());
   const greeting = byId<HTMLInputElement>("greeting");
   greeting.value = settings.greeting;
   const request = () => ({
@@ -101,7 +102,7 @@ function run(info: Info): void {
   voices.set(info.voices, settings.voice);
   const persona = new PersonaEditor(info, () => voices.voice, () => changed());
   const stage = new Stage(info, banner, request, persona, voices);
-  greeting.addEventListener("input", changed);
+  on(greeting, "input", changed);
   persona.prompt = settings.prompt;
   if (info.key_required && key.value) void useKey();
   followKeys({
@@ -115,8 +116,8 @@ function run(info: Info): void {
 // What a server that requires a key tells with it.
 async function listVoices(key: string): Promise<Pick<Info, "voices" | "voice">> {
   const response = await fetch("v1/voices", { headers: { Authorization: `Bearer ${key}` } });
-  if (response.status === 401) throw new Problem("The server does not know this key.");
-  if (!response.ok) throw new Problem(await detailOf(response));
+  if (response.status === 401) throw new Problem(WRONG_KEY);
+  await requireOk(response);
   const { voices } = (await response.json()) as Pick<Info, "voices">;
   return { voices, voice: voices[0] ?? "" };
 }

@@ -1,5 +1,5 @@
 // The role of the agent: NVIDIA's three kinds of prompts, and how much of the window they take.
-import { byId, debounce, post, show } from "./dom";
+import { byId, debounce, on, post, show } from "./dom";
 import type { Info, Kind } from "./events";
 
 const CASUAL = "You enjoy having a good conversation.";
@@ -27,9 +27,9 @@ export class PersonaEditor {
     private voice: () => string,
     private changed: () => void,
   ) {
-    for (const field of this.#fields) field.addEventListener("input", () => this.#compose());
-    for (const kind of this.#kinds) kind.addEventListener("change", () => this.#choose());
-    this.#text.addEventListener("input", () => {
+    for (const field of this.#fields) on(field, "input", () => this.#compose());
+    for (const kind of this.#kinds) on(kind, "change", () => this.#choose());
+    on(this.#text, "input", () => {
       this.#recognise();
       this.update();
     });

@@ -1,5 +1,5 @@
 // Sliders of the sampling, which act in a running call.
-import { byId, debounce } from "./dom";
+import { byId, debounce, on } from "./dom";
 import type { Sampling } from "./events";
 
 const NAMES = ["temperature_audio", "temperature_text", "top_k_audio", "top_k_text"] as const;
@@ -13,10 +13,8 @@ export class SamplingPanel {
     private changed: (values: Sampling) => void,
   ) {
     this.#write(start);
-    for (const name of [...NAMES, "seed"]) {
-      byId(name).addEventListener("input", () => this.#update());
-    }
-    byId("sampling-reset").addEventListener("click", () => {
+    for (const name of [...NAMES, "seed"]) on(name, "input", () => this.#update());
+    on("sampling-reset", "click", () => {
       this.#write(this.defaults);
       this.#send();
     });

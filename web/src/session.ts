@@ -21,7 +21,7 @@ const LATE_MS = 80;
 const OPEN_MS = 3000;
 const PROMPT_MS = 30_000; // the server may compute the role and the voice for twice as long
 const PAUSED_MS = 1000; // without a frame of the caller: its sound has stopped
-const CHANGE_MS = 1100; // the server takes a change of the persona once a second
+const CHANGE_MS = 1100; // between two changes of the persona: the server takes one a second
 const TURN_GAP_FRAMES = 10; // 0.8 s without text end a turn
 const STEP_FRAMES = 25; // step times are averaged
 
@@ -64,6 +64,7 @@ export class SessionCall implements Call {
   #persona: Persona = { voice: "", prompt: "" };
   #wanted = this.#persona;
   #changing: Promise<void> | undefined;
+  #changedAt = -CHANGE_MS; // when the last change was sent
 
   constructor(
     private microphone: MediaStream,
@@ -124,7 +125,10 @@ export class SessionCall implements Call {
 
   async #change(): Promise<void> {
     for (;;) {
+      const left = this.#changedAt + CHANGE_MS - now();
+      await new Promise((resolve) => setTimeout(resolve, left));
       const next = this.#wanted;
+      this.#changedAt = now();
       try {
         await this.#replace(next);
       } catch (problem) {
@@ -134,7 +138,6 @@ export class SessionCall implements Call {
       }
       const { voice, prompt } = this.#wanted;
       if (voice === next.voice && prompt === next.prompt) return;
-      await new Promise((resolve) => setTimeout(resolve, CHANGE_MS));
     }
   }
 

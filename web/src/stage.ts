@@ -1,5 +1,5 @@
 // The call as one sees and steers it.
-import { byId, clock, element, show } from "./dom";
+import { byId, clock, element, on, show } from "./dom";
 import { Attempt } from "./attempt";
 import type { Call, CallEvent, CallRequest, Info, Sampling } from "./events";
 import { save } from "./files";
@@ -54,22 +54,22 @@ export class Stage {
     [this.#persona, this.#voices] = [persona, voices];
     // Else the button would have another name each second.
     this.#clock.setAttribute("aria-hidden", "true");
-    byId("talk").addEventListener("click", () => this.#toggle());
-    byId("mute").addEventListener("click", () => {
+    on("talk", "click", () => this.#toggle());
+    on("mute", "click", () => {
       this.#showMute(this.#attempt?.toggleMute() ?? false);
     });
-    byId("hush").addEventListener("click", () => void this.#steer((call) => call.hush(), "Hushed"));
-    byId("hold").addEventListener("click", () => void this.#toggleHold());
-    byId("apply").addEventListener("click", () => void this.#applyPrompt());
+    on("hush", "click", () => void this.#steer((call) => call.hush(), "Hushed"));
+    on("hold", "click", () => void this.#toggleHold());
+    on("apply", "click", () => void this.#applyPrompt());
     this.#onSubmit("say", (text) => this.#steer((call) => call.say(text), "Will be said"));
     this.#onSubmit("facts", (text) => this.#addFacts(text));
-    byId("wav").addEventListener("click", () => {
+    on("wav", "click", () => {
       if (this.#recorder) save(this.#recorder.wav(), this.#started, "wav");
     });
-    byId("json").addEventListener("click", () => this.#saveReport());
-    byId<HTMLInputElement>("keep").addEventListener("change", () => this.#keep());
-    byId("microphone").addEventListener("change", () => void this.#attempt?.changeMicrophone());
-    window.addEventListener("pagehide", () => this.#attempt?.end("You hung up."));
+    on("json", "click", () => this.#saveReport());
+    on("keep", "change", () => this.#keep());
+    on("microphone", "change", () => void this.#attempt?.changeMicrophone());
+    on(window, "pagehide", () => this.#attempt?.end("You hung up."));
     this.#show("idle", "Ready", "Press Talk, allow the microphone, and speak.");
     void this.#devices.list();
   }
@@ -239,7 +239,7 @@ export class Stage {
 
   #onSubmit(name: string, action: (text: string) => Promise<boolean>): void {
     const input = byId<HTMLInputElement>(name);
-    byId(`${name}-form`).addEventListener("submit", async (event) => {
+    on(`${name}-form`, "submit", async (event) => {
       event.preventDefault();
       const text = input.value.trim();
       if (!text) return;

@@ -1,6 +1,6 @@
 // The voice gallery: choose, listen to a preview, drop a recording to make a voice.
-import { byId, detailOf, element } from "./dom";
-import { Problem } from "./events";
+import { byId, element, on } from "./dom";
+import { requireOk } from "./problems";
 
 export class VoiceGallery {
   #list = byId("voices");
@@ -12,18 +12,18 @@ export class VoiceGallery {
     private report: (text: string) => void,
   ) {
     const file = byId<HTMLInputElement>("voice-file");
-    file.addEventListener("change", () => {
+    on(file, "change", () => {
       for (const item of file.files ?? []) void this.#add(item);
       file.value = "";
     });
     const zone = byId("voice-drop");
     for (const name of ["dragover", "dragleave", "drop"]) {
-      zone.addEventListener(name, (event) => {
+      on(zone, name, (event) => {
         event.preventDefault();
         zone.classList.toggle("over", name === "dragover");
       });
     }
-    zone.addEventListener("drop", (event) => {
+    on(zone, "drop", (event) => {
       for (const item of (event as DragEvent).dataTransfer?.files ?? []) void this.#add(item);
     });
   }
@@ -44,10 +44,10 @@ export class VoiceGallery {
 
   #item(name: string, checked: boolean): HTMLElement {
     const input = element("input", { type: "radio", name: "voice", value: name, checked });
-    input.addEventListener("change", () => this.chosen(name));
+    on(input, "change", () => this.chosen(name));
     const play = element("button", { type: "button", className: "small", textContent: "▶" });
     play.setAttribute("aria-label", `Play a preview of ${name}`);
-    play.addEventListener("click", () => void this.#preview(name, play));
+    on(play, "click", () => void this.#preview(name, play));
     const label = element("label", {}, input, element("span", {}, name, hint(name)));
     return element("div", { className: "voice" }, label, play);
   }
@@ -56,7 +56,7 @@ export class VoiceGallery {
     button.classList.add("busy");
     try {
       const response = await fetch(`api/voices/${encodeURIComponent(name)}.wav`);
-      if (!response.ok) throw new Problem(await detailOf(response));
+      await requireOk(response);
       const sound = await response.blob();
       URL.revokeObjectURL(this.#player.src); // of the preview before
       this.#player.src = URL.createObjectURL(sound);
@@ -75,7 +75,7 @@ export class VoiceGallery {
     this.#list.setAttribute("aria-busy", "true");
     try {
       const response = await fetch(`api/voices?${query}`, { method: "POST", body: file });
-      if (!response.ok) throw new Problem(await detailOf(response));
+      await requireOk(response);
       const { voices } = (await response.json()) as { voices: string[] };
       this.set(voices, name);
       this.chosen(name);

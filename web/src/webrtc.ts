@@ -1,7 +1,7 @@
 // A call over WebRTC to `personaplex talk`.
-import { detailOf, now, post } from "./dom";
+import { now, on, post } from "./dom";
 import { type Call, type CallRequest, type Info, type Listener, Problem } from "./events";
-import { ENDED, GONE, refusal, whenGone, whyBroken } from "./problems";
+import { ENDED, GONE, requireOk, whenGone, whyBroken } from "./problems";
 import { Rtvi, RtviCall } from "./rtvi";
 
 const BLOCKED_MS = 2300; // after the press of Talk: the page must say why within three seconds
@@ -43,12 +43,12 @@ export class WebRtcCall extends RtviCall implements Call {
       this.#heardAt = now();
       if (typeof data === "string") this.rtvi.receive(data);
     });
-    channel.addEventListener("open", () => {
+    on(channel, "open", () => {
       this.rtvi.ready();
       this.#every(PING_MS, () => this.#ping(channel));
     });
-    channel.addEventListener("close", () => void this.#findOutWhy());
-    this.#peer.addEventListener("connectionstatechange", () => this.#follow());
+    on(channel, "close", () => void this.#findOutWhy());
+    on(this.#peer, "connectionstatechange", () => this.#follow());
   }
 
   // Connects; throws a Problem if the bot refuses the call.
@@ -62,7 +62,7 @@ export class WebRtcCall extends RtviCall implements Call {
     const response = await this.#offer(request);
     if (this.#over && !response?.ok) return;
     if (!response) throw new Problem(GONE);
-    if (!response.ok) throw new Problem(refusal(await detailOf(response)));
+    await requireOk(response);
     const answer = (await response.json()) as RTCSessionDescriptionInit & { pc_id: string };
     this.#id = answer.pc_id;
     if (this.#over) return void this.#tellBot();
@@ -146,7 +146,7 @@ export class WebRtcCall extends RtviCall implements Call {
   #gathered(): Promise<void> {
     return new Promise((resolve) => {
       const done = () => this.#peer.iceGatheringState === "complete" && resolve();
-      this.#peer.addEventListener("icegatheringstatechange", done);
+      on(this.#peer, "icegatheringstatechange", done);
       setTimeout(resolve, GATHER_MS); // a server that does not answer must not hold us up
       done();
     });
