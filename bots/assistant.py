@@ -22,7 +22,7 @@ from pipecat.processors.aggregators.llm_response_universal import (
 from pipecat.runner.types import RunnerArguments
 
 from bots.assistant_tools import INSTRUCTIONS, AssistantTools
-from bots.backends import add_backend_options, choose_backend
+from bots.backends import add_backend_options, check_engine, choose_backend
 from bots.documents import Documents
 from bots.host import BotCall, BotHost
 from bots.notes import Notes
@@ -109,6 +109,8 @@ def _check(args: argparse.Namespace) -> None:
     args.backends = choose_backend(args)
     if args.documents and args.backends is None:
         raise ConfigError("--documents needs --backend")
+    if args.notes not in (None, "none") and args.backends is None:
+        raise ConfigError("--notes needs --backend: nothing else writes or reads notes")
     args.document_index = Documents(Path(args.documents)) if args.documents else None
     # On the telephone, notes would reach callers who know nothing of each other.
     notes = args.notes or ("none" if args.transport == "twilio" else "notes.txt")
@@ -123,6 +125,7 @@ host = BotHost(
     prompt=TEACHER,
     extend=_extend,
     check=_check,
+    check_engine=check_engine,
 )
 
 

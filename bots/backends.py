@@ -14,6 +14,8 @@ from pipecat.workers.llm.backend_llm_worker import BackendLLMWorker
 
 from bots.tool_calls import Tool
 from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.interface import EngineLike
+from pipecat_personaplex.service.delegation.delegator import NEEDED_FEATURES
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,22 @@ def choose_backend(args: argparse.Namespace) -> Backends | None:
             f"--backend {args.backend} needs a package: pip install 'pipecat-ai[{args.backend}]'"
         ) from None
     return Backends(service, args.backend_model, options)
+
+
+def check_engine(args: argparse.Namespace, engine: EngineLike) -> None:
+    """Check that the engine can speak a backend's answers, if there is a backend.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    missing = NEEDED_FEATURES - engine.features
+    if args.backend != "none" and missing:
+        needed = ", ".join(sorted(NEEDED_FEATURES))
+        raise ConfigError(
+            f"--backend {args.backend} needs an engine that supports {needed}, and this one does "
+            f"not support {', '.join(sorted(missing))}: leave out --engine, or give it the address "
+            "of `personaplex serve`"
+        )
 
 
 def _connection(args: argparse.Namespace, provider: _Provider) -> dict[str, Any]:

@@ -6,13 +6,14 @@ import argparse
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 from pipecat.frames.frames import CancelFrame, EndFrame, ErrorFrame, Frame
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker, ProcessorUnusablePolicy
 from pipecat.processors.frame_processor import FrameProcessor
+from pipecat.services.stt_service import STTService
 from pipecat.transports.base_transport import BaseTransport
 from pipecat.workers.runner import WorkerRunner
 
@@ -21,6 +22,9 @@ from bots.protection_options import connect_seconds, silent_seconds
 from bots.session_log import LoggedEngine
 from pipecat_personaplex.interface import EngineLike
 from pipecat_personaplex.service.settings import PersonaPlexLLMSettings
+
+if TYPE_CHECKING:
+    from loguru import Logger
 
 
 class BotCall:
@@ -33,7 +37,8 @@ class BotCall:
         args: All options, the runner's included.
         rate: Sample rate of the pipeline, in and out.
         idle_seconds: How long the pipeline may be idle before the call ends; None for ever.
-        running: Workers of the calls in progress. The call adds its own while it runs.
+        running: Workers of the calls in progress. The call adds its own while it runs; a
+            ``RunningCalls`` refuses it once the bot stops.
         client: Name of the client in the log; empty if it is not known.
 
     Attributes:
@@ -68,6 +73,9 @@ class BotCall:
 
         Args:
             processors: The pipeline, from the transport's input on.
+
+        Raises:
+            EngineDraining: The bot is stopping.
         """
         watch = CallerWatch()
         worker = PipelineWorker(
@@ -81,9 +89,12 @@ class BotCall:
             ),
             enable_turn_tracking=False,  # only traces need it, and it costs time
             idle_timeout_secs=self._idle_seconds,
-            processor_unusable_policy=ProcessorUnusablePolicy.END,
+            processor_unusable_policy=ProcessorUnusablePolicy.CONTINUE,  # on_pipeline_error decides
         )
         end_reason = ""
+
+        def log() -> Logger:
+            return logger.bind(session=self.engine.session_id, client=self._client)
 
         @worker.event_handler("on_pipeline_finished")  # type: ignore[untyped-decorator]
         async def on_pipeline_finished(worker: object, frame: Frame) -> None:
@@ -91,11 +102,16 @@ class BotCall:
             end_reason = end_reason or getattr(frame, "reason", None) or "the pipeline ended"
 
         @worker.event_handler("on_pipeline_error")  # type: ignore[untyped-decorator]
-        async def on_pipeline_error(worker: object, frame: ErrorFrame) -> None:
+        async def on_pipeline_error(worker: PipelineWorker, frame: ErrorFrame) -> None:
             nonlocal end_reason
-            if frame.processor is not None and not frame.processor.is_usable:
-                # This error ends the pipeline.
-                end_reason = end_reason or " ".join(frame.error.split())
+            if end_reason or frame.processor is None or frame.processor.is_usable:
+                return
+            error = " ".join(frame.error.split())
+            if isinstance(frame.processor, STTService):  # the model needs no transcript
+                log().warning("the call goes on without its speech-to-text service: {}", error)
+            else:
+                end_reason = error
+                await worker.queue_frame(EndFrame())
 
         ending = False
 
@@ -143,7 +159,7 @@ class BotCall:
         finally:
             watching.cancel()
             self._running.discard(worker)
-            logger.bind(session=self.engine.session_id, client=self._client).info(
+            log().info(
                 "call ended after {:.1f} s: {}",
                 time.monotonic() - started,
                 end_reason or "the pipeline did not start",

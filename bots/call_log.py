@@ -6,11 +6,11 @@ import json
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from io import SEEK_END, FileIO
 from pathlib import Path
 
 from loguru import logger
 
+from bots.append_line import append_line
 from pipecat_personaplex.errors import ConfigError
 
 
@@ -48,24 +48,11 @@ class CallRecord:
             self._write(timestamp, {"role": role, "content": content})
 
     def _write(self, time: str, fields: Mapping[str, object]) -> None:
-        # A lone surrogate is written as its JSON escape.
-        text = json.dumps({"time": time, **fields}, ensure_ascii=False) + "\n"
         try:
-            with self.path.open("ab", buffering=0) as file:
-                _write_whole(file, text.encode("utf-8", "backslashreplace"))
+            # The escape of a lone surrogate is JSON's too.
+            append_line(self.path, json.dumps({"time": time, **fields}, ensure_ascii=False))
         except OSError as error:  # The call goes on: a full disk must not end it.
             logger.error("a line is missing in the call record {}: {}", self.path, error.strerror)
-
-
-def _write_whole(file: FileIO, line: bytes) -> None:
-    """Append a line, or nothing: the next line must not be glued to half of this one."""
-    start = file.seek(0, SEEK_END)
-    try:
-        while line:
-            line = line[file.write(line) :]
-    except OSError:
-        file.truncate(start)
-        raise
 
 
 def record_folder(path: str) -> Path:

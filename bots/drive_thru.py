@@ -29,7 +29,7 @@ from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.processors.frameworks.rtvi import RTVIServerMessageFrame
 from pipecat.runner.types import RunnerArguments
 
-from bots.backends import add_backend_options, choose_backend
+from bots.backends import add_backend_options, check_engine, choose_backend
 from bots.call_log import CallRecord, record_folder
 from bots.host import BotCall, BotHost
 from bots.order_window.desk import OrderDesk, add_order_options, open_desk, print_receipts
@@ -163,6 +163,7 @@ host = BotHost(
     prompt=RESTAURANT,
     extend=_extend,
     check=_check,
+    check_engine=check_engine,
 )
 
 

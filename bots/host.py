@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from types import FrameType
 
 from loguru import logger
-from pipecat.pipeline.worker import PipelineWorker
 
 # Import the runner before anything reads the environment: it loads a .env file.
 from pipecat.runner import run as runner
@@ -32,6 +31,7 @@ from bots.logs import configure_bot_logging
 from bots.options import BotParser
 from bots.protection_options import connect_seconds
 from bots.runner_app import Protection, configure_runner
+from bots.running_calls import RunningCalls
 from bots.transports import (
     open_transport,
     sample_rate,
@@ -65,6 +65,8 @@ class BotHost:
         prompt: The role if no other is given.
         extend: Adds options of the bot's own.
         check: Validates these options before the model is loaded; raises ``ConfigError``.
+        check_engine: Called with all options and the engine before the first call; raises
+            ``ConfigError`` if the engine cannot do what the options need.
 
     Example::
 
@@ -86,6 +88,7 @@ class BotHost:
         prompt: str,
         extend: Callable[[argparse.ArgumentParser], object] | None = None,
         check: Callable[[argparse.Namespace], object] | None = None,
+        check_engine: Callable[[argparse.Namespace, EngineLike], object] | None = None,
     ):
         self._description = description
         self._converse = converse
@@ -93,10 +96,11 @@ class BotHost:
         self._prompt = prompt
         self._extend = extend
         self._check = check
+        self._check_engine = check_engine
         self._engine: EngineLike | None = None
         self._args = argparse.Namespace()
         self._active_calls = 0
-        self._running: set[PipelineWorker] = set()
+        self._running = RunningCalls()
         self._handshakes = Handshakes(_MAX_HANDSHAKES)
         self._signals_chained = False
 
@@ -123,10 +127,12 @@ class BotHost:
                     # Before the model is loaded: a port that is in use is noticed at once.
                     listening = open_socket(args.host, args.port)
                     stack.callback(listening.close)
-                    configure_runner(protection, listening)
+                    configure_runner(protection, listening, self._chain_signals)
                 self._engine = engine
-                if engine is None:
+                if self._engine is None:
                     self._engine = stack.enter_context(_create_engine(args))
+                if self._check_engine is not None:
+                    self._check_engine(args, self._engine)
                 self._choose_voice()
                 stack.enter_context(frozen_objects())
 
@@ -163,10 +169,11 @@ class BotHost:
 
     async def serve_call(self, runner_args: RunnerArguments) -> None:
         """Serve one call, from its connection to its end; an error ends only this call."""
-        self._chain_signals()
+        self._chain_signals()  # with --direct; a server has done it at its start
         client = client_address.get()
         log = logger.bind(client=client)
         try:
+            self._running.require_open()
             self._refuse_if_full()
             # A client that never completes its handshake holds no slot.
             transport = await self._shake_hands(runner_args)
@@ -247,14 +254,10 @@ class BotHost:
             return
         self._signals_chained = True
         loop = asyncio.get_running_loop()
-        ending: set[asyncio.Task[None]] = set()
 
         def end_calls() -> None:
             self._handshakes.end()
-            ending.update(
-                loop.create_task(worker.cancel(reason="the bot is stopping"))
-                for worker in self._running
-            )
+            self._running.stop()
 
         def chain(number: int, server: Callable[[int, FrameType | None], object]) -> None:
             def on_signal(number: int, frame: FrameType | None) -> None:

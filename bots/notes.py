@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from datetime import datetime
 from pathlib import Path
 
+from bots.append_line import append_line
 from bots.tool_problem import ToolProblem
 from pipecat_personaplex.errors import ConfigError
 
@@ -45,14 +45,13 @@ class Notes:
 
         Raises:
             ToolProblem: The file is full.
+            OSError: The note cannot be written; the file is as it was.
         """
         line = f"{datetime.now():%Y-%m-%d %H:%M}  {' '.join(text.split())}"
-        with self._lock, self.path.open("a", encoding="utf-8") as file:
-            if file.tell() > _MAX_BYTES:
+        with self._lock:
+            if self.path.exists() and self.path.stat().st_size > _MAX_BYTES:
                 raise ToolProblem("The notes file is full. Nothing was written.")
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            append_line(self.path, line, sync=True)
         return line
 
     def find(self, words: str, count: int) -> list[str]:

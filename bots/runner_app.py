@@ -99,15 +99,23 @@ class Protection:
         return cls(origins, keys, token, full)
 
 
-def configure_runner(protection: Protection, listening: socket) -> None:
-    """Make the runner serve only the chosen transport, within bounds, on a socket that is open."""
+def configure_runner(
+    protection: Protection, listening: socket, on_start: Callable[[], object]
+) -> None:
+    """Make the runner serve only the chosen transport, within bounds, on a socket that is open.
+
+    Args:
+        protection: What the operator has chosen.
+        listening: The socket.
+        on_start: Called in the event loop once uvicorn has installed its signal handlers.
+    """
 
     def configure(args: argparse.Namespace) -> None:
         _add_routes(args)
         _add_middleware(args, protection)
 
     _replace("_configure_server_app", configure)
-    _replace("uvicorn", _Uvicorn(listening))
+    _replace("uvicorn", _Uvicorn(listening, on_start))
 
 
 def _replace(name: str, value: object) -> None:
@@ -220,8 +228,9 @@ class StartedSessions(dict[str, Any]):
 class _Uvicorn:
     """The module ``uvicorn`` for the runner, whose ``run`` serves within bounds."""
 
-    def __init__(self, listening: socket):
+    def __init__(self, listening: socket, on_start: Callable[[], object]):
         self._listening = listening
+        self._on_start = on_start
 
     def __getattr__(self, name: str) -> Any:
         return getattr(uvicorn, name)
@@ -243,13 +252,18 @@ class _Uvicorn:
             server_header=False,
         )
         with suppress(KeyboardInterrupt):  # uvicorn has shut down and raises the signal again
-            _Server(config, limits.guard(self._listening)).run()
+            _Server(config, limits.guard(self._listening), self._on_start).run()
 
 
 class _Server(GuardedServer):
     """Logs its address, as uvicorn does unless it gets an open socket."""
 
+    def __init__(self, config: uvicorn.Config, listening: socket, on_start: Callable[[], object]):
+        super().__init__(config, listening)
+        self._on_start = on_start
+
     async def startup(self, sockets: list[socket] | None = None) -> None:
+        self._on_start()
         await super().startup(sockets)
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
         logger.info("Uvicorn running on http://{}:{}", host, self.config.port)

@@ -83,8 +83,14 @@ def tool(function: Callable[..., Awaitable[Any]]) -> Tool:
 
 
 def call_id(params: FunctionCallParams) -> str:
-    """The id of a tool call; a new one where the LLM's server gives none."""
-    return params.tool_call_id or uuid.uuid4().hex
+    """The id by which a repeated tool call is recognised; a new one where the server gives none.
+
+    It counts within one step of the LLM only, because some servers give every tool call the same
+    id. Pipecat adds a step's tool calls to the context's messages after it has started them all.
+    """
+    if not params.tool_call_id:
+        return uuid.uuid4().hex
+    return f"{params.tool_call_id} {len(params.context.get_messages())}"
 
 
 def _wrong_arguments(error: ValidationError, names: list[str]) -> str:

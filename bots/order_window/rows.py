@@ -6,7 +6,6 @@ import json
 import sqlite3
 from datetime import UTC, datetime
 
-from bots.order_window.database import MAX_QUANTITY
 from bots.order_window.menu import MenuItem
 from bots.order_window.order import Line, Order, receipt
 from bots.tool_problem import ToolProblem
@@ -64,16 +63,7 @@ def open_order(db: sqlite3.Connection, call: str) -> int:
 
 
 def write_line(db: sqlite3.Connection, number: int, line: Line) -> None:
-    """Write a line of an open order; a quantity of 0 removes it.
-
-    Raises:
-        ToolProblem: The quantity is too large.
-    """
-    if line.quantity > MAX_QUANTITY:
-        raise ToolProblem(
-            f"At most {MAX_QUANTITY} {line.item} are possible in one order; that would be "
-            f"{line.quantity}. Nothing was changed."
-        )
+    """Write a line of an open order; a quantity of 0 removes it."""
     price = db.execute(
         "SELECT prices.id FROM prices JOIN items ON items.id = prices.item "
         "WHERE items.name = ? AND prices.size = ?",

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from bots.order_window.database import Database
+from bots.order_window.database import MAX_QUANTITY, Database
 from bots.order_window.menu import (
     ONE_SIZE,
     Menu,
@@ -47,6 +47,7 @@ class OrderStore:
 
     ``add`` and ``change`` take the id of the tool call that requests them, and their answer is
     stored in the same transaction: a repeated tool call gets the same answer and changes nothing.
+    No other request of the call may have its id; ``tool_calls.call_id`` returns such ids.
     ``place`` needs none: a second call returns the first answer. The stock decreases when an order
     is placed.
 
@@ -111,17 +112,20 @@ class OrderStore:
             chosen = _choose_size(item, size or size_in(item, name))
             number = open_order(db, call)
             note_of_line = "" if note.lower() == NO_NOTE else note
+            lines = read_lines(db, number)
             same = [
                 line
-                for line in read_lines(db, number)
+                for line in lines
                 if (line.item, line.size) == (item.name, chosen)
                 and line.note.lower() == note_of_line.lower()
             ]
             old = [line.quantity for line in same]
             key = (item.name, chosen, same[0].note if same else note_of_line)
             added = Line(*key, quantity, item.prices[chosen])
+            _check_quantity(item, quantities(lines).get(item.name, 0) + quantity)
+            if not same and len(lines) >= MAX_LINES:
+                raise ToolProblem(f"An order has at most {MAX_LINES} lines. Nothing was changed.")
             write_line(db, number, Line(*key, sum(old, quantity), item.prices[chosen]))
-            _check_order(db, number, item)
             return self._changed(db, number, f"Added {added}.")
 
         return self._once(call, tool_call, ["add", name, quantity, size, note], add)
@@ -155,9 +159,9 @@ class OrderStore:
             item = _one_item(db, name)
             old = _one_line(order, item, (size or size_in(item, name)).lower(), note)
             assert order is not None, "it has a line"
-            write_line(db, order.number, Line(old.item, old.size, old.note, quantity, old.cents))
             if quantity > old.quantity:
-                _check_order(db, order.number, item)
+                _check_quantity(item, order.quantities[item.name] - old.quantity + quantity)
+            write_line(db, order.number, Line(old.item, old.size, old.note, quantity, old.cents))
             return self._changed(db, order.number, f"Instead of {old}, it is now {quantity}.")
 
         return self._once(call, tool_call, ["change", name, quantity, size, note], change)
@@ -212,10 +216,8 @@ class OrderStore:
     ) -> dict[str, Any]:
         """Make a change and store its answer, or return the answer that is stored already."""
         with self._database.transaction() as db:
-            # Some servers give the same id to different tool calls, or to those of another order.
-            where = "SELECT count(*) FROM orders WHERE call = ? AND placed IS NOT NULL"
-            [placed] = db.execute(where, (call,)).fetchone()
-            key = (call, tool_call, json.dumps([*request, placed]))
+            # Some servers give the same id to different tool calls of one step.
+            key = (call, tool_call, json.dumps(request))
             row = db.execute(
                 "SELECT answer FROM tool_calls WHERE call = ? AND id = ? AND request = ?", key
             ).fetchone()
@@ -296,14 +298,15 @@ def _one_line(order: Order | None, item: MenuItem, size: str, note: str) -> Line
     return found[0]
 
 
-def _check_order(db: sqlite3.Connection, number: int, item: MenuItem) -> None:
-    """Refuse more of an item than are left, and more lines than an order may have."""
-    lines = read_lines(db, number)
-    wanted = quantities(lines)[item.name]
+def _check_quantity(item: MenuItem, wanted: int) -> None:
+    """Refuse more of an item than are left, or than one order may contain."""
     if wanted > item.stock:
         raise ToolProblem(
             f"Only {item.stock} {item.name} are left; the order would have {wanted}. Nothing was "
             "changed."
         )
-    if len(lines) > MAX_LINES:
-        raise ToolProblem(f"An order has at most {MAX_LINES} lines. Nothing was added.")
+    if wanted > MAX_QUANTITY:
+        raise ToolProblem(
+            f"At most {MAX_QUANTITY} {item.name} are possible in one order; that would be "
+            f"{wanted}. Nothing was changed."
+        )

@@ -15,7 +15,7 @@ from bots.drive_thru import RESTAURANT
 from bots.host import BotHost
 from bots.options import BotParser
 from tests import golden_data
-from tests.helpers.bots import BotProcess, receive_audio, webrtc_caller
+from tests.helpers.bots import BotProcess, connect_caller, receive_audio, webrtc_caller
 from tests.helpers.engines import FakeEngine
 from tests.helpers.servers import eventually
 from tests.helpers.telephone import CREDENTIALS, OPTIONS, TwilioCall
@@ -90,6 +90,21 @@ async def test_sigterm_ends_running_calls() -> None:
             async with http.post("/api/offer", json=body) as response:
                 await receive_audio(peer, await response.json())
             assert await asyncio.to_thread(bot.stop)
+
+
+@pytest.mark.parametrize("state", ["answered", "accepted"])
+async def test_sigterm_ends_a_call_that_is_being_set_up(state: str) -> None:
+    """The first call of the bot: its offer is answered, or its pipeline does not run yet."""
+    with BotProcess("tests.bots.slow_assistant") as bot:
+        async with aiohttp.ClientSession(bot.url) as http, webrtc_caller() as (peer, body):
+            async with http.post("/api/offer", json=body) as response:
+                await connect_caller(peer, await response.json())
+            if state == "accepted":
+                await until_logged(bot, "call accepted", 1)
+            assert await asyncio.to_thread(bot.stop), "the bot serves this caller for ever"
+        assert "the bot is stopping" in bot.log
+        assert ("call accepted" in bot.log) == (state == "accepted")
+        assert "Traceback" not in bot.log
 
 
 @pytest.mark.slow

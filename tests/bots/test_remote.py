@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import aiohttp
+import pytest
 
 from tests.helpers.bots import (
     BotProcess,
@@ -50,3 +52,20 @@ def test_a_wrong_key_gives_a_one_line_error() -> None:
         errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1 and "401" in errors[0], ended.stderr
         assert "Traceback" not in ended.stderr and "abracadabra" not in ended.stderr
+
+
+@pytest.mark.parametrize("bot", ["bots.assistant", "bots.drive_thru"])
+def test_a_backend_for_a_server_that_speaks_no_given_words(bot: str, tmp_path: Path) -> None:
+    with FakeServer() as server:
+        server.features = ["sampling"]
+        options = ["--stt", "tests.bots.my_stt:create", "--backend", "openai"]
+        ended = run_bot(
+            *(bot, "--engine", server.url, *options),
+            OPENAI_API_KEY="key of a test",
+            PERSONAPLEX_NOTES="none",
+            PERSONAPLEX_ORDERS=str(tmp_path / "orders.db"),
+            PERSONAPLEX_RECORDS=str(tmp_path / "calls"),
+        )
+    assert ended.returncode == 2
+    [error] = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert "--backend openai needs an engine that supports hold, prompt, say" in error

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Annotated, Any, cast
 
 import pytest
+from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.services.llm_service import FunctionCallParams
 from pydantic import Field
 
@@ -14,14 +15,23 @@ from bots.tool_problem import ToolProblem
 from pipecat_personaplex.service.delegation.tool_schemas import DirectFunctionWrapper
 
 
-async def use(function: Tool, arguments: dict[str, Any], tool_call_id: str = "1") -> Any:
-    """Call a tool as Pipecat's LLM services do."""
+async def use(
+    function: Tool,
+    arguments: dict[str, Any],
+    tool_call_id: str = "1",
+    context: LLMContext | None = None,
+) -> Any:
+    """Call a tool as Pipecat's LLM services do, in the first step of a conversation by default."""
     results: list[Any] = []
 
     async def result_callback(result: Any) -> None:
         results.append(result)
 
-    params = SimpleNamespace(tool_call_id=tool_call_id, result_callback=result_callback)
+    params = SimpleNamespace(
+        tool_call_id=tool_call_id,
+        result_callback=result_callback,
+        context=LLMContext() if context is None else context,
+    )
     wrapper = DirectFunctionWrapper(function)
     await wrapper.invoke(arguments, cast(FunctionCallParams, params))
     [result] = results
@@ -109,6 +119,9 @@ async def test_a_tool_without_arguments() -> None:
         """Answer."""
         return call_id(params)
 
-    assert await use(ping, {}, "call_7") == "call_7"
+    assert await use(ping, {}, "call_7") == await use(ping, {}, "call_7")
+    assert await use(ping, {}, "call_7") != await use(ping, {}, "call_8")
+    later = LLMContext([{"role": "user", "content": "Once more."}])
+    assert await use(ping, {}, "call_7") != await use(ping, {}, "call_7", later)
     assert await use(ping, {}, "") != await use(ping, {}, ""), "an id for those who have none"
     assert "the arguments are none" in (await use(ping, {"x": 1}))["error"]

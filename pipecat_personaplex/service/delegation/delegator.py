@@ -55,7 +55,8 @@ from pipecat_personaplex.service.speech import RequestedText
 if TYPE_CHECKING:
     from pipecat_personaplex.service.llm import PersonaPlexLLMService
 
-_NEEDED: frozenset[Feature] = frozenset(("say", "hold", "prompt"))
+NEEDED_FEATURES: frozenset[Feature] = frozenset(("say", "hold", "prompt"))
+"""What an engine's sessions must be able to do."""
 
 NO_TRANSCRIPT_SECONDS = 30.0
 """Seconds of the caller's speech without a transcript after which a warning is logged."""
@@ -367,10 +368,10 @@ class Delegator(CallFollower):
 
 
 def _require_features(features: frozenset[Feature]) -> None:
-    missing = _NEEDED - features
+    missing = NEEDED_FEATURES - features
     if missing:
         raise ConfigError(
-            f"delegation= needs an engine that supports {', '.join(sorted(_NEEDED))}, and this one "
+            f"delegation= needs an engine that supports {', '.join(sorted(NEEDED_FEATURES))}, and this one "
             f"does not support {', '.join(sorted(missing))}: use an Engine, or the server that "
             "`personaplex serve` starts"
         )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bots.order_window.menu import Menu, MenuItem, read_menu
-from bots.order_window.store import MAX_LINES, OrderStore
+from bots.order_window.store import MAX_LINES, NO_NOTE, OrderStore
 from bots.tool_problem import ToolProblem
 from pipecat_personaplex.errors import ConfigError
 
@@ -87,12 +87,6 @@ class TestRepeated:
         store.add("a", "call_0", "tea", 1)
         assert len(store.add("a", "call_0", "spicy", 1)["order"]) == 2
 
-    def test_one_id_in_two_orders_counts_as_different(self, store: OrderStore) -> None:
-        for number in (1, 2):
-            store.add("a", "call_0", "tea", 1)
-            assert f"Order {number} is placed" in store.place("a")["result"]
-        assert stock(store)["Tea"] == 98
-
     def test_place_twice_is_one_order(self, store: OrderStore) -> None:
         store.add("a", "1", "tea", 1)
         first = store.place("a")
@@ -161,6 +155,15 @@ class TestRefused:
         assert stock(store) == {"Tea": 0}
         store.close()
 
+    def test_more_than_an_order_may_have_in_all_sizes_and_notes(self, store: OrderStore) -> None:
+        store.add("a", "1", "small coffee", 12)
+        with pytest.raises(ToolProblem, match="At most 20 Coffee are possible in one order"):
+            store.add("a", "2", "large coffee", 9)
+        store.add("a", "3", "small coffee", 8, note="no sugar")
+        with pytest.raises(ToolProblem, match="that would be 21"):
+            store.change("a", "4", "coffee", 13, note="none")
+        assert store.change("a", "5", "coffee", 11, note="none")["order"][0] == "11 small Coffee"
+
     def test_an_empty_order_is_not_placed(self, store: OrderStore) -> None:
         with pytest.raises(ToolProblem, match="empty"):
             store.place("a")
@@ -191,9 +194,11 @@ class TestRefused:
 
     def test_too_many_lines(self, store: OrderStore) -> None:
         for index in range(MAX_LINES):
-            store.add("a", str(index), "tea", 1, note=f"wish {index}")
+            name = ("tea", "spicy")[index % 2]
+            store.add("a", str(index), name, 1, note=f"wish {index}")
         with pytest.raises(ToolProblem, match="at most 30 lines"):
             store.add("a", "x", "tea", 1, note="one more")
+        assert len(store.add("a", "y", "tea", 1, note="wish 0")["order"]) == MAX_LINES
 
     def test_look_up(self, store: OrderStore) -> None:
         assert len(store.look_up("")["items"]) == 5
@@ -247,17 +252,20 @@ class Orders(RuleBasedStateMachine):
 
     calls = st.sampled_from(["a", "b"])
     names = st.sampled_from(["Tea", "Spicy shakshuka"])
+    notes = st.sampled_from(["", "no sugar"])
+    added = st.sampled_from([1, 5, 11, 20])
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.open: dict[str, Counter[str]] = {"a": Counter(), "b": Counter()}
+        # By name and note.
+        self.open: dict[str, Counter[tuple[str, str]]] = {"a": Counter(), "b": Counter()}
         self.sold: Counter[str] = Counter()
         self.cents = 0
         self.placed = 0
         self.tool_call = 0
 
-    @initialize(left=st.integers(0, 12))
+    @initialize(left=st.sampled_from([0, 12, 60]))
     def start(self, left: int) -> None:
         self.left = left
         items = [MenuItem(n, "", (), left, {"regular": c}) for n, c in PRICES.items()]
@@ -281,26 +289,34 @@ class Orders(RuleBasedStateMachine):
     def available(self, name: str) -> int:
         return self.left - self.sold[name]
 
-    @rule(call=calls, name=names, quantity=st.integers(1, 20), repeat=st.booleans())
-    def add(self, call: str, name: str, quantity: int, repeat: bool) -> None:
-        wanted = self.open[call][name] + quantity
-        possible = wanted <= min(20, self.available(name))
-        self.change(repeat, possible, self.store.add, call, name, quantity)
-        if possible:
-            self.open[call][name] = wanted
+    def wanted(self, call: str) -> Counter[str]:
+        """How many of each item the call's open order has, over all notes."""
+        wanted: Counter[str] = Counter()
+        for (name, _), quantity in self.open[call].items():
+            wanted[name] += quantity
+        return +wanted
 
-    @rule(call=calls, name=names, quantity=st.integers(0, 20), repeat=st.booleans())
-    def set(self, call: str, name: str, quantity: int, repeat: bool) -> None:
-        old = self.open[call][name]
-        possible = old > 0 and (quantity <= old or quantity <= self.available(name))
-        # A repeated removal is recognised by its id; with an id of its own it would be refused.
-        self.change(repeat, possible, self.store.change, call, name, quantity)
+    @rule(call=calls, name=names, note=notes, quantity=added, repeat=st.booleans())
+    def add(self, call: str, name: str, note: str, quantity: int, repeat: bool) -> None:
+        wanted = self.wanted(call)[name] + quantity
+        possible = wanted <= min(20, self.available(name))
+        self.change(repeat, possible, self.store.add, call, name, quantity, "", note)
         if possible:
-            self.open[call][name] = quantity
+            self.open[call][name, note] += quantity
+
+    @rule(call=calls, name=names, note=notes, quantity=st.integers(0, 20), repeat=st.booleans())
+    def set(self, call: str, name: str, note: str, quantity: int, repeat: bool) -> None:
+        old = self.open[call][name, note]
+        wanted = self.wanted(call)[name] - old + quantity
+        possible = old > 0 and (quantity <= old or wanted <= min(20, self.available(name)))
+        # A repeated removal is recognised by its id; with an id of its own it would be refused.
+        self.change(repeat, possible, self.store.change, call, name, quantity, "", note or NO_NOTE)
+        if possible:
+            self.open[call][name, note] = quantity
 
     @rule(call=calls, repeat=st.booleans())
     def place(self, call: str, repeat: bool) -> None:
-        wanted = +self.open[call]
+        wanted = self.wanted(call)
         earlier = self.store.order(call)
         enough = all(count <= self.available(name) for name, count in wanted.items())
         possible = (bool(wanted) and enough) or (not wanted and earlier is not None)
@@ -323,7 +339,8 @@ class Orders(RuleBasedStateMachine):
         assert sum(order.cents for order in placed) == self.cents
         for call, wanted in self.open.items():
             found = [order for order in orders if order.call == call and not order.placed]
-            assert (found[0].quantities if found else {}) == dict(+wanted)
+            lines = found[0].lines if found else ()
+            assert {(line.item, line.note): line.quantity for line in lines} == dict(+wanted)
 
 
 Orders.TestCase.settings = settings(

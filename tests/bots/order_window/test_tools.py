@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
+from pipecat.frames.frames import FunctionCallFromLLM, LLMContextFrame
+from pipecat.processors.aggregators.llm_context import LLMContext, LLMContextMessage
+from pipecat.processors.aggregators.llm_response_universal import LLMAssistantAggregator
 
 from bots.order_window.order import Order
 from bots.order_window.store import OrderStore
 from bots.order_window.tools import OrderTools
 from pipecat_personaplex.service.delegation.tool_schemas import DirectFunctionWrapper
 from tests.bots.test_tool_calls import use
+from tests.helpers.llm import StubLLM
+from tests.helpers.pipelines import RunningPipeline
 
 
 class Caller:
@@ -20,6 +26,7 @@ class Caller:
     def __init__(self, store: OrderStore, call: str = "call"):
         self.shown: list[Order] = []
         self.tools = OrderTools(store, call, self._show)
+        self.context = LLMContext()
         self._ids = 0
 
     async def _show(self, order: Order) -> None:
@@ -27,7 +34,8 @@ class Caller:
 
     async def use(self, name: str, tool_call_id: str | None = None, /, **arguments: Any) -> Any:
         self._ids += 1
-        return await use(getattr(self.tools, name), arguments, tool_call_id or f"id-{self._ids}")
+        tool_call_id = tool_call_id or f"id-{self._ids}"
+        return await use(getattr(self.tools, name), arguments, tool_call_id, self.context)
 
 
 def test_an_llm_reads_names_descriptions_and_arguments(store: OrderStore) -> None:
@@ -124,6 +132,35 @@ async def test_concurrent_callers_and_repeated_tool_calls(store: OrderStore) -> 
     assert len(orders) == len(store.receipts()) == 10
     assert {str(order) for order in orders} == {"1 Tea, 1 Spicy shakshuka, 1 Classic shakshuka"}
     assert {item.stock for item in store.menu().items if item.name != "Coffee"} == {90, 30, 60}
+
+
+async def test_a_server_that_gives_every_tool_call_the_same_id(store: OrderStore) -> None:
+    """As Pipecat calls tools: a call that is repeated within a step changes nothing."""
+    greeting: LLMContextMessage = {"role": "user", "content": "Hello."}
+    context = LLMContext([greeting], tools=[*Caller(store).tools.all])
+    steps: list[list[tuple[str, dict[str, Any]]]] = [
+        [],
+        [("add_to_order", {"item": "tea"})] * 5,
+        [("change_order", {"item": "tea", "quantity": 0})],
+        [("add_to_order", {"item": "tea"}), ("add_to_order", {"item": "spicy"})],
+        [("place_order", {})],
+        [("add_to_order", {"item": "tea"})],
+    ]
+
+    def written(times: int) -> bool:
+        """Whether the model has written something so many times: it does so after each step."""
+        return str(context.get_messages()).count("nothing") >= times
+
+    async with StubLLM() as stub:
+        llm = stub.service()
+        async with RunningPipeline([llm, LLMAssistantAggregator(context)]) as pipeline:
+            await pipeline.send(LLMContextFrame(context))  # registers the tools
+            for number, step in enumerate(steps, 1):
+                await llm.run_function_calls(
+                    [FunctionCallFromLLM(name, "call_0", given, context) for name, given in step]
+                )
+                await pipeline.until(partial(written, number))
+    assert [str(order) for order in store.latest(9)] == ["1 Tea", "1 Tea, 1 Spicy shakshuka"]
 
 
 async def test_a_page_that_is_gone_does_not_undo_a_change(store: OrderStore) -> None:
