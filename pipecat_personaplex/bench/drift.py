@@ -12,7 +12,6 @@ import gc
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipecat_personaplex.audio_files import read_audio
+from pipecat_personaplex.audio import Pcm
 from pipecat_personaplex.bench.measurements import Echo
 from pipecat_personaplex.bench.models import load_model, read_architecture
 from pipecat_personaplex.bench.teacher_forcing import ReferenceRun, TeacherForcedModel
@@ -47,7 +46,7 @@ class DriftOptions:
     Attributes:
         model: A folder, a repo id, ``"random-1b"`` or ``"random-7b"``.
         frames: Length of the conversation, in frames of 80 ms.
-        user: A recording of the caller, repeated as needed; None is silence.
+        user: The caller's audio, float32 [n] mono 24 kHz, repeated as needed; None is silence.
         engine: How the model is to be served: device, precisions, context, threads. The reference
             is the same model in float32 with its whole context.
         seed: Seed of the sampled conversation.
@@ -63,7 +62,7 @@ class DriftOptions:
 
     model: str
     frames: int = 1_500
-    user: Path | None = None
+    user: Pcm | None = field(default=None, repr=False)
     engine: EngineConfig = field(default_factory=EngineConfig)
     seed: int = 0
 
@@ -157,7 +156,7 @@ def _user_audio(options: DriftOptions) -> Tensor:
     samples = options.frames * FRAME_SAMPLES
     if options.user is None:
         return torch.zeros(samples)
-    return torch.from_numpy(np.resize(read_audio(options.user), samples))
+    return torch.from_numpy(np.resize(options.user, samples))
 
 
 @dataclass(frozen=True)

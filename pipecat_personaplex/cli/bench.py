@@ -16,7 +16,13 @@ from pipecat_personaplex.bench.measurements import (
     require_tools,
 )
 from pipecat_personaplex.cli.files import check_outputs, whole_files
-from pipecat_personaplex.cli.options import EngineOptions, engine_options, integers
+from pipecat_personaplex.cli.options import (
+    EngineOptions,
+    engine_options,
+    integers,
+    on_command_line,
+    without_default_adapter,
+)
 from pipecat_personaplex.errors import ConfigError
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -164,10 +170,8 @@ def bench(
     are in time, and what takes too long for more. The difference between a step and the sum of its
     parts is spent on launching kernels and on copies between host and device.
     """
-    source = ctx.get_parameter_source("model")
     # PERSONAPLEX_MODEL is a default: --random-1b and --random-7b override it.
-    model_given = source is not None and source.name == "COMMANDLINE"
-    if model_given + random_1b + random_7b > 1:
+    if on_command_line(ctx, "model") + random_1b + random_7b > 1:
         raise ConfigError("choose one of --model, --random-1b and --random-7b")
     random = "random-1b" if random_1b else "random-7b" if random_7b else None
     bench_options = BenchOptions(
@@ -190,9 +194,13 @@ def bench(
         bench_options = replace(bench_options, model=options.resolve_model())
 
     from pipecat_personaplex.bench.histogram import draw_histogram
+    from pipecat_personaplex.bench.models import RANDOM_MODELS
     from pipecat_personaplex.bench.run import run
     from pipecat_personaplex.bench.table import caption, markdown_tables
 
+    if bench_options.model in RANDOM_MODELS:
+        engine = without_default_adapter(ctx, bench_options.engine)
+        bench_options = replace(bench_options, engine=engine)
     result = run(bench_options, typer.echo)
     if markdown:
         typer.echo("\n".join(markdown_tables(result.report)))

@@ -306,19 +306,23 @@ def _media() -> Finding:
 
 def _extras() -> Finding:
     from pipecat_personaplex.cli.serve import SERVER_PACKAGES
+    from pipecat_personaplex.cli.talk import TALK_PACKAGES
 
-    present = {
-        "bots": find_spec("aiortc") is not None,
-        "server": all(find_spec(name) is not None for name in (*SERVER_PACKAGES, "opuslib_next")),
-        "bench": find_spec("matplotlib") is not None,
+    # Daily has no package for Windows.
+    daily = () if platform.system() == "Windows" else ("daily",)
+    extras = {
+        "talk": TALK_PACKAGES,
+        "bots": (*TALK_PACKAGES, *daily, "sphn"),
+        "server": (*SERVER_PACKAGES, "opuslib_next"),
+        "bench": ("matplotlib",),
     }
-    missing = [name for name, found in present.items() if not found]
+    missing = [extra for extra, names in extras.items() if None in map(find_spec, names)]
     try:
         pipecat = f"Pipecat {version('pipecat-ai')}"
     except PackageNotFoundError:
         return Finding("packages", "problem", "Pipecat is not installed", "pip install pipecat-ai")
     if not missing:
-        return Finding("packages", "ok", f"{pipecat}, extras {', '.join(present)}")
+        return Finding("packages", "ok", f"{pipecat}, extras {', '.join(extras)}")
     return Finding(
         "packages",
         "note",

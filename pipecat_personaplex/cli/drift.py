@@ -8,7 +8,11 @@ from typing import Annotated
 
 import typer
 
-from pipecat_personaplex.cli.options import EngineOptions, engine_options
+from pipecat_personaplex.cli.options import (
+    EngineOptions,
+    engine_options,
+    without_default_adapter,
+)
 from pipecat_personaplex.cli.progress import progress_bar
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -29,8 +33,9 @@ The last line is JSON, for scripts: personaplex drift --quantization int8 | tail
     "model", "adapter", "device", "dtype", "quantization", "kv_dtype", "context", "threads"
 )
 def drift(
+    ctx: typer.Context,
     options: EngineOptions,
-    user: Annotated[
+    input_: Annotated[
         Path | None,
         typer.Option(
             "--input",
@@ -62,9 +67,16 @@ def drift(
     their standard deviation, how often both models prefer the same token, the KL divergence of
     the distributions in nats, and the error in the first and the last tenth of the conversation.
     """
+    from pipecat_personaplex.audio_files import read_audio
     from pipecat_personaplex.bench.drift import DriftOptions, run
+    from pipecat_personaplex.bench.models import RANDOM_MODELS
 
-    drift_options = DriftOptions(options.resolve_model(), frames, user, options.config, seed)
+    # The recording is read first: a mistake in its name shows before gigabytes are loaded.
+    user = None if input_ is None else read_audio(input_)
+    model, config = options.resolve_model(), options.config
+    if model in RANDOM_MODELS:
+        config = without_default_adapter(ctx, config)
+    drift_options = DriftOptions(model, frames, user, config, seed)
     lines: list[str] = []  # printed once the bar is gone
     with progress_bar("comparing") as progress:
         report = run(drift_options, lines.append, progress)

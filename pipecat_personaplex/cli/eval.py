@@ -21,9 +21,14 @@ from pipecat_personaplex.cli.eval_score import (
     write_layout_of,
 )
 from pipecat_personaplex.cli.eval_score import score as score_
-from pipecat_personaplex.cli.options import EngineOptions, engine_options
+from pipecat_personaplex.cli.options import (
+    EngineOptions,
+    engine_options,
+    preset_name,
+    voice_file,
+)
 from pipecat_personaplex.config import EngineConfig, SamplingParams
-from pipecat_personaplex.errors import ConfigError, EngineError, VoiceNotFound
+from pipecat_personaplex.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
     from pipecat_personaplex.engine.engine import Engine
@@ -135,12 +140,14 @@ def run_(
 
     # Mistakes show before gigabytes of weights are loaded.
     check_target(out)
-    voice_file = _voice_file(voice)
-    plan = Plan(chosen, data, "", numbers, sampling, limit)
+    recorded = voice_file(voice)
+    plan = Plan(chosen, data, "", numbers, sampling, limit, voice_file=recorded)
     inventory = take_inventory(plan)
     model = options.resolve_model()
+    plan = replace(plan, voice=recorded.stem if recorded else preset_name(model, voice))
     engine = _load(model, replace(options.config, max_sessions=sessions))
-    plan = replace(plan, voice=_add_voice(engine, voice, voice_file), voice_file=voice_file)
+    if recorded is not None:
+        engine.add_voice(plan.voice, recorded)
     with only_writer(out):
         run = RunFolder.create(out, describe_run(plan, inventory, engine, model))
         try:
@@ -262,26 +269,3 @@ def _load(model: str, config: EngineConfig) -> Engine:
     from pipecat_personaplex.engine.engine import Engine
 
     return Engine.load(model, config, progress=sys.stderr.isatty())
-
-
-def _voice_file(voice: str | None) -> Path | None:
-    """The recording or voice file that ``--voice`` names; None for the name of a voice."""
-    if voice is None:
-        return None
-    path = Path(voice)
-    if path.is_file():
-        return path
-    if path.suffix:  # the name of a voice has none
-        raise ConfigError(f"--voice {voice}: there is no such file")
-    return None
-
-
-def _add_voice(engine: Engine, voice: str | None, file: Path | None) -> str:
-    """Return the name of the voice; a recording is added to the engine."""
-    if file is not None:
-        engine.add_voice(file.stem, file)
-        return file.stem
-    name = voice or next(iter(engine.voices), "")
-    if name not in engine.voices:
-        raise VoiceNotFound(name, engine.voices)
-    return name

@@ -35,6 +35,12 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Sequence[Path]) -> None:
             raise UserError(
                 f"{option} {path}: no permission to write to the folder {folder}; choose another"
             )
+        try:
+            os.stat(real)  # unlike os.path.exists, it reports a name that is too long
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise UserError(f"{option} {path}: {error.strerror}; choose another name") from None
         taken[real] = option
 
 
@@ -42,9 +48,9 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Sequence[Path]) -> None:
 def whole_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """Yield temporary files that replace ``paths`` if the block succeeds; else delete them."""
     # Resolve links: the target of a link is replaced, not the link. Keep the suffix, which may
-    # choose the format.
+    # choose the format, but not the whole name: a longer one might be too long.
     targets = [Path(os.path.realpath(path)) for path in paths]
-    temporary = [path.with_name(f".{secrets.token_hex(4)}.{path.name}") for path in targets]
+    temporary = [path.with_name(f".{secrets.token_hex(4)}.{path.name[-40:]}") for path in targets]
     try:
         yield temporary
         for written, target in zip(temporary, targets, strict=True):

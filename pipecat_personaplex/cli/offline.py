@@ -14,17 +14,23 @@ import typer
 
 from pipecat_personaplex.cli.call_script import SCRIPT_HELP, CallScript
 from pipecat_personaplex.cli.files import check_outputs, whole_files
-from pipecat_personaplex.cli.options import EngineOptions, engine_options
+from pipecat_personaplex.cli.options import (
+    EngineOptions,
+    engine_options,
+    preset_name,
+    voice_file,
+)
 from pipecat_personaplex.cli.progress import progress_bar
 from pipecat_personaplex.cli.saved_calls import CallEnd, ContinueCall, SaveCall, read_saved_call
 from pipecat_personaplex.config import Persona, SamplingParams
 from pipecat_personaplex.constants import CODEBOOKS, FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
-from pipecat_personaplex.errors import ConfigError, UserError, VoiceError
+from pipecat_personaplex.errors import ConfigError, UserError, VoiceError, VoiceNotFound
 from pipecat_personaplex.words import words_of
 
 if TYPE_CHECKING:
     from pipecat_personaplex.audio import Pcm
     from pipecat_personaplex.engine.converse import Conversation
+    from pipecat_personaplex.protocol.call_file import SavedCall
     from pipecat_personaplex.session import Session
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -203,7 +209,7 @@ def offline(
     for option, path in {"--output": output, "--output-stereo": output_stereo}.items():
         if path is not None and path.suffix.lower() != ".wav":
             raise UserError(f"{option} {path}: the output is WAV; choose a name that ends in .wav")
-    voice_file = None if voice is None else _voice_file(voice)
+    recorded = voice_file(voice)
     outputs = {
         "--output": output,
         "--output-stereo": output_stereo,
@@ -212,36 +218,32 @@ def offline(
         "--save-call": save_call,
     }
     requested = {option: path for option, path in outputs.items() if path is not None}
-    inputs = [path for path in (input_, voice_file, script, continue_) if path is not None]
+    inputs = [path for path in (input_, recorded, script, continue_) if path is not None]
     check_outputs(requested, inputs)
     call_script = None if script is None else CallScript(script)
     call = None if continue_ is None else read_saved_call(continue_)
-    if voice is None and call is not None:
-        voice = call.persona.voice  # a name: the file cannot make this command open another one
     if text_prompt is None:
         text_prompt = "" if call is None else call.persona.text_prompt
 
     import numpy as np
 
     from pipecat_personaplex.audio_files import read_audio, write_wav
-    from pipecat_personaplex.checkpoint.voices import VoiceLibrary
     from pipecat_personaplex.engine.engine import Engine
 
     pcm = read_audio(input_)
     if call_script is not None:
         call_script.check_times(_frames(pcm))
     model = options.resolve_model()
-    show_progress = sys.stderr.isatty()
-    if voice_file is None:
-        # Look the voice up before gigabytes of weights are loaded.
-        presets = VoiceLibrary.of_model(model, progress=show_progress)
-        name = presets.get(voice or next(iter(presets.names), "")).name
+    if recorded is not None:
+        name = recorded.stem
+    elif voice is None and call is not None:
+        name = _voice_of(call, model)
     else:
-        name = voice_file.stem
-    engine = Engine.load(model, config, progress=show_progress)
-    if voice_file is not None:
-        engine.add_voice(name, voice_file)
+        name = preset_name(model, voice)
     persona = Persona(name, text_prompt)
+    engine = Engine.load(model, config, progress=sys.stderr.isatty())
+    if recorded is not None:
+        engine.add_voice(name, recorded)
     end = CallEnd(model)
     actions: dict[int, Callable[[Session], object]] = {_frames(pcm): end.note}
     if call_script is not None:
@@ -296,21 +298,19 @@ def _temperatures(greedy: bool, **given: float | None) -> dict[str, Any]:
     return dict.fromkeys(given, 0.0)
 
 
-def _voice_file(voice: str) -> Path | None:
-    """Return the file that ``--voice`` names, or None if it names a preset.
+def _voice_of(call: SavedCall, model: str) -> str:
+    """The voice of the call of ``--continue``: a preset's name, never a path to open.
 
     Raises:
-        VoiceError: The text looks like a path, but no such file exists.
+        VoiceError: The model has no such voice.
     """
-    path = Path(voice)
-    if path.is_file():
-        return path
-    if path.suffix or len(path.parts) > 1:
+    try:
+        return preset_name(model, call.persona.voice)
+    except VoiceNotFound as error:
         raise VoiceError(
-            f"--voice {voice}: there is no such file, and the name of a preset has no folder or "
-            "suffix"
-        )
-    return None
+            f"the call of --continue has another voice: {error}; if it was a file, give it again "
+            "with --voice FILE"
+        ) from None
 
 
 def _frames(pcm: Pcm) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -101,7 +102,7 @@ Context = Annotated[
         metavar="FRAMES",
         help="How far back the model attends, in frames of 80 ms; 0 is the context of the "
         "checkpoint. Fewer frames leave memory for more sessions. The model forgets everything "
-        "older; --keep-persona keeps the persona.",
+        "older.",
         rich_help_panel="Model",
     ),
 ]
@@ -245,6 +246,17 @@ def engine_options(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
+def on_command_line(ctx: typer.Context, name: str) -> bool:
+    """Whether the command line has the option; an environment variable is only a default."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def without_default_adapter(ctx: typer.Context, config: EngineConfig) -> EngineConfig:
+    """Ignore PERSONAPLEX_ADAPTER, for random weights; ``--adapter`` remains, and is refused."""
+    return config if on_command_line(ctx, "adapter") else replace(config, adapter="")
+
+
 def integers(option: str, text: str, example: str) -> tuple[int, ...]:
     """Split the numbers of an option at their commas.
 
@@ -255,6 +267,42 @@ def integers(option: str, text: str, example: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"{option} must be numbers like {example}, not {text!r}") from None
+
+
+def voice_file(text: str | None) -> Path | None:
+    """Return the file that ``--voice`` names; None if it names a preset, or is not given.
+
+    Raises:
+        VoiceError: The text looks like a path, but no such file exists.
+    """
+    if text is None:
+        return None
+    path = Path(text)
+    if path.is_file():
+        return path
+    if path.suffix or len(path.parts) > 1:
+        raise VoiceError(
+            f"--voice {text}: there is no such file, and the name of a preset has no folder or "
+            "suffix"
+        )
+    return None
+
+
+def preset_name(model: str, voice: str | None) -> str:
+    """Look a preset up before gigabytes of weights are loaded.
+
+    Args:
+        model: The model, as ``EngineOptions.resolve_model`` returns it.
+        voice: The preset; None for the first one.
+
+    Raises:
+        VoiceNotFound: The model has no such voice.
+        CheckpointError: Its voices cannot be read.
+    """
+    from pipecat_personaplex.checkpoint.voices import VoiceLibrary
+
+    presets = VoiceLibrary.of_model(model, progress=sys.stderr.isatty())
+    return presets.get(voice or next(iter(presets.names), "")).name
 
 
 def named_voice(text: str) -> tuple[str, Path]:

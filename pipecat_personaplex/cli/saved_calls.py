@@ -28,8 +28,8 @@ ContinueCall = Annotated[
         "--continue",
         metavar="FILE.call",
         help="Go on from a call that [bold]--save-call[/bold] has written with the same model. The "
-        "agent remembers that call. Without --voice and --text-prompt it keeps its persona. The "
-        "outputs contain the new part only.",
+        "agent remembers that call. Without --voice and --text-prompt it keeps its persona; if its "
+        "voice was a file, give that again with --voice. The outputs contain the new part only.",
         rich_help_panel="Conversation",
     ),
 ]

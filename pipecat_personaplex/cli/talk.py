@@ -37,7 +37,7 @@ personaplex talk --add-voice owen=owen.wav --voice owen --greeting "Hello, this 
 
 personaplex talk --share-on-lan"""
 
-_PACKAGES = ("aiortc", "fastapi", "uvicorn")
+TALK_PACKAGES = ("aiortc", "fastapi", "uvicorn")
 # Never contacted: connecting a UDP socket sends nothing, and chooses the address for a route.
 _ELSEWHERE = ("192.0.2.1", 9)
 
@@ -237,7 +237,7 @@ def talk(
 
 
 def _require_packages(transcribe: str | None) -> None:
-    if any(find_spec(name) is None for name in _PACKAGES):
+    if any(find_spec(name) is None for name in TALK_PACKAGES):
         raise ConfigError("personaplex talk needs more: pip install 'pipecat-personaplex[talk]'")
     if transcribe is not None and find_spec("faster_whisper") is None:
         raise ConfigError(

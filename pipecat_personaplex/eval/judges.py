@@ -137,19 +137,23 @@ class ChatJudge:
         timeout: Seconds to wait for an answer.
 
     Raises:
-        ConfigError: The URL is not valid.
+        ConfigError: The URL is not valid, or has a user's name and password.
     """
 
     def __init__(self, url: str, model: str, key: str | None = None, timeout: float = 60.0):
+        if "@" in url:  # its password must not reach the screen or the files of a run
+            raise ConfigError(
+                "the address of --judge must have no @, thus no user's name and password; give an "
+                "address such as http://localhost:8000/v1, and a key in PERSONAPLEX_JUDGE_KEY"
+            )
         try:
             parts = urlsplit(url)
-            valid = parts.scheme in ("http", "https") and bool(parts.hostname)
-        except ValueError:  # such as half an IPv6 address
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # half an IPv6 address, or a port above 65535
             valid = False
         if not valid:
             raise ConfigError(f"--judge {url}: give an address such as http://localhost:8000/v1")
-        server = parts.netloc.rpartition("@")[2]  # without a user's name and password
-        self.name = f"{server}{parts.path.rstrip('/')}/{model}"
+        self.name = f"{parts.netloc}{parts.path.rstrip('/')}/{model}"
         self._url = f"{url.rstrip('/')}/chat/completions"
         self._model = model
         self._key = key

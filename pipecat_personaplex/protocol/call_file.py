@@ -76,7 +76,8 @@ def write_call(path: Path, call: SavedCall) -> None:
     history = bounded_history(call.history)
     audio_frames = len(history.caller) // FRAME_SAMPLES if len(history.tokens) else 0
     header = _Header(
-        model=call.model,
+        # The name of a folder may hold bytes that are no characters.
+        model=call.model.encode("utf-8", "backslashreplace").decode(),
         voice=call.persona.voice,
         text_prompt=call.persona.text_prompt,
         history=len(history.tokens),

@@ -109,6 +109,33 @@ def test_mistake_is_one_line(
     assert message in error and error.count("\n") == 1
 
 
+def test_the_recording_is_read_before_a_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(drift, "read_architecture", lambda _: pytest.fail("a model was loaded"))
+    arguments = ["drift", "--model", str(CHECKPOINT), "--device", "cpu", "--kv-dtype", "fp8"]
+    assert main([*arguments, "--input", "/nowhere.wav"]) == 2
+    assert "/nowhere.wav does not exist" in capsys.readouterr().err
+
+
+def test_random_weights_ignore_the_adapter_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PERSONAPLEX_ADAPTER", "owner/adapter")
+    seen: list[DriftOptions] = []
+
+    def run(options: DriftOptions, *_: object) -> dict[str, object]:
+        seen.append(options)
+        return {}
+
+    monkeypatch.setattr(drift, "run", run)
+    for arguments in ([], ["--adapter", "owner/other"]):
+        assert main(["drift", "--model", "random-1b", "--quantization", "int8", *arguments]) == 0
+    assert main(["drift", "--model", str(CHECKPOINT)]) == 0
+    assert [options.engine.adapter for options in seen] == ["", "owner/other", "owner/adapter"]
+
+
 def test_report_names_the_precisions(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", str(CHECKPOINT), "--device", "cpu", "--frames", "20"]
     assert main(["drift", *arguments, "--dtype", "bfloat16"]) == 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pipecat_personaplex.bench import measurements
+from pipecat_personaplex.bench.measurements import BenchOptions
 from pipecat_personaplex.cli import main
+from pipecat_personaplex.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,28 @@ def test_flags_override_the_environment(
     monkeypatch.setenv("PERSONAPLEX_MODEL", "/nowhere/at/all")
     assert main(["bench", "--device", "cpu", "--random-7b", "--fill", "3000"]) == 2
     assert "the window holds 2999" in capsys.readouterr().err
+
+
+def test_random_weights_ignore_the_adapter_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def adapter(*arguments: str) -> str:
+        """The adapter of the model that would be measured."""
+        seen: list[BenchOptions] = []
+
+        def run(options: BenchOptions, echo: object) -> None:
+            seen.append(options)
+            raise UserError("stop here")
+
+        monkeypatch.setattr("pipecat_personaplex.bench.run.run", run)
+        assert main(["bench", "--device", "cpu", *arguments]) == 2
+        assert "stop here" in capsys.readouterr().err
+        return seen[0].engine.adapter
+
+    monkeypatch.setenv("PERSONAPLEX_ADAPTER", "owner/adapter")
+    assert adapter("--random-1b") == adapter("--model", "random-7b") == ""
+    assert adapter("--random-1b", "--adapter", "owner/other") == "owner/other"
+    assert adapter("--model", "nano") == "owner/adapter"
 
 
 @pytest.mark.parametrize(

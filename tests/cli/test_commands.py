@@ -71,6 +71,10 @@ MISTAKES = {
     "output is no wav": (["--output", "out.flac"], ["out.flac", ".wav"]),
     "output is the input": (["--output", "caller.wav"], ["overwrite the input"]),
     "output links to the input": (["--output", "link.wav"], ["overwrite the input"]),
+    "output's name is too long": (
+        ["--output-text", "x" * 252 + ".txt"],
+        ["--output-text", "name too long; choose another name"],
+    ),
     "text is the input": (["--output-text", "caller.wav"], ["--output-text", "the input"]),
     "output is the voice": (
         ["--voice", "text.wav", "--output", "text.wav"],

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import platform
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -73,14 +73,24 @@ def test_a_port_in_use() -> None:
 
 
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        doctor_checks,
-        "find_spec",
-        lambda name: None if name in ("aiortc", "opuslib_next") else find_spec(name),
-    )
-    packages = finding("packages")
-    assert packages.status == "note" and "bots, server" in packages.detail
-    assert "pipecat-personaplex[bots,server]" in packages.cure
+    def without(*missing: str) -> Finding:
+        monkeypatch.setattr(
+            doctor_checks, "find_spec", lambda name: None if name in missing else object()
+        )
+        return finding("packages")
+
+    assert without().detail.endswith("extras talk, bots, server, bench")
+    for missing, extras in (
+        (("daily",), "bots"),  # after make bot, which installs talk
+        (("aiortc",), "talk,bots"),
+        (("sphn", "matplotlib"), "bots,server,bench"),
+    ):
+        packages = without(*missing)
+        assert packages.status == "note" and f"[{extras}]'" in packages.cure
+        assert packages.detail.endswith(f"the extras {extras.replace(',', ', ')}")
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    assert without("daily").status == "ok"
+    without("opuslib_next")
     opus = finding("opus")
     assert opus.status == "note" and "[server]" in opus.cure
 

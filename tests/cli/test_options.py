@@ -84,6 +84,9 @@ def test_commands_offer_the_options_that_they_use(name: str) -> None:
         command = command.commands[word]  # type: ignore[attr-defined]
     offered = {option for parameter in command.params for option in parameter.opts}
     assert offered & ALL == OF_COMMANDS[name]
+    for parameter in command.params:
+        advised = {option for option in ALL if option in (getattr(parameter, "help", "") or "")}
+        assert advised <= offered, parameter.name
 
 
 def test_decorated_command_hides_the_object_from_typer() -> None:

@@ -99,6 +99,9 @@ def test_calls_that_cannot_be_continued(
     call.history.tokens[0, 0] = 0
     write_call(save, SavedCall("nano", type(call.persona)("/etc/passwd"), call.history))
     assert "/etc/passwd" in refusal() and "NATF2" in refusal()
+    assert "the call of --continue has another voice" in refusal()
+    assert "give it again with --voice FILE" in refusal()
+    assert "--continue" not in refusal("--voice", "NATX9")
     save.write_bytes(save.read_bytes()[:-1])
     assert f"--continue {save} is not a saved call of version 1" in refusal()
     save.unlink()

@@ -199,7 +199,10 @@ def test_two_hundred_calls_of_nano_twice(tmp_path: Path) -> None:
         (["table", "nowhere"], "nowhere is not a run"),
         (["speed", "--sessions", "1,x"], "--sessions must be numbers like 1,16"),
         (["speed", "--sessions", "0"], "--sessions must be numbers like 1,16"),
+        (["run", "nano", "--out", "x", "--voice", "nowhere/kim"], "nowhere/kim: there is no such"),
         (["latency", "ftp://x"], "must be bot, http://host:port"),
+        (["latency", "http://[::1"], "'http://[::1' must be bot, http://host:port"),
+        (["latency", "bot", "--floor", "http://[x"], "'http://[x' must be bot, http://host:port"),
         (["latency", "ws://x:1", "--transport", "webrtc"], "does not fit this address"),
         (["latency", "bot", "--input", "no.wav"], "no.wav does not exist"),
     ],
@@ -235,6 +238,7 @@ def test_more_mistakes(
     out = ["--data", str(data), "--out", str(run)]
     assert main(["eval", "run", "fdb-v1", *TINY, *out, "--voice", "NATM1", "--seeds", "1"]) == 2
     assert "checkpoint_sha256" in one_line(capsys.readouterr().err)
+    monkeypatch.setattr("pipecat_personaplex.cli.eval._load", lambda *_: pytest.fail("loaded"))
     assert main(["eval", "run", "fdb-v1", *TINY, *out, "--voice", "NATX9"]) == 2
     assert "this checkpoint has: NATF2, NATM1" in one_line(capsys.readouterr().err)
     monkeypatch.setattr(plugins, "find_spec", lambda name: None)

@@ -207,7 +207,13 @@ async def test_another_echo_as_floor() -> None:
         await measure_floor(target, Target.parse("ws://127.0.0.1:9/ws"), 1)
 
 
-@pytest.mark.parametrize("text", ["localhost:7860", "ftp://x", "http://", "bots"])
+_WRONG_TARGETS = [
+    *("localhost:7860", "ftp://x", "http://", "bots"),
+    *("http://[::1", "ws://localhost:99999/ws", "http://localhost:x", "http://localhost:0"),
+]
+
+
+@pytest.mark.parametrize("text", _WRONG_TARGETS)
 def test_wrong_targets(text: str) -> None:
     with pytest.raises(ConfigError, match="must be bot, http"):
         Target.parse(text)

@@ -19,6 +19,8 @@ from pipecat_personaplex.eval.suites.registry import SUITES, find_suite
 from pipecat_personaplex.eval.voice_activity import caller_spans, energy_spans, silero_spans
 from tests.eval import folders
 
+_FORM = "a.json: events must be a list of objects with kind, start, end and optionally text$"
+
 
 def test_fdb_v1(tmp_path: Path) -> None:
     items = {item.group: item for item in find_suite("fdb-v1").items(folders.fdb_v1(tmp_path))}
@@ -105,6 +107,10 @@ def test_folder_of_recordings(tmp_path: Path) -> None:
     [item] = find_suite("folder").items(tmp_path)
     assert (item.id, item.group, item.prompt) == ("a_b", "calls", "Hi.")
     assert [event.kind for event in item.events] == ["pause", "turn_end"]
+    rounded = {"events": [{"kind": "silence", "start": 0.0, "end": 4.1, "text": ""}]}
+    folders.write(tmp_path, folders.silence(4), "a.b.wav", **{"a.b": rounded})
+    [item] = find_suite("folder").items(tmp_path)
+    assert item.events == (Event("silence", 0.0, 4.1),)
     folders.write(
         tmp_path, folders.silence(1), "Größe 日本 #1.WAV", **{"Größe 日本 #1": {"events": []}}
     )
@@ -125,7 +131,13 @@ def test_folder_of_recordings(tmp_path: Path) -> None:
         ({"events": [{"kind": "pause", "start": 2, "end": 1}]}, "end after its start"),
         ({"events": [{"kind": "pause", "start": "a", "end": 1}]}, "must be numbers"),
         ({"events": [{"kind": "pause", "start": 9, "end": 9}]}, "the recording ends at 1.00"),
-        ({"events": [{"kind": "pause"}]}, "start"),
+        ({"events": [{"kind": "pause", "start": 0, "end": 1.2}]}, "from 0 to 1.2 s, and the"),
+        ({"events": [{"kind": "pause"}]}, _FORM),
+        ({"events": [{"kind": "pause", "start": 0, "end": 1, "note": "x"}]}, _FORM),
+        ({"events": {"kind": "pause", "start": 0, "end": 1}}, _FORM),
+        ({"events": ["pause"]}, _FORM),
+        ({"events": 5}, _FORM),
+        ({"events": {}}, _FORM),
         ({"events": [], "wanted": "nine dollars"}, "wanted must be a list of texts"),
         ({"events": [], "wanted": [9]}, "wanted must be a list of texts"),
         ({"events": [], "group": "support/v1.2"}, "group must be a name without /, not 'support/"),

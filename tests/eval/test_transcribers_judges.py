@@ -288,7 +288,7 @@ def test_a_server_that_refuses(server: str, status: int, body: str, message: str
 
 def test_judges_of_two_servers_have_two_names() -> None:
     names = [
-        ChatJudge(url, "m").name for url in ("http://u:p@a:1/v1", "http://a:2/v1", "http://a:2/v2/")
+        ChatJudge(url, "m").name for url in ("http://a:1/v1", "http://a:2/v1", "http://a:2/v2/")
     ]
     assert names == ["a:1/v1/m", "a:2/v1/m", "a:2/v2/m"]
 
@@ -307,9 +307,20 @@ def test_a_server_that_is_not_there() -> None:
         ("rules:x", "takes no argument"),
         ("http://", "give an address"),
         ("http://[::1", "give an address"),
+        ("http://localhost:99999/v1", "give an address"),
+        ("http://localhost:0/v1", "give an address"),
     ],
 )
 def test_wrong_judges(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         find_judge(name, {})
     assert find_judge("none", {}) is None
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:secret@h:1/v1", "http://me:sec/ret@h/v1", "http://m@[x"]
+)
+def test_a_password_in_the_address_of_a_judge_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigError, match="PERSONAPLEX_JUDGE_KEY") as caught:
+        find_judge(f"{url}#model", {})
+    assert url not in str(caught.value) and "me:" not in str(caught.value)

@@ -50,6 +50,11 @@ def test_a_prompt_that_is_too_long_is_refused(path: Path) -> None:
     assert not path.exists()
 
 
+def test_bytes_of_a_folder_that_are_no_characters_are_written_as_escapes(path: Path) -> None:
+    write_call(path, SavedCall("/models/\udce9", ANNA, history(1, 0)))
+    assert read_call(path).model == "/models/\\udce9"
+
+
 def parts(path: Path) -> tuple[dict[str, object], bytes]:
     line, _, rest = path.read_bytes().partition(b"\n")
     return json.loads(line), rest

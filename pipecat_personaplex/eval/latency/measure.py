@@ -16,6 +16,7 @@ from pipecat_personaplex.eval.latency.webrtc_line import WebRtcLine, over_http, 
 
 Transport = Literal["webrtc", "twilio", "server"]
 TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
+_SCHEMES = ("http", "https", "ws", "wss")
 BOT_URL = "http://localhost:7860"
 """Where the bots listen by default; the target ``bot``."""
 
@@ -49,11 +50,15 @@ class Target:
             ConfigError: The URL is not valid, or does not fit the transport.
         """
         url = BOT_URL if text == "bot" else text
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            valid = parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # half an IPv6 address, or a port above 65535
+            valid = False
+        if not valid:
             raise ConfigError(
                 f"{text!r} must be bot, http://host:port (WebRTC), ws://host:port (a server) or "
-                "ws://host:port/ws (the telephone)"
+                "ws://host:port/ws (the telephone), with a port from 1 to 65535"
             )
         websocket = parts.scheme in ("ws", "wss")
         guess: Transport = "webrtc"

@@ -17,6 +17,9 @@ SOURCE = (
     '"turn_end", "start": 2.1, "end": 2.1}], "prompt": "..."}'
 )
 _KEYS = {"events", "prompt", "group", "wanted"}
+_EVENT_KEYS = {"kind", "start", "end"}
+_ROUNDING = 0.1
+"""Seconds by which an event may end after its recording: annotations are rounded."""
 
 
 def load(data: Path | None) -> Iterator[Item]:
@@ -36,11 +39,14 @@ def _item(path: Path) -> Item:
         raise UserError(
             f"{annotation} must be an object with events, and optionally prompt, group and wanted"
         )
-    try:
-        with events_of(annotation):
-            events = tuple(Event(**each) for each in content["events"])
-    except TypeError as error:
-        raise UserError(f"{annotation}: {error}") from None
+    listed = content["events"]
+    if not isinstance(listed, list) or not all(map(_has_form_of_event, listed)):
+        raise UserError(
+            f"{annotation}: events must be a list of objects with kind, start, end and "
+            "optionally text"
+        )
+    with events_of(annotation):
+        events = tuple(Event(**each) for each in listed)
     wanted = content.get("wanted", [])
     if not isinstance(wanted, list) or not all(isinstance(words, str) for words in wanted):
         raise UserError(f"{annotation}: wanted must be a list of texts, not {wanted!r}")
@@ -50,10 +56,10 @@ def _item(path: Path) -> Item:
     pcm = read_audio(path)
     seconds = len(pcm) / SAMPLE_RATE
     for event in events:
-        if event.start > seconds:
+        if event.start > seconds or event.end > seconds + _ROUNDING:
             raise UserError(
-                f"{annotation}: an event starts at {event.start} s and the recording ends at "
-                f"{seconds:.2f} s"
+                f"{annotation}: the event {event.kind} lasts from {event.start} to {event.end} s, "
+                f"and the recording ends at {seconds:.2f} s; correct the times"
             )
     return Item(
         id=re.sub(r"[^\w-]", "_", path.stem),
@@ -64,6 +70,10 @@ def _item(path: Path) -> Item:
         wanted=tuple(wanted),
         source=str(path.parent.resolve()),
     )
+
+
+def _has_form_of_event(value: object) -> bool:
+    return isinstance(value, dict) and _EVENT_KEYS <= value.keys() <= _EVENT_KEYS | {"text"}
 
 
 SUITE = Suite("folder", "recordings with events", SOURCE, load)

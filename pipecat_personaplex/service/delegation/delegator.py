@@ -370,10 +370,11 @@ class Delegator(CallFollower):
 def _require_features(features: frozenset[Feature]) -> None:
     missing = NEEDED_FEATURES - features
     if missing:
+        needed = ", ".join(sorted(NEEDED_FEATURES))
         raise ConfigError(
-            f"delegation= needs an engine that supports {', '.join(sorted(NEEDED_FEATURES))}, and this one "
-            f"does not support {', '.join(sorted(missing))}: use an Engine, or the server that "
-            "`personaplex serve` starts"
+            f"delegation= needs an engine that supports {needed}, and this one does not support "
+            f"{', '.join(sorted(missing))}: use an Engine, or the server that `personaplex serve` "
+            "starts"
         )
 
 
