@@ -326,7 +326,7 @@ class PersonaPlexLLMService(DelegatingService):
                 logger.info(f"{self}: session {session_id} ended" + (f": {error}" if error else ""))
                 if self._call.persona is None and error is not None:
                     await self._end_turn()
-                    if not await self._open_as_made(error):
+                    if not await self._open_with_less(error):
                         await self._fail_call(error)
                 await self._call_event_handler("on_session_ended", persona, error)
             case PromptChanged(persona, session_id):

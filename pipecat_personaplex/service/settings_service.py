@@ -169,7 +169,7 @@ class SettingsService(LLMService):
         try:
             self._call.open(persona, self._settings.sampling())
         except PromptTooLong as error:
-            if not self._facts.knowledge.shrink(error.frames - error.limit):
+            if not self._drop_facts(error):
                 raise
             return self._open_session()
         self._requested.add(persona, self._persona_settings())
@@ -179,20 +179,23 @@ class SettingsService(LLMService):
         try:
             self._open_session()
         except PersonaPlexError as error:
-            if not await self._open_as_made(error):
+            if not await self._open_with_less(error):
                 raise
         finally:
             self._opened = True
 
-    async def _open_as_made(self, error: PersonaPlexError) -> bool:
-        """Undo the change of voice or role that no session has accepted, and open one without it.
+    async def _open_with_less(self, error: PersonaPlexError) -> bool:
+        """Open a first session without what the engine has refused: facts, or a change of settings.
 
         Args:
-            error: What the engine has said to the change.
+            error: What the engine has said to the facts, the voice or the role.
 
         Returns:
-            Whether the service was made with another voice or role than the refused one.
+            Whether there were facts, or another voice or role than the service was made with.
         """
+        if self._drop_facts(error):
+            await self._open_first_session()
+            return True
         name = _REFUSED_BY.get(type(error))
         if name is None:
             return False
@@ -235,6 +238,12 @@ class SettingsService(LLMService):
             await self._push_application_error(f"the settings were not changed: {error}", error)
         return {name: old for name, old in changed.items() if name not in refused}
 
+    def _drop_facts(self, error: PersonaPlexError) -> bool:
+        """Drop the oldest facts if the prompt is too long; returns whether it is shorter now."""
+        return isinstance(error, PromptTooLong) and self._facts.knowledge.shrink(
+            error.frames - error.limit
+        )
+
     async def _reject_persona(self, persona: Persona, error: PersonaPlexError) -> None:
         """Handle a new persona that failed: the old one stays in effect."""
         current = self._call.persona
@@ -246,7 +255,7 @@ class SettingsService(LLMService):
     async def _reject_facts(self, error: PersonaPlexError) -> None:
         """Try facts again that failed: with fewer of them, or later."""
         if isinstance(error, PromptTooLong):
-            if self._facts.knowledge.shrink(error.frames - error.limit):
+            if self._drop_facts(error):
                 self._facts.renew()
             return
         self._facts_failures += 1

@@ -145,24 +145,29 @@ async def test_facts_that_do_not_fit_give_way_to_newer_ones(
         assert not errors(pipeline)
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "as a server reports it"])
 async def test_facts_that_do_not_fit_do_not_end_the_call_at_its_beginning(
-    fake: FakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    fake: FakeEngine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, later: bool
 ) -> None:
     limit, accept = 30, fake.open_session
 
     def open_session(persona, *args, **options):
         frames = estimated_tokens(persona.text_prompt)
-        if frames > limit:
+        fake.ready = frames <= limit
+        if not fake.ready and not later:
             raise PromptTooLong(frames, limit)
-        return accept(persona, *args, **options)
+        session = accept(persona, *args, **options)
+        if not fake.ready:
+            session.fail(PromptTooLong(frames, limit))
+        return session
 
     monkeypatch.setattr(fake, "open_session", open_session)
     service = PersonaPlexLLMService(fake, **SERVICE)
     for number in range(8):
         service.set_fact(str(number), f"Fact {number} is known.")
     async with RunningPipeline([service]) as pipeline:
-        await pipeline.until(lambda: fake.sessions)
-        opened = fake.sessions[0].persona.text_prompt
+        await pipeline.until(lambda: fake.sessions and fake.ready)
+        opened = fake.sessions[-1].persona.text_prompt
         assert opened.startswith(ROLE) and "Fact 7" in opened and "Fact 0" not in opened
         await service._update_settings(service.Settings(system_instruction=f"{ROLE} Be brief."))
         assert not errors(pipeline)
