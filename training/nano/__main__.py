@@ -202,6 +202,9 @@ def lm(
     minutes: Annotated[float, typer.Option(help="Training time.")],
     folder: Folder = Path("runs/nano"),
     batch: Annotated[int, typer.Option(help="Dialogues in a step of each process.")] = 8,
+    length: Annotated[
+        int, typer.Option(help="Frames of a dialogue, 12.5 a second.", min=200, max=1400)
+    ] = 380,
     rate: Annotated[
         float, typer.Option(help="Highest learning rate; after `adopt`, a third is enough.")
     ] = 1.5e-3,
@@ -242,6 +245,7 @@ def lm(
     run = LMRun(
         minutes,
         batch=batch,
+        length=length,
         peak_rate=rate,
         speech_share=speech_share,
         listening_share=listening_share,
