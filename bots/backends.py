@@ -15,7 +15,7 @@ from pipecat.workers.llm.backend_llm_worker import BackendLLMWorker
 from bots.tool_calls import Tool
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.interface import EngineLike
-from pipecat_personaplex.service.delegation.delegator import NEEDED_FEATURES
+from pipecat_personaplex.service.delegation.delegator import require_features
 
 
 @dataclass(frozen=True)
@@ -155,14 +155,9 @@ def check_engine(args: argparse.Namespace, engine: EngineLike) -> None:
     Raises:
         ConfigError: It cannot.
     """
-    missing = NEEDED_FEATURES - engine.features
-    if args.backend != "none" and missing:
-        needed = ", ".join(sorted(NEEDED_FEATURES))
-        raise ConfigError(
-            f"--backend {args.backend} needs an engine that supports {needed}, and this one does "
-            f"not support {', '.join(sorted(missing))}: leave out --engine, or give it the address "
-            "of `personaplex serve`"
-        )
+    if args.backend != "none":
+        cure = "leave out --engine, or give it the address of `personaplex serve`"
+        require_features(engine.features, f"--backend {args.backend}", cure)
 
 
 def _connection(args: argparse.Namespace, provider: _Provider) -> dict[str, Any]:

@@ -212,7 +212,7 @@ class BotHost:
         conversation = asyncio.ensure_future(self._converse(call))
         joined = asyncio.ensure_future(call.connected.wait())
         try:
-            # If nobody joins within `--connect-seconds`, the conversation ends.
+            # CallerWatch ends a conversation that nobody joins within --connect-seconds.
             either = asyncio.wait({conversation, joined}, return_when=asyncio.FIRST_COMPLETED)
             await self._handshakes.run(either, None)
             with self._reserve_slot(client) if joined.done() else nullcontext():

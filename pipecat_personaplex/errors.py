@@ -184,6 +184,11 @@ class EngineFailed(EngineError):
 class SessionFailed(EngineError):
     """One session ends with an error; the others go on."""
 
+    @classmethod
+    def closed(cls) -> SessionFailed:
+        """The error of a request to a session that has ended."""
+        return cls("the session is closed; open another")
+
 
 class SessionLost(SessionFailed):
     """The server no longer has the session."""

@@ -302,7 +302,8 @@ class SessionLike(Protocol):
 
         Args:
             persona: The new voice and role.
-            history: Most frames to remember; None for all that leave a quarter of the window free.
+            history: How many of the newest frames to remember. At most, and by default, as many as
+                leave a quarter of the window free.
             on_done: Called once, on the thread of the other callbacks: with None when the new
                 prompt is in effect, or with the error that left the old one in effect.
 

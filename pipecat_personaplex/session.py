@@ -169,7 +169,8 @@ class Session(SessionBase):
 
         Args:
             persona: The new voice and role. ``Session.persona`` changes when it is in effect.
-            history: Most frames to remember; None for all that leave a quarter of the window free.
+            history: How many of the newest frames to remember. At most, and by default, as many as
+                leave a quarter of the window free.
             on_done: Called once on the model thread, before ``on_end``; must return at once. With
                 None, or with the error that left the old prompt in effect: a later one has
                 replaced this one, the session has ended, or it could not be computed.

@@ -137,7 +137,7 @@ class SessionBase(ABC):
     def _require_open(self) -> None:
         if self.closed:
             self._raise_error()
-            raise SessionFailed("the session is closed; open another")
+            raise SessionFailed.closed()
 
     def _raise_error(self) -> None:
         if self.error is not None:

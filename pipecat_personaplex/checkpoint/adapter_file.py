@@ -13,7 +13,7 @@ from pipecat_personaplex.checkpoint.config_file import (
     read_json,
 )
 from pipecat_personaplex.checkpoint.file_names import ADAPTER_FILE, CONFIG_FILE
-from pipecat_personaplex.checkpoint.hub import is_repo_id, resolve_adapter_folder, resolve_hub_file
+from pipecat_personaplex.checkpoint.hub import is_repo_id, named_file, resolve_adapter_folder
 from pipecat_personaplex.errors import CheckpointError
 
 
@@ -65,7 +65,7 @@ def find_adapter(adapter: str, *, progress: bool) -> AdapterFile:
                 "like owner/name (or owner/name@revision)"
             )
         name = file_names(read_json(folder / CONFIG_FILE)).adapter or ADAPTER_FILE
-        path = resolve_hub_file(name) if name.startswith("hf://") else folder / name
+        path = named_file(folder, name)
         if not path.is_file():
             raise CheckpointError(
                 f"adapter {adapter}: there is no {name} in it; name the file, or name it as "

@@ -13,7 +13,7 @@ from pipecat_personaplex.checkpoint.config_file import (
     read_json,
 )
 from pipecat_personaplex.checkpoint.file_names import CONFIG_FILE, VOICES_FILE
-from pipecat_personaplex.checkpoint.hub import resolve_hub_file
+from pipecat_personaplex.checkpoint.hub import is_hub_file, named_file
 from pipecat_personaplex.errors import CheckpointError, ConfigError
 
 
@@ -61,8 +61,8 @@ class CheckpointFiles:
                 "one of the two"
             )
         # Every missing file of the folder is in one message, before anything is downloaded.
-        require_files(folder, [name for name in wanted if not name.startswith("hf://")])
-        model, mimi, tokenizer, *adapter = [_locate(folder, name) for name in wanted]
+        require_files(folder, [name for name in wanted if not is_hub_file(name)])
+        model, mimi, tokenizer, *adapter = [named_file(folder, name) for name in wanted]
         voices = folder / VOICES_FILE
         return cls(
             folder=folder,
@@ -122,7 +122,3 @@ def is_moshi(folder: Path) -> bool:
     """
     config = folder / CONFIG_FILE
     return not (folder / VOICES_FILE).is_file() and model_type(read_json(config)) == "moshi"
-
-
-def _locate(folder: Path, name: str) -> Path:
-    return resolve_hub_file(name) if name.startswith("hf://") else folder / name

@@ -46,6 +46,7 @@ _NANO_FOLDER = Path(__file__).parents[1] / "nano"
 
 # owner/name or owner/name@revision; neither part starts with a dot, and the Hub forbids ".." and
 # "--".
+_HUB = "hf://"
 _REPO_ID = re.compile(
     r"(?!.*(\.\.|--))([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([A-Za-z0-9][\w./-]{0,99}))?",
     re.ASCII,
@@ -146,11 +147,25 @@ def resolve_adapter_folder(repo: str, *, progress: bool) -> Path:
     """
     config = read_json(_config_folder(repo) / CONFIG_FILE)
     name = file_names(config).adapter or ADAPTER_FILE
-    elsewhere = name.startswith("hf://")
-    return _download(repo, [CONFIG_FILE, *(() if elsewhere else (name,))], progress=progress)
+    files = [CONFIG_FILE] if is_hub_file(name) else [CONFIG_FILE, name]
+    return _download(repo, files, progress=progress)
 
 
-def resolve_hub_file(name: str) -> Path:
+def is_hub_file(name: str) -> bool:
+    """Whether a ``config.json`` names a file on the Hub, not one beside itself."""
+    return name.startswith(_HUB)
+
+
+def named_file(folder: Path, name: str) -> Path:
+    """The file that a folder's ``config.json`` names; one on the Hub is downloaded.
+
+    Raises:
+        DownloadError: The file cannot be downloaded.
+    """
+    return _resolve_hub_file(name) if is_hub_file(name) else folder / name
+
+
+def _resolve_hub_file(name: str) -> Path:
     """Find a file that a ``config.json`` names on the Hub; download it if it is not cached.
 
     Args:
@@ -159,7 +174,7 @@ def resolve_hub_file(name: str) -> Path:
     Raises:
         DownloadError: The file cannot be downloaded.
     """
-    owner, repo, file = name.removeprefix("hf://").split("/", 2)
+    owner, repo, file = name.removeprefix(_HUB).split("/", 2)
     path = _download(f"{owner}/{repo}", [file], progress=False) / file
     if not path.is_file():
         raise DownloadError(f"config.json names {name}, and the repository has no such file")
@@ -177,7 +192,7 @@ def _named(folder: Path, files: Sequence[str]) -> list[str]:
     renamed = {MODEL_FILE: names.model, MIMI_FILE: names.mimi, TOKENIZER_FILE: names.tokenizer}
     wanted = [renamed.get(name, name) for name in files]
     wanted += [name for name in (names.mimi_config, names.adapter) if name is not None]
-    return [name for name in wanted if not name.startswith("hf://")]
+    return [name for name in wanted if not is_hub_file(name)]
 
 
 def _config_folder(model: str) -> Path:

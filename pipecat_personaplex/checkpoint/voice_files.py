@@ -72,7 +72,8 @@ def _parse_pt(data: bytes, label: str) -> Any:
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as members:
                 total = sum(member.file_size for member in members.infolist())
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # also of names
+        # ValueError: the name of a member is not UTF-8.
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise VoiceError(f"voice {label} is not a readable .pt file: {error}") from None
         if total > MAX_VOICE_BYTES:
             raise VoiceError(f"voice {label} unpacks to more than {MAX_VOICE_BYTES >> 20} MiB")

@@ -18,10 +18,10 @@ from pipecat_personaplex.bench.measurements import (
 from pipecat_personaplex.cli.files import check_outputs, whole_files
 from pipecat_personaplex.cli.options import (
     EngineOptions,
+    engine_config_for,
     engine_options,
     integers,
     on_command_line,
-    without_default_adapter,
 )
 from pipecat_personaplex.errors import ConfigError
 
@@ -194,13 +194,11 @@ def bench(
         bench_options = replace(bench_options, model=options.resolve_model())
 
     from pipecat_personaplex.bench.histogram import draw_histogram
-    from pipecat_personaplex.bench.models import RANDOM_MODELS
     from pipecat_personaplex.bench.run import run
     from pipecat_personaplex.bench.table import caption, markdown_tables
 
-    if bench_options.model in RANDOM_MODELS:
-        engine = without_default_adapter(ctx, bench_options.engine)
-        bench_options = replace(bench_options, engine=engine)
+    engine = engine_config_for(ctx, bench_options.model, bench_options.engine)
+    bench_options = replace(bench_options, engine=engine)
     result = run(bench_options, typer.echo)
     if markdown:
         typer.echo("\n".join(markdown_tables(result.report)))

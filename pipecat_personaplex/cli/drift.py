@@ -10,8 +10,8 @@ import typer
 
 from pipecat_personaplex.cli.options import (
     EngineOptions,
+    engine_config_for,
     engine_options,
-    without_default_adapter,
 )
 from pipecat_personaplex.cli.progress import progress_bar
 
@@ -69,13 +69,11 @@ def drift(
     """
     from pipecat_personaplex.audio_files import read_audio
     from pipecat_personaplex.bench.drift import DriftOptions, run
-    from pipecat_personaplex.bench.models import RANDOM_MODELS
 
     # The recording is read first: a mistake in its name shows before gigabytes are loaded.
     user = None if input_ is None else read_audio(input_)
-    model, config = options.resolve_model(), options.config
-    if model in RANDOM_MODELS:
-        config = without_default_adapter(ctx, config)
+    model = options.resolve_model()
+    config = engine_config_for(ctx, model, options.config)
     drift_options = DriftOptions(model, frames, user, config, seed)
     lines: list[str] = []  # printed once the bar is gone
     with progress_bar("comparing") as progress:

@@ -252,9 +252,13 @@ def on_command_line(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def without_default_adapter(ctx: typer.Context, config: EngineConfig) -> EngineConfig:
-    """Ignore PERSONAPLEX_ADAPTER, for random weights; ``--adapter`` remains, and is refused."""
-    return config if on_command_line(ctx, "adapter") else replace(config, adapter="")
+def engine_config_for(ctx: typer.Context, model: str, config: EngineConfig) -> EngineConfig:
+    """Ignore PERSONAPLEX_ADAPTER for random weights; ``--adapter`` remains, and is refused."""
+    from pipecat_personaplex.bench.models import RANDOM_MODELS
+
+    if model in RANDOM_MODELS and not on_command_line(ctx, "adapter"):
+        return replace(config, adapter="")
+    return config
 
 
 def integers(option: str, text: str, example: str) -> tuple[int, ...]:

@@ -106,7 +106,7 @@ class Engine:
         self._thread = ModelThread(
             self._prepare_thread, self._run_once, self._end_remaining, self._abandon
         )
-        self._lock = threading.Lock()  # of the two below, which callers and the model thread share
+        self._lock = threading.Lock()  # guards _open and _arrivals, which all threads use
         self._open: set[Session] = set()
         self._arrivals: deque[PendingSession] = deque()
         self._refused = 0

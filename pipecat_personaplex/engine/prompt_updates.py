@@ -70,7 +70,7 @@ class PromptUpdates:
         prompt = self._build(persona)
         with self._lock:
             if self._closed:
-                raise SessionFailed("the session is closed; open another")
+                raise SessionFailed.closed()
             if self.waiting is not None:
                 self._replaced.append(self.waiting)
             self.waiting = PromptUpdate(persona, prompt, history, on_done)

@@ -220,7 +220,8 @@ class Speaker:
             self._start()
         if self._current is not None and self._current.words:
             return self._next_word(self._current, caller_speaks)
-        # While its last word is spoken, and for the time behind it, which also passes in a hold.
+        # The model adds no words while the last one is spoken, nor for some frames after that.
+        # These frames are counted in a hold, too.
         silent = self._current is not None or self._tail > 0
         if self._current is None and self._tail:
             # An answer begins only after the caller's last word.

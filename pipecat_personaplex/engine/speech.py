@@ -54,7 +54,7 @@ class AgentSpeech:
         speech = Speech(" ".join(word for word, _ in words), len(words))
         with self._lock:
             if self._closed:  # its end would not be reported
-                raise SessionFailed("the session is closed; open another")
+                raise SessionFailed.closed()
             self._speaker.say(speech, words, at_once=when == "now")
             self._on_done[speech] = on_done
         return speech

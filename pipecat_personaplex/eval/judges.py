@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from pipecat_personaplex.errors import ConfigError, UserError
+from pipecat_personaplex.eval.addresses import split_address
 from pipecat_personaplex.eval.plugins import find_plugin
 from pipecat_personaplex.eval.run_files import read_stored, write_json
 
@@ -146,12 +146,8 @@ class ChatJudge:
                 "the address of --judge must have no @, thus no user's name and password; give an "
                 "address such as http://localhost:8000/v1, and a key in PERSONAPLEX_JUDGE_KEY"
             )
-        try:
-            parts = urlsplit(url)
-            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # half an IPv6 address, or a port above 65535
-            valid = False
-        if not valid:
+        parts = split_address(url, ("http", "https"))
+        if parts is None:
             raise ConfigError(f"--judge {url}: give an address such as http://localhost:8000/v1")
         self.name = f"{parts.netloc}{parts.path.rstrip('/')}/{model}"
         self._url = f"{url.rstrip('/')}/chat/completions"

@@ -63,7 +63,7 @@ class ServerAddress:
             url=urlunsplit((scheme, parts.netloc, path, "", "")),
             moshi=path.endswith(MOSHI_PATH),
             api_key=_validated_key(api_key),
-            # Once: to read all certificates takes 20 ms, which a connection would take from calls.
+            # Made once: reading the certificates takes 20 ms, in which all calls would wait.
             ssl_context=(ssl_context or ssl.create_default_context()) if scheme == "wss" else None,
         )
 

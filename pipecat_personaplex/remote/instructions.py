@@ -313,7 +313,7 @@ class Instructions:
 
     def _require_open(self) -> None:
         if self._ended:
-            raise SessionFailed("the session is closed; open another")
+            raise SessionFailed.closed()
 
     def _cut_all(self) -> None:
         self._unsent.clear()

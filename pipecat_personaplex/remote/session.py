@@ -154,7 +154,8 @@ class RemoteSession(SessionBase):
 
         Args:
             persona: The new voice and role.
-            history: Most frames to remember; None for all that leave a quarter of the window free.
+            history: How many of the newest frames to remember. At most, and by default, as many as
+                leave a quarter of the window free.
             on_done: Called once on the engine's thread: with None when the new prompt is in
                 effect, or with the error that left the old one in effect, ``PromptTooLong`` and
                 ``VoiceNotFound`` included.

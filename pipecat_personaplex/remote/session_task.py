@@ -141,7 +141,7 @@ class SessionTask:
 
     def _can_move(self, server: Server) -> bool:
         """Whether another server can probably take the call."""
-        # NVIDIA's protocol sends no tokens, nor which frames it has: nothing to go on from.
+        # NVIDIA's protocol sends no tokens, so another server could not remember the call.
         if not self._move_calls or (server.address.moshi and self.session.ready):
             return False
         voice, features = self.session.persona.voice, self._required_features

@@ -54,7 +54,7 @@ class CallerSpeech:
     def mute(self) -> None:
         """The caller is not heard from now on: no audio follows, and no report of the end."""
         self._speaking = False
-        self._seconds, self._reported = 0.0, False
+        self._count(0, speech=False)
 
     def push(self, pcm: Pcm) -> bool:
         """Add audio of the caller: float32 [n] mono 24 kHz.

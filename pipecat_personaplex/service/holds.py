@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -36,8 +37,7 @@ class Holds:
         Raises:
             PersonaPlexError: As ``SessionLike.hold``; then nothing has changed.
         """
-        left = self._seconds_left(besides=holder)
-        session.hold(max(checked_hold(seconds), left) if left else seconds)
+        session.hold(max(checked_hold(seconds), self._rest_of_other(holder)))
         self._until[holder] = self._clock() + seconds
 
     def release(self, session: SessionLike, holder: Holder) -> None:
@@ -47,14 +47,14 @@ class Holds:
             PersonaPlexError: As ``SessionLike.release``.
         """
         self._until.pop(holder, None)
-        seconds = self._seconds_left(besides=holder)
+        seconds = self._rest_of_other(holder)
         if seconds:
             session.hold(seconds)
         else:
             session.release()
 
-    def _seconds_left(self, *, besides: Holder) -> float:
-        """Seconds until the hold of the other holder ends."""
-        untils = [until for holder, until in self._until.items() if holder != besides]
-        left = max([0.0, *(until - self._clock() for until in untils)])
-        return min(left, MAX_HOLD_SECONDS)  # the sums of the clock may have been rounded up
+    def _rest_of_other(self, holder: Holder) -> float:
+        """Seconds until the hold of the other holder ends; 0 if it has none."""
+        other: Holder = "delegation" if holder == "application" else "application"
+        rest = self._until.get(other, -math.inf) - self._clock()
+        return min(max(rest, 0.0), MAX_HOLD_SECONDS)  # the clock's sums may have been rounded up

@@ -191,7 +191,7 @@ class TalkHost:
     async def talk_over(self, websocket: WebSocket, request: CallRequest) -> None:
         """Talk over a WebSocket until the call ends; see ``check`` for what is refused.
 
-        The page is told that the call is open once it has its slot.
+        The call takes its slot first. Then the page gets the message ``opened``.
         """
         call_id = secrets.token_hex(8)
         conversation = self._begin(call_id, lambda: socket_transport(websocket), request)

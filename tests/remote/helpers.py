@@ -106,3 +106,17 @@ def resuming(lines: list[tuple[str, str]], session: RemoteSession) -> bool:
         session_id == session.id and "resuming the session" in message
         for session_id, message in lines
     )
+
+
+class Done:
+    """Records ``on_done`` calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def __call__(self, result: Any) -> None:
+        self.calls.append(result)
+
+    def wait(self, count: int = 1) -> list[Any]:
+        until(lambda: len(self.calls) == count)
+        return self.calls

@@ -23,7 +23,7 @@ from pipecat_personaplex.remote import RemoteEngine
 from pipecat_personaplex.remote.instructions import Instructions
 from tests.helpers.servers import RunningServer, ServedFakeEngine
 from tests.remote.fakes import FakeServer, Script, say
-from tests.remote.helpers import FRIEND, WAIT, Caller, tone, until
+from tests.remote.helpers import FRIEND, WAIT, Caller, Done, tone, until
 from tests.remote.proxy import Proxy
 
 TEA = Persona("NATM1", "You sell tea.")
@@ -45,20 +45,6 @@ def served() -> Iterator[Served]:
     with RunningServer(fake) as server, Proxy(int(server.url.rpartition(":")[2])) as proxy:
         with RemoteEngine(proxy.url) as engine:
             yield Served(fake, proxy, engine)
-
-
-class Done:
-    """Records ``on_done`` calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[Any] = []
-
-    def __call__(self, result: Any) -> None:
-        self.calls.append(result)
-
-    def wait(self, count: int = 1) -> list[Any]:
-        until(lambda: len(self.calls) == count)
-        return self.calls
 
 
 def test_a_speech_shows_its_progress(served: Served) -> None:

@@ -94,7 +94,7 @@ async def test_a_call_waits_for_the_slot_of_a_preview(
 
 @contextmanager
 def serving(host: TalkHost, opening: Callable[[], Awaitable[None]]) -> Iterator[str]:
-    """Serve calls; ``opening`` runs before a page is told that its call is open."""
+    """Serve calls; ``opening`` runs before the server sends ``opened`` to a page."""
     app = before_opened(create_app(host), opening)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run)

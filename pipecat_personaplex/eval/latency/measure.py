@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal, get_args
-from urllib.parse import urlsplit
 
 from pipecat_personaplex.audio import Pcm
 from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.eval.addresses import split_address
 from pipecat_personaplex.eval.latency.probe import Latencies, Line, probe, tone
 from pipecat_personaplex.eval.latency.server_line import ServerLine, server_echo
 from pipecat_personaplex.eval.latency.telephone_line import TelephoneLine, telephone_echo
@@ -16,7 +16,6 @@ from pipecat_personaplex.eval.latency.webrtc_line import WebRtcLine, over_http, 
 
 Transport = Literal["webrtc", "twilio", "server"]
 TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
-_SCHEMES = ("http", "https", "ws", "wss")
 BOT_URL = "http://localhost:7860"
 """Where the bots listen by default; the target ``bot``."""
 
@@ -50,12 +49,8 @@ class Target:
             ConfigError: The URL is not valid, or does not fit the transport.
         """
         url = BOT_URL if text == "bot" else text
-        try:
-            parts = urlsplit(url)
-            valid = parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # half an IPv6 address, or a port above 65535
-            valid = False
-        if not valid:
+        parts = split_address(url, ("http", "https", "ws", "wss"))
+        if parts is None:
             raise ConfigError(
                 f"{text!r} must be bot, http://host:port (WebRTC), ws://host:port (a server) or "
                 "ws://host:port/ws (the telephone), with a port from 1 to 65535"

@@ -55,8 +55,7 @@ from pipecat_personaplex.service.speech import RequestedText
 if TYPE_CHECKING:
     from pipecat_personaplex.service.llm import PersonaPlexLLMService
 
-NEEDED_FEATURES: frozenset[Feature] = frozenset(("say", "hold", "prompt"))
-"""What an engine's sessions must be able to do."""
+_NEEDED: frozenset[Feature] = frozenset(("say", "hold", "prompt"))
 
 NO_TRANSCRIPT_SECONDS = 30.0
 """Seconds of the caller's speech without a transcript after which a warning is logged."""
@@ -85,7 +84,8 @@ class Delegator(CallFollower):
     """
 
     def __init__(self, front: PersonaPlexLLMService, config: Delegation, engine: EngineLike):
-        _require_features(engine.features)
+        cure = "use an Engine, or the server that `personaplex serve` starts"
+        require_features(engine.features, "delegation=", cure)
         self._front = front
         self._config = config
         self.state: DelegationState = DelegationState(
@@ -367,14 +367,22 @@ class Delegator(CallFollower):
         self._do(self.state.tick(_now()))
 
 
-def _require_features(features: frozenset[Feature]) -> None:
-    missing = NEEDED_FEATURES - features
+def require_features(features: frozenset[Feature], what: str, cure: str) -> None:
+    """Check that an engine's sessions can speak the answers of a backend.
+
+    Args:
+        features: What the sessions can do.
+        what: What needs this, for the error.
+        cure: What to do, for the error.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    missing = _NEEDED - features
     if missing:
-        needed = ", ".join(sorted(NEEDED_FEATURES))
         raise ConfigError(
-            f"delegation= needs an engine that supports {needed}, and this one does not support "
-            f"{', '.join(sorted(missing))}: use an Engine, or the server that `personaplex serve` "
-            "starts"
+            f"{what} needs an engine that supports {', '.join(sorted(_NEEDED))}, and this one does "
+            f"not support {', '.join(sorted(missing))}: {cure}"
         )
 
 
