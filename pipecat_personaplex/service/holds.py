@@ -37,7 +37,9 @@ class Holds:
         Raises:
             PersonaPlexError: As ``SessionLike.hold``; then nothing has changed.
         """
-        session.hold(max(checked_hold(seconds), self._rest_of_other(holder)))
+        rest = self._rest_of_other(holder)
+        # The session checks ``seconds``, but would not see a wrong value below the rest.
+        session.hold(max(checked_hold(seconds), rest) if rest else seconds)
         self._until[holder] = self._clock() + seconds
 
     def release(self, session: SessionLike, holder: Holder) -> None:
