@@ -113,14 +113,19 @@ async def take(
     folder: Path,
     stt: Any,
     pcm: np.ndarray,
-    done: Callable[[], object],
+    done: Callable[[list[Any]], object],
 ) -> list[Any]:
-    """Take one call until a condition holds; returns the messages to the caller's page."""
+    """Take one call until a condition holds; returns the messages to the caller's page.
+
+    The condition gets the messages so far: they arrive after the order is in the database.
+    """
     loop = asyncio.get_running_loop()
     latest = loop.time() + 90
-    caller = Caller(pcm, lambda: done() or loop.time() > latest)
+    messages: list[Any] = []
+    caller = Caller(pcm, lambda: done(messages) or loop.time() > latest)
+    messages = caller.loudspeaker.messages
     await asyncio.wait_for(take_order(caller.call(engine, folder), stt, desk), 120)
-    return caller.loudspeaker.messages
+    return messages
 
 
 @pytest.mark.realtime
@@ -136,7 +141,7 @@ async def test_an_order_is_taken_changed_and_placed(
         (lambda: says(folder, "One spicy."), "That is all."),
     ]
     messages = await take(
-        nano, desk, folder, ScriptedStt(script), SILENCE, lambda: says(folder, "order is placed")
+        nano, desk, folder, ScriptedStt(script), SILENCE, lambda _: says(folder, "order is placed")
     )
     [order] = desk.store.latest(10)
     assert order.placed and str(order) == "1 Spicy shakshuka"
@@ -178,7 +183,7 @@ async def test_a_spoken_order_reaches_the_database(
     silence = np.zeros(SAMPLE_RATE, np.float32)
     pcm = float_to_pcm16(np.concatenate([silence, read_audio(COFFEE)]))
 
-    messages = await take(nano, desk, tmp_path, create_stt(), pcm, lambda: desk.store.latest(1))
+    messages = await take(nano, desk, tmp_path, create_stt(), pcm, lambda messages: messages)
     [order] = desk.store.latest(10)
     assert str(order) == "1 small Coffee"
     assert "small coffee" in record_in(tmp_path)[1]["content"].lower()
@@ -196,7 +201,7 @@ async def test_a_backend_that_fails_leaves_the_call_and_the_order(
         (lambda: llm.broken, "That is all."),
     ]
 
-    def break_after_the_first() -> bool:
+    def break_after_the_first(_: list[Any]) -> bool:
         if says(tmp_path / "calls", "Two spicy."):
             llm.broken = 401
         return says(tmp_path / "calls", "I could not find that out.")

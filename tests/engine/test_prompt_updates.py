@@ -276,7 +276,7 @@ def test_too_little_memory_refuses_with_the_arithmetic(
         call.update(TEACHER)
         error = call.result()
     assert isinstance(error, ConfigError)
-    assert "keys and values of 1499 frames 0.02 of 0.00 free" in str(error)
+    assert "keys and values of 511 frames 0.01 of 0.00 free" in str(error)
     assert call.answer().index == 0
     call.hang_up()
 
