@@ -6,10 +6,12 @@ STAMP := $(VENV)/.installed
 # Tests with processes and clocks may miss a deadline on a busy machine: a second try, which the
 # summary names.
 RERUN := --reruns 1 -rR
+# Hundreds of processes start in the tests; each would compile all its modules without stored bytecode.
+export PYTHONDONTWRITEBYTECODE :=
 WHEN_IDLE := $(if $(shell chrt --idle 0 echo works 2>/dev/null),chrt --idle 0,nice -n 19)
 
 .DEFAULT_GOAL := help
-.PHONY: help install check format test test-clocks test-computation pipecat docs bot page nano bench-gpu clean
+.PHONY: help install check format test collect test-clocks test-computation pipecat docs bot page nano bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,8 +35,14 @@ format: install  ## Let ruff format and fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: check  ## Check, then run every test that needs no GPU
+test: install  ## Check, then run every test that needs no GPU
+	@$(MAKE) --no-print-directory --jobs 2 check collect
 	@$(MAKE) --no-print-directory --jobs 2 test-clocks test-computation
+
+# Import all tests once, so that the workers find their bytecode.
+collect:
+	@mkdir -p build
+	@$(BIN)/pytest --collect-only -q >build/collection.log 2>&1 || { cat build/collection.log; exit 1; }
 
 # Tests with processes and clocks wait half of the time. Computation takes only what they leave.
 test-clocks:

@@ -112,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ended.exit_code
     except (Exception, KeyboardInterrupt) as error:
         explained = _explain(error)
+        if explained is None and _was_interrupted(error):
+            explained = _explain(KeyboardInterrupt())
         if explained is None:
             raise
         if settings.debug:
@@ -120,6 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code == _INTERRUPTED and argv is None:
             # A second Ctrl-C must not print a traceback while the interpreter exits.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # If Ctrl-C came within ``exec`` of a text, as when a dataclass is built, ``python -m``
+            # ends by the signal and not with this code. Another ``exec`` clears that.
+            exec("")
         if message:
             print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return code
@@ -138,6 +143,13 @@ def _prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         elif isinstance(stream, TextIOWrapper) and stream.errors != "backslashreplace":
             stream.reconfigure(errors="backslashreplace")
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C caused an error, as Python wraps one that comes while a class is built."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _explain(error: BaseException) -> tuple[int, str] | None:

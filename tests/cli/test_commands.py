@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,44 @@ def test_a_second_interrupt_is_ignored_while_the_process_exits(
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class _Interrupted:
+    def __set_name__(self, owner: type, name: str) -> None:
+        raise KeyboardInterrupt
+
+
+def interrupted_in_exec() -> None:
+    exec("raise KeyboardInterrupt")
+
+
+def interrupted_in_a_class() -> None:
+    type("Built", (), {"field": _Interrupted()})
+
+
+@pytest.mark.parametrize("interrupted", [interrupted_in_exec, interrupted_in_a_class])
+def test_an_interrupt_while_modules_are_imported(
+    interrupted: Callable[[], None], tmp_path: Path
+) -> None:
+    """Python wraps it in another error, or would end ``python -m`` by the signal."""
+    program = f"""
+import sys
+from pipecat_personaplex.cli.commands import app, main
+from tests.cli.test_commands import {interrupted.__name__}
+
+app.command("stopped")({interrupted.__name__})
+sys.argv = ["personaplex", "stopped"]
+sys.exit(main())
+"""
+    (tmp_path / "stopped.py").write_text(program)
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        [sys.executable, "-m", "stopped"],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
 
 def test_bug_is_raised_with_its_traceback(monkeypatch: pytest.MonkeyPatch, callers: Path) -> None:
