@@ -19,7 +19,7 @@ from tests.talk.watching import until
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.realtime,
+    pytest.mark.serial,
     pytest.mark.slow,
     needs_chromium,
 ]

@@ -17,7 +17,7 @@ from tests.talk.processes import TalkProcess
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.realtime,
+    pytest.mark.serial,
     pytest.mark.slow,
     needs_chromium,
 ]
