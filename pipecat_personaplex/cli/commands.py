@@ -112,8 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ended.exit_code
     except (Exception, KeyboardInterrupt) as error:
         explained = _explain(error)
-        if explained is None and _was_interrupted(error):
-            explained = _explain(KeyboardInterrupt())
         if explained is None:
             raise
         if settings.debug:
@@ -146,7 +144,7 @@ def _prepare_streams() -> None:
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C caused an error, as Python wraps one that comes while a class is built."""
+    """Whether an error is a Ctrl-C, or wraps one, as Python does while it builds a class."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
@@ -165,8 +163,6 @@ def _explain(error: BaseException) -> tuple[int, str] | None:
             return _USER_ERROR, str(error)
         case PersonaPlexError():
             return _FAILURE, str(error)
-        case KeyboardInterrupt():
-            return _INTERRUPTED, "interrupted"
         case BrokenPipeError():
             # Otherwise Python flushes the rest at exit and prints a second error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -177,4 +173,6 @@ def _explain(error: BaseException) -> tuple[int, str] | None:
             path = "" if error.filename is None else f"{error.filename}: "
             code = _USER_ERROR if error.errno in _PATH_ERRNOS else _FAILURE
             return code, f"{path}{error.strerror or error}"
+        case _ if _was_interrupted(error):
+            return _INTERRUPTED, "interrupted"
     return None

@@ -117,15 +117,13 @@ async def take(
 ) -> list[Any]:
     """Take one call until a condition holds; returns the messages to the caller's page.
 
-    The condition gets the messages so far: they arrive after the order is in the database.
+    The condition gets the messages so far. One arrives after its order is in the database.
     """
     loop = asyncio.get_running_loop()
     latest = loop.time() + 90
-    messages: list[Any] = []
-    caller = Caller(pcm, lambda: done(messages) or loop.time() > latest)
-    messages = caller.loudspeaker.messages
+    caller = Caller(pcm, lambda: done(caller.loudspeaker.messages) or loop.time() > latest)
     await asyncio.wait_for(take_order(caller.call(engine, folder), stt, desk), 120)
-    return messages
+    return caller.loudspeaker.messages
 
 
 @pytest.mark.realtime

@@ -85,16 +85,25 @@ def test_the_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "0.273" in backchannels and "0.182 (fixed)" in backchannels
 
 
-def test_another_transcriber(run: Path, whisper_model: str, tmp_path: Path) -> None:
+def test_another_transcriber(
+    run: Path,
+    whisper_model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Whisper and Silero, on two of the calls."""
+    # The table breaks its lines with the length of this name, which is else a path of the machine.
+    (tmp_path / "tiny-english").symlink_to(whisper_model)
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "run"
     shutil.copytree(run, path, symlinks=True)
     lines = (path / "items.jsonl").read_text().splitlines(keepends=True)
     two = [line for line in lines if json.loads(line)["group"] in ("turn", "interruption")]
     (path / "items.jsonl").write_text("".join(two))
-    command = ["eval", "score", str(path), "--asr", f"whisper:{whisper_model}", "--vad", "silero"]
+    command = ["eval", "score", str(path), "--asr", "whisper:tiny-english", "--vad", "silero"]
     assert main([*command, "--judge", "rules"]) == 0
-    assert "silero" in json.dumps(RunFolder.open(path).newest_scores())
+    assert "silero, compat" in capsys.readouterr().out
     assert len(list(RunFolder.open(path).scores())) == 2
     [asr] = (path / "asr").iterdir()
     words = json.loads((asr / "0" / "candor_turn_taking" / "3.json").read_text())

@@ -60,9 +60,7 @@ async def test_a_call_with_a_greeting_and_a_new_persona(engine: Engine):
     assert events.named("on_prompt_changed") == [(Persona(second, "You sell tea."),)]
     assert "Hello there!" in "".join(frame.text for frame in pipeline.seen(TTSTextFrame))
     assert np.abs(pipeline.audio()).max() > 1_000
-    # The change stops no audio. One frame may come late on a busy machine.
-    assert np.sort(np.diff(arrivals))[-2] <= 0.2
-    assert np.diff(arrivals).max() <= 1.0
+    assert np.diff(arrivals).max() <= 0.2
     assert engine.stats().sessions == 0
 
 
