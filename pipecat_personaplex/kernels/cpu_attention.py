@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +94,31 @@ def attend(
     )
     assert not failed, f"no kernel for heads of {dim}"
     return out
+
+
+def attend_frame(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, step: int
+) -> Tensor:
+    """Store one step of a frame of the depth transformer and attend to its steps so far.
+
+    Args:
+        q: Queries, float32 [B, H, 1, D].
+        k: New keys, the same shape.
+        v: New values, the same shape.
+        keys: The frame's keys, float32 [B, H, steps, D]; index ``step`` is written.
+        values: The frame's values, the same shape; index ``step`` is written.
+        step: Index of this step, from 0.
+
+    Returns:
+        float32 [B, H, 1, D].
+    """
+    rows = _frame_rows(q.shape[0], step)
+    return attend(q, k, v, KVTensor(keys, None), KVTensor(values, None), rows, None)
+
+
+@lru_cache(maxsize=1024)
+def _frame_rows(batch: int, step: int) -> Rows:
+    return Rows(range(batch), [step] * batch, [step + 1] * batch)
 
 
 def check(head_dim: int, kv_dtype: torch.dtype) -> None:

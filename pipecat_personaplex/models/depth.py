@@ -13,26 +13,53 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipecat_personaplex.constants import CODEBOOKS
-from pipecat_personaplex.kernels.availability import depth_attention_works
+from pipecat_personaplex.kernels import cpu_attention
+from pipecat_personaplex.kernels.availability import cpu_attention_works, depth_attention_works
 from pipecat_personaplex.models.attention import SelfAttention
 from pipecat_personaplex.models.kernel_weight import KernelWeight
 from pipecat_personaplex.models.layers import GatedMLP, RMSNorm, embedding_table, project
 from pipecat_personaplex.models.linear import Linear, stack_linears
 from pipecat_personaplex.models.module import Module
 
+# Features of a step below which compiling the CPU kernel is not worth it.
+_CPU_KERNEL_MIN_DIM = 512
+
 Choose = Callable[[int, Tensor], Tensor]
 """Samples one code per row: (codebook, floating-point logits [B, card]) -> codes [B] int64."""
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], Tensor]
+"""Stores k and v of a step and attends to the frame's steps so far: (q, k, v, each [B, H, 1, D],
+keys and values of the frame, each [B, H, 8, D], step) -> [B, H, 1, D]."""
+
+
+def attend_in_torch(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, step: int
+) -> Tensor:
+    """The ``Attend`` that needs no kernel."""
+    keys[:, :, step : step + 1] = k
+    values[:, :, step : step + 1] = v
+    return F.scaled_dot_product_attention(q, keys[:, :, : step + 1], values[:, :, : step + 1])
+
+
+def _repays_cpu_kernel(head_dim: int, table: Tensor) -> bool:
+    """Whether the CPU kernel attends to such heads, and the model is large enough to compile it."""
+    return (
+        table.shape[-1] >= _CPU_KERNEL_MIN_DIM
+        and table.dtype == torch.float32
+        and head_dim in cpu_attention.HEAD_DIMS
+        and cpu_attention_works(head_dim, torch.float32)
+    )
 
 
 class FrameCache:
     """Keys and values of one frame's steps. Each frame starts with a new cache.
 
     Args:
-        kernel: Whether ``kernels.depth_attention`` attends.
+        attend: Attends in each step.
     """
 
-    def __init__(self, kernel: bool) -> None:
-        self._kernel = kernel
+    def __init__(self, attend: Attend) -> None:
+        self._attend = attend
         self._layers: list[tuple[Tensor, Tensor]] = []  # keys and values, each [B, H, 8, D]
         self._step = 0
 
@@ -46,14 +73,7 @@ class FrameCache:
             shape = (*k.shape[:2], CODEBOOKS, k.shape[-1])
             self._layers.append((k.new_empty(shape), v.new_empty(shape)))
         keys, values = self._layers[layer]
-        if self._kernel:
-            from pipecat_personaplex.kernels.depth_attention import depth_attention
-
-            return depth_attention(q, k, v, keys, values, self._step)
-        keys[:, :, self._step : self._step + 1] = k
-        values[:, :, self._step : self._step + 1] = v
-        filled = self._step + 1
-        return F.scaled_dot_product_attention(q, keys[:, :, :filled], values[:, :, :filled])
+        return self._attend(q, k, v, keys, values, self._step)
 
 
 class DepthLayer(Module):
@@ -78,6 +98,9 @@ class DepthTransformer(Module):
 
     The checkpoint's steps 8..15 predict the caller's codes. The caller's codes are always known and
     those steps do not influence the agent's tokens, so they are neither loaded nor run.
+
+    Attributes:
+        attend: How each step attends; ``use_kernels`` chooses it.
     """
 
     def __init__(
@@ -100,15 +123,20 @@ class DepthTransformer(Module):
         for module in self.modules():
             if isinstance(module, Linear):
                 module.allow_int4 = False
-        self._attention_kernel = False
+        self._head_dim = dim // num_heads
+        self.attend: Attend = attend_in_torch
         self._stacked_inputs: KernelWeight | None = None
 
     def use_kernels(self) -> None:
         """Reduce launches with the kernels that work here; call it after loading the weights."""
         self._stacked_inputs = stack_linears(self.inputs)
-        self._attention_kernel = depth_attention_works(
-            self.text_emb.weight.device, self.text_emb.weight.dtype
-        )
+        table = self.text_emb.weight
+        if depth_attention_works(table.device, table.dtype):
+            from pipecat_personaplex.kernels.depth_attention import depth_attention
+
+            self.attend = depth_attention
+        elif table.device.type == "cpu" and _repays_cpu_kernel(self._head_dim, table):
+            self.attend = cpu_attention.attend_frame
 
     def forward(
         self, hidden: Tensor, text: Tensor, choose: Choose, steps: int = CODEBOOKS
@@ -124,7 +152,7 @@ class DepthTransformer(Module):
         Returns:
             The agent's codes, [B, steps] int64.
         """
-        cache = FrameCache(self._attention_kernel)
+        cache = FrameCache(self.attend)
         inputs = self._inputs(hidden[:, None], steps)  # each [B, 1, dim]
         previous = self.text_emb(text)  # [B, dim]
         codes = []
