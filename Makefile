@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=
 WHEN_IDLE := $(if $(shell chrt --idle 0 echo works 2>/dev/null),chrt --idle 0,nice -n 19)
 
 .DEFAULT_GOAL := help
-.PHONY: help install check format test collect test-clocks test-computation pipecat docs bot page nano bench-gpu clean
+.PHONY: help install check format test test-check test-clocks test-computation pipecat docs bot page nano bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,21 +36,22 @@ format: install  ## Let ruff format and fix
 	$(BIN)/ruff format .
 
 test: install  ## Check, then run every test that needs no GPU
-	@$(MAKE) --no-print-directory --jobs 2 check collect
-	@$(MAKE) --no-print-directory --jobs 2 test-clocks test-computation
+	@$(MAKE) --no-print-directory --jobs 3 test-check test-clocks test-computation
 
-# Import all tests once, so that the workers find their bytecode.
-collect:
-	@mkdir -p build
-	@$(BIN)/pytest --collect-only -q >build/collection.log 2>&1 || { cat build/collection.log; exit 1; }
+# Tests with processes and clocks wait half of the time. Checks and computation take only what they
+# leave.
+test-check:
+	@$(WHEN_IDLE) $(MAKE) --no-print-directory check
 
-# Tests with processes and clocks wait half of the time. Computation takes only what they leave.
 test-clocks:
 	$(BIN)/pytest -n 3 --dist loadfile $(RERUN) -m "realtime and not (gpu or measurement)"
 	$(BIN)/pytest $(RERUN) -m "serial and not (gpu or measurement)"
 
+# First import all tests once, so that the workers find their bytecode.
 test-computation:
 	@mkdir -p build
+	@$(WHEN_IDLE) $(BIN)/pytest --collect-only -q >build/collection.log 2>&1 || \
+		{ cat build/collection.log; exit 1; }
 	@$(WHEN_IDLE) $(BIN)/pytest -n 3 --dist worksteal $(RERUN) \
 		-m "not (gpu or measurement or realtime or serial)" >build/computation.log 2>&1; \
 		status=$$?; cat build/computation.log; exit $$status

@@ -27,6 +27,7 @@ from training.nano.voices import AGENT_VOICES, held_out_voices
 pytestmark = [pytest.mark.measurement, pytest.mark.timeout(1800)]
 
 ANSWER_SECONDS = 4.8
+CALLS = 96  # with a new prompt in the middle; of 24, chance alone moves two
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,7 @@ def test_a_new_prompt_in_the_middle_disturbs_no_answer(nano: Engine, when: str) 
     counts = {}
     for swapped in (False, True):
         callers = []
-        for index in range(24):
+        for index in range(CALLS):
             random = np.random.default_rng([10, index])
             role = roles(index)
             agent = character(role, NAMES[index % len(NAMES)])
@@ -173,8 +174,8 @@ def test_a_new_prompt_in_the_middle_disturbs_no_answer(nano: Engine, when: str) 
             callers.append(c)
         in_batches(nano, callers)
         counts[swapped] = sum(c.right(0, c.first) for c in callers)
-    print(f"\nnew prompt {when}: right {counts[True]}/24, undisturbed {counts[False]}/24")
-    assert counts[True] >= counts[False] - 1
+    print(f"\nnew prompt {when}: right {counts[True]}/{CALLS}, undisturbed {counts[False]}")
+    assert counts[True] >= counts[False] - CALLS // 24
 
 
 def test_a_persona_is_known_after_the_window() -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from training.nano.progress import StateMissing, load_state, save_state
@@ -17,6 +18,7 @@ from training.nano.progress import StateMissing, load_state, save_state
 CALLERS_EACH = 10  # in a file
 _UNSEEN_EVERY = 16
 _CLIPS = ("agent", "words")  # of the agent, by voice and text
+_FORMAT = 2  # of pool.pt
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,10 @@ class Pool:
     def save(self, folder: Path) -> None:
         """Write the agents' clips; ``save_callers`` writes the callers."""
         parts = ("silence", "sine", "voices")
-        state = {name: getattr(self, name) for name in parts}
+        state = {"format": _FORMAT} | {name: getattr(self, name) for name in parts}
         for name in _CLIPS:
-            state[name] = {
-                voice: {text: asdict(clip) for text, clip in clips.items()}
-                for voice, clips in getattr(self, name).items()
-            }
+            voices = getattr(self, name).items()
+            state[name] = {voice: _columns(clips) for voice, clips in voices}
         save_state(folder / "pool.pt", state)
 
     @classmethod
@@ -115,16 +115,13 @@ class Pool:
         """
         if not (state := load_state(folder / "pool.pt")):
             raise StateMissing(f"no clips of the agent in {folder / 'pool.pt'}: run `clips` first")
-        if "words" not in state:
+        if state.pop("format", None) != _FORMAT:
             raise StateMissing(
                 f"{folder / 'pool.pt'} is of an older recipe: delete it and {folder / 'callers'}, "
                 "and run `clips`"
             )
         for name in _CLIPS:
-            state[name] = {
-                voice: {text: AgentClip(**clip) for text, clip in clips.items()}
-                for voice, clips in state[name].items()
-            }
+            state[name] = {voice: _clips(columns) for voice, columns in state[name].items()}
         pool = cls(**state)
         pool.read_new_callers(folder)
         return pool
@@ -136,6 +133,27 @@ class Pool:
                 self._read.add(path.name)
                 callers = self.unseen if measures_training(path) else self.callers
                 callers += map(_caller, load_state(path)["callers"])
+
+
+def _columns(clips: dict[str, AgentClip]) -> dict[str, Any]:
+    """The clips of a voice for a file. As thousands of small tensors they would load slowly."""
+    codes = [clip.codes for clip in clips.values()]
+    return {
+        "key": list(clips),
+        "text": [clip.text for clip in clips.values()],
+        "codes": torch.cat(codes),  # [F of all clips, 8]
+        "frames": list(map(len, codes)),
+        "onsets": [clip.onsets for clip in clips.values()],
+        "copied": [clip.copied for clip in clips.values()],
+    }
+
+
+def _clips(columns: dict[str, Any]) -> dict[str, AgentClip]:
+    """The clips of ``_columns``."""
+    codes = columns["codes"].split(columns["frames"])
+    fields = zip(columns["text"], codes, columns["onsets"], columns["copied"], strict=True)
+    clips = (AgentClip(*each) for each in fields)
+    return dict(zip(columns["key"], clips, strict=True))
 
 
 def measures_training(path: Path) -> bool:
