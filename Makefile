@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests with processes and clocks may miss a deadline on a busy machine: a second try, which the
 # summary names.
 RERUN := --reruns 1 -rR
+COMPUTATION := not (gpu or measurement or realtime or page or serial)
 # Hundreds of processes start in the tests; each would compile all its modules without stored bytecode.
 export PYTHONDONTWRITEBYTECODE :=
 WHEN_IDLE := $(if $(shell chrt --idle 0 echo works 2>/dev/null),chrt --idle 0,nice -n 19)
@@ -45,6 +46,7 @@ test-check:
 
 test-clocks:
 	$(BIN)/pytest -n 3 --dist loadfile $(RERUN) -m "realtime and not (gpu or measurement)"
+	$(BIN)/pytest -n 2 --dist loadfile $(RERUN) -m "page and not (gpu or measurement)"
 	$(BIN)/pytest $(RERUN) -m "serial and not (gpu or measurement)"
 
 # First import all tests once, so that the workers find their bytecode.
@@ -53,7 +55,7 @@ test-computation:
 	@$(WHEN_IDLE) $(BIN)/pytest --collect-only -q >build/collection.log 2>&1 || \
 		{ cat build/collection.log; exit 1; }
 	@$(WHEN_IDLE) $(BIN)/pytest -n 3 --dist worksteal $(RERUN) \
-		-m "not (gpu or measurement or realtime or serial)" >build/computation.log 2>&1; \
+		-m "$(COMPUTATION)" >build/computation.log 2>&1; \
 		status=$$?; cat build/computation.log; exit $$status
 
 # Beside the installed version, whose dependencies it uses. A folder for each version.
@@ -68,7 +70,7 @@ pipecat: install  ## Run the tests of service, bots and page with another Pipeca
 		echo "Pipecat $$other is the installed one: make test runs its tests"; \
 	else \
 		PYTHONPATH=$(OTHER_PIPECAT) $(BIN)/pytest -n 3 --dist worksteal $(RERUN) \
-			tests/service tests/bots tests/talk -m "not (gpu or measurement or realtime or serial)"; \
+			tests/service tests/bots tests/talk -m "$(COMPUTATION)"; \
 	fi
 
 docs: install  ## Build the documentation site, in site/; any warning is an error

@@ -22,14 +22,14 @@ torch.set_num_threads(1)  # small models: a second one costs more than it gives
 os.environ["OMP_NUM_THREADS"] = "1"  # the same for processes that tests start
 
 # Markers of few tests: the imports of all test files take longer than some of these groups.
-SMALL_GROUPS = ("browser", "measurement", "realtime", "serial")
+SMALL_GROUPS = ("browser", "measurement", "page", "realtime", "serial")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """With ``-m MARKER ...``, import only the files that name this marker."""
     marker = config.option.markexpr.partition(" ")[0]
     if marker in SMALL_GROUPS and collection_path.name.startswith("test_"):
-        return marker not in collection_path.read_text() or None
+        return f"mark.{marker}" not in collection_path.read_text() or None
     return None
 
 

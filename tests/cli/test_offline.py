@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 import soundfile
 
-from pipecat_personaplex import Engine
+from pipecat_personaplex import Engine, callbacks
 from pipecat_personaplex.audio_files import read_audio
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.config import EngineConfig
@@ -67,6 +67,19 @@ def test_output_equals_the_reference(
     assert (code, err) == (0, "")
     assert out.count("\n") == 1 and "out.wav" in out
     assert_golden(tmp_path, name)
+
+
+def test_a_busy_machine_is_no_fault_of_a_file(
+    callers: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(callbacks, "FRAME_SECONDS", -1.0)  # every callback counts as slow
+    persona = conversation("friend").persona
+    arguments = offline(callers / "friend.wav", tmp_path, voice=persona.voice)
+    assert main([*arguments, "--text-prompt", persona.text_prompt]) == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_recorded_voice_and_its_voice_files_equal_the_preset(

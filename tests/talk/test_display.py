@@ -19,7 +19,7 @@ from tests.talk.watching import until
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.serial,
+    pytest.mark.page,
     pytest.mark.slow,
     needs_chromium,
 ]

@@ -23,7 +23,7 @@ from tests.talk.watching import (
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.serial,
+    pytest.mark.page,
     pytest.mark.slow,
     needs_chromium,
 ]

@@ -28,7 +28,7 @@ def may_unshare() -> bool:
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.serial,
+    pytest.mark.page,
     pytest.mark.slow,
     needs_chromium,
     pytest.mark.skipif(not may_unshare(), reason="needs the right to make a network namespace"),

@@ -17,7 +17,7 @@ from tests.talk.processes import TalkProcess
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.serial,
+    pytest.mark.page,
     pytest.mark.slow,
     needs_chromium,
 ]

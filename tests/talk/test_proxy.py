@@ -26,7 +26,7 @@ from tests.talk.watching import SECONDS, seconds_until, watched
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.serial,
+    pytest.mark.page,
     pytest.mark.slow,
     needs_chromium,
 ]

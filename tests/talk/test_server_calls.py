@@ -13,7 +13,7 @@ from tests.talk.watching import OPENED, press_talk, watched
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.serial,
+    pytest.mark.page,
     pytest.mark.slow,
     needs_chromium,
 ]
