@@ -40,6 +40,8 @@ _TAIL_FRAMES = 16
 # A word sounds if the agent is audible in one of the three frames that start with its first piece.
 # Frames are counted from the step that has placed the piece, which ends one frame earlier.
 _SOUND_FRAMES = range(2, 5)
+# It may sound later, as behind a comma, unless the model has given way to the caller.
+_LATE_SOUND_FRAMES = range(2, 7)
 # Frames of silence of the agent's voice after which it gives way to a caller.
 _SILENT_FRAMES = 1
 
@@ -222,12 +224,14 @@ class Speaker:
             return self._next_word(self._current, caller_speaks)
         # The model adds no words while the last one is spoken, nor for some frames after that.
         # These frames are counted in a hold, too.
-        silent = self._current is not None or self._tail > 0
+        # Nor does it begin a sentence of its own while a speech waits for the caller.
+        waits = bool(self._queue) and self._padded >= _GAP_FRAMES
+        silent = self._current is not None or self._tail > 0 or waits
         if self._current is None and self._tail:
             # An answer begins only after the caller's last word.
             answers = spoke and not caller_speaks
             self._tail = 0 if answers else self._tail - 1
-            silent = not answers
+            silent = waits or not answers
         if held:
             return TEXT_PAD
         return only_if_word(TEXT_PAD) if silent else SAMPLE
@@ -310,23 +314,25 @@ class Speaker:
         waiting, self._unheard = self._unheard, deque()
         for word in waiting:
             word.frames += 1
-            if audible and word.frames in _SOUND_FRAMES:
+            if audible and word.frames in _LATE_SOUND_FRAMES:
                 word.speech.spoken += 1
-            elif word.frames < _SOUND_FRAMES[-1]:
+            elif word.frames == _SOUND_FRAMES[-1] and self._repeat(word.word):
+                continue
+            elif word.frames < _LATE_SOUND_FRAMES[-1]:
                 self._unheard.append(word)
-            else:
-                self._repeat(word.word)
 
-    def _repeat(self, word: _Word) -> None:
-        """Say a word again that did not sound because the model gave way to the caller.
+    def _repeat(self, word: _Word) -> bool:
+        """Say a word again if it did not sound because the model gave way to the caller.
 
         The caller may begin in the frame in which a word has been placed. Each word is repeated at
         most once, so that a noisy line cannot keep a speech from ending.
         """
         last = word is self._word and not self._pieces
-        if self._current is not None and last and self._caller_speaks and not word.repeated:
-            word.repeated = True
-            self._current.words.appendleft(word)
+        if self._current is None or not last or not self._caller_speaks or word.repeated:
+            return False
+        word.repeated = True
+        self._current.words.appendleft(word)
+        return True
 
     def _is_unheard(self, speech: Speech) -> bool:
         return any(word.speech is speech for word in self._unheard)

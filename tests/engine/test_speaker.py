@@ -151,6 +151,22 @@ def test_pause_waits_for_the_caller_for_10_s_at_most() -> None:
     assert agent.steps(126, caller_speaks=True) == [TEXT_PAD] * 125 + [TEXT_EPAD]
 
 
+def test_the_model_begins_no_sentence_while_a_speech_waits_for_the_caller() -> None:
+    agent = Agent()
+    agent.steps(4)
+    agent.say("a")
+    agent.sample = lambda tokens: OWN_WORD
+    assert agent.steps(10, caller_speaks=True) == [TEXT_PAD] * 10
+    assert agent.steps(2) == [TEXT_EPAD, 100 + ord("a")]
+
+
+def test_the_models_sentence_goes_on_while_a_speech_waits_for_the_caller() -> None:
+    agent = Agent(lambda tokens: OWN_WORD if len(tokens) < 8 else TEXT_PAD)
+    agent.steps(2)
+    agent.say("a")
+    assert agent.steps(9, caller_speaks=True) == [OWN_WORD] * 6 + [TEXT_PAD] * 3
+
+
 def test_now_starts_in_the_next_frame() -> None:
     agent = Agent(lambda tokens: OWN_WORD)
     agent.steps(2)
@@ -226,6 +242,18 @@ def test_a_word_that_does_not_sound_is_not_spoken() -> None:
     agent.audible = False
     agent.steps(60)
     assert (speech.state, speech.spoken) == ("said", 0)
+
+
+@pytest.mark.parametrize(("quiet", "spoken"), [(4, 1), (5, 0)])
+def test_a_word_may_sound_late(quiet: int, spoken: int) -> None:
+    agent = Agent()
+    speech = agent.say("a")
+    agent.steps(2)  # the word is placed
+    agent.audible = False
+    agent.steps(quiet)
+    agent.audible = True
+    agent.steps(20)
+    assert (speech.state, speech.spoken) == ("said", spoken)
 
 
 @pytest.mark.parametrize("times", [1, 2])
