@@ -212,8 +212,8 @@ class BotHost:
         conversation = asyncio.ensure_future(self._converse(call))
         joined = asyncio.ensure_future(call.connected.wait())
         try:
-            # The wait has an end: if nobody joins the room within --connect-seconds, the call's
-            # CallerWatch ends the conversation.
+            # If nobody joins the room within --connect-seconds, the call's CallerWatch ends the
+            # conversation, and this wait with it.
             either = asyncio.wait({conversation, joined}, return_when=asyncio.FIRST_COMPLETED)
             await self._handshakes.run(either, None)
             with self._reserve_slot(client) if joined.done() else nullcontext():

@@ -286,7 +286,7 @@ def offline(
 
 @contextmanager
 def _no_reports_of_delay() -> Iterator[None]:
-    """Do not warn of slow callbacks: a file has no callers who wait, and a busy machine is slow."""
+    """Do not warn of slow callbacks: nobody waits for a file, and a busy machine may be slow."""
     from loguru import logger
 
     logger.disable("pipecat_personaplex.callbacks")

@@ -21,7 +21,7 @@ from pipecat_personaplex.engine.ring_attention import (
     TritonRingAttention,
 )
 from pipecat_personaplex.kernels.availability import cpu_attention_works, ring_attention_works
-from pipecat_personaplex.kernels.cpu_attention import FORMATS, HEAD_DIMS
+from pipecat_personaplex.kernels.cpu_attention import can_attend
 from pipecat_personaplex.models.attention import KVStore
 from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.quantization.kv import KVTensor
@@ -184,8 +184,6 @@ def _repays_cpu_kernel(shape: tuple[int, ...], dtype: torch.dtype, stored: torch
     layers, _, heads, window, head_dim = shape
     return (
         layers * heads * window * head_dim >= _CPU_KERNEL_MIN_NUMBERS
-        and dtype == torch.float32
-        and stored in FORMATS
-        and head_dim in HEAD_DIMS
+        and can_attend(head_dim, dtype, stored)
         and cpu_attention_works(head_dim, stored)
     )

@@ -224,17 +224,17 @@ class Speaker:
             return self._next_word(self._current, caller_speaks)
         # The model adds no words while the last one is spoken, nor for some frames after that.
         # These frames are counted in a hold, too.
-        # Nor does it begin a sentence of its own while a speech waits for the caller.
-        waits = bool(self._queue) and self._padded >= _GAP_FRAMES
-        silent = self._current is not None or self._tail > 0 or waits
+        silent = self._current is not None or self._tail > 0
         if self._current is None and self._tail:
             # An answer begins only after the caller's last word.
             answers = spoke and not caller_speaks
             self._tail = 0 if answers else self._tail - 1
-            silent = waits or not answers
+            silent = not answers
         if held:
             return TEXT_PAD
-        return only_if_word(TEXT_PAD) if silent else SAMPLE
+        # While a speech waits for the caller, the model begins no sentence of its own.
+        waits = bool(self._queue) and self._padded >= _GAP_FRAMES
+        return only_if_word(TEXT_PAD) if silent or waits else SAMPLE
 
     def _may_start(self, caller_speaks: bool) -> bool:
         """Whether the first speech in the queue begins now; else it has waited one frame more."""
@@ -302,7 +302,7 @@ class Speaker:
         self._unheard.append(_Unheard(utterance.speech, word))
 
     def _end_speech(self, current: _Utterance) -> None:
-        """Finish a speech if its last word has been spoken, and it is known whether it sounds."""
+        """Finish a speech if its last word has been spoken and will not be repeated."""
         assert self._word is not None, "a speech without words left has begun one"
         if self._since_word >= max(self._word.frames, _SOUND_FRAMES[-1]):
             self._finish(current.speech, "said")
@@ -322,7 +322,7 @@ class Speaker:
                 self._unheard.append(word)
 
     def _repeat(self, word: _Word) -> bool:
-        """Say a word again if it did not sound because the model gave way to the caller.
+        """Say a word again if it did not sound because the model gave way; whether it does so.
 
         The caller may begin in the frame in which a word has been placed. Each word is repeated at
         most once, so that a noisy line cannot keep a speech from ending.

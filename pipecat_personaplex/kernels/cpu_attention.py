@@ -25,6 +25,11 @@ FORMATS = {torch.float32: 0, torch.bfloat16: 1, FP8: 2}
 """Types of stored keys and values, by the number that the kernel takes."""
 
 
+def can_attend(head_dim: int, dtype: torch.dtype, kv_dtype: torch.dtype) -> bool:
+    """Whether the kernel is compiled for such heads, queries and stored keys and values."""
+    return dtype == torch.float32 and kv_dtype in FORMATS and head_dim in HEAD_DIMS
+
+
 class Rows:
     """The sessions of one step, as the kernel takes them.
 
@@ -118,6 +123,7 @@ def attend_frame(
 
 @lru_cache(maxsize=1024)
 def _frame_rows(batch: int, step: int) -> Rows:
+    """One ring for each session, filled up to this step."""
     return Rows(range(batch), [step] * batch, [step + 1] * batch)
 
 

@@ -45,9 +45,8 @@ def _repays_cpu_kernel(head_dim: int, table: Tensor) -> bool:
     """Whether the CPU kernel attends to such heads, and the model is large enough to compile it."""
     return (
         table.shape[-1] >= _CPU_KERNEL_MIN_DIM
-        and table.dtype == torch.float32
-        and head_dim in cpu_attention.HEAD_DIMS
-        and cpu_attention_works(head_dim, torch.float32)
+        and cpu_attention.can_attend(head_dim, table.dtype, table.dtype)
+        and cpu_attention_works(head_dim, table.dtype)
     )
 
 

@@ -1,7 +1,7 @@
 """Triton kernels without a GPU: its interpreter, chosen before anything imports Triton.
 
-The interpreter is mended for numpy 2.4, and two of its steps are made faster, which take most of
-its time.
+The interpreter is mended for numpy 2.4. The two steps that take most of its time are replaced by
+faster ones.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from pipecat_personaplex.models.lm import PersonaPlexLM
 from pipecat_personaplex.models.low_bit_linear import BlockLinear, KernelLinear, low_bit_linear
 from pipecat_personaplex.quantization.weights import quantize
 from tests.golden_data import CHECKPOINT
+from tests.helpers.depth import run_depth
 
 pytest.importorskip("triton")
 
@@ -65,21 +66,6 @@ def low_bit(model: nn.Module, quantization: Quantization, form: type[nn.Module])
             model.set_submodule(name, form(quantize(module.weight, format)))
 
 
-def run_depth(
-    lm: PersonaPlexLM, hidden: Tensor, text: Tensor, given: Tensor | None = None, steps: int = 8
-) -> tuple[Tensor, Tensor]:
-    """Run the depth steps greedily or with given codes; codes and logits [B, steps, card]."""
-    seen = []
-
-    def choose(step: int, logits: Tensor) -> Tensor:
-        seen.append(logits)
-        return logits.argmax(-1) if given is None else given[:, step]
-
-    with torch.inference_mode():
-        codes = lm.depth(hidden, text, choose, steps)
-    return codes, torch.stack(seen, dim=1)
-
-
 def random_input(lm: PersonaPlexLM, rows: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(rows)
     hidden = torch.randn(rows, lm.config.dim, generator=generator).to(lm.dtype)
@@ -93,9 +79,9 @@ def test_depth_on_kernels_takes_five_launches_a_layer(
     plain, fast = golden(), golden()
     on_kernels(fast, monkeypatch)
     hidden, text = random_input(plain, rows)
-    codes, logits = run_depth(plain, hidden, text)
+    codes, logits = run_depth(plain.depth, hidden, text)
     assert not launches
-    fast_codes, fast_logits = run_depth(fast, hidden, text)
+    fast_codes, fast_logits = run_depth(fast.depth, hidden, text)
     assert torch.equal(fast_codes, codes)
     torch.testing.assert_close(fast_logits, logits, atol=1e-4, rtol=1e-4)
     layers = plain.config.depformer_num_layers
@@ -108,8 +94,8 @@ def test_first_depth_step_only(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, fast = golden(), golden()
     on_kernels(fast, monkeypatch)
     hidden, text = random_input(plain, 2)
-    expected, _ = run_depth(plain, hidden, text, steps=1)
-    assert torch.equal(run_depth(fast, hidden, text, steps=1)[0], expected)
+    expected, _ = run_depth(plain.depth, hidden, text, steps=1)
+    assert torch.equal(run_depth(fast.depth, hidden, text, steps=1)[0], expected)
 
 
 @pytest.mark.parametrize("quantization", ["int8", "fp8"])
@@ -121,8 +107,8 @@ def test_depth_on_low_bit_weights(
     low_bit(fast, quantization, KernelLinear)
     on_kernels(fast, monkeypatch)
     hidden, text = random_input(plain, 2)
-    codes, logits = run_depth(plain, hidden, text)
-    _, fast_logits = run_depth(fast, hidden, text, given=codes)
+    codes, logits = run_depth(plain.depth, hidden, text)
+    _, fast_logits = run_depth(fast.depth, hidden, text, given=codes)
     assert (fast_logits - logits).std() < 0.03 * logits.std()
 
 

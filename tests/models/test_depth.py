@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from pipecat_personaplex.kernels.availability import cpu_attention_works
 from pipecat_personaplex.kernels.cpu_attention import attend_frame
 from pipecat_personaplex.models.depth import DepthTransformer, attend_in_torch
+from tests.helpers.depth import run_depth
 
 INPUT_DIM, TEXT_CARD, CARD = 64, 40, 50
 
@@ -29,27 +29,14 @@ def new_depth(dim: int) -> DepthTransformer:
     return depth
 
 
-def run(depth: DepthTransformer, hidden: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes [B, 8] and logits [B, 8, CARD] of greedy steps."""
-    seen = []
-
-    def choose(_step: int, logits: Tensor) -> Tensor:
-        seen.append(logits)
-        return logits.argmax(-1)
-
-    with torch.inference_mode():
-        codes = depth(hidden, text, choose)
-    return codes, torch.stack(seen, dim=1)
-
-
 @pytest.mark.skipif(not cpu_attention_works(64, torch.float32), reason="no CPU kernels here")
 def test_a_wide_depth_transformer_attends_in_the_kernel() -> None:
     plain, fast = new_depth(512), new_depth(512)
     fast.use_kernels()
     assert (plain.attend, fast.attend) == (attend_in_torch, attend_frame)
     hidden, text = torch.randn(5, INPUT_DIM), torch.randint(TEXT_CARD, (5,))
-    codes, logits = run(plain, hidden, text)
-    fast_codes, fast_logits = run(fast, hidden, text)
+    codes, logits = run_depth(plain, hidden, text)
+    fast_codes, fast_logits = run_depth(fast, hidden, text)
     assert torch.equal(fast_codes, codes)
     torch.testing.assert_close(fast_logits, logits, atol=1e-4, rtol=1e-4)
 

@@ -48,7 +48,7 @@ def test_a_pool_is_saved_and_loaded(tmp_path: Path) -> None:
     assert loaded.agent["NATM1"]["My name is Owen."].copied == [3]
     assert loaded.words["NATF2"]["minutes"].text == "minutes."
     older = load_state(tmp_path / "pool.pt")
-    del older["format"]
+    del older["format"], older["words"]
     save_state(tmp_path / "pool.pt", older)
     with pytest.raises(StateMissing, match=r"pool\.pt is of an older recipe"):
         Pool.load(tmp_path)
@@ -242,14 +242,14 @@ from tests.training.models import CONFIG, random_codec
 from training.nano import lm
 
 lm.LM_CONFIG, lm.MIMI_CONFIG, lm.load_codec = CONFIG.lm, CONFIG.mimi, random_codec
-run = lm.LMRun(minutes=0.01, batch=1, length=300, save_every=1000)
+run = lm.LMRun(minutes=0.03, batch=1, length=300, save_every=1000)
 lm.train_lm(Path(sys.argv[1]), run, torch.device("cpu"))
 """
 
 
 def test_processes_train_together(clips_folder: Path) -> None:
     run_together(clips_folder, TRAINING)
-    assert load_state(clips_folder / "lm.pt")["spent"] >= 0.6
+    assert load_state(clips_folder / "lm.pt")["spent"] >= 1.8
 
 
 def test_exported_models_load_with_sharper_text(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ _LONG = {
     "restaurant": "Hello, this is {name}. What can I get you?",
     "teacher": "Hi, I am {name}, your teacher. What shall we learn?",
 }
-_LONGEST_WORD_SECONDS = 0.5  # the mean of a sentence is shorter
+_WORD_SECONDS = 0.5  # more than the words of a sentence take on average
 _HOLD_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 _ESPEAK = threading.Lock()  # the library has one instance, for one thread at a time
 
@@ -153,7 +153,7 @@ def forced(engine: Engine, seed: int, clarity: bool = True) -> tuple[float, floa
     text = scene.character.answer(scene.intent())
     scene.say(at, text)
     words: Pcm | None = None
-    seconds = len(text.split()) * _LONGEST_WORD_SECONDS
+    seconds = len(text.split()) * _WORD_SECONDS
     if clarity:
         with _ESPEAK:
             words = reference(scene.voice, text).pcm

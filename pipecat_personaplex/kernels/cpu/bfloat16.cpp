@@ -8,8 +8,8 @@
 #include "vectors.h"
 
 static const int OUTPUTS = 4;  // computed together: as many streams from memory
-static const int MOST_ROWS = 4;  // likewise; their sums fill half of the registers
-static const int PAIRS = 32;  // numbers of one vector of bfloat16
+static const int MOST_ROWS = 4;  // of one call of dot; its sums fill half of the registers
+static const int PAIRS = 32;   // numbers of one vector of bfloat16
 
 // rows: [M][K], of each 32 numbers first the even ones. weights: OUTPUTS rows.
 template <int M>
