@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from queue import SimpleQueue
 from typing import Protocol
 
 from loguru import logger
@@ -106,7 +107,7 @@ class CallbackGuard:
                     self._running = outer
             if call.abandoned:
                 raise CallbackAbandoned(call)
-            if seconds > FRAME_SECONDS:
+            if seconds > FRAME_SECONDS and not _only_queues(callback):
                 self._count_slow(call, seconds)
 
     def _count_slow(self, call: RunningCallback, seconds: float) -> None:
@@ -157,6 +158,11 @@ class CallbackGuard:
     def forget(self) -> None:
         """Forget the callback that was given up: another thread continues."""
         self._running = None
+
+
+def _only_queues(callback: Callable[..., object]) -> bool:
+    """Whether a callback puts into a ``SimpleQueue``, which never waits for anything."""
+    return isinstance(getattr(callback, "__self__", None), SimpleQueue)
 
 
 def stuck_message(call: RunningCallback) -> str:

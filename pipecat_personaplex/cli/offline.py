@@ -6,8 +6,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -250,7 +249,7 @@ def offline(
     if call_script is not None:
         actions |= call_script.actions(persona)
     started = time.monotonic()
-    with engine, _no_reports_of_delay(), progress_bar("conversation") as progress:
+    with engine, progress_bar("conversation") as progress:
         conversation = engine.converse(
             persona,
             pcm,
@@ -282,18 +281,6 @@ def offline(
             end.write(paths["--save-call"])
     seconds = len(pcm) / SAMPLE_RATE
     typer.echo(f"{output}: {seconds:.2f} s, computed in {elapsed:.2f} s")
-
-
-@contextmanager
-def _no_reports_of_delay() -> Iterator[None]:
-    """Do not warn of slow callbacks: nobody waits for a file, and a busy machine may be slow."""
-    from loguru import logger
-
-    logger.disable("pipecat_personaplex.callbacks")
-    try:
-        yield
-    finally:
-        logger.enable("pipecat_personaplex.callbacks")
 
 
 def _temperatures(greedy: bool, **given: float | None) -> dict[str, Any]:

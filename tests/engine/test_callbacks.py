@@ -217,3 +217,20 @@ def test_a_slow_callback_is_counted_and_reported_with_its_session(engine: Engine
     assert stats.stuck_callbacks == before.stuck_callbacks
     [line] = [line for line in log.of_session(call.session.id) if "delayed every caller" in line]
     assert "on_frame callback took 1" in line
+
+
+def test_putting_into_a_simple_queue_is_never_slow(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy machine may stop the thread in it for a while; ``converse`` uses it for files."""
+    before = engine.stats()
+    frames: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with recorded() as log:
+        session = tracked(engine.open_session(FRIEND, on_frame=frames.put, on_end=frames.put))
+        monkeypatch.setattr("pipecat_personaplex.callbacks.FRAME_SECONDS", -1.0)
+        session.push(SILENCE)
+        frames.get(timeout=WAIT)
+        session.close()
+        assert frames.get(timeout=WAIT) is None
+    assert engine.stats().slow_callbacks == before.slow_callbacks
+    assert "delayed every caller" not in str(log.of_session(session.id))
