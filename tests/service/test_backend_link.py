@@ -175,6 +175,42 @@ async def test_a_backend_that_is_not_there_takes_no_request(
             await front.backend.send("hello")
 
 
+@pytest.mark.realtime
+async def test_a_backend_that_serves_another_call_takes_no_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with StubLLM([Rule("first", ">> For the first."), Rule("second", ">> Secret.")]) as llm:
+        clerk = llm.worker()
+        first, second = Front(clerk.name), Front(clerk.name)
+        runner = WorkerRunner(handle_sigint=False)
+        for front in (first, second):
+            await runner.add_workers(
+                PipelineWorker(Pipeline([front]), cancel_on_idle_timeout=False, enable_rtvi=False)
+            )
+        await runner.add_workers(clerk)
+        running = asyncio.create_task(runner.run())
+        try:
+            await first.backend.send("USER: first")
+            # The second call asks again every second, and is refused each time.
+            monkeypatch.setattr(backend_link, "ATTACH_SECONDS", 1.5)
+            with pytest.raises(BackendUnavailable):
+                await second.backend.send("USER: second")
+            await first.until(BackendOutput)
+            assert [each.text for each in first.events if isinstance(each, BackendOutput)] == [
+                "For the first."
+            ]
+            assert not second.events and "already attached" in second.lost[0]
+            assert len(second.lost) == 1
+
+            await first.backend.close()
+            await second.backend.send("USER: second")
+            await second.until(BackendOutput)
+            assert len(llm.requests) == 2
+        finally:
+            await runner.cancel()
+            await asyncio.wait_for(running, 10)
+
+
 def test_events_and_phases_are_those_that_the_delegation_knows() -> None:
     hints = inspect.get_annotations(backend_llm_worker.BackendToolCall, eval_str=True)
     assert set(hints["phase"].__args__) == {"started", "in_progress", "result", "cancelled"}

@@ -90,6 +90,21 @@ async def test_the_model_answers_by_itself_where_the_backend_has_nothing_to_add(
         assert SORRY not in call.words and not call.errors
 
 
+async def test_an_answer_with_a_dash_between_words_ends_the_hold_and_counts_as_told(
+    nano: Engine,
+) -> None:
+    async with (
+        StubLLM([Rule("close", ">> We are open - until nine tonight.")]) as llm,
+        delegated_call(nano, llm.worker(), service=NANO) as call,
+    ):
+        await call.says("When do you close?")
+        await call.until_said("nine tonight.")
+        await call.until(lambda: not call.agent.delegation_state.held, 3)
+        await call.says("Hello there.")
+        await call.until(lambda: len(llm.requests) == 2)
+        assert "Not told" not in llm.asked[-1]
+
+
 @pytest.mark.parametrize("failure", ["http", "slow", "refused"])
 async def test_a_failing_backend_costs_one_sorry_and_serves_the_next_turn(
     nano: Engine, failure: str

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from pipecat.frames.frames import UserStartedSpeakingFrame, UserStoppedSpeakingFrame
 from pipecat.services.llm_service import FunctionCallParams
 from pipecat.workers.llm.backend_llm_worker import BackendOutput
 
@@ -118,3 +119,23 @@ async def test_messages_that_the_application_drops_are_not_lost(fake: FakeEngine
         await asyncio.sleep(0.3)
         assert len(llm.requests) == 1
         assert not fake.sessions[0].said and not call.errors
+
+
+async def test_a_speech_to_text_service_that_fails_in_mid_call_holds_no_later_turn(
+    fake: FakeEngine, warnings_logged: list[str]
+) -> None:
+    async with (
+        StubLLM() as llm,
+        delegated_call(fake, llm.worker(), transcript_secs=0.1) as call,
+    ):
+        state = call.agent.delegation_state
+        await call.says("Hello there.")
+        await call.until(lambda: llm.requests and not state.working)
+        for held in (True, True, False):
+            await call.worker.queue_frame(UserStartedSpeakingFrame())
+            await asyncio.sleep(0.3)
+            assert state.held == held
+            await call.worker.queue_frame(UserStoppedSpeakingFrame())
+            await asyncio.sleep(0.3)
+            assert not state.held
+        assert sum("the speech-to-text service has failed" in each for each in warnings_logged) == 1

@@ -16,6 +16,7 @@ from pipecat_personaplex.service.delegation.delegation_actions import (
     Remember,
     Say,
     Send,
+    Warn,
 )
 from pipecat_personaplex.service.delegation.delegation_state import DelegationState
 from pipecat_personaplex.service.delegation.delegation_times import (
@@ -270,6 +271,48 @@ def test_without_transcripts_no_turn_is_held() -> None:
     state.caller_stopped(1.0)
     assert state.tick(3.1) == [Release()]
     assert state.caller_started(5.0) == []
+
+
+def test_two_turns_in_a_row_without_a_transcript_end_the_holds_with_one_warning() -> None:
+    state, _ = asked()
+    state.noted(2.6, "nothing")
+    state.idle(2.6)
+    warnings = []
+    for now in (10.0, 20.0, 30.0, 40.0):
+        held = bool(state.caller_started(now))
+        assert held == (now < 30.0)
+        state.caller_stopped(now + 1.0)
+        warnings += [each for each in state.tick(now + 3.1) if isinstance(each, Warn)]
+        assert not state.held and len(warnings) == (now > 10.0)
+    # A turn with a transcript, after which noises end the holds again, without a warning.
+    state.caller_started(50.0)
+    state.caller_stopped(51.0)
+    state.sent(51.3, sent(state.turn_ended(51.3)).request, True)
+    state.noted(51.5, "nothing")
+    state.idle(51.5)
+    for now in (60.0, 70.0):
+        assert state.caller_started(now) == [HoldFor(30.0)]
+        state.caller_stopped(now + 1.0)
+        assert state.tick(now + 3.1) == [Release()]
+    assert state.caller_started(80.0) == []
+
+
+def test_a_turn_that_follows_before_the_transcript_counts_the_one_before_as_missing() -> None:
+    state, _ = asked()
+    state.noted(2.6, "nothing")
+    state.idle(2.6)
+    for now in (10.0, 12.0):
+        assert not any(isinstance(each, Warn) for each in state.caller_started(now))
+        state.caller_stopped(now + 1.0)
+    assert isinstance(state.caller_started(14.0)[0], Warn)
+
+
+def test_a_call_that_does_not_hold_turns_does_not_warn_of_missing_transcripts() -> None:
+    state, _ = asked(replace(TIMES, hold=Hold.when(lambda text: True)))
+    for now in (10.0, 20.0, 30.0):
+        state.caller_started(now)
+        state.caller_stopped(now + 1.0)
+        assert not any(isinstance(each, Warn) for each in state.tick(now + 3.1))
 
 
 def test_a_noise_that_is_no_turn_does_not_end_the_hold_for_a_tool() -> None:

@@ -49,6 +49,7 @@ ATTACH_SECONDS = 5.0
 """How long a request waits for the backend to be attached, and for its acknowledgement."""
 
 _RETRY_SECONDS = 1.0  # between attempts to attach
+_POLL_SECONDS = 0.02  # between looks whether the worker has accepted the attachment
 
 
 class BackendUnavailable(Exception):
@@ -96,7 +97,6 @@ class BackendLink:
         self._on_event = on_event
         self._on_lost = on_lost
         self._session: _BackendSession | None = None
-        self._attached = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._lost = False  # reported, and not attached again
 
@@ -128,9 +128,8 @@ class BackendLink:
         """
         try:
             async with asyncio.timeout(ATTACH_SECONDS):
-                await self._attached.wait()
-                session = self._session
-                idle = session is not None and await session.send(text) == "idle"
+                session = await self._accepted_session()
+                idle = await session.send(text) == "idle"
                 self._lost = False
                 return idle
         except TimeoutError:
@@ -168,6 +167,16 @@ class BackendLink:
     def _name(self) -> str:
         return self._backend if isinstance(self._backend, str) else self._backend.name
 
+    async def _accepted_session(self) -> _BackendSession:
+        """The session, as soon as the worker has accepted it.
+
+        A worker that another call is attached to takes messages from anyone, so nothing may be
+        sent before it has named its capabilities: it does that when it accepts.
+        """
+        while self._session is None or not self._session.capabilities:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_SECONDS)
+        return self._session
+
     def _attach(self) -> None:
         self._task = self._front.create_task(self._follow(), f"{self._front}::backend")
 
@@ -186,12 +195,10 @@ class BackendLink:
         try:
             async with _BackendSession(worker, self._name, timeout_secs=ATTACH_SECONDS) as session:
                 self._session = session
-                self._attached.set()
                 async for event in session:
                     await self._on_event(event)
         except Exception as error:
             reason = str(error) or repr(error)
         finally:
-            self._attached.clear()
             self._session = None
         return reason

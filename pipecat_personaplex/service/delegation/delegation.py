@@ -38,9 +38,9 @@ class Delegation:
         filler_after: Seconds before that, from a tool's call or the end of a turn that the hold's
             router accepts.
         timeout_secs: Seconds that the backend may take for a turn.
-        transcript_secs: Seconds that the agent waits in silence for the transcript after the caller
-            has stopped. With a slow speech-to-text, raise it; otherwise the model answers before
-            the backend.
+        transcript_secs: Seconds that the agent waits in silence for the transcript after the
+            caller's turn has ended. With a slow speech-to-text, raise it; otherwise the model
+            answers before the backend.
         sorry: Spoken once when the backend fails; empty for nothing.
         unanswered: Spoken after a long hold if the backend has nothing to add, because by then
             the model seldom answers by itself. Empty for nothing.

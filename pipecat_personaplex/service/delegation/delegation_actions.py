@@ -75,8 +75,15 @@ class Fail:
 
 
 @dataclass(frozen=True)
+class Warn:
+    """Log a warning about the call."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class Reattach:
     """Let go of the backend, which stops its work, and attach again."""
 
 
-Action = HoldFor | Release | Send | Say | Cut | Remember | Fail | Reattach
+Action = HoldFor | Release | Send | Say | Cut | Remember | Fail | Warn | Reattach

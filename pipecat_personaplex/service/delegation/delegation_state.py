@@ -22,6 +22,7 @@ from pipecat_personaplex.service.delegation.delegation_actions import (
 from pipecat_personaplex.service.delegation.delegation_times import DelegationTimes
 from pipecat_personaplex.service.delegation.hold_reasons import HoldReasons
 from pipecat_personaplex.service.delegation.speakable import speakable
+from pipecat_personaplex.service.delegation.transcript_wait import TranscriptWait
 from pipecat_personaplex.service.delegation.untold import Untold
 from pipecat_personaplex.service.speech import estimated_seconds
 
@@ -53,7 +54,7 @@ class DelegationState:
     The agent is held while there is a reason for it. Each reason ends by itself:
 
     - ``caller``: the caller speaks or the transcript is not written yet; 30 s, and
-      ``times.transcript`` after the end of the speech.
+      ``times.transcript`` after the end of the turn.
     - ``decision``: the backend has got the turn; the seconds of ``Hold.until_decided``.
     - ``work``: the backend is needed, calls tools or has more to say; until it is idle, fails or
       times out.
@@ -76,10 +77,10 @@ class DelegationState:
         self._count = itertools.count(1)
         self._fillers = itertools.cycle(times.filler or ("",))
         self._reasons = HoldReasons()
-        self._caller_until: float | None = None  # when a transcript is overdue
+        holds = times.hold.mode == "until_decided"
+        self._transcript = TranscriptWait(times.transcript, holds=holds)
         self._caller_speaks = False
         self._accepted = False  # by the router, in this turn
-        self._holds = times.hold.mode == "until_decided"
         self._turn = 0
         self._answered = False
         self._asked_again = False  # in this turn
@@ -96,8 +97,8 @@ class DelegationState:
     @property
     def deadline(self) -> float | None:
         """When ``tick`` has something to do, at the latest; None if nothing is pending."""
-        times = [self._reasons.deadline, self._filler_at, self._timeout_at, self._caller_until]
-        times.append(self._end_at)
+        times = [self._reasons.deadline, self._filler_at, self._timeout_at, self._end_at]
+        times.append(self._transcript.deadline)
         times += [text.deadline for text in self._texts.values()]
         return min((time for time in times if time is not None), default=None)
 
@@ -116,10 +117,11 @@ class DelegationState:
     def caller_started(self, now: float) -> list[Action]:
         """The caller's turn has begun."""
         self._caller_speaks, self._accepted = True, False
-        self._words_ended = self._caller_until = None
-        if self._holds:
+        self._words_ended = None
+        actions = self._transcript.turn_started()
+        if self._transcript.holds:
             self._reasons.set("caller", now + MAX_HOLD_SECONDS)
-        return self._settle(now)
+        return actions + self._settle(now)
 
     def caller_stopped(self, now: float) -> list[Action]:
         """The caller's turn, if there is one, has ended; its transcript follows."""
@@ -127,14 +129,15 @@ class DelegationState:
             return []
         self._caller_speaks = False
         self._words_ended = now
-        self._caller_until = now + self._times.transcript
+        self._transcript.turn_stopped(now)
         if "caller" in self._reasons:
             self._reasons.set("caller", now + self._times.transcript)
         return self._settle(now)
 
     def accepted(self, now: float) -> list[Action]:
         """The router of the hold has found that the backend is needed for this turn."""
-        if self._caller_speaks or self._caller_until is not None:  # its words are still to come
+        words_to_come = self._caller_speaks or self._transcript.deadline is not None
+        if words_to_come:
             if not self._accepted:
                 self._accepted = True
                 seconds = MAX_HOLD_SECONDS if self._caller_speaks else self._times.transcript
@@ -151,8 +154,7 @@ class DelegationState:
             accepted: Whether the router of the hold finds that the backend is needed for it.
         """
         self._turn += 1
-        self._caller_until = None
-        self._holds = self._times.hold.mode == "until_decided"
+        self._transcript.transcribed()
         actions = self._drop_texts(list(self._texts))
         self._answered = self._filled = self._asked_again = False
         self._filler_at = self._end_at = None
@@ -299,10 +301,7 @@ class DelegationState:
         actions = self._drop_texts(overdue)
         for key in overdue:
             self._texts.pop(key, None)
-        if self._caller_until is not None and now >= self._caller_until:
-            self._caller_until = None
-            if not self._turn:
-                self._holds = False  # without transcripts, holds would only delay every answer
+        actions += self._transcript.tick(now)
         if self._timeout_at is not None and now >= self._timeout_at:
             self._timeout_at = None
             if self._work.outstanding:

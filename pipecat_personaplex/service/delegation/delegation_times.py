@@ -21,7 +21,7 @@ class DelegationTimes:
         timeout: Seconds for a request.
         sorry: Text for a request that failed; empty for none.
         unanswered: Text for a caller who gets no answer after a long hold; empty for none.
-        transcript: Seconds of silence for the transcript after the caller has stopped.
+        transcript: Seconds of silence for the transcript after the caller's turn has ended.
     """
 
     hold: Hold

@@ -46,11 +46,13 @@ from pipecat_personaplex.service.delegation.delegation_actions import (
     Remember,
     Say,
     Send,
+    Warn,
 )
 from pipecat_personaplex.service.delegation.delegation_state import DelegationState
 from pipecat_personaplex.service.delegation.delegation_times import DelegationTimes
 from pipecat_personaplex.service.delegation.turn_router import TurnRouter
 from pipecat_personaplex.service.speech import RequestedText
+from pipecat_personaplex.words import spoken_words
 
 if TYPE_CHECKING:
     from pipecat_personaplex.service.llm import PersonaPlexLLMService
@@ -228,7 +230,7 @@ class Delegator(CallFollower):
             return self._keys[speech]
         taken = set(self._keys.values())
         for key, text in self._texts.items():
-            if text.text == speech.text and key not in taken:
+            if spoken_words(text.text) == spoken_words(speech.text) and key not in taken:
                 self._keys[speech] = key
                 return key
         return None
@@ -307,6 +309,8 @@ class Delegator(CallFollower):
                 self._front.cut([self._texts[key] for key in keys if key in self._texts])
             case Remember(text):
                 self._front.set_fact(f"note:{text}", text)
+            case Warn(message):
+                self._front.warn(message)
             case Send():
                 self._requests[action.request] = self._request(action)
                 self._errands.put_nowait(action)

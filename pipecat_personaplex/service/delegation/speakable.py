@@ -19,7 +19,7 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _LINE_START = re.compile(r"^\s*(?:#{1,6}\s+|>+\s*|[-*+•]\s+)")
 # One alone may be an answer: "12. Anything else?"
 _LIST_NUMBER = re.compile(r"^\s*\d{1,2}[.)]\s+")
-_TABLE_RULE = re.compile(r"^\s*\|?[\s:|-]{3,}\|?\s*$")
+_TABLE_RULE = re.compile(r"^[\s:|-]{3,}$")
 # As in "opening_hours": a gap, while the underscores of an emphasis stand at the edge of a word.
 _WORD_GAP = re.compile(r"(?<=[^\W_])_+(?=[^\W_])")
 _MARKS = re.compile(r"(\*\*|__|~~|`)")
@@ -40,7 +40,8 @@ def speakable(text: str, max_words: int = MAX_WORDS) -> tuple[list[str], str]:
     """Split a text into sentences to speak, and what is too much.
 
     Markdown, addresses, code blocks, emoji and control characters are removed, lines are joined.
-    Operators such as ``*`` and ``<`` between values become words; see ``read_operators``.
+    Operators such as ``*`` and ``<`` between values become words, see ``read_operators``; ``&``
+    between spaces becomes "and".
 
     Args:
         text: What a language model wrote, of any length.
@@ -92,7 +93,8 @@ def _spoken(block: str) -> str:
     block = _DEGREES.sub(lambda sign: _SCALES.get(sign[1], " degrees"), block)
     spoken = "".join(char for char in block.translate(_TYPOGRAPHY) if _is_spoken(char))
     spoken = re.sub(r"\(\s*\)|\[\s*\]", "", spoken)
-    spoken = re.sub(r"\s+([.,!?;:])", r"\1", re.sub(r"\s+", " ", spoken)).strip()
+    spoken = re.sub(r"\s+", " ", spoken).replace(" & ", " and ")
+    spoken = re.sub(r"\s+([.,!?;:])", r"\1", spoken).strip()
     return spoken if not spoken or spoken[-1] in ".!?,;:\"')" else f"{spoken}."
 
 
