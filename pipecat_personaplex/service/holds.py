@@ -37,7 +37,7 @@ class Holds:
         Raises:
             PersonaPlexError: As ``SessionLike.hold``; then nothing has changed.
         """
-        rest = self._rest_of_other(holder)
+        rest = self._rest(without=holder)
         # The session checks ``seconds``, but would not see a wrong value below the rest.
         session.hold(max(checked_hold(seconds), rest) if rest else seconds)
         self._until[holder] = self._clock() + seconds
@@ -49,14 +49,23 @@ class Holds:
             PersonaPlexError: As ``SessionLike.release``.
         """
         self._until.pop(holder, None)
-        seconds = self._rest_of_other(holder)
+        seconds = self._rest()
         if seconds:
             session.hold(seconds)
         else:
             session.release()
 
-    def _rest_of_other(self, holder: Holder) -> float:
-        """Seconds until the hold of the other holder ends; 0 if it has none."""
-        other: Holder = "delegation" if holder == "application" else "application"
-        rest = self._until.get(other, -math.inf) - self._clock()
+    def renew(self, session: SessionLike) -> None:
+        """Hold another session for the rest of the holds; nothing if all have ended.
+
+        Raises:
+            PersonaPlexError: As ``SessionLike.hold``.
+        """
+        if rest := self._rest():
+            session.hold(rest)
+
+    def _rest(self, without: Holder | None = None) -> float:
+        """Seconds until the last hold ends, not counting that of a holder; 0 if there is none."""
+        ends = (until for holder, until in self._until.items() if holder != without)
+        rest = max(ends, default=-math.inf) - self._clock()
         return min(max(rest, 0.0), MAX_HOLD_SECONDS)  # the clock's sums may have been rounded up

@@ -6,12 +6,16 @@ import asyncio
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
+
+from pipecat_personaplex.config import Persona
 
 FACT_TOKENS = 400
 """Tokens of all facts together; each token is a frame of the model's window."""
 
 _MARK = "Information:"  # what precedes the facts in the prompts that the model was trained on
 _GATHER_SECONDS = 0.3
+_MAX_BUDGETS = 8  # personas whose budget is known; the budget of any other is FACT_TOKENS
 
 
 def estimated_tokens(text: str) -> int:
@@ -25,10 +29,7 @@ def estimated_tokens(text: str) -> int:
 
 
 class Knowledge:
-    """Facts by key. When they exceed the budget, the oldest are left out.
-
-    Args:
-        budget: Tokens of all facts together.
+    """Facts by key. When they exceed a budget of tokens, the oldest are left out.
 
     Example::
 
@@ -38,8 +39,7 @@ class Knowledge:
         # "You work for Dr Jones. Information: The caller is Ann Lee, a member since 2019."
     """
 
-    def __init__(self, budget: int = FACT_TOKENS):
-        self._budget = budget
+    def __init__(self) -> None:
         self._facts: dict[str, str] = {}  # oldest first
 
     def set(self, key: str, text: str) -> bool:
@@ -65,29 +65,30 @@ class Knowledge:
         """Keys that begin with a prefix, oldest first."""
         return [key for key in self._facts if key.startswith(prefix)]
 
-    def shrink(self, tokens: int) -> bool:
-        """Set the budget to this many tokens less than the facts take now.
+    def smaller_budget(self, budget: int, tokens: int) -> int | None:
+        """A budget of this many tokens less than the facts take within the given one.
 
         Returns:
-            Whether fewer facts remain, so that the prompt has become shorter.
+            None if no facts fit into the given budget, so that no prompt is shorter.
         """
-        before = self._chosen()
-        used = sum(estimated_tokens(text) for text in before)
-        self._budget = max(0, min(self._budget, used) - max(1, tokens))
-        return self._chosen() != before
+        chosen = self._chosen(budget)
+        if not chosen:
+            return None
+        used = sum(estimated_tokens(text) for text in chosen)
+        return max(0, min(budget, used) - max(1, tokens))
 
-    def prompt(self, base: str) -> str:
-        """The role followed by the facts, newest first."""
-        facts = " ".join(self._chosen())
+    def prompt(self, base: str, budget: int = FACT_TOKENS) -> str:
+        """The role followed by the facts that fit into the budget, newest first."""
+        facts = " ".join(self._chosen(budget))
         if not facts:
             return base
         mark = "" if _MARK in base else f"{_MARK} "
         return f"{base.rstrip()} {mark}{facts}".strip()
 
-    def _chosen(self) -> list[str]:
+    def _chosen(self, budget: int) -> list[str]:
         """The newest facts that fit; the newest of all is cut if it alone does not fit."""
         chosen: list[str] = []
-        left = self._budget
+        left = budget
         for text in reversed(self._facts.values()):
             if estimated_tokens(text) > left:
                 if not chosen:
@@ -101,12 +102,16 @@ class Knowledge:
 class PromptFacts:
     """The facts of one call; gathers changes so that a burst of them is one new prompt.
 
+    A persona whose prompt was too long has a budget of its own. It does not count for other
+    personas, which may have a shorter role.
+
     Args:
         apply: Called on the event loop when the prompt has to be replaced.
     """
 
     def __init__(self, apply: Callable[[], None]):
         self.knowledge = Knowledge()
+        self._budgets: dict[Persona, int] = {}  # by persona without facts
         self._apply = apply
         self._timer: asyncio.TimerHandle | None = None
 
@@ -128,6 +133,27 @@ class PromptFacts:
                 self.drop(key)
         for key, text in wanted.items():
             self.set(key, text)
+
+    def added_to(self, persona: Persona) -> Persona:
+        """The persona with as many facts behind its role as its budget allows."""
+        budget = self._budgets.get(persona, FACT_TOKENS)
+        return replace(persona, text_prompt=self.knowledge.prompt(persona.text_prompt, budget))
+
+    def shrink(self, persona: Persona, tokens: int) -> bool:
+        """Have ``added_to`` leave out facts of at least so many tokens for this persona.
+
+        Returns:
+            Whether fewer facts remain, so that the prompt has become shorter.
+        """
+        budget = self._budgets.get(persona, FACT_TOKENS)
+        smaller = self.knowledge.smaller_budget(budget, tokens)
+        if smaller is None:
+            return False
+        self._budgets.pop(persona, None)  # it becomes the latest
+        self._budgets[persona] = smaller
+        if len(self._budgets) > _MAX_BUDGETS:
+            del self._budgets[next(iter(self._budgets))]
+        return True
 
     def renew(self, seconds: float = _GATHER_SECONDS) -> None:
         """Replace the prompt after this time at the latest, with all changes until then."""
@@ -153,6 +179,8 @@ class PromptFacts:
 
 
 def _one_line(text: str) -> str:
+    # The engine refuses a prompt with half of a surrogate pair.
+    text = text.encode("utf-8", "ignore").decode()
     # The engine encloses the prompt in <system> tags.
     return re.sub(r"\s+", " ", re.sub(r"[<>]", " ", text)).strip()
 

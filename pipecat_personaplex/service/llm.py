@@ -317,6 +317,7 @@ class PersonaPlexLLMService(DelegatingService):
     async def _handle_event(self, event: Event) -> None:
         match event:
             case SessionStarted(persona, session_id):
+                self._renew_holds()
                 logger.info(f"{self}: session {session_id} started with voice {persona.voice}")
                 self._requested.in_effect(persona)
                 self._apply_facts()  # that have come since the session was opened

@@ -12,8 +12,9 @@ from pipecat.frames.frames import LLMContextFrame
 from pipecat.services.llm_service import LLMService, LLMWithBackendRole
 from pipecat.services.settings import LLMSettings
 from pipecat.utils.errors import ErrorCategory
+from pipecat.utils.types import is_given
 
-from pipecat_personaplex.config import Persona
+from pipecat_personaplex.config import Persona, checked_text
 from pipecat_personaplex.errors import (
     ConfigError,
     PersonaPlexError,
@@ -29,7 +30,7 @@ from pipecat_personaplex.service.context import (
     system_prompt_of,
 )
 from pipecat_personaplex.service.errors import as_personaplex_error, category_of
-from pipecat_personaplex.service.knowledge import PromptFacts
+from pipecat_personaplex.service.knowledge import FACT_TOKENS, PromptFacts
 from pipecat_personaplex.service.requested_settings import RequestedSettings
 from pipecat_personaplex.service.settings import (
     PERSONA_FIELDS,
@@ -146,11 +147,12 @@ class SettingsService(LLMService):
         )
 
     def _persona(self) -> Persona:
+        return self._facts.added_to(self._persona_without_facts())
+
+    def _persona_without_facts(self) -> Persona:
         # A voice that somebody adds to the engine must not become this call's.
         self._default_voices = self._default_voices or self._engine.voices[:1]
-        persona = self._settings.persona(self._default_voices)
-        prompt = self._facts.knowledge.prompt(persona.text_prompt)
-        return replace(persona, text_prompt=prompt)
+        return self._settings.persona(self._default_voices)
 
     def _apply_facts(self) -> None:
         """Replace the prompt of the running session by one with the facts as they are now."""
@@ -158,21 +160,35 @@ class SettingsService(LLMService):
         if session is None or "prompt" not in session.features or not self._call.active:
             return
         try:
-            if self._persona() != self._call.requested_persona:
-                self._open_session()
+            while self._persona() != self._call.requested_persona:
+                if self._open_or_drop_facts():
+                    break
         except PersonaPlexError as error:
             self.warn(f"the facts were not changed: {error}")
 
     def _open_session(self) -> None:
         """Open a session, or change its prompt, with as many facts as fit."""
-        persona = self._persona()
+        while not self._open_or_drop_facts():
+            pass
+
+    def _open_or_drop_facts(self) -> bool:
+        """Open a session, or change its prompt; if that is refused, drop facts instead.
+
+        Returns:
+            Whether the prompt was accepted; if not, the next one has fewer facts.
+
+        Raises:
+            PersonaPlexError: As ``Call.open``; fewer facts would not help.
+        """
+        persona, sampling = self._persona(), self._settings.sampling()
         try:
-            self._call.open(persona, self._settings.sampling())
-        except PromptTooLong as error:
+            self._call.open(persona, sampling)
+        except PersonaPlexError as error:
             if not self._drop_facts(error):
                 raise
-            return self._open_session()
+            return False
         self._requested.add(persona, self._persona_settings())
+        return True
 
     async def _open_first_session(self) -> None:
         """Open the first session; an earlier change of the settings that it refuses is undone."""
@@ -210,6 +226,13 @@ class SettingsService(LLMService):
     async def _update_settings(  # type: ignore[override]
         self, delta: LLMSettings
     ) -> dict[str, Any]:
+        try:
+            if is_given(delta.system_instruction) and delta.system_instruction is not None:
+                # LLMService takes what is not text for no instruction.
+                checked_text("system_instruction", delta.system_instruction)
+        except ConfigError as error:
+            await self._push_application_error(f"the settings were not changed: {error}", error)
+            return {}
         prompt = self._base_system_instruction
         changed = await super()._update_settings(delta)
         self._warn_without_effect(changed.keys())
@@ -239,24 +262,41 @@ class SettingsService(LLMService):
         return {name: old for name, old in changed.items() if name not in refused}
 
     def _drop_facts(self, error: PersonaPlexError) -> bool:
-        """Drop the oldest facts if the prompt is too long; returns whether it is shorter now."""
-        return isinstance(error, PromptTooLong) and self._facts.knowledge.shrink(
-            error.frames - error.limit
-        )
+        """Drop facts that the engine may have refused; returns whether the prompt is shorter now.
+
+        If the prompt is too long, these are the oldest facts. If it is invalid, these are all
+        facts, for instance because the checkpoint takes no text prompt.
+        """
+        if isinstance(error, PromptTooLong):
+            tokens = error.frames - error.limit
+        elif isinstance(error, ConfigError):
+            tokens = FACT_TOKENS
+        else:
+            return False
+        dropped = self._facts.shrink(self._persona_without_facts(), tokens)
+        if dropped and isinstance(error, ConfigError):
+            self.warn(f"all facts are left out of the prompt: {error}")
+        return dropped
 
     async def _reject_persona(self, persona: Persona, error: PersonaPlexError) -> None:
-        """Handle a new persona that failed: the old one stays in effect."""
+        """Handle a new persona that failed: try it with fewer facts, or keep the old one."""
         current = self._call.persona
         if current is None or self._requested.same_settings(persona, current):
             await self._reject_facts(error)
+        elif self._drop_facts(error):
+            try:
+                self._open_session()
+            except PersonaPlexError as final:
+                await self._restore_persona(final)
         else:
             await self._restore_persona(error)
 
     async def _reject_facts(self, error: PersonaPlexError) -> None:
         """Try facts again that failed: with fewer of them, or later."""
+        if self._drop_facts(error):
+            self._facts.renew()
+            return
         if isinstance(error, PromptTooLong):
-            if self._drop_facts(error):
-                self._facts.renew()
             return
         self._facts_failures += 1
         if self._facts_failures <= _FACTS_ATTEMPTS:
@@ -268,6 +308,7 @@ class SettingsService(LLMService):
         persona, sampling = self._call.persona, self._call.sampling
         if persona is not None and sampling is not None:
             await super()._update_settings(replace(self._requested.of(persona), **asdict(sampling)))
+        self._facts.renew(_FACTS_RETRY_SECONDS)  # the new prompt may have had new facts
         await self._push_application_error(f"the persona was not changed: {error}", error)
 
     async def _read_context(self, frame: LLMContextFrame) -> None:

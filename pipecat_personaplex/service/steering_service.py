@@ -105,6 +105,18 @@ class SteeringService(SettingsService):
             raise SessionFailed("the call has no open session")
         return self._call.session
 
+    def _renew_holds(self) -> None:
+        """Hold a session that has become the active one, for the rest of the call's holds.
+
+        It may have replaced the session that was held.
+        """
+        if self._call.session is None:
+            return
+        try:
+            self._holds.renew(self._call.session)
+        except PersonaPlexError as error:
+            self.warn(f"the agent is not held in its new session: {error}")
+
     async def _hold_or_release(self, frame: PersonaPlexHoldFrame | PersonaPlexReleaseFrame) -> None:
         try:
             if isinstance(frame, PersonaPlexHoldFrame):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from pipecat.frames.frames import LLMUpdateSettingsFrame
 
 from pipecat_personaplex import Hold
 from pipecat_personaplex.errors import ConfigError
+from pipecat_personaplex.interface import ALL_FEATURES
 from pipecat_personaplex.service.holds import Holder, Holds
+from pipecat_personaplex.service.llm import PersonaPlexLLMService
 from tests.helpers.delegation import delegated_call
 from tests.helpers.engines import FakeEngine
 from tests.helpers.llm import StubLLM
-from tests.helpers.pipelines import ManualClock
+from tests.helpers.pipelines import ManualClock, RunningPipeline, on_call, started
 
 
 class Session:
@@ -76,6 +79,36 @@ def test_an_invalid_length_changes_nothing(clock: ManualClock) -> None:
             holds.hold(session, "application", seconds)
     holds.release(session, "delegation")
     assert session.holds == [5.0, 0.0]
+
+
+async def test_a_hold_outlives_the_first_session_that_is_pending(
+    fake: FakeEngine, clock: ManualClock
+) -> None:
+    fake.ready = False
+    service = PersonaPlexLLMService(fake, clock=clock)
+    async with RunningPipeline([service], clock=clock) as pipeline:
+        await pipeline.until(lambda: fake.sessions)
+        service.hold(5.0)
+        delta = PersonaPlexLLMService.Settings(system_instruction="You sell tea.")
+        await pipeline.send(LLMUpdateSettingsFrame(delta=delta))
+        await pipeline.until(lambda: len(fake.sessions) == 2)
+        clock.now += 2.0
+        first, second = fake.sessions
+        second.make_ready()
+        await pipeline.until(lambda: second.holds)
+        assert (first.holds, second.holds) == ([5.0], [3.0])
+
+
+async def test_a_hold_that_has_ended_does_not_hold_the_next_session(clock: ManualClock) -> None:
+    with FakeEngine(features=ALL_FEATURES - {"prompt"}) as fake:
+        async with on_call(fake, clock) as (service, pipeline, events):
+            for count, (voice, seconds) in enumerate([("NATM1", 5.0), ("NATF2", 2.0)], 2):
+                service.hold(5.0)
+                clock.now += seconds
+                delta = PersonaPlexLLMService.Settings(voice=voice)
+                await pipeline.send(LLMUpdateSettingsFrame(delta=delta))
+                await started(pipeline, events, count)
+            assert [session.holds for session in fake.sessions] == [[5.0], [5.0], [3.0]]
 
 
 @pytest.mark.realtime

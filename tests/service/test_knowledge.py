@@ -6,10 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipecat_personaplex.config import Persona
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.service.delegation.hold import Hold, subject_words, word_router
 from pipecat_personaplex.service.delegation.speakable import MAX_WORDS, speakable
-from pipecat_personaplex.service.knowledge import Knowledge, estimated_tokens
+from pipecat_personaplex.service.knowledge import (
+    FACT_TOKENS,
+    Knowledge,
+    PromptFacts,
+    estimated_tokens,
+)
 from training.nano.wordings import wordings
 
 ROLE = "You work for Yellow Bird."
@@ -38,30 +44,51 @@ def test_a_role_with_information_gets_no_second_heading() -> None:
 
 
 def test_the_oldest_facts_are_left_out_when_there_are_too_many() -> None:
-    knowledge = Knowledge(budget=30)
+    knowledge = Knowledge()
     for number in range(20):
         knowledge.set(str(number), f"Fact {number} is known.")
-    prompt = knowledge.prompt("")
+    prompt = knowledge.prompt("", budget=30)
     assert "Fact 19" in prompt and "Fact 18" in prompt and "Fact 1 " not in prompt
     assert estimated_tokens(prompt) <= 30 + estimated_tokens("Information: ")
 
 
 def test_a_single_long_fact_is_cut_at_a_sentence() -> None:
-    knowledge = Knowledge(budget=10)
+    knowledge = Knowledge()
     knowledge.set("a", "The door is red. " + "The window is blue. " * 50)
-    assert knowledge.prompt("") == "Information: The door is red."
+    assert knowledge.prompt("", budget=10) == "Information: The door is red."
     knowledge.set("b", "word " * 100)
-    assert len(knowledge.prompt("")) < 80
+    assert len(knowledge.prompt("", budget=10)) < 80
 
 
 def test_shrinking_leaves_out_at_least_one_fact_until_none_is_left() -> None:
     knowledge = Knowledge()
     for number in range(3):
         knowledge.set(str(number), f"Fact {number} is known.")
-    lengths = [len(knowledge.prompt(""))]
-    while knowledge.shrink(1):
-        lengths.append(len(knowledge.prompt("")))
-    assert lengths == sorted(lengths, reverse=True) and lengths[-1] == 0
+    budget: int | None = FACT_TOKENS
+    lengths = []
+    while budget is not None:
+        lengths.append(len(knowledge.prompt("", budget)))
+        budget = knowledge.smaller_budget(budget, 1)
+    assert lengths == sorted(lengths, reverse=True) and len(lengths) > 3 and lengths[-1] == 0
+
+
+def test_only_the_persona_whose_prompt_is_too_long_has_fewer_facts() -> None:
+    facts = PromptFacts(lambda: None)
+    long, short = Persona("NATF2", "A long role."), Persona("NATF2", "A role.")
+    assert not facts.shrink(long, 500), "there are no facts that could be left out"
+    for number in range(3):
+        facts.knowledge.set(str(number), f"Fact {number} is known.")
+    assert facts.shrink(long, 1) and facts.added_to(long).text_prompt.count("Fact") == 2
+    assert facts.shrink(long, 500) and facts.added_to(long) == long
+    assert not facts.shrink(long, 1)
+    assert facts.added_to(short).text_prompt.count("Fact") == 3
+
+
+def test_half_of_a_surrogate_pair_is_left_out_of_a_fact() -> None:
+    knowledge = Knowledge()
+    knowledge.set("a", "Ann is happy \ud83d today.")
+    assert knowledge.prompt("") == "Information: Ann is happy today."
+    assert not knowledge.set("b", "\ud83d")
 
 
 def test_a_fact_cannot_leave_the_system_tags() -> None:
@@ -87,6 +114,7 @@ def test_a_fact_cannot_leave_the_system_tags() -> None:
             "It is 20 °C, 68°F. Turn 180°.",
             ["It is 20 degrees Celsius, 68 degrees Fahrenheit.", "Turn 180 degrees."],
         ),
+        ("Fish & chips, R&D.", ["Fish and chips, R&D."]),
         ("```json\n{}\n```\nDone.", ["Done."]),
         ("Dr. Smith is in. Call 555.", ["Dr. Smith is in.", "Call 555."]),
         ("Open 9 a.m. to 5 p.m. on weekdays.", ["Open 9 a.m. to 5 p.m. on weekdays."]),

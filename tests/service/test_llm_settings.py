@@ -58,6 +58,24 @@ async def test_sampling_changes_apply_to_the_running_session(fake: FakeEngine, c
         assert service.is_usable
 
 
+@pytest.mark.parametrize("wrong", [123, ["You sell tea."]])
+async def test_a_role_that_is_not_text_is_refused(
+    fake: FakeEngine, clock: ManualClock, wrong: object
+):
+    hats = Settings(system_instruction="You sell hats.")
+    async with on_call(fake, clock, settings=hats) as (service, pipeline, _):
+        delta = Settings(system_instruction=wrong, voice="NATM1")  # type: ignore[arg-type]
+        await pipeline.send(LLMUpdateSettingsFrame(delta=delta))
+        await pipeline.until(lambda: errors(pipeline))
+        assert "system_instruction must be text" in errors(pipeline)[0].error
+        assert service.settings.system_instruction == "You sell hats."
+        assert service.settings.voice is None and len(fake.sessions) == 1 and service.is_usable
+        none = Settings(system_instruction=None)
+        await pipeline.send(LLMUpdateSettingsFrame(delta=none))
+        await pipeline.until(lambda: len(fake.sessions) == 2)
+        assert fake.sessions[1].persona.text_prompt == ""
+
+
 async def test_a_new_persona_takes_over_without_a_gap(fake: FakeEngine, clock: ManualClock):
     service = PersonaPlexLLMService(
         fake, clock=clock, settings=Settings(system_instruction="You sell hats.")
