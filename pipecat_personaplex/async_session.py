@@ -101,7 +101,7 @@ class AsyncSession:
         max_waiting: Events that may wait in the queue.
 
     Attributes:
-        ready: Whether the prompt has been computed.
+        ready_at: When the prompt was computed, on the event loop's clock; None before.
 
     Example::
 
@@ -112,7 +112,7 @@ class AsyncSession:
     """
 
     def __init__(self, max_waiting: int):
-        self.ready = False
+        self.ready_at: float | None = None
         self._max_waiting = max_waiting
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._session: SessionLike | None = None
@@ -120,6 +120,11 @@ class AsyncSession:
         self._progress_waits = False
         self._ended: Ended | None = None
         self._on_end: list[Callable[[Ended], object]] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether the prompt has been computed."""
+        return self.ready_at is not None
 
     def open(
         self,
@@ -193,7 +198,8 @@ class AsyncSession:
         elif self._events.qsize() - self._progress_waits >= self._max_waiting:
             self.end(LimitReached("the client does not read what it is sent"), drop_events=True)
         else:
-            self.ready = self.ready or isinstance(event, Ready)
+            if isinstance(event, Ready):
+                self.ready_at = asyncio.get_running_loop().time()
             self._events.put_nowait(event)
 
     def end(

@@ -40,7 +40,7 @@ class OggOpusMeter:
             Seconds of audio in the pages that these bytes complete.
 
         Raises:
-            InvalidAudio: The bytes are not pages of an Ogg stream.
+            InvalidAudio: The bytes are not pages of an Ogg stream, or a packet is empty.
         """
         self._page += stream
         seconds = 0.0
@@ -78,8 +78,14 @@ class OggOpusMeter:
 
 
 def _packet_ms(packet: memoryview) -> float:
-    """Duration of a packet from its first bytes; 0 for the stream's headers."""
-    if not packet or bytes(packet[:8]) in _HEADER_PACKETS:
+    """Duration of a packet from its first bytes; 0 for the stream's headers.
+
+    Raises:
+        InvalidAudio: The packet is empty. A decoder makes seconds of loss concealment of it.
+    """
+    if not packet:
+        raise InvalidAudio("the Ogg-Opus stream does not decode: a packet must not be empty")
+    if bytes(packet[:8]) in _HEADER_PACKETS:
         return 0.0
     frame = _FRAME_MS[packet[0] >> 3]
     code = packet[0] & 3

@@ -300,6 +300,7 @@ class NativeChannel:
         if isinstance(error, ConnectionClosed):
             received = error.rcvd.code if error.rcvd else None
             if received == _TAKEN_OVER:
+                self._resume_seconds = 0.0  # close() must not take the session back
                 raise TakenOver(f"{url}: another client has resumed the session") from error
             # A close frame sent in response to the server's repeats the server's code.
             sent = error.sent.code if error.sent and not error.rcvd_then_sent else None

@@ -21,8 +21,9 @@ class ServerConfig:
     Attributes:
         max_connections: WebSockets open at once; further ones are refused before their upgrade.
         address_rate: New connections a second from one address (for IPv6, from one /64 network); 0
-            for no limit, such as behind a proxy that hides the addresses. ``max_connections`` of
-            them may come at once. Further ones are closed.
+            for no limit, such as behind a proxy that hides the addresses. As many as
+            ``max_connections`` may come at once, or those of ten seconds if that is more. Further
+            ones are closed.
         max_prompt_chars: Length of a text prompt, and of words to speak.
         idle_seconds: A session whose client sends no audio for this time ends.
         max_session_seconds: Duration of a session; 0 for no limit.

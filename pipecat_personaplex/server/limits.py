@@ -18,7 +18,8 @@ class Limits:
     """Ends a session that is idle or lasts too long, and limits the pace of its audio.
 
     A session whose client is disconnected does not become idle; the registry ends it after
-    ``resume_seconds``. The idle time counts from the latest audio. Time without a connection does
+    ``resume_seconds``. The idle time counts from the latest audio, or from when the prompt was
+    computed: a client may wait for that before it sends audio. Time without a connection does
     not count, but at most ``resume_seconds`` of it since that audio, so that a client cannot hold a
     slot by connecting and disconnecting without sending audio.
 
@@ -84,9 +85,12 @@ class Limits:
         self._total_timer.cancel()
 
     def _check_idle(self) -> None:
-        if not self._session.ready:
-            self.touch()  # A client may wait for the prompt before it sends audio.
+        ready_at = self._session.ready_at
         # One timer that sets itself again is cheaper than a new timer for each frame.
+        if ready_at is None:
+            self.touch()
+        elif ready_at > self._touched:
+            self._touched = ready_at
         left = self._touched + self._away_seconds + self._idle_seconds - self._loop.time()
         if self._disconnected_at is not None:
             left = max(left, self._idle_seconds)

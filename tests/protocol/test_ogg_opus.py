@@ -67,7 +67,6 @@ def test_a_stream_may_be_cut_anywhere(cuts: list[int]) -> None:
         (b"\x1b\x02" + bytes(9), 120),  # SILK, two frames of 60 ms
         (b"\xff\x3f", 120),  # 63 frames: more than a packet may have
         (b"\x83", 0),  # without its number of frames: not decodable
-        (b"", 0),
         (b"\x08" + bytes(600), 20),  # of several segments
     ],
 )
@@ -86,6 +85,13 @@ def test_a_packet_that_continues_on_the_next_page_counts_once() -> None:
 def test_what_is_not_ogg_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidAudio, match="OggS"):
         OggOpusMeter().feed(data)
+
+
+@pytest.mark.parametrize("packets", [(b"",), (b"\x08..", b"")])
+def test_an_empty_packet_is_refused(packets: tuple[bytes, ...]) -> None:
+    """It would be counted as nothing, and decoded to five seconds."""
+    with pytest.raises(InvalidAudio, match="must not be empty"):
+        OggOpusMeter().feed(page(*packets))
 
 
 @settings(max_examples=50, deadline=None)

@@ -150,8 +150,12 @@ def test_a_session_resumed_by_another_client_is_lost() -> None:
     async def talk(websocket: ServerConnection) -> None:
         await websocket.close(4001)
 
-    error = outcome(talk)
-    assert type(error) is SessionLost and "another client" in str(error)
+    with FakeServer(talk=talk) as server:
+        with RemoteEngine(server.url) as engine:
+            error = Caller(engine).ended()
+            assert type(error) is SessionLost and "another client" in str(error)
+        # The engine has ended all that it had to say.
+        assert server.resumed == 0, "the session is not taken back"
 
 
 def test_a_message_over_the_size_limit_ends_the_session() -> None:

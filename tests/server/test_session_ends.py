@@ -152,6 +152,25 @@ async def test_waiting_for_the_prompt_is_not_idle(fake: ServedFakeEngine) -> Non
         server.check_clean()
 
 
+async def test_the_idle_time_counts_from_when_the_prompt_is_computed(
+    fake: ServedFakeEngine,
+) -> None:
+    fake.ready = False
+    with LiveServer(fake, ServerConfig(idle_seconds=40)) as server:
+        async with SessionClient.connect(server.ws_url) as client:
+            await client.open()
+            server.advance(30)  # the timer has not looked yet
+            fake.sessions[0].make_ready()
+            assert await client.message() == {"type": "ready"}
+            server.advance(30)
+            await client.push()
+            await client.frame()
+            server.advance(41)
+            error, code = await client.ended()
+            assert (error["code"], code) == ("limit_reached", 1008)
+        server.check_clean()
+
+
 async def test_a_session_ends_after_max_session_seconds(fake: ServedFakeEngine) -> None:
     with LiveServer(fake, ServerConfig(max_session_seconds=0.3)) as server:
         async with SessionClient.opened(server.ws_url) as client:
