@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn.config
 import uvicorn.lifespan.on
@@ -12,19 +12,8 @@ from loguru import logger
 from pipecat.runner import run as runner
 
 from pipecat_personaplex.logs import configure_logging
+from pipecat_personaplex.talk.client_text import hide_client_text
 
-if TYPE_CHECKING:
-    from loguru import Record
-
-# Functions of Pipecat that log what a client has sent, at WARNING and above; None for all of a
-# module. Such text may be personal.
-_QUOTING = {
-    "pipecat.processors.frameworks.rtvi.processor": None,
-    "pipecat.runner.run": None,
-    "pipecat.serializers.twilio": {"deserialize"},
-    "pipecat.transports.smallwebrtc.connection": {"on_message"},
-    "pipecat.transports.smallwebrtc.request_handler": {"handle_web_request"},
-}
 _START_AND_STOP_FILES = {uvicorn.server.__file__, uvicorn.lifespan.on.__file__}
 
 
@@ -53,16 +42,6 @@ class _StartAndStop(logging.Filter):
         return record.levelno >= logging.WARNING or record.pathname in _START_AND_STOP_FILES
 
 
-def _hide_client_text(record: Record) -> None:
-    """Replace the message of a record that quotes a client."""
-    functions = _QUOTING.get(record["name"] or "", set())
-    if functions is None or record["function"] in functions:
-        record["message"] = (
-            f"what a client sent could not be processed ({record['name']}, line {record['line']}); "
-            "--log-level DEBUG shows it"
-        )
-
-
 def configure_bot_logging(level: str, *, as_json: bool) -> None:
     """Send all log lines to standard error in one format, and keep Pipecat from changing that.
 
@@ -81,7 +60,7 @@ def configure_bot_logging(level: str, *, as_json: bool) -> None:
     quiet = ["pipecat", "pipecat_personaplex.service"]
     configure_logging(level, as_json=as_json, quiet=quiet)
     if level.upper() != "DEBUG":
-        logger.configure(patcher=_hide_client_text)
+        hide_client_text()
     setattr(runner, "logger", _RunnerLogger())  # noqa: B010  mypy: not a loguru Logger
     # The runner calls uvicorn.run with the default configuration, this dictionary. Without
     # handlers of their own, uvicorn's loggers pass their records on to the root logger, which

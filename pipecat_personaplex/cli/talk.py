@@ -23,6 +23,7 @@ from pipecat_personaplex.cli.options import (
 from pipecat_personaplex.config import DEFAULT_MAX_SESSIONS
 from pipecat_personaplex.errors import ConfigError, VoiceNotFound
 from pipecat_personaplex.logs import configure_logging
+from pipecat_personaplex.talk.client_text import hide_client_text
 
 if TYPE_CHECKING:
     from pipecat_personaplex.talk.local_engine import LocalEngine
@@ -163,6 +164,8 @@ def talk(
     level = "debug" if ctx.obj.debug else log_level
     quiet = ["pipecat", "pipecat_personaplex.service", "aiortc", "aioice"]
     configure_logging(level, quiet=quiet)
+    if level.upper() != "DEBUG":
+        hide_client_text()
     added = [named_voice(text) for text in add_voice or ()]
     public = None if public_url is None else _public_address(public_url)
     if public is not None and share_on_lan:

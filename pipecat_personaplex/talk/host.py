@@ -180,7 +180,7 @@ class TalkHost:
 
         async def talk() -> None:
             try:
-                await self._run(call_id, conversation)
+                await self._run(conversation)
             finally:
                 await connection.disconnect()  # type: ignore[no-untyped-call]
 
@@ -200,7 +200,7 @@ class TalkHost:
         except BaseException:  # the page may have gone
             del self._calls[call_id]
             raise
-        await self._run(call_id, conversation)
+        await self._run(conversation)
 
     def _begin(
         self, call_id: str, transport: Callable[[], BaseTransport], request: CallRequest
@@ -211,7 +211,7 @@ class TalkHost:
         self._calls[call_id] = conversation
         return conversation
 
-    async def _run(self, call_id: str, conversation: Conversation) -> None:
+    async def _run(self, conversation: Conversation) -> None:
         started = time.monotonic()
         reason = "the call failed"
         try:
@@ -221,8 +221,14 @@ class TalkHost:
         except Exception:
             logger.exception("a call failed")
         finally:
-            self._calls.pop(call_id, None)
+            for known in [key for key, value in self._calls.items() if value is conversation]:
+                del self._calls[known]
             logger.info("call ended after {:.1f} s: {}", time.monotonic() - started, reason)
+
+    def rename_call(self, call_id: str, new_id: str) -> None:
+        """Know a call whose connection was made anew by its new id; nothing if it has ended."""
+        if (conversation := self._calls.pop(call_id, None)) is not None:
+            self._calls[new_id] = conversation
 
     async def hang_up(self, pc_id: str) -> None:
         """End the call of this connection; unknown ones are ignored."""

@@ -83,7 +83,7 @@ class LocalEngine:
         self.engine = Engine(checkpoint, voices, config)
         self._voices: VoiceLibrary = voices
         self._added: set[str] = set()
-        self._previews: dict[str, bytes] = {}
+        self._previews: dict[str, tuple[str, bytes]] = {}  # digest and WAV, by the voice's name
         self._one_preview = threading.Lock()
         # A recording takes hundreds of megabytes and seconds of computation.
         self._one_recording = threading.Lock()
@@ -110,9 +110,11 @@ class LocalEngine:
         """
         digest = self._voices.get(voice).digest
         with self._one_preview:
-            if digest not in self._previews:
-                self._previews[digest] = _wav(self._speak(voice))
-            return self._previews[digest]
+            known, wav = self._previews.get(voice, ("", b""))
+            if known != digest:  # the voice may have been replaced
+                wav = _wav(self._speak(voice))
+                self._previews[voice] = digest, wav
+            return wav
 
     def _speak(self, voice: str) -> Pcm:
         def say(session: SessionLike) -> None:

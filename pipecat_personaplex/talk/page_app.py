@@ -154,7 +154,7 @@ class _Pages:
         async def start(connection: Any) -> None:
             self._host.start_call(connection, requested)
 
-        return await self._answer(body, start)
+        return JSONResponse(await self._answer(body, start))
 
     async def _renegotiate(self, body: dict[str, Any], call_id: str) -> Response:
         if not self._host.has_call(call_id):
@@ -163,11 +163,19 @@ class _Pages:
         async def is_over(connection: Any) -> None:  # a new connection: the call has ended since
             raise BadMessage("this call is over; start another")
 
-        return await self._answer(body, is_over)
+        answer = await self._answer(body, is_over)
+        if answer["pc_id"] != call_id:  # the connection was made anew
+            self._host.rename_call(call_id, answer["pc_id"])
+            self._forget(call_id)
+        return JSONResponse(answer)
+
+    def _forget(self, pc_id: str) -> None:
+        """Remove an id of which Pipecat's handler does not notice that its connection is closed."""
+        self._connections._pcs_map.pop(pc_id, None)
 
     async def _answer(
         self, body: dict[str, Any], start: Callable[[Any], Awaitable[None]]
-    ) -> Response:
+    ) -> dict[str, str]:
         sdp, kind = body.get("sdp"), body.get("type")
         if not isinstance(sdp, str) or kind != "offer":
             raise BadMessage("an offer needs sdp, and the type offer")
@@ -191,9 +199,11 @@ class _Pages:
             answer = await self._connections.handle_web_request(offered, start_or_refuse)
         except Exception as error:  # aiortc raises many types for an offer that it cannot read
             raise BadMessage(f"the offer cannot be answered: {type(error).__name__}") from error
+        assert answer is not None, "the handler raises without an answer"
         if refusals:
+            self._forget(answer["pc_id"])
             raise refusals[0]
-        return JSONResponse(answer)
+        return answer
 
     async def socket(self, websocket: WebSocket) -> None:
         """A call over a WebSocket: first the persona, then audio and RTVI messages."""

@@ -10,7 +10,11 @@ from playwright.sync_api import WebSocketRoute
 
 from tests.talk.browsers import TalkPage
 
-_FRAME = bytes(50 + 2 * 1920)  # PROTOCOL.md: no text, and 80 ms of silence
+
+def _frame(piece: str) -> bytes:
+    """80 ms of silence with a piece of text, as PROTOCOL.md lays them out."""
+    text = piece.encode()
+    return bytes(49) + bytes([len(text)]) + text + bytes(2 * 1920)
 
 
 class StandInServer:
@@ -19,6 +23,7 @@ class StandInServer:
     Attributes:
         frames: Frames that the page has sent.
         answers: Whether each frame gets one.
+        pieces: Pieces of text of the next answers.
         refuses: Whether a new persona is refused.
         changes: When the page has sent each new persona.
 
@@ -31,6 +36,7 @@ class StandInServer:
     def __init__(self, page: TalkPage, *, ready: bool = True, **info: Any):
         self.frames = 0
         self.answers = True
+        self.pieces: list[str] = []
         self.refuses = False
         self.changes: list[float] = []
         self._ready = ready
@@ -51,7 +57,7 @@ class StandInServer:
         if isinstance(text, bytes):
             self.frames += 1
             if self.answers:
-                self._socket.send(_FRAME)
+                self._socket.send(_frame(self.pieces.pop(0) if self.pieces else ""))
             return
         message = json.loads(text)
         if message["type"] == "open":

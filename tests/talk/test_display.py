@@ -200,6 +200,18 @@ def test_a_server_that_refuses_a_voice(browser: Browser, bot: TalkProcess) -> No
         assert page.problems == []
 
 
+def test_characters_that_the_model_spells_in_bytes(browser: Browser, bot: TalkProcess) -> None:
+    with TalkPage(browser, bot.url) as page:
+        server = StandInServer(page)
+        # The last one is cut off, as a model may do.
+        server.pieces = [" caf", "<0xC3>", "<0xA9>", "", " ", "<0xE2>", "<0x82>", "<0xAC>", "5"]
+        server.pieces += [" <0x41", "", " x", "<0xC3>", "", " end."]
+        page.open().page.get_by_role("button", name="Talk").click()
+        page.until_transcript("café €5 <0x41 x\ufffd end.")
+        page.hang_up()
+        assert page.problems == []
+
+
 def test_the_transcript_can_be_read_during_a_call(browser: Browser, bot: TalkProcess) -> None:
     below = "({ scrollHeight, scrollTop, clientHeight }) => scrollHeight - scrollTop - clientHeight"
     with TalkPage(browser, bot.url) as page:

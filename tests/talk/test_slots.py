@@ -7,10 +7,12 @@ import json
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import uvicorn
 from aiortc import RTCPeerConnection
+from pipecat.transports.smallwebrtc.request_handler import SmallWebRTCRequestHandler
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from websockets.exceptions import ConnectionClosed
@@ -18,6 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from pipecat_personaplex.config import Persona
 from pipecat_personaplex.errors import EngineFull
+from pipecat_personaplex.talk import page_app
 from pipecat_personaplex.talk.about import describe_model
 from pipecat_personaplex.talk.conversation import CallRequest
 from pipecat_personaplex.talk.host import TalkHost, TalkOptions
@@ -47,8 +50,22 @@ async def offer() -> dict[str, str]:
     return {"sdp": description.sdp, "type": "offer"}
 
 
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """The connections that Pipecat's handler keeps, by id."""
+    connections: dict[str, object] = {}
+
+    def handler(**options: Any) -> SmallWebRTCRequestHandler:
+        made = SmallWebRTCRequestHandler(**options)
+        made._pcs_map = connections  # type: ignore[assignment]
+        return made
+
+    monkeypatch.setattr(page_app, "SmallWebRTCRequestHandler", handler)
+    return connections
+
+
 def test_a_slot_that_is_taken_while_an_offer_is_answered(
-    host: TalkHost, monkeypatch: pytest.MonkeyPatch
+    host: TalkHost, known: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connections: list[object] = []
 
@@ -62,6 +79,21 @@ def test_a_slot_that_is_taken_while_an_offer_is_answered(
     assert response.status_code == 503 and "all 1 sessions" in response.json()["detail"]
     [connection] = connections
     assert connection.pc.connectionState == "closed"  # type: ignore[attr-defined]
+    assert not known, "a refused connection is not kept"
+
+
+def test_a_connection_that_is_made_anew_keeps_its_call(
+    host: TalkHost, known: dict[str, object]
+) -> None:
+    with page(host) as client:
+        first = client.post("/api/offer", json=asyncio.run(offer())).json()["pc_id"]
+        for _ in range(2):  # twice: the call is known by its new id
+            again = asyncio.run(offer()) | {"pc_id": first, "restart_pc": True}
+            second = client.post("/api/offer", json=again).json()["pc_id"]
+            assert second != first and list(known) == [second] and host.calls == 1
+            first = second
+        client.post("/api/hangup", json={"pc_id": first})
+        eventually(lambda: host.calls == 0 and not known)
 
 
 def test_an_offer_for_a_call_that_is_over(host: TalkHost) -> None:

@@ -23,6 +23,11 @@ const PROMPT_MS = 30_000; // the server may compute the role and the voice for t
 const PAUSED_MS = 1000; // without a frame of the caller: its sound has stopped
 const CHANGE_MS = 1100; // between two changes of the persona: the server takes one a second
 const TURN_GAP_FRAMES = 10; // 0.8 s without text end a turn
+const UTF8 = new TextDecoder();
+
+// A run of pieces of one byte each: "<0xC3><0xA9>" is "é".
+const fromBytes = (run: string): string =>
+  UTF8.decode(Uint8Array.from(run.split("<").slice(1), (byte) => parseInt(byte)));
 const STEP_FRAMES = 25; // step times are averaged
 
 interface Persona {
@@ -242,7 +247,7 @@ export class SessionCall implements Call {
     const view = new DataView(data);
     const [queued, step] = [view.getFloat32(41), view.getFloat32(45)];
     const size = view.getUint8(49);
-    const piece = new TextDecoder().decode(new Uint8Array(data, 50, size));
+    const piece = UTF8.decode(new Uint8Array(data, 50, size));
     this.#line?.play(new Int16Array(data.slice(50 + size)));
     this.#read(piece);
     if (queued + step > LATE_MS && this.#ready) {
@@ -260,7 +265,7 @@ export class SessionCall implements Call {
     this.#quiet = piece ? 0 : this.#quiet + 1;
     if (this.#quiet === TURN_GAP_FRAMES) this.listener({ kind: "turn", speaking: false });
     if (!piece || /^\s/.test(piece)) {
-      const word = this.#word.trim();
+      const word = this.#word.trim().replace(/(<0x..>)+/g, fromBytes);
       this.#word = "";
       if (word) this.listener({ kind: "word", text: word });
     }
