@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_FILE_SECONDS = 4 * 3600.0
 """Longest audio file that is read unless the caller says otherwise."""
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile: the file does not tell its length
 _BLOCK_SAMPLES = 1 << 20
 # In Hz. A file of a few bytes at 1 Hz would become hours at 24 kHz.
 _MIN_RATE, _MAX_RATE = 2_000, 768_000
@@ -104,6 +105,10 @@ def _read_with_libsndfile(data: IO[bytes], path: Path, max_seconds: float) -> tu
                 yield block
 
         rate = int(file.samplerate)
+        if not 0 < file.frames < _UNKNOWN_FRAMES:
+            # A streamed FLAC, or a WAV whose recorder was killed before it wrote the length.
+            data.seek(0)
+            return _read_with_ffmpeg(data, path, max_seconds, "it contains no samples")
         _check_size(file.frames, rate, path, max_seconds)
         read = _mono(blocks, rate, path, max_seconds), rate
         joinable = file.format in _JOINABLE

@@ -147,6 +147,25 @@ def test_unusable_files_are_refused_with_the_reason(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_does_not_tell_its_length_is_read_to_its_end(tmp_path: Path) -> None:
+    """As ffmpeg and flac write FLAC to a pipe, and as a recorder leaves a WAV when it is killed."""
+    flac, wav = tmp_path / "streamed.flac", tmp_path / "unfinished.wav"
+    for path in (flac, wav):
+        soundfile.write(path, tone(1), RATE, subtype="PCM_16")
+    stored = bytearray(flac.read_bytes())
+    stored[21] &= 0xF0  # 36 bits of STREAMINFO: the number of samples
+    stored[22:26] = bytes(4)
+    flac.write_bytes(stored)
+    stored = bytearray(wav.read_bytes())
+    at = stored.index(b"data") + 4
+    stored[at : at + 4] = bytes(4)
+    wav.write_bytes(stored)
+    for path in (flac, wav):
+        np.testing.assert_allclose(read_audio(path), tone(1), atol=1 / 32768)
+    with pytest.raises(InvalidAudio, match=r"lasts 1 s or more; at most 0\.5 s"):
+        read_audio(flac, max_seconds=0.5)
+
+
 def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidAudio, match="cannot be written"):
         write_wav(tmp_path / "no" / "folder.wav", tone(0.1))

@@ -103,8 +103,8 @@ def save_quantized(
     check_new_folder(output)
     output = Path(os.path.abspath(output))
     temporary = output.with_name(f".{secrets.token_hex(4)}.{output.name}")  # on the same disk
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         _write_safetensors(temporary / MODEL_FILE, parts, progress)
         shutil.copyfile(files.mimi, temporary / MIMI_FILE)
         shutil.copyfile(files.tokenizer, temporary / TOKENIZER_FILE)
@@ -123,13 +123,15 @@ def check_new_folder(output: Path) -> None:
     """Check that a folder can be created.
 
     Raises:
-        UserError: It is there already, or its parent is not.
+        UserError: It is there already, or its parent is not or cannot be written to.
     """
     parent = Path(os.path.abspath(output)).parent
     if os.path.lexists(output):
         raise UserError(f"{output} is there already; choose another folder, or remove it first")
     if not parent.is_dir():
         raise UserError(f"{output}: there is no folder {parent}; create it first")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{output}: you may not write to {parent}; choose another folder")
 
 
 def _parts(

@@ -211,8 +211,17 @@ def _kernels() -> Finding:
         "kernels",
         "note",
         f"not available here: {', '.join(failed)}; PyTorch does the same, more slowly",
-        "pip install -U triton" if find_spec("triton") is None else "see the warnings above",
+        _cure_of_kernels(),
     )
+
+
+def _cure_of_kernels() -> str:
+    if find_spec("triton") is None:
+        return "pip install -U triton"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        # Triton compiles its interface to the driver.
+        return "apt install gcc libc6-dev python3-dev"
+    return "see the warnings above"
 
 
 def _cpu_kernels(head_dim: int) -> Finding:

@@ -145,10 +145,10 @@ def run_(
     inventory = take_inventory(plan)
     model = options.resolve_model()
     plan = replace(plan, voice=recorded.stem if recorded else preset_name(model, voice))
-    engine = _load(model, replace(options.config, max_sessions=sessions))
-    if recorded is not None:
-        engine.add_voice(plan.voice, recorded)
-    with only_writer(out):
+    with only_writer(out):  # before the weights are loaded, too
+        engine = _load(model, replace(options.config, max_sessions=sessions))
+        if recorded is not None:
+            engine.add_voice(plan.voice, recorded)
         run = RunFolder.create(out, describe_run(plan, inventory, engine, model))
         try:
             with engine, rate_bar(chosen.title, "calls a second") as bar:

@@ -72,7 +72,9 @@ def latency(
     ] = "",
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="PERSONAPLEX_API_KEY", help="For a server that requires a key."),
+        typer.Option(
+            envvar="PERSONAPLEX_API_KEY", help="For a server or a bot that requires a key."
+        ),
     ] = None,
 ) -> None:
     """Measure mouth-to-ear latency: sound in, sound out, on one clock.

@@ -179,7 +179,10 @@ class RunFolder:
             try:
                 calls.append(_call(json.loads(line)))
             except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
-                raise UserError(f"{path}, line {number}, is no call of a run: {error}") from None
+                raise UserError(
+                    f"{path}, line {number}, is no call of a run: {error}; delete "
+                    "the line, and give the run's command again"
+                ) from None
         newest = {(call.id, call.seed): call for call in calls}
         return [newest[key] for key in sorted(newest)]
 

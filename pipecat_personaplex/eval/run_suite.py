@@ -136,6 +136,7 @@ def describe_run(plan: Plan, inventory: Inventory, engine: Engine, model: str) -
         "limit": plan.limit,
         "model": model,
         "checkpoint_sha256": checkpoint_hash(model),
+        "other_files_sha256": other_files_hash(model),
         "dtype": str(engine.checkpoint.lm.dtype).removeprefix("torch."),
         "adapter": config.adapter or None,
         "adapter_sha256": adapter_hash(config.adapter) if config.adapter else None,
@@ -160,6 +161,15 @@ def describe_run(plan: Plan, inventory: Inventory, engine: Engine, model: str) -
 def checkpoint_hash(model: str) -> str:
     """The first 16 digits of the SHA-256 of the language model's file."""
     return _file_hash(CheckpointFiles.of(resolve_folder(model, progress=False)).model)
+
+
+def other_files_hash(model: str) -> str:
+    """As ``checkpoint_hash``, of the other files: codec, tokenizer, voices, and adapter if any."""
+    files = CheckpointFiles.of(resolve_folder(model, progress=False))
+    adapter = None if files.adapter is None else files.adapter.path
+    others = (files.mimi, files.tokenizer, files.voices, adapter)
+    hashes = ["" if path is None else _file_hash(path) for path in others]
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
 
 
 def adapter_hash(adapter: str) -> str:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from pipecat_personaplex import Engine, EngineConfig, Persona, SamplingParams
 from pipecat_personaplex.checkpoint import export
-from pipecat_personaplex.checkpoint.export import save_quantized
+from pipecat_personaplex.checkpoint.export import check_new_folder, save_quantized
 from pipecat_personaplex.checkpoint.file_names import RELEASE_FILES
 from pipecat_personaplex.checkpoint.loader import Checkpoint, load_checkpoint
 from pipecat_personaplex.cli import main
@@ -253,6 +253,14 @@ def test_an_existing_output_is_never_overwritten(tmp_path: Path) -> None:
         save_quantized(CHECKPOINT, tmp_path / "missing" / "out", "int8")
     assert sorted(leftovers(tmp_path)) == ["file", "folder", "link"]
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_may_not_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(UserError, match=r"you may not write to .*; choose another folder"):
+        check_new_folder(tmp_path / "out")
 
 
 FULL = """

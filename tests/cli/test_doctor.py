@@ -135,6 +135,20 @@ def test_the_shell_completes_commands() -> None:
     assert completed.stdout.split() == ["offline"], completed.stderr
 
 
+def test_kernels_of_a_card_need_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton finds none, as in an image without gcc."""
+    from pipecat_personaplex.kernels import availability
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for check in ("ring_attention_works", "depth_attention_works", "gemm_works"):
+        monkeypatch.setattr(availability, check, lambda *_: False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    assert finding("kernels").cure == "apt install gcc libc6-dev python3-dev"
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert finding("kernels").cure == "see the warnings above"
+
+
 def test_kernels_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipecat_personaplex.kernels import availability, cpu_library
 

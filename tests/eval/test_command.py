@@ -15,13 +15,17 @@ import pytest
 import soundfile
 
 from pipecat_personaplex import Engine
+from pipecat_personaplex.checkpoint.file_names import MIMI_FILE, TOKENIZER_FILE, VOICES_FILE
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.eval import plugins
 from pipecat_personaplex.eval.run_folder import RunFolder
+from pipecat_personaplex.eval.run_suite import other_files_hash
+from pipecat_personaplex.eval.run_target import only_writer
 from tests.eval import folders
 from tests.golden_data import CHECKPOINT
 from tests.helpers.commands import one_line
 
+NANO = Path("pipecat_personaplex/nano")
 TINY = ("--model", str(CHECKPOINT), "--device", "cpu", "--dtype", "float32")
 
 
@@ -53,6 +57,42 @@ def test_a_run_that_was_stopped_goes_on(run: Path) -> None:
     records = [json.loads(line) for line in (run / "speed.jsonl").read_text().splitlines()]
     assert [record["calls"] for record in records] == [5, 2]
     assert len(RunFolder.open(run).calls()) == 5
+
+
+def test_a_folder_that_another_process_writes_is_refused_before_a_model_is_loaded(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipecat_personaplex.cli.eval._load", lambda *_: pytest.fail("loaded"))
+    command = ["eval", "run", "fdb-v1", "--data", str(data), "--model", "nano"]
+    with only_writer(tmp_path / "run"):
+        assert main([*command, "--out", str(tmp_path / "run")]) == 2
+    assert "another process is writing" in one_line(capsys.readouterr().err)
+
+
+def test_a_run_goes_on_with_the_same_files_only(
+    run: Path,
+    nano: Engine,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Another codec, tokenizer or archive of voices makes another call of the same weights."""
+    folder = tmp_path / "nano"
+    shutil.copytree(NANO, folder)
+    monkeypatch.setattr("pipecat_personaplex.cli.eval._load", lambda model, config: nano)
+    command = ["eval", "run", "fdb-v1", "--data", str(data), "--model", str(folder)]
+    command += ["--out", str(run), "--seeds", "1", "--voice", "NATM1", "--device", "cpu"]
+    hashes = {other_files_hash(str(folder))}
+    for name in (MIMI_FILE, TOKENIZER_FILE, VOICES_FILE):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole + b"\0")
+        hashes.add(other_files_hash(str(folder)))
+        if name != VOICES_FILE:
+            assert main(command) == 2
+            assert "other_files_sha256" in one_line(capsys.readouterr().err)
+        (folder / name).write_bytes(whole)
+    assert len(hashes) == 4
 
 
 def test_the_layout_for_the_benchmarks_own_scripts(run: Path, data: Path) -> None:

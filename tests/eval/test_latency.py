@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +23,7 @@ from pipecat_personaplex.errors import ConfigError, EngineUnreachable, InvalidAu
 from pipecat_personaplex.eval.latency import probe as probe_module
 from pipecat_personaplex.eval.latency.measure import Target, measure_floor
 from pipecat_personaplex.eval.latency.probe import Recorder, probe, tone
+from pipecat_personaplex.eval.latency.webrtc_line import over_http
 from pipecat_personaplex.eval.suites import caller_voices
 from tests.helpers.commands import one_line
 from tests.helpers.servers import RunningServer, ServedFakeEngine
@@ -199,6 +202,33 @@ def test_nothing_answers(target: str, message: str, capsys: pytest.CaptureFixtur
     assert main(["eval", "latency", target, "--floor", "none", "--count", "1"]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+async def test_a_bot_that_needs_a_key() -> None:
+    asked: list[str | None] = []
+
+    class Bot(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.headers["Authorization"])
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"sdp": "", "type": "answer"}')
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Bot) as bot:
+        thread = threading.Thread(target=bot.serve_forever)
+        thread.start()
+        try:
+            for key in ("secret", None):
+                offer = over_http(f"http://127.0.0.1:{bot.server_port}", key)
+                assert (await offer({"sdp": ""}))["type"] == "answer"
+        finally:
+            bot.shutdown()
+            thread.join()
+    assert asked == ["Bearer secret", None]
 
 
 async def test_another_echo_as_floor() -> None:

@@ -29,7 +29,7 @@ class Target:
         transport: How it is called.
         prompt: For a server: the agent's text prompt.
         voice: For a server: the agent's voice; empty for the first.
-        api_key: For a server that requires one.
+        api_key: For a server, or a bot over WebRTC, that requires one.
     """
 
     url: str
@@ -67,7 +67,7 @@ class Target:
     def open(self) -> AbstractAsyncContextManager[Line]:
         """A call to the target."""
         if self.transport == "webrtc":
-            return WebRtcLine(over_http(self.url))
+            return WebRtcLine(over_http(self.url, self.api_key))
         if self.transport == "twilio":
             return TelephoneLine(self.url)
         return ServerLine(self.url, self.prompt, self.voice, self.api_key)

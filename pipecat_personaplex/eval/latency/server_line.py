@@ -203,7 +203,7 @@ async def server_echo() -> AsyncIterator[ServerLine]:
     """
     from pipecat_personaplex.eval.plugins import require_package
 
-    for package in ("starlette", "uvicorn", "prometheus_client", "opuslib_next"):
+    for package in ("starlette", "uvicorn", "prometheus_client"):
         install = "pip install 'pipecat-personaplex[server]'"
         require_package("the echo server", package, install)
     from pipecat_personaplex.server.admission import AdmissionController

@@ -126,12 +126,14 @@ def _make_track(aiortc: Any, chunks: asyncio.Queue[Pcm], rate: int) -> Any:
     return Microphone()
 
 
-def over_http(url: str) -> Negotiate:
-    """Negotiate with a Pipecat bot at ``url``/api/offer."""
+def over_http(url: str, api_key: str | None = None) -> Negotiate:
+    """Negotiate with a Pipecat bot at ``url``/api/offer, with the bot's key if it needs one."""
     address = f"{url.rstrip('/')}/api/offer"
 
     def post(offer: dict[str, str]) -> dict[str, str]:
         headers = {"Content-Type": "application/json"}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
         request = urllib.request.Request(address, json.dumps(offer).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
