@@ -197,6 +197,7 @@ def test_an_encoded_caller_has_a_background() -> None:
         (["encoder", "--minutes", "1"], "run `speak` first"),
         (["clips"], "run `codec` or `adopt` first"),
         (["decoder", "--minutes", "1"], "run `codec` or `adopt` first"),
+        (["rehearse"], "run `codec` or `adopt` first"),
         (["lm", "--minutes", "1"], "run `clips` first"),
         (["export"], "run `clips` first"),
     ],

@@ -10,7 +10,7 @@ import torch
 import typer
 
 from training.nano.memory import keep_memory
-from training.nano.progress import StateMissing
+from training.nano.progress import NotSaid, StateMissing
 
 
 class _Recipe(typer.core.TyperGroup):
@@ -19,7 +19,7 @@ class _Recipe(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (StateMissing, FileExistsError) as error:
+        except (StateMissing, FileExistsError, NotSaid) as error:
             raise typer.BadParameter(str(error)) from error
 
 
@@ -95,6 +95,19 @@ def adopt(
     from training.nano.adopt import adopt as create_states
 
     create_states(model, folder)
+
+
+@app.command()
+def rehearse(
+    model: Annotated[Path, typer.Option(help="The checkpoint that `adopt` has read.")] = Path(
+        "pipecat_personaplex/nano"
+    ),
+    folder: Folder = Path("runs/nano"),
+) -> None:
+    """Have a checkpoint say all that the agent says; takes the place of `agent` and `decoder`."""
+    from training.nano.rehearse import rehearse as speak_again
+
+    speak_again(model, folder)
 
 
 @app.command()

@@ -68,10 +68,18 @@ def script_texts() -> list[str]:
     )
 
 
+def single_texts() -> dict[str, str]:
+    """Each word of the vocabulary; a value of one word as it stands in a line."""
+    single = {wordings.bare(text): text for text in script_texts() if " " not in text}
+    return {word: single.get(word, word) for word in vocabulary()}
+
+
 def word_texts() -> dict[str, str]:
     """The text of the recording of each word; a value of one word has a recording already."""
-    single = {wordings.bare(text): text for text in script_texts() if " " not in text}
-    return {word: single.get(word, f"{word} {_AFTER_WORD}") for word in vocabulary()}
+    return {
+        word: f"{text} {_AFTER_WORD}" if text == word else text
+        for word, text in single_texts().items()
+    }
 
 
 def other_texts(count: int) -> list[str]:

@@ -97,6 +97,21 @@ def voice_sample(name: str, seed: int) -> Pcm:
     return normalize_loudness(pcm)
 
 
+def voice_prompts(finished: Mimi, device: torch.device) -> dict[str, list[Tensor]]:
+    """Codes of several voice prompts of each of the agent's voices.
+
+    Args:
+        finished: The codec of the checkpoint, which encodes voice prompts as it does there.
+        device: Its device.
+    """
+    return {
+        name: encode_all(
+            finished, [voice_sample(name, seed) for seed in range(_VOICE_SAMPLES)], device
+        )
+        for name in AGENT_VOICES
+    }
+
+
 def script_clips(mimi: Mimi, recorded: Recorded, device: torch.device) -> dict[str, AgentClip]:
     """Every line of the script in one voice.
 
@@ -235,13 +250,10 @@ def new_pool(folder: Path, finished: Mimi, device: torch.device) -> Pool:
     codec = load_agent_codec(folder, device)
     seconds = 8 * SAMPLE_RATE
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(seconds) / SAMPLE_RATE)
-    samples = {
-        name: [voice_sample(name, seed) for seed in range(_VOICE_SAMPLES)] for name in AGENT_VOICES
-    }
     return Pool(
         silence=silence_codes(mimi, device).tolist(),
         sine=steady_codes(mimi, tone.astype(np.float32), device),
-        voices={name: encode_all(finished, spoken, device) for name, spoken in samples.items()},
+        voices=voice_prompts(finished, device),
         agent={name: script_clips(codec, own, device) for name, own in recorded.items()},
         words={name: word_clips(codec, own, device) for name, own in recorded.items()},
     )

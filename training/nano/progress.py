@@ -24,6 +24,10 @@ class StateMissing(FileNotFoundError):
     """A file that another command of the recipe writes does not exist yet."""
 
 
+class NotSaid(RuntimeError):
+    """A checkpoint does not say a given sentence: it lacks its words, or falls silent."""
+
+
 class Clock:
     """Measures training time against a budget, across resumed runs and without pauses.
 
