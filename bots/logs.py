@@ -59,8 +59,7 @@ def configure_bot_logging(level: str, *, as_json: bool) -> None:
     # LoggedEngine logs the sessions of a call, with the client; the service would log them again.
     quiet = ["pipecat", "pipecat_personaplex.service"]
     configure_logging(level, as_json=as_json, quiet=quiet)
-    if level.upper() != "DEBUG":
-        hide_client_text()
+    hide_client_text(level)
     setattr(runner, "logger", _RunnerLogger())  # noqa: B010  mypy: not a loguru Logger
     # The runner calls uvicorn.run with the default configuration, this dictionary. Without
     # handlers of their own, uvicorn's loggers pass their records on to the root logger, which

@@ -8,13 +8,12 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
-Status = Literal["ok", "note", "problem"]
+from pipecat_personaplex.cli.doctor_kernels import check_kernels
+from pipecat_personaplex.cli.finding import Finding
 
 PAGE_PORT, SERVER_PORT = 7860, 8998
 _GIB = 1 << 30
@@ -23,24 +22,6 @@ _RELEASE_GIB = 17
 _NANO_GIB = 1
 """Free memory for PyTorch, Pipecat and nano."""
 _HUB_SECONDS = 10
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check.
-
-    Attributes:
-        subject: What was checked, in one to three words.
-        status: ``ok``; ``note``, something works only in part, or only the small model can use it;
-            ``problem``, a command of this package fails until it is cured.
-        detail: What was found.
-        cure: What to do; empty if nothing needs to be done.
-    """
-
-    subject: str
-    status: Status
-    detail: str
-    cure: str = ""
 
 
 def findings() -> Iterator[Finding]:
@@ -185,77 +166,6 @@ def _release_is_cached() -> bool:
     return isinstance(try_to_load_from_cache(RELEASE, MODEL_FILE), str)
 
 
-def _kernels() -> Finding:
-    import torch
-
-    from pipecat_personaplex.kernels import availability
-    from pipecat_personaplex.models.config import LMConfig
-
-    lm, bfloat16 = LMConfig(), torch.bfloat16
-    if not torch.cuda.is_available():
-        return _cpu_kernels(lm.dim // lm.num_heads)
-    device = torch.device("cuda", 0)
-    verdicts = {
-        "ring attention": availability.ring_attention_works(
-            device, lm.num_heads, lm.window, lm.dim // lm.num_heads, bfloat16, bfloat16
-        ),
-        "depth attention": availability.depth_attention_works(device, bfloat16),
-        "bfloat16 products": availability.gemm_works(device, None),
-        "int8 products": availability.gemm_works(device, "int8"),
-        "int4 products": availability.gemm_works(device, "int4"),
-    }
-    failed = [name for name, works in verdicts.items() if not works]
-    if not failed:
-        return Finding("kernels", "ok", ", ".join(verdicts))
-    return Finding(
-        "kernels",
-        "note",
-        f"not available here: {', '.join(failed)}; PyTorch does the same, more slowly",
-        _cure_of_kernels(),
-    )
-
-
-def _cure_of_kernels() -> str:
-    if find_spec("triton") is None:
-        return "pip install -U triton"
-    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        # Triton compiles its interface to the driver.
-        return "apt install gcc libc6-dev python3-dev"
-    return "see the warnings above"
-
-
-def _cpu_kernels(head_dim: int) -> Finding:
-    import torch
-
-    from pipecat_personaplex.kernels import availability
-    from pipecat_personaplex.kernels.cpu_library import cpu_library
-
-    try:
-        amx = cpu_library().personaplex_amx()
-    except RuntimeError as error:
-        return Finding(
-            "kernels",
-            "note",
-            f"none for this CPU: {error}; PyTorch runs low-bit weights, more slowly",
-            "" if shutil.which("g++") else "apt install g++",
-        )
-    verdicts = {
-        "attention": availability.cpu_attention_works(head_dim, torch.bfloat16),
-        "int8 products": availability.cpu_gemm_works("int8"),
-        "int4 products": availability.cpu_gemm_works("int4"),
-    }
-    failed = [name for name, works in verdicts.items() if not works]
-    if failed:
-        return Finding(
-            "kernels",
-            "note",
-            f"not available on this CPU: {', '.join(failed)}; PyTorch does the same, more slowly",
-            "see the warnings above",
-        )
-    using = "AMX" if amx else "AVX-512 VNNI"
-    return Finding("kernels", "ok", f"for this CPU, with {using}: {', '.join(verdicts)}")
-
-
 def _nano() -> Finding:
     import time
 
@@ -391,6 +301,6 @@ _CHECKS: tuple[tuple[str, Callable[[], Finding]], ...] = (
     ("microphone", _display),
     ("hub cache", _disk),
     ("7B weights", _hub),
-    ("kernels", _kernels),
+    ("kernels", check_kernels),
     ("nano", _nano),
 )

@@ -164,8 +164,7 @@ def talk(
     level = "debug" if ctx.obj.debug else log_level
     quiet = ["pipecat", "pipecat_personaplex.service", "aiortc", "aioice"]
     configure_logging(level, quiet=quiet)
-    if level.upper() != "DEBUG":
-        hide_client_text()
+    hide_client_text(level)
     added = [named_voice(text) for text in add_voice or ()]
     public = None if public_url is None else _public_address(public_url)
     if public is not None and share_on_lan:

@@ -127,6 +127,7 @@ def describe_run(plan: Plan, inventory: Inventory, engine: Engine, model: str) -
     sampling = asdict(plan.sampling)
     del sampling["seed"]
     config = engine.config
+    files = CheckpointFiles.of(resolve_folder(model, progress=False))
     return {
         "suite": plan.suite.name,
         "title": plan.suite.title,
@@ -135,8 +136,8 @@ def describe_run(plan: Plan, inventory: Inventory, engine: Engine, model: str) -
         "prompts": list(inventory.prompts),
         "limit": plan.limit,
         "model": model,
-        "checkpoint_sha256": checkpoint_hash(model),
-        "other_files_sha256": other_files_hash(model),
+        "checkpoint_sha256": _file_hash(files.model),
+        "other_files_sha256": other_files_hash(files),
         "dtype": str(engine.checkpoint.lm.dtype).removeprefix("torch."),
         "adapter": config.adapter or None,
         "adapter_sha256": adapter_hash(config.adapter) if config.adapter else None,
@@ -158,14 +159,11 @@ def describe_run(plan: Plan, inventory: Inventory, engine: Engine, model: str) -
     }
 
 
-def checkpoint_hash(model: str) -> str:
-    """The first 16 digits of the SHA-256 of the language model's file."""
-    return _file_hash(CheckpointFiles.of(resolve_folder(model, progress=False)).model)
+def other_files_hash(files: CheckpointFiles) -> str:
+    """A hash of what a checkpoint has beside the language model.
 
-
-def other_files_hash(model: str) -> str:
-    """As ``checkpoint_hash``, of the other files: codec, tokenizer, voices, and adapter if any."""
-    files = CheckpointFiles.of(resolve_folder(model, progress=False))
+    These are the codec, the tokenizer, the voices, and the adapter that its configuration names.
+    """
     adapter = None if files.adapter is None else files.adapter.path
     others = (files.mimi, files.tokenizer, files.voices, adapter)
     hashes = ["" if path is None else _file_hash(path) for path in others]
@@ -178,6 +176,7 @@ def adapter_hash(adapter: str) -> str:
 
 
 def _file_hash(path: Path) -> str:
+    """The first 16 digits of the file's SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

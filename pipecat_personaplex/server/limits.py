@@ -89,8 +89,8 @@ class Limits:
         # One timer that sets itself again is cheaper than a new timer for each frame.
         if ready_at is None:
             self.touch()
-        elif ready_at > self._touched:
-            self._touched = ready_at
+        else:
+            self._touched = max(self._touched, ready_at)
         left = self._touched + self._away_seconds + self._idle_seconds - self._loop.time()
         if self._disconnected_at is not None:
             left = max(left, self._idle_seconds)

@@ -65,7 +65,7 @@ class Holds:
             session.hold(rest)
 
     def _rest(self, without: Holder | None = None) -> float:
-        """Seconds until the last hold ends, not counting that of a holder; 0 if there is none."""
+        """Seconds until the last hold ends, 0 without one; ``without`` names a hold to ignore."""
         ends = (until for holder, until in self._until.items() if holder != without)
         rest = max(ends, default=-math.inf) - self._clock()
         return min(max(rest, 0.0), MAX_HOLD_SECONDS)  # the clock's sums may have been rounded up

@@ -20,9 +20,10 @@ _QUOTING = {
 }
 
 
-def hide_client_text() -> None:
-    """Replace the messages of Pipecat's records that quote a client; the records stay."""
-    logger.configure(patcher=_hide)
+def hide_client_text(level: str) -> None:
+    """Replace the messages of Pipecat's records that quote a client, unless the level is DEBUG."""
+    if level.upper() != "DEBUG":
+        logger.configure(patcher=_hide)
 
 
 def _hide(record: Record) -> None:

@@ -221,8 +221,9 @@ class TalkHost:
         except Exception:
             logger.exception("a call failed")
         finally:
-            for known in [key for key, value in self._calls.items() if value is conversation]:
-                del self._calls[known]
+            self._calls = {
+                key: each for key, each in self._calls.items() if each is not conversation
+            }
             logger.info("call ended after {:.1f} s: {}", time.monotonic() - started, reason)
 
     def rename_call(self, call_id: str, new_id: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipecat_personaplex.cli import doctor_checks, main
-from pipecat_personaplex.cli.doctor_checks import Finding
+from pipecat_personaplex.cli.finding import Finding
 
 
 def finding(subject: str) -> Finding:

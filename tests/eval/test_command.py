@@ -15,6 +15,7 @@ import pytest
 import soundfile
 
 from pipecat_personaplex import Engine
+from pipecat_personaplex.checkpoint.checkpoint_files import CheckpointFiles
 from pipecat_personaplex.checkpoint.file_names import MIMI_FILE, TOKENIZER_FILE, VOICES_FILE
 from pipecat_personaplex.cli import main
 from pipecat_personaplex.eval import plugins
@@ -83,11 +84,11 @@ def test_a_run_goes_on_with_the_same_files_only(
     monkeypatch.setattr("pipecat_personaplex.cli.eval._load", lambda model, config: nano)
     command = ["eval", "run", "fdb-v1", "--data", str(data), "--model", str(folder)]
     command += ["--out", str(run), "--seeds", "1", "--voice", "NATM1", "--device", "cpu"]
-    hashes = {other_files_hash(str(folder))}
+    hashes = {other_files_hash(CheckpointFiles.of(folder))}
     for name in (MIMI_FILE, TOKENIZER_FILE, VOICES_FILE):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole + b"\0")
-        hashes.add(other_files_hash(str(folder)))
+        hashes.add(other_files_hash(CheckpointFiles.of(folder)))
         if name != VOICES_FILE:
             assert main(command) == 2
             assert "other_files_sha256" in one_line(capsys.readouterr().err)

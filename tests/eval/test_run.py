@@ -148,7 +148,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     run = folders.small_run(tmp_path)
     with (tmp_path / "items.jsonl").open("a") as file:
         file.write('{"id": "y"}\n')
-    with pytest.raises(UserError, match=r"line 2, is no call of a run: .* delete the line"):
+    with pytest.raises(UserError, match=r"items\.jsonl, line 2, is no call of a run: .* delete"):
         run.calls()
 
 

@@ -152,7 +152,10 @@ def test_a_session_resumed_by_another_client_is_lost() -> None:
 
     with FakeServer(talk=talk) as server:
         with RemoteEngine(server.url) as engine:
-            error = Caller(engine).ended()
+            caller = Caller(engine)
+            caller.session.push(tone(0))
+            error = caller.ended()
+            assert engine.healthy
             assert type(error) is SessionLost and "another client" in str(error)
         # The engine has ended all that it had to say.
         assert server.resumed == 0, "the session is not taken back"

@@ -113,8 +113,9 @@ def test_bullets_before_and_after_numbers_are_no_products() -> None:
     assert speakable(text)[0] == ["We have 5.", "3 eggs.", "4 times 2 teas.", "6."]
 
 
-@pytest.mark.parametrize("text", ["1." * 10_000, "1.1" * 7_000, " " * 20_000 + "x"])
-def test_long_texts_are_read_in_linear_time(text: str) -> None:
-    """Before, each took from 15 s to minutes of the event loop."""
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("text", ["1." * 50_000, "1.1" * 50_000, " " * 20_000 + "x"])
+def test_long_texts_do_not_stop_the_event_loop(text: str) -> None:
+    """Patterns that try each of its parts take minutes."""
     sentences, left_out = speakable(text)
     assert sentences or left_out

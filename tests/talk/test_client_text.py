@@ -11,7 +11,7 @@ from loguru import logger
 from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
 from typer.testing import CliRunner
 
-from pipecat_personaplex.cli import talk
+from pipecat_personaplex.cli import commands, talk
 from pipecat_personaplex.cli.commands import app
 from pipecat_personaplex.errors import ConfigError
 from pipecat_personaplex.talk.client_text import hide_client_text
@@ -49,20 +49,22 @@ async def quoted(text: str) -> str:
 
 async def test_a_message_that_is_no_json_is_not_quoted() -> None:
     assert "secret" in await quoted("my secret")
-    hide_client_text()
+    hide_client_text("debug")
+    assert "secret" in await quoted("my secret")
+    hide_client_text("WARNING")
     logged = await quoted("my secret\n\x1b[2J")
     assert "secret" not in logged and "\x1b" not in logged
     assert "what a client sent could not be processed" in logged and "DEBUG shows it" in logged
 
 
-@pytest.mark.parametrize(("level", "hidden"), [("warning", True), ("debug", False)])
-def test_the_page_shows_it_at_debug_only(
-    level: str, hidden: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[bool] = []
-    monkeypatch.setattr(talk, "configure_logging", lambda *_, **__: None)
-    monkeypatch.setattr(talk, "hide_client_text", lambda: calls.append(True))
-    arguments = ["--public-url", "https://a.example", "--share-on-lan", "--log-level", level]
-    result = CliRunner().invoke(app, ["talk", *arguments], obj=SimpleNamespace(debug=False))
+@pytest.mark.parametrize("debug", [False, True])
+def test_the_page_shows_it_at_debug_only(debug: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels: list[str] = []
+    for module in (talk, commands):
+        monkeypatch.setattr(module, "configure_logging", lambda *_, **__: None)
+    monkeypatch.setattr(talk, "hide_client_text", levels.append)
+    arguments = ["--public-url", "https://a.example", "--share-on-lan", "--log-level", "error"]
+    options = ["--debug"] if debug else []
+    result = CliRunner().invoke(app, [*options, "talk", *arguments], obj=SimpleNamespace())
     assert isinstance(result.exception, ConfigError), "the page is not served"
-    assert bool(calls) is hidden
+    assert levels == ["debug" if debug else "error"]

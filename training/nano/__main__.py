@@ -25,6 +25,8 @@ class _Recipe(typer.core.TyperGroup):
 
 app = typer.Typer(cls=_Recipe, no_args_is_help=True, add_completion=False, help=__doc__)
 Folder = Annotated[Path, typer.Option(help="Folder for training states and logs.")]
+Checkpoint = Annotated[Path, typer.Option(help="Folder of the checkpoint.")]
+_NANO = Path("pipecat_personaplex/nano")
 
 
 @app.callback()
@@ -86,9 +88,7 @@ def decoder(
 
 @app.command()
 def adopt(
-    model: Annotated[Path, typer.Option(help="A finished checkpoint.")] = Path(
-        "pipecat_personaplex/nano"
-    ),
+    model: Checkpoint = _NANO,
     folder: Folder = Path("runs/nano"),
 ) -> None:
     """Create training states from a finished checkpoint, for `decoder` and `lm` to continue."""
@@ -99,9 +99,7 @@ def adopt(
 
 @app.command()
 def rehearse(
-    model: Annotated[Path, typer.Option(help="The checkpoint that `adopt` has read.")] = Path(
-        "pipecat_personaplex/nano"
-    ),
+    model: Checkpoint = _NANO,
     folder: Folder = Path("runs/nano"),
 ) -> None:
     """Have a checkpoint say all that the agent says; takes the place of `agent` and `decoder`."""
@@ -271,9 +269,7 @@ def lm(
 @app.command()
 def export(
     folder: Folder = Path("runs/nano"),
-    output: Annotated[Path, typer.Option(help="Folder of the checkpoint.")] = Path(
-        "pipecat_personaplex/nano"
-    ),
+    output: Checkpoint = _NANO,
 ) -> None:
     """Write the checkpoint in the layout of NVIDIA's release."""
     import sentencepiece
@@ -295,9 +291,7 @@ def export(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Option(help="Folder of the checkpoint.")] = Path(
-        "pipecat_personaplex/nano"
-    ),
+    model: Checkpoint = _NANO,
     calls: Annotated[int, typer.Option(help="Calls of each kind and seed.")] = 16,
     silence: Annotated[
         bool, typer.Option(help="Also run a call with five minutes of silence.")
@@ -329,11 +323,9 @@ def evaluate(
 
 @app.command()
 def samples(
-    model: Annotated[Path, typer.Option(help="Folder of the checkpoint.")] = Path(
-        "pipecat_personaplex/nano"
-    ),
-    output: Annotated[Path, typer.Option(help="Folder for recordings and spectrograms.")] = Path(
-        "pipecat_personaplex/nano/samples"
+    model: Checkpoint = _NANO,
+    output: Annotated[Path, typer.Option(help="Folder for recordings and spectrograms.")] = (
+        _NANO / "samples"
     ),
 ) -> None:
     """Write recordings of calls, and spectrograms."""
